@@ -1,0 +1,1 @@
+"""Ground that everything else stands on: registry, config, cameras, files."""

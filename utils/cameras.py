@@ -1,0 +1,189 @@
+"""The one owner of camera conventions.
+
+Inside the project a camera is `c2w`, camera to world, with OpenCV axes: camera x right, y down, z forward;
+the world's z is up; azimuth 0 lies on the world's +x axis and grows counter-clockwise seen from above.
+G-Objaverse's camera files say the same (their x, y, z and origin are the four columns). Everything else is a
+named conversion at the border. Matrices multiply column vectors unless a name says otherwise.
+
+Letters: B batch, V views, H W pixels. Lengths are world units (an object fills the unit cube), angles degrees.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# G-Objaverse: 1422.222 pixels of focal length per 1024 pixels of width.
+DATA_FOV_DEG = 2.0 * math.degrees(math.atan(512.0 / 1422.222))
+# The published Gaussian head was trained with this one, whatever the data has.
+LGM_FOV_DEG = 49.1
+
+
+def orbit_cameras(
+    *,
+    num_views: int,
+    elevation_deg: float,
+    radius: float,
+    azimuth_start_deg: float = 0.0,
+    azimuth_span_deg: float = 360.0,
+) -> Tensor:
+    """Place cameras on a circle around the origin, looking at it.
+
+    Args:
+        num_views: V, at least 1.
+        elevation_deg: height angle in degrees, in (-90, 90).
+        radius: distance to the origin in world units, positive.
+        azimuth_start_deg: azimuth of view 0.
+        azimuth_span_deg: the views divide this angle evenly; the end itself is not a view, so that 360 closes.
+
+    Returns:
+        c2w_V44: (V, 4, 4) float32, camera to world.
+
+    Raises:
+        ValueError: a value lies outside its range.
+
+    Source: arXiv:2403.12010 (24-view orbit).
+    """
+    if num_views < 1:
+        raise ValueError(f"num_views must be >= 1, got {num_views}")
+    azimuth_deg_V = azimuth_start_deg + azimuth_span_deg * torch.arange(num_views, dtype=torch.float64) / num_views
+    return cameras_at(azimuth_deg_V, torch.full_like(azimuth_deg_V, elevation_deg), torch.full_like(azimuth_deg_V, radius))
+
+
+def cameras_at(azimuth_deg_V: Tensor, elevation_deg_V: Tensor, radius_V: Tensor) -> Tensor:
+    """Cameras at given angles and distances, looking at the origin.
+
+    Returns:
+        c2w_V44: (V, 4, 4) float32.
+
+    Raises:
+        ValueError: an elevation outside (-90, 90) or a radius that is not positive.
+    """
+    if bool((elevation_deg_V.abs() >= 90).any()):
+        raise ValueError(f"elevation_deg must lie in (-90, 90), got {elevation_deg_V.tolist()}")
+    if bool((radius_V <= 0).any()):
+        raise ValueError(f"radius must be positive, got {radius_V.tolist()}")
+    azimuth_V, elevation_V = torch.deg2rad(azimuth_deg_V.double()), torch.deg2rad(elevation_deg_V.double())
+    cos_a, sin_a, cos_e, sin_e = azimuth_V.cos(), azimuth_V.sin(), elevation_V.cos(), elevation_V.sin()
+    backward_V3 = torch.stack([cos_e * cos_a, cos_e * sin_a, sin_e], dim=-1)
+    right_V3 = torch.stack([-sin_a, cos_a, torch.zeros_like(cos_a)], dim=-1)
+    up_V3 = torch.stack([-sin_e * cos_a, -sin_e * sin_a, cos_e], dim=-1)
+    c2w_V44 = torch.eye(4, dtype=torch.float64).repeat(len(azimuth_V), 1, 1)
+    c2w_V44[:, :3, 0] = right_V3
+    c2w_V44[:, :3, 1] = -up_V3
+    c2w_V44[:, :3, 2] = -backward_V3
+    c2w_V44[:, :3, 3] = backward_V3 * radius_V.double()[:, None]
+    return c2w_V44.float()
+
+
+def opencv_to_opengl(c2w_V44: Tensor) -> Tensor:
+    """Flip camera y and z: OpenGL and Blender cameras have y up and look along -z. Its own inverse."""
+    flip = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=c2w_V44.dtype, device=c2w_V44.device)
+    return c2w_V44 * flip
+
+
+def camera_condition(c2w_V44: Tensor) -> Tensor:
+    """What the UNet is conditioned on: the rows of the OpenGL camera-to-world matrix.
+
+    Returns:
+        camera_data_V16: (..., V, 16), same dtype.
+    """
+    return opencv_to_opengl(c2w_V44).flatten(-2)
+
+
+def intrinsics(fov_deg: float, size: int) -> Tensor:
+    """K of a square image: (3, 3) float32 in pixels, pixel centres at +0.5."""
+    focal = 0.5 * size / math.tan(math.radians(fov_deg) / 2)
+    return torch.tensor([[focal, 0.0, size / 2], [0.0, focal, size / 2], [0.0, 0.0, 1.0]])
+
+
+def camera_distance(c2w_V44: Tensor) -> Tensor:
+    """Distance of each camera centre to the origin: (..., V)."""
+    return c2w_V44[..., :3, 3].norm(dim=-1)
+
+
+def project_points(points_N3: Tensor, c2w_44: Tensor, K_33: Tensor) -> Tensor:
+    """World points to pixels: (N, 2), x right and y down from the image's top left corner."""
+    w2c_44 = torch.linalg.inv(c2w_44.double())
+    camera_N3 = points_N3.double() @ w2c_44[:3, :3].T + w2c_44[:3, 3]
+    pixels_N3 = camera_N3 @ K_33.double().T
+    return (pixels_N3[:, :2] / pixels_N3[:, 2:]).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadCameras:
+    """Cameras in the frame of the Gaussian head (LGM): the first one sits at (0, 0, distance).
+
+    Attributes:
+        poses_V44: camera to world with OpenGL axes, in the head's frame.
+        cam_view_V44: world to camera (OpenCV axes), transposed: for row vectors.
+        cam_view_proj_V44: cam_view times the projection, for row vectors.
+        cam_pos_V3: minus the camera centre, as published.
+    """
+
+    poses_V44: Tensor
+    cam_view_V44: Tensor
+    cam_view_proj_V44: Tensor
+    cam_pos_V3: Tensor
+
+
+def head_cameras(
+    c2w_V44: Tensor,
+    *,
+    fov_deg: float = LGM_FOV_DEG,
+    znear: float = 0.5,
+    zfar: float = 2.5,
+    published_sampling_axes: bool = False,
+) -> HeadCameras:
+    """Move an orbit into the frame of the Gaussian head.
+
+    Args:
+        c2w_V44: (V, 4, 4) cameras; the first one defines the frame and the distance.
+        fov_deg: vertical field of view of the square images.
+        znear: near plane of the projection matrix.
+        zfar: far plane.
+        published_sampling_axes: form the poses from the OpenCV matrices, as published sampling does (training does
+            not). All but the first camera then look away from the object; kept only to reproduce recorded numbers.
+
+    Source: the published head's convention, recorded as reference cases.
+    """
+    axes_V44 = (c2w_V44 if published_sampling_axes else opencv_to_opengl(c2w_V44)).double()
+    anchor_44 = torch.eye(4, dtype=torch.float64, device=c2w_V44.device)
+    anchor_44[2, 3] = camera_distance(c2w_V44[0]).double()
+    poses_V44 = anchor_44 @ torch.linalg.inv(axes_V44[0]) @ axes_V44
+    view_V44 = torch.linalg.inv(opencv_to_opengl(poses_V44)).transpose(1, 2)
+    proj_44 = torch.zeros(4, 4, dtype=torch.float64, device=c2w_V44.device)
+    proj_44[0, 0] = proj_44[1, 1] = 1.0 / math.tan(math.radians(fov_deg) / 2)
+    proj_44[2, 2] = (zfar + znear) / (zfar - znear)
+    proj_44[3, 2] = -(zfar * znear) / (zfar - znear)
+    proj_44[2, 3] = 1.0
+    return HeadCameras(
+        poses_V44=poses_V44.float(),
+        cam_view_V44=view_V44.float(),
+        cam_view_proj_V44=(view_V44 @ proj_44).float(),
+        cam_pos_V3=-poses_V44[:, :3, 3].float(),
+    )
+
+
+def plucker_rays(poses_V44: Tensor, *, fov_deg: float, size: int) -> Tensor:
+    """Plücker coordinates of every pixel's ray.
+
+    Args:
+        poses_V44: camera to world with OpenGL axes.
+        fov_deg: field of view of the square image.
+        size: H = W in pixels.
+
+    Returns:
+        rays_V6HW: cross(origin, direction), then the unit direction.
+    """
+    focal = 0.5 * size / math.tan(math.radians(fov_deg) / 2)
+    pixel = (torch.arange(size, dtype=poses_V44.dtype, device=poses_V44.device) + 0.5 - size / 2) / focal
+    y_HW, x_HW = torch.meshgrid(pixel, pixel, indexing="ij")
+    local_3HW = torch.stack([x_HW, -y_HW, -torch.ones_like(x_HW)])
+    direction_V3HW = torch.einsum("vij,jhw->vihw", poses_V44[:, :3, :3], local_3HW)
+    direction_V3HW = direction_V3HW / direction_V3HW.norm(dim=1, keepdim=True)
+    origin_V3HW = poses_V44[:, :3, 3, None, None].expand_as(direction_V3HW)
+    return torch.cat([torch.linalg.cross(origin_V3HW, direction_V3HW, dim=1), direction_V3HW], dim=1)

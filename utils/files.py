@@ -1,0 +1,69 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from utils.errors import DataError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; move it there in one step when the block ends well.
+
+    The temporary name keeps the suffix, because writers choose the format by it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write `content` as indented UTF-8 JSON, whole or not at all."""
+    with atomic_path(path) as part:
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path, *, option: str) -> Any:
+    """Read JSON.
+
+    Args:
+        option: the setting that named the file, for the error message.
+
+    Raises:
+        DataError: the file is missing or is no JSON.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{option}={path}: no such file; check the path (it is relative to where you run)")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+        raise DataError(f"{option}={path}: not valid JSON ({err})") from err
+
+
+def writable_folder(path: str | Path, *, option: str) -> Path:
+    """Create the folder `path` and make sure that a file can be written there.
+
+    Raises:
+        DataError: it cannot be created or written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write_probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as err:
+        raise DataError(f"{option}={path} cannot be written ({err.strerror}); choose another folder") from err
+    return path

@@ -1,0 +1,140 @@
+"""Registries: a `type` name in a YAML section becomes an object.
+
+A registered class declares its options in a nested frozen dataclass `Config` and is built as
+`cls(config, **runtime)`. One class may carry several names, each with its own defaults: that is how
+a published type name stays valid without a copy of the class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from utils.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class Registry:
+    """Classes by name.
+
+    Args:
+        name: how error messages call what is registered here, e.g. "MODEL".
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._entries: dict[str, tuple[type, dict[str, Any]]] = {}
+
+    def register(self, cls: type | None = None, *, name: str | None = None, **defaults: Any) -> Any:
+        """Class decorator: `@MODEL.register` or `@MODEL.register(name="UNetSD_T2VBase", dim=320)`.
+
+        Args:
+            cls: the class, when used without arguments.
+            name: the `type` in YAML; the class name when left out.
+            defaults: values that replace those of `cls.Config` under this name.
+        """
+
+        def enter(cls: type) -> type:
+            key = name or cls.__name__
+            assert key not in self._entries, f"{self.name} already holds {key}"
+            assert dataclasses.is_dataclass(getattr(cls, "Config", None)), f"{key} declares no Config dataclass"
+            self._entries[key] = (cls, defaults)
+            return cls
+
+        return enter(cls) if cls is not None else enter
+
+    def names(self) -> list[str]:
+        """All registered type names, sorted."""
+        return sorted(self._entries)
+
+    def resolve(self, node: Mapping[str, Any], *, where: str | None = None) -> tuple[type, Any]:
+        """Check a section without building anything.
+
+        Args:
+            node: the section, with its `type`.
+            where: the section's name in error messages; the registry's name when left out.
+
+        Returns:
+            (class, its frozen Config).
+
+        Raises:
+            ConfigError: unknown type or key (with the nearest valid name), wrong type, value out of range.
+        """
+        where = where or self.name
+        options = _as_dict(node)
+        type_name = options.pop("type", None)
+        if type_name is None:
+            raise ConfigError(f"{where}.type is missing; valid types: {', '.join(self.names())}")
+        if type_name not in self._entries:
+            raise ConfigError(f"{where}.type={type_name} is unknown{nearest(type_name, self.names())}")
+        cls, defaults = self._entries[type_name]
+        for key, reason in getattr(cls, "retired_keys", {}).items():
+            if options.pop(key, None) is not None:
+                log.info("%s.%s has no effect: %s", where, key, reason)
+        return cls, make_config(cls.Config, {**defaults, **options}, where=where, owner=type_name)
+
+    def build(self, node: Mapping[str, Any], *, where: str | None = None, **runtime: Any) -> Any:
+        """Build the object that a section describes; `runtime` goes to its constructor as it is."""
+        cls, config = self.resolve(node, where=where)
+        return cls(config, **runtime)
+
+
+def make_config(schema: type, options: Mapping[str, Any], *, where: str, owner: str) -> Any:
+    """Turn plain options into the frozen dataclass `schema`, refusing what does not fit in one line.
+
+    Raises:
+        ConfigError: names `where`, the key, the value and the nearest valid name.
+    """
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(options))))
+    except ConfigKeyError as err:
+        key = str(err.full_key or err.key)
+        valid = _keys_beside(schema, key)
+        shown = f"{where}.{key}" if where else key
+        raise ConfigError(f"{shown} is unknown to {owner}{nearest(key.rsplit('.')[-1], valid)}") from err
+    except OmegaConfBaseException as err:
+        shown = f"{where}.{err.full_key}" if where else str(err.full_key)
+        raise ConfigError(f"{shown}: {str(err).splitlines()[0]}") from err
+    except ConfigError:
+        raise
+    except ValueError as err:
+        raise ConfigError(f"{where}: {err}" if where else str(err)) from err
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """The end of an error message: the nearest valid name, or all of them."""
+    close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else f"; valid: {', '.join(valid)}"
+
+
+def _as_dict(node: Mapping[str, Any]) -> dict[str, Any]:
+    if OmegaConf.is_config(node):
+        return OmegaConf.to_container(node, resolve=True)
+    return dict(node)
+
+
+def _keys_beside(schema: type, full_key: str) -> list[str]:
+    """Names valid at the level of `full_key` inside `schema`."""
+    node: Any = OmegaConf.structured(schema)
+    for part in full_key.split(".")[:-1]:
+        node = node[part]
+    return [str(key) for key in node]
+
+
+MODEL = Registry("MODEL")
+AUTO_ENCODER = Registry("AUTO_ENCODER")
+EMBEDDER = Registry("EMBEDDER")
+DIFFUSION = Registry("DIFFUSION")
+SAMPLERS = Registry("SAMPLERS")
+DATASETS = Registry("DATASETS")
+ENGINE = Registry("ENGINE")
+INFER_ENGINE = Registry("INFER_ENGINE")
+PRETRAIN = Registry("PRETRAIN")
+VISUAL = Registry("VISUAL")
