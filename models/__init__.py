@@ -1,3 +1,3 @@
-"""Networks. Importing this package registers them."""
+"""Networks and the diffusion process. Importing this package registers them."""
 
-from models import unet  # noqa: F401
+from models import diffusion, unet  # noqa: F401

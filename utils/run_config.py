@@ -57,7 +57,7 @@ class CamerasConfig:
         azimuth_start_deg: azimuth of view 0.
         azimuth_span_deg: angle that the views divide evenly.
         fov_deg: field of view written to the camera files; null means the data's.
-        views: a list of {azimuth_deg, elevation_deg, distance} that replaces the orbit; left-out values are those above.
+        views: {azimuth_deg, elevation_deg, distance} per view, replacing the orbit; left-out values are those above.
     """
 
     num_views: int = 24
