@@ -1,5 +1,3 @@
 """Networks. Importing this package registers them."""
 
-from models import autoencoder, embedder
-
-__all__ = ["autoencoder", "embedder"]
+from models import autoencoder, embedder, unet  # noqa: F401

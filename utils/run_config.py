@@ -78,7 +78,9 @@ class CamerasConfig:
         known = {"azimuth_deg", "elevation_deg", "distance"}
         for index, view in enumerate(self.views):
             if set(view) - known:
-                raise ConfigError(f"cameras.views[{index}] has unknown keys {sorted(set(view) - known)}; valid: {known}")
+                raise ConfigError(
+                    f"cameras.views[{index}] has unknown keys {sorted(set(view) - known)}; valid: {known}"
+                )
 
 
 def section(name: str, **default: Any) -> Any:
@@ -95,8 +97,6 @@ class RunConfig:
     log_dir: str = "workspace/temp_dir"
     device: str = "auto"
     precision: str = "auto"
-    attention: str = "sdpa"
-    channels_last: bool = True
     compile: bool = False
 
     # The parts, each built by its registry.
@@ -161,7 +161,6 @@ class RunConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         _one_of("precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
-        _one_of("attention", self.attention, ("sdpa", "xformers"))
         _one_of("decay_mode", self.decay_mode, ("cosine", "linear", "constant"))
         if min(self.resolution) < 8 or any(side % 8 for side in self.resolution):
             raise ConfigError(f"resolution must be multiples of 8, at least 8, got {list(self.resolution)}")
