@@ -1,0 +1,1 @@
+"""Loading and making of training data."""
