@@ -48,7 +48,7 @@ def irradiance(normals: np.ndarray) -> np.ndarray:
     up = (normals[..., 2:] * 0.5 + 0.5).astype(np.float32)
     light = SKY * up + GROUND * (1 - up)
     for direction, color, wrap in LIGHTS:
-        cosine = normals @ (direction / np.linalg.norm(direction)).astype(np.float32)
+        cosine = np.einsum("...i,i->...", normals, (direction / np.linalg.norm(direction)).astype(np.float32))
         light = light + np.maximum((cosine + wrap) / (1 + wrap), 0)[..., None] * color.astype(np.float32)
     return light.astype(np.float32)
 
@@ -128,7 +128,8 @@ class _Tracer:
 
     def window(self, c2w_44: np.ndarray) -> tuple[slice, slice] | None:
         """Rows and columns of pixels outside of which no point of the mesh projects."""
-        camera_N3 = (self.points_N3 - c2w_44[:3, 3].astype(np.float32)) @ c2w_44[:3, :3].astype(np.float32)
+        # einsum, not @: threads of BLAS would fight with the other rendering processes
+        camera_N3 = np.einsum("ni,ij->nj", self.points_N3 - c2w_44[:3, 3].astype(np.float32), c2w_44[:3, :3])
         if camera_N3[:, 2].min() <= 1e-3:  # points beside or behind the camera: no bound
             return slice(0, self.size), slice(0, self.size)
         pixels_N2 = camera_N3[:, :2] / camera_N3[:, 2:] * self.focal + self.size / 2

@@ -5,7 +5,7 @@ Letters: F faces, N points. World units; z is up after loading.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,15 +109,7 @@ def normalise(mesh: RenderMesh) -> RenderMesh:
     side = float((high - low).max())
     if not np.isfinite(side) or side <= 0.0:
         raise DataError("the mesh has no extent: all its points coincide or are not finite")
-    points_F33 = ((mesh.points_F33 - (low + high) / 2) / side).astype(np.float32)
-    return RenderMesh(
-        points_F33=points_F33,
-        normals_F33=mesh.normals_F33,
-        colors_F33=mesh.colors_F33,
-        uvs_F32=mesh.uvs_F32,
-        texture_F=mesh.texture_F,
-        textures=mesh.textures,
-    )
+    return replace(mesh, points_F33=((mesh.points_F33 - (low + high) / 2) / side).astype(np.float32))
 
 
 def load_mesh(path: str | Path, *, up: str = "auto") -> RenderMesh:
@@ -143,7 +135,8 @@ def load_mesh(path: str | Path, *, up: str = "auto") -> RenderMesh:
     try:
         scene = trimesh.load_scene(path)
     except Exception as err:  # trimesh's readers raise whatever their format's parser raises
-        raise DataError(f"{path}: cannot be read as a mesh ({type(err).__name__}: {err}); export it again as .glb") from err
+        reason = f"{type(err).__name__}: {err}"
+        raise DataError(f"{path}: cannot be read as a mesh ({reason}); export it again as .glb") from err
     parts = [g for g in scene.dump() if isinstance(g, trimesh.Trimesh) and len(g.faces)]
     if not parts:
         raise DataError(f"{path}: holds no triangles (a point cloud, or empty); export a triangle mesh")
@@ -157,14 +150,7 @@ def load_mesh(path: str | Path, *, up: str = "auto") -> RenderMesh:
 
 def _turned(mesh: RenderMesh, rotation_33: np.ndarray) -> RenderMesh:
     turn = rotation_33.T.astype(np.float32)
-    return RenderMesh(
-        points_F33=mesh.points_F33 @ turn,
-        normals_F33=mesh.normals_F33 @ turn,
-        colors_F33=mesh.colors_F33,
-        uvs_F32=mesh.uvs_F32,
-        texture_F=mesh.texture_F,
-        textures=mesh.textures,
-    )
+    return replace(mesh, points_F33=mesh.points_F33 @ turn, normals_F33=mesh.normals_F33 @ turn)
 
 
 def _from_trimesh(geometry: trimesh.Trimesh) -> RenderMesh:

@@ -93,11 +93,6 @@ def _one_thread() -> None:
     import cv2
 
     cv2.setNumThreads(0)
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:  # then numpy keeps its own number of threads: slower on many cores, same result
-        return
-    threadpool_limits(1)
 
 
 def main_with_errors(main: Callable[[], int]) -> None:
