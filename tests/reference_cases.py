@@ -24,8 +24,8 @@ def load_case(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 def fill_by_recipe(module: nn.Module) -> nn.Module:
     """Give every parameter its recorded value and put the module in eval mode."""
-    state = {key: torch.from_numpy(np.asarray(weight(key, tuple(value.shape)))) for key, value in module.state_dict().items()}
-    module.load_state_dict(state, strict=True)
+    shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    module.load_state_dict({key: torch.from_numpy(np.asarray(weight(key, shape))) for key, shape in shapes.items()})
     return module.eval()
 
 

@@ -50,7 +50,8 @@ def orbit_cameras(
     if num_views < 1:
         raise ValueError(f"num_views must be >= 1, got {num_views}")
     azimuth_deg_V = azimuth_start_deg + azimuth_span_deg * torch.arange(num_views, dtype=torch.float64) / num_views
-    return cameras_at(azimuth_deg_V, torch.full_like(azimuth_deg_V, elevation_deg), torch.full_like(azimuth_deg_V, radius))
+    one_V = torch.ones_like(azimuth_deg_V)
+    return cameras_at(azimuth_deg_V, elevation_deg * one_V, radius * one_V)
 
 
 def cameras_at(azimuth_deg_V: Tensor, elevation_deg_V: Tensor, radius_V: Tensor) -> Tensor:

@@ -1,0 +1,3 @@
+"""Networks and the diffusion process. Importing this package registers them."""
+
+from models import autoencoder, diffusion, embedder, unet  # noqa: F401

@@ -1,0 +1,277 @@
+"""The image autoencoder: diffusers' network inside, the published names and tensors at the door.
+
+Letters: B batch, V views, C channels, H W pixels or latent pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL as DiffusersAutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from einops import rearrange
+from torch import Tensor, nn
+
+from models.weights import load_strict
+from utils.errors import ConfigError
+from utils.registry import AUTO_ENCODER
+
+PUBLISHED_PREFIX = "first_stage_model."
+NUM_GROUPS = 32  # of every group norm, as in latent diffusion
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The published `ddconfig`.
+
+    Attributes:
+        double_z: the encoder gives mean and log variance; the only kind there is.
+        z_channels: of the latent inside the network.
+        resolution: of the images; only `attn_resolutions` counts by it.
+        in_channels: of the input image.
+        out_ch: of the output image.
+        ch: width of the first level, a multiple of 32.
+        ch_mult: width of each level in multiples of `ch`; each level after the first halves the image.
+        num_res_blocks: per level of the encoder; the decoder has one more.
+        attn_resolutions: resolutions at which levels attend, besides the middle.
+        dropout: in the residual blocks.
+        video_kernel_size: of the published file; unused, the autoencoder sees single images.
+    """
+
+    double_z: bool = True
+    z_channels: int = 4
+    resolution: int = 256
+    in_channels: int = 3
+    out_ch: int = 3
+    ch: int = 128
+    ch_mult: list[int] = field(default_factory=lambda: [1, 2, 4, 4])
+    num_res_blocks: int = 2
+    attn_resolutions: list[int] = field(default_factory=list)
+    dropout: float = 0.0
+    video_kernel_size: list[int] = field(default_factory=lambda: [3, 1, 1])
+
+    def __post_init__(self) -> None:
+        if not self.double_z:
+            raise ConfigError("ddconfig.double_z must be true: the encoder gives a mean and a variance")
+        if self.ch % NUM_GROUPS or self.ch < NUM_GROUPS:
+            raise ConfigError(f"ddconfig.ch must be a multiple of {NUM_GROUPS}, got {self.ch}")
+        if not self.ch_mult or min(self.ch_mult) < 1:
+            raise ConfigError(f"ddconfig.ch_mult must hold positive numbers, got {self.ch_mult}")
+
+    def attends(self, level: int) -> bool:
+        """Whether a level (0 is full resolution) has attention of its own."""
+        return self.resolution // 2**level in self.attn_resolutions
+
+
+@AUTO_ENCODER.register
+class AutoencoderKL(nn.Module):
+    """Images to latents and back; the one owner of the latents' scale.
+
+    `state_dict` and `load_state_dict` speak the published names (latent-diffusion layout).
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """
+        Attributes:
+            ddconfig: the network.
+            embed_dim: channels of the latents.
+            pretrained: weight file, published or ours; null for fresh weights.
+            scale_factor: latents leave `encode_views` times this.
+            posterior: `sample` as published, or `mode`: what `encode_views` takes of the distribution.
+        """
+
+        ddconfig: NetworkConfig = field(default_factory=NetworkConfig)
+        embed_dim: int = 4
+        pretrained: str | None = None
+        scale_factor: float = 0.18215
+        posterior: str = "sample"
+
+        def __post_init__(self) -> None:
+            if self.embed_dim < 1:
+                raise ConfigError(f"embed_dim must be >= 1, got {self.embed_dim}")
+            if self.scale_factor <= 0:
+                raise ConfigError(f"scale_factor must be positive, got {self.scale_factor}")
+            if self.posterior not in ("sample", "mode"):
+                raise ConfigError(f"posterior={self.posterior} is unknown; valid: sample, mode")
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.scale_factor = config.scale_factor
+        self.reduction = 2 ** (len(config.ddconfig.ch_mult) - 1)
+        self.latent_channels = config.embed_dim
+        self.network = build_network(config.ddconfig, embed_dim=config.embed_dim)
+        self.register_state_dict_post_hook(_publish_names)
+        self.register_load_state_dict_pre_hook(_accept_names)
+        if config.pretrained:
+            load_strict(self, config.pretrained, option="auto_encoder.pretrained", prefix=PUBLISHED_PREFIX)
+
+    def encode(self, image_B3HW: Tensor) -> DiagonalGaussianDistribution:
+        """The posterior of images.
+
+        Args:
+            image_B3HW: in [-1, 1].
+
+        Returns:
+            A distribution with `.mean`, `.logvar` (clamped to [-30, 20]), `.sample(generator)` and `.mode()`, unscaled.
+        """
+        return self.network.encode(image_B3HW, return_dict=False)[0]
+
+    def decode(self, latent_BCHW: Tensor) -> Tensor:
+        """Images, about [-1, 1], of unscaled latents."""
+        return self.network.decode(latent_BCHW, return_dict=False)[0]
+
+    def encode_views(
+        self,
+        views_BVCHW: Tensor,
+        *,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        chunk: int = 8,
+    ) -> Tensor:
+        """Views to scaled latents.
+
+        Args:
+            views_BVCHW: (B, V, 3, H, W) in [0, 1].
+            generator: draws the posterior's noise when `posterior` is `sample`; one, or one for each of the B samples
+                (then a sample's latents do not depend on its batch).
+            chunk: images per pass.
+
+        Returns:
+            latents_BCVHW: (B, embed_dim, V, H / reduction, W / reduction).
+        """
+        num_views = views_BVCHW.shape[1]
+        images = rearrange(views_BVCHW, "b v c h w -> (b v) c h w") * 2 - 1
+        posteriors = [self.encode(part) for part in images.split(chunk)]
+        mean = torch.cat([posterior.mean for posterior in posteriors])
+        latents_BCVHW = rearrange(mean, "(b v) c h w -> b c v h w", v=num_views)
+        if self.config.posterior == "sample":
+            std = torch.cat([posterior.std for posterior in posteriors])
+            noise_BCVHW = _draw_like(latents_BCVHW, generator)
+            latents_BCVHW = latents_BCVHW + rearrange(std, "(b v) c h w -> b c v h w", v=num_views) * noise_BCVHW
+        return latents_BCVHW * self.scale_factor
+
+    def decode_views(self, latents_BCVHW: Tensor, *, chunk: int = 8, clamp: bool = True) -> Tensor:
+        """Scaled latents to views; gradients pass.
+
+        Args:
+            chunk: images per pass.
+            clamp: limit the result to [0, 1]; without it every pixel has a gradient.
+
+        Returns:
+            views_BVCHW: (B, V, 3, H, W).
+        """
+        num_views = latents_BCVHW.shape[2]
+        latents = rearrange(latents_BCVHW, "b c v h w -> (b v) c h w") / self.scale_factor
+        images = torch.cat([self.decode(part) for part in latents.split(chunk)]) / 2 + 0.5
+        images = images.clamp(0, 1) if clamp else images
+        return rearrange(images, "(b v) c h w -> b v c h w", v=num_views)
+
+    @torch.no_grad()
+    def whiten(self, mean_C: Tensor, std_C: Tensor) -> None:
+        """Shift and scale the latents channel by channel without changing what is reconstructed.
+
+        The change is folded into the convolution after the encoder and undone in the one before the decoder, so that
+        unscaled latents of the measured mean and deviation come out with mean 0 and deviation 1.
+
+        Args:
+            mean_C: of the posterior's mean, per channel, as measured on training images.
+            std_C: deviation per channel, positive.
+        """
+        quant, post_quant = self.network.quant_conv, self.network.post_quant_conv
+        mean_C, std_C = mean_C.to(quant.weight), std_C.to(quant.weight)
+        num_channels = self.latent_channels  # the first half of quant_conv gives means, the second log variances
+        quant.weight[:num_channels] /= std_C[:, None, None, None]
+        quant.bias[:num_channels] = (quant.bias[:num_channels] - mean_C) / std_C
+        quant.bias[num_channels:] -= 2 * std_C.log()
+        post_quant.bias += post_quant.weight[:, :, 0, 0] @ mean_C
+        post_quant.weight *= std_C[None, :, None, None]
+
+
+def build_network(config: NetworkConfig, *, embed_dim: int) -> DiffusersAutoencoderKL:
+    """diffusers' autoencoder with the sizes of a published `ddconfig`, freshly initialised."""
+    levels = range(len(config.ch_mult))
+    network = DiffusersAutoencoderKL(
+        in_channels=config.in_channels,
+        out_channels=config.out_ch,
+        down_block_types=tuple(f"{'Attn' * config.attends(i)}DownEncoderBlock2D" for i in levels),
+        up_block_types=tuple(f"{'Attn' * config.attends(i)}UpDecoderBlock2D" for i in reversed(levels)),
+        block_out_channels=tuple(config.ch * mult for mult in config.ch_mult),
+        layers_per_block=config.num_res_blocks,
+        latent_channels=config.z_channels,
+        norm_num_groups=NUM_GROUPS,
+        sample_size=config.resolution,
+    )
+    network.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * embed_dim, 1)
+    network.post_quant_conv = nn.Conv2d(embed_dim, config.z_channels, 1)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Dropout) and ".resnets." in name:
+            module.p = config.dropout
+    return network
+
+
+# (ours, published) for one level; levels and blocks keep their numbers, but the decoder counts its levels from the top.
+_PART_NAMES = (
+    ("mid_block.resnets.0.", "mid.block_1."),
+    ("mid_block.resnets.1.", "mid.block_2."),
+    ("mid_block.attentions.0.", "mid.attn_1."),
+    (".resnets.", ".block."),
+    (".attentions.", ".attn."),
+    (".downsamplers.0.", ".downsample."),
+    (".upsamplers.0.", ".upsample."),
+    ("conv_norm_out.", "norm_out."),
+    (".conv_shortcut.", ".nin_shortcut."),
+    (".group_norm.", ".norm."),
+    (".to_q.", ".q."),
+    (".to_k.", ".k."),
+    (".to_v.", ".v."),
+    (".to_out.0.", ".proj_out."),
+)
+
+
+def published_name(name: str, *, num_levels: int) -> str:
+    """The published name of a parameter of diffusers' network."""
+    for ours, published in _PART_NAMES:
+        name = name.replace(ours, published)
+    name = name.replace("down_blocks.", "down.")
+    return re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{num_levels - 1 - int(found[1])}", name)
+
+
+def _names(module: AutoencoderKL) -> dict[str, str]:
+    """Published name -> name in `module.network`."""
+    num_levels = len(module.config.ddconfig.ch_mult)
+    names = [name for name, _ in module.network.named_parameters()]
+    return {published_name(name, num_levels=num_levels): name for name in names}
+
+
+def _is_attention_matrix(published: str) -> bool:
+    return bool(re.search(r"\.attn(_1|\.\d+)\.(q|k|v|proj_out)\.weight$", published))
+
+
+def _publish_names(module: AutoencoderKL, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    """After collecting a state dict: published names, attention matrices as 1 x 1 convolutions."""
+    for published, ours in _names(module).items():
+        value = state.pop(f"{prefix}network.{ours}")
+        state[prefix + published] = value[:, :, None, None] if _is_attention_matrix(published) else value
+
+
+def _accept_names(module: AutoencoderKL, state: dict[str, Any], prefix: str, *_others: Any) -> None:
+    """Before loading a state dict: the way back."""
+    for published, ours in _names(module).items():
+        if prefix + published in state:
+            value = state.pop(prefix + published)
+            state[f"{prefix}network.{ours}"] = value[:, :, 0, 0] if _is_attention_matrix(published) else value
+
+
+def _draw_like(tensor_B: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+    """Standard normal noise on the generator's own device, moved to the tensor's."""
+    if isinstance(generator, Sequence):
+        assert len(generator) == len(tensor_B), "one generator for each sample"
+        return torch.cat([_draw_like(sample[None], one) for sample, one in zip(tensor_B, generator, strict=True)])
+    device = generator.device if generator is not None else tensor_B.device
+    noise = torch.randn(tensor_B.shape, generator=generator, device=device, dtype=torch.float32)
+    return noise.to(tensor_B)

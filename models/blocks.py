@@ -1,0 +1,102 @@
+"""Convolutional blocks of the UNet: residual, temporal, down, up.
+
+Inside the UNet an orbit is (B·V, C, H, W), one image a view, in channels_last memory. Letters: F = B·V images,
+L = H·W places.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.attention import _zeroed, from_orbit, to_orbit
+
+
+def sinusoidal_embedding(position_B: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding, cosine half first: (B,) to (B, dim) float32. `dim` must be even."""
+    half = dim // 2
+    frequency = torch.exp(-math.log(10000.0) / half * torch.arange(half, dtype=torch.float64))
+    angle = position_B.double()[:, None] * frequency.to(position_B.device)
+    return torch.cat([angle.cos(), angle.sin()], dim=1).float()
+
+
+def embedding_mlp(in_dim: int, dim: int, *, out_dim: int | None = None) -> nn.Sequential:
+    """Two linear layers with SiLU between, as used for time, camera, fps and image embeddings."""
+    return nn.Sequential(nn.Linear(in_dim, dim), nn.SiLU(), nn.Linear(dim, out_dim or dim))
+
+
+class TemporalConv(nn.Conv3d):
+    """(3, 1, 1) convolution over the views, run as a 2D one on the (V, L) plane: same memory, faster kernels."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim, (3, 1, 1), padding=(1, 0, 0))
+
+    def forward(self, x_BCVL: Tensor) -> Tensor:
+        return F.conv2d(x_BCVL, self.weight[..., 0], self.bias, padding=(1, 0))
+
+
+class TemporalConvBlock(nn.Module):
+    """Four convolutions over the views, normalised over the whole orbit, added to the input."""
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.GroupNorm(32, dim), nn.SiLU(), TemporalConv(dim))
+        self.conv2, self.conv3, self.conv4 = (
+            nn.Sequential(nn.GroupNorm(32, dim), nn.SiLU(), nn.Dropout(dropout), TemporalConv(dim)) for _ in range(3)
+        )
+        _zeroed(self.conv4[-1])
+
+    def forward(self, x_FCHW: Tensor, num_views: int) -> Tensor:
+        x_BCVL = to_orbit(x_FCHW, num_views)
+        h_BCVL = self.conv4(self.conv3(self.conv2(self.conv1(x_BCVL))))
+        return x_FCHW + from_orbit(h_BCVL, x_FCHW)
+
+
+class ResBlock(nn.Module):
+    """Residual block of Stable Diffusion, followed by the temporal convolutions.
+
+    `temopral_conv` is spelt as in the published weights.
+    """
+
+    def __init__(self, in_dim: int, embed_dim: int, out_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(nn.GroupNorm(32, in_dim), nn.SiLU(), nn.Conv2d(in_dim, out_dim, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embed_dim, out_dim))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(32, out_dim),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            _zeroed(nn.Conv2d(out_dim, out_dim, 3, padding=1)),
+        )
+        self.skip_connection = nn.Identity() if in_dim == out_dim else nn.Conv2d(in_dim, out_dim, 1)
+        self.temopral_conv = TemporalConvBlock(out_dim, dropout)
+
+    def forward(self, x_FCHW: Tensor, embedding_FE: Tensor, num_views: int) -> Tensor:
+        h_FCHW = self.in_layers(x_FCHW) + self.emb_layers(embedding_FE)[:, :, None, None]
+        h_FCHW = self.skip_connection(x_FCHW) + self.out_layers(h_FCHW)
+        return self.temopral_conv(h_FCHW, num_views)
+
+
+class Downsample(nn.Module):
+    """Halve H and W with a strided convolution."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(dim, dim, 3, stride=2, padding=1)
+
+    def forward(self, x_FCHW: Tensor) -> Tensor:
+        return self.op(x_FCHW)
+
+
+class Upsample(nn.Module):
+    """Double H and W by nearest neighbour, then a convolution."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x_FCHW: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x_FCHW, scale_factor=2.0, mode="nearest"))

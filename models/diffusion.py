@@ -1,0 +1,142 @@
+"""The diffusion process: noise schedule, what the network predicts, and the training loss.
+
+Sampling lives in pipelines/sampler.py; it asks this object only for the betas and for x0.
+
+Letters: B batch, T timesteps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from utils.errors import ConfigError
+from utils.registry import DIFFUSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleParam:
+    """Options of the beta schedules; each schedule reads its own.
+
+    Attributes:
+        num_timesteps: T.
+        init_beta: first beta of linear_sd.
+        last_beta: last beta of linear_sd.
+        cosine_s: offset of the cosine schedule.
+        zero_terminal_snr: rescale so that the last step is pure noise (arXiv:2305.08891).
+    """
+
+    num_timesteps: int = 1000
+    init_beta: float = 0.00085
+    last_beta: float = 0.012
+    cosine_s: float = 0.008
+    zero_terminal_snr: bool = False
+
+
+def make_betas(schedule: str, param: ScheduleParam) -> Tensor:
+    """The betas of a named schedule: (T,) float64.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    T = param.num_timesteps
+    if schedule == "linear_sd":
+        betas_T = torch.linspace(param.init_beta**0.5, param.last_beta**0.5, T, dtype=torch.float64) ** 2
+    elif schedule == "cosine":
+        # arXiv:2102.09672, eq. 17; betas are clamped at 0.999.
+        u = torch.arange(T + 1, dtype=torch.float64) / T
+        alpha_bar = torch.cos((u + param.cosine_s) / (1 + param.cosine_s) * math.pi / 2) ** 2
+        betas_T = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+    else:
+        raise ConfigError(f"Diffusion.schedule={schedule} is unknown; valid: linear_sd, cosine")
+    return rescale_to_zero_terminal_snr(betas_T) if param.zero_terminal_snr else betas_T
+
+
+def rescale_to_zero_terminal_snr(betas_T: Tensor) -> Tensor:
+    """Shift and scale sqrt(alpha_bar) so that it ends at zero and keeps its start (arXiv:2305.08891, algorithm 1)."""
+    root_T = (1 - betas_T).cumprod(0).sqrt()
+    first, last = root_T[0].clone(), root_T[-1].clone()
+    alpha_bar_T = ((root_T - last) * first / (first - last)) ** 2
+    alpha_T = torch.cat([alpha_bar_T[:1], alpha_bar_T[1:] / alpha_bar_T[:-1]])
+    return 1 - alpha_T
+
+
+@DIFFUSION.register
+class DiffusionDDIM:
+    """A Gaussian diffusion with epsilon or v prediction."""
+
+    retired_keys = {"ddim_timesteps": "use sampler.num_steps"}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Published options.
+
+        Attributes:
+            schedule: linear_sd or cosine.
+            schedule_param: see ScheduleParam.
+            mean_type: what the network predicts, eps or v.
+            loss_type: mse.
+            var_type: variance of the stochastic sampler; DDIM at eta 0 has none.
+            noise_strength: offset noise in training.
+        """
+
+        schedule: str = "linear_sd"
+        schedule_param: ScheduleParam = field(default_factory=ScheduleParam)
+        mean_type: str = "eps"
+        loss_type: str = "mse"
+        var_type: str = "fixed_small"
+        rescale_timesteps: bool = False
+        noise_strength: float = 0.0
+
+        def __post_init__(self) -> None:
+            valid = {"schedule": ("linear_sd", "cosine"), "mean_type": ("eps", "v"), "loss_type": ("mse",)}
+            valid |= {"var_type": ("fixed_small",), "rescale_timesteps": (False,)}
+            for name, values in valid.items():
+                if getattr(self, name) not in values:
+                    raise ConfigError(f"Diffusion.{name}={getattr(self, name)} is unknown; valid: {values}")
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.betas = make_betas(config.schedule, config.schedule_param)
+        self.alpha_bar = (1 - self.betas).cumprod(0)
+        self.num_timesteps = len(self.betas)
+
+    def _signal_and_noise(self, t_B: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at t, shaped to multiply `like`."""
+        alpha_bar = self.alpha_bar.to(t_B.device)[t_B].view(-1, *[1] * (like.dim() - 1))
+        return alpha_bar.sqrt().to(like.dtype), (1 - alpha_bar).sqrt().to(like.dtype)
+
+    def make_noise(self, like: Tensor, *, generator: Generator | None = None) -> Tensor:
+        """Training noise like `like` (B, C, V, H, W): normal, plus one value per sample, channel and view."""
+        noise = torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+        if self.config.noise_strength:
+            shape = (*like.shape[:3], 1, 1)
+            offset = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+            noise = noise + self.config.noise_strength * offset
+        return noise
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
+        """x_t, the latents at timestep t."""
+        signal, sigma = self._signal_and_noise(t_B, x0)
+        return signal * x0 + sigma * noise
+
+    def training_target(self, x0: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
+        """What the network must predict at x_t."""
+        if self.config.mean_type == "eps":
+            return noise
+        signal, sigma = self._signal_and_noise(t_B, x0)
+        return signal * noise - sigma * x0
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Squared error, mean over everything but the batch, then over the batch."""
+        return (prediction.float() - target.float()).square().flatten(1).mean(1).mean()
+
+    def to_x0(self, prediction: Tensor, x_t: Tensor, t_B: Tensor) -> Tensor:
+        """The x0 that a prediction at x_t implies."""
+        signal, sigma = self._signal_and_noise(t_B, x_t)
+        if self.config.mean_type == "eps":
+            return (x_t - sigma * prediction) / signal
+        return signal * x_t - sigma * prediction

@@ -1,0 +1,209 @@
+"""The text and image encoder: an open_clip model, published or of our own small size.
+
+Letters: B batch, L tokens, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import open_clip
+import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.tokenizer import SimpleTokenizer, bytes_to_unicode
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.weights import load_state, read_weights
+from utils.errors import ConfigError
+from utils.registry import EMBEDDER, nearest
+
+log = logging.getLogger(__name__)
+
+NUM_BYTE_TOKENS = 512  # every byte, inside a word and at its end
+NUM_SPECIAL_TOKENS = 2  # start and end of text
+
+
+class Embeddings(NamedTuple):
+    """What the encoder makes of images and texts, in the published order.
+
+    Attributes:
+        image: (B, C) image embedding, or None.
+        text: (B, C) text embedding: the end-of-text token projected, or None.
+        words: (B, L, width) hidden state of every token after the final norm, or None.
+    """
+
+    image: Tensor | None
+    text: Tensor | None
+    words: Tensor | None
+
+
+@EMBEDDER.register
+class FrozenOpenCLIPTtxtVisualEmbedder(nn.Module):
+    """Prompts and images to embeddings. `.model` is the open_clip model; its state dict has the published names."""
+
+    retired_keys: ClassVar[dict[str, str]] = {"vit_resolution": "the architecture knows the size of its images"}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """
+        Attributes:
+            arch: an open_clip architecture name; `model_cfg` replaces it.
+            layer: `penultimate`: words leave before the last text block, as published; `last`: after it.
+            pretrained: weight file (open_clip_pytorch_model.bin or safetensors); null for fresh weights.
+            model_cfg: sizes of an own architecture: embed_dim, vision_cfg, text_cfg of open_clip.
+            num_merges: keep only the first so many merges of the tokenizer, for a small vocabulary (any text still
+                encodes, in more tokens); null keeps all of them.
+        """
+
+        arch: str = "ViT-H-14"
+        layer: str = "penultimate"
+        pretrained: str | None = None
+        model_cfg: dict[str, Any] = field(default_factory=dict)
+        num_merges: int | None = None
+
+        def __post_init__(self) -> None:
+            if self.layer not in ("penultimate", "last"):
+                raise ConfigError(f"layer={self.layer} is unknown; valid: penultimate, last")
+            if self.num_merges is not None and self.num_merges < 0:
+                raise ConfigError(f"num_merges must be >= 0, got {self.num_merges}")
+            if self.num_merges is not None and not self.model_cfg:
+                raise ConfigError("num_merges changes the vocabulary and needs an own architecture (model_cfg)")
+            if not self.model_cfg and open_clip.get_model_config(self.arch) is None:
+                raise ConfigError(f"arch={self.arch} is unknown to open_clip{nearest(self.arch, known_archs())}")
+            missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(self.model_cfg)
+            if self.model_cfg and missing:
+                raise ConfigError(f"model_cfg lacks {', '.join(sorted(missing))}")
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        sizes = dict(config.model_cfg or open_clip.get_model_config(config.arch))
+        if config.num_merges is not None:
+            vocab_size = NUM_BYTE_TOKENS + config.num_merges + NUM_SPECIAL_TOKENS
+            sizes["text_cfg"] = {**sizes["text_cfg"], "vocab_size": vocab_size}
+        self.model = _build_clip(sizes, pretrained=config.pretrained)
+        self.tokenizer = ShortTokenizer(num_merges=config.num_merges, context_length=self.model.context_length)
+        if self.tokenizer.vocab_size > self.model.vocab_size:
+            raise ConfigError(
+                f"embedder.model_cfg.text_cfg.vocab_size={self.model.vocab_size} is smaller than the tokenizer's "
+                f"{self.tokenizer.vocab_size}; set embedder.num_merges instead"
+            )
+        num_blocks = len(self.model.transformer.resblocks)
+        self.num_blocks = num_blocks - 1 if config.layer == "penultimate" else num_blocks
+        self.eval()
+
+    @property
+    def width(self) -> int:
+        """Channels of a word."""
+        return self.model.ln_final.weight.shape[0]
+
+    @property
+    def context_length(self) -> int:
+        """L, tokens of a text."""
+        return self.model.context_length
+
+    def forward(self, image: Tensor | None = None, text: Sequence[str] | None = None) -> Embeddings:
+        """Embed normalised images and texts.
+
+        Args:
+            image: (B, 3, H, W) at the architecture's size, normalised as CLIP's images are.
+            text: B prompts.
+        """
+        image_BC = None if image is None else self.model.encode_image(image)
+        text_BC, words_BLC = (None, None) if text is None else self.embed_tokens(self.tokenize(text))
+        return Embeddings(image=image_BC, text=text_BC, words=words_BLC)
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts to words_BLC, on the model's device."""
+        return self.embed_tokens(self.tokenize(prompts))[1]
+
+    def encode_image(self, images_B3HW: Tensor) -> Tensor:
+        """Images in [0, 1] of any size to embeddings (B, C); resized and normalised inside."""
+        return self.model.encode_image(self.preprocess(images_B3HW))
+
+    def preprocess(self, images_B3HW: Tensor) -> Tensor:
+        """Images in [0, 1] brought to the architecture's size and normalised as CLIP's images are."""
+        size = self.model.visual.image_size
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        if tuple(images_B3HW.shape[-2:]) != size:
+            images_B3HW = functional.interpolate(images_B3HW, size, mode="bicubic", antialias=True).clamp(0, 1)
+        mean, std = (images_B3HW.new_tensor(v)[:, None, None] for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+        return (images_B3HW - mean) / std
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Token numbers (B, L) on the model's device; what does not fit is cut off with a warning."""
+        return self.tokenizer.ids(prompts).to(self.model.token_embedding.weight.device)
+
+    def embed_tokens(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Token numbers to (text_BC, words_BLC)."""
+        model = self.model
+        hidden_BLC = model.token_embedding(ids_BL) + model.positional_embedding
+        for block in model.transformer.resblocks[: self.num_blocks]:
+            hidden_BLC = block(hidden_BLC, attn_mask=model.attn_mask)
+        words_BLC = model.ln_final(hidden_BLC)
+        end_of_text_B = ids_BL.argmax(dim=-1)  # the end token has the largest number
+        text_BC = words_BLC[torch.arange(len(ids_BL), device=ids_BL.device), end_of_text_B] @ model.text_projection
+        return text_BC, words_BLC
+
+
+class ShortTokenizer(SimpleTokenizer):
+    """open_clip's byte-pair tokenizer with only its first merges.
+
+    Merges are ordered by how common they are, and all bytes are in the vocabulary, so any text encodes.
+    """
+
+    def __init__(self, *, num_merges: int | None, context_length: int) -> None:
+        super().__init__(context_length=context_length)
+        if num_merges is None:
+            return
+        merges = list(self.bpe_ranks)[:num_merges]
+        if len(merges) < num_merges:
+            raise ConfigError(f"embedder.num_merges={num_merges} is more than the {len(merges)} that there are")
+        byte_tokens = list(bytes_to_unicode().values())
+        words = [*byte_tokens, *(token + "</w>" for token in byte_tokens), *("".join(pair) for pair in merges)]
+        special = list(self.cache)
+        self.encoder = {word: number for number, word in enumerate([*words, *special])}
+        self.decoder = {number: word for word, number in self.encoder.items()}
+        self.bpe_ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self.vocab_size = len(self.encoder)
+        self.all_special_ids = [self.encoder[token] for token in special]
+        self.sot_token_id, self.eot_token_id = self.all_special_ids
+
+    def ids(self, prompts: Sequence[str]) -> Tensor:
+        """(B, L) int64: start, words, end, zeros; a prompt that is too long keeps its beginning."""
+        ids_BL = torch.zeros(len(prompts), self.context_length, dtype=torch.long)
+        room = self.context_length - NUM_SPECIAL_TOKENS
+        for row, prompt in zip(ids_BL, prompts, strict=True):
+            tokens = self.encode(prompt)
+            if len(tokens) > room:
+                log.warning("prompt %r... has %d tokens; only the first %d count", prompt[:40], len(tokens), room)
+            tokens = [self.sot_token_id, *tokens[:room], self.eot_token_id]
+            row[: len(tokens)] = torch.tensor(tokens)
+        return ids_BL
+
+
+def known_archs() -> list[str]:
+    """Architecture names of open_clip."""
+    return open_clip.list_models()
+
+
+def _build_clip(sizes: dict[str, Any], *, pretrained: str | None) -> open_clip.CLIP:
+    """An open_clip model; with a weight file its (long) random initialisation is skipped."""
+    sizes = {key: sizes[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in sizes}
+    try:
+        if not pretrained:
+            return open_clip.CLIP(**sizes)
+        state = read_weights(pretrained, option="embedder.pretrained").state
+        with torch.device("meta"):
+            model = open_clip.CLIP(**sizes)
+    except TypeError as err:
+        raise ConfigError(f"embedder.model_cfg does not describe an open_clip model: {err}") from err
+    model = model.to_empty(device="cpu")
+    length = model.context_length
+    model.attn_mask = torch.full((length, length), float("-inf")).triu_(1)  # causal; not part of weight files
+    load_state(model, state, source=f"embedder.pretrained={pretrained}")
+    return model

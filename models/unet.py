@@ -1,0 +1,278 @@
+"""The camera-conditioned video UNet: (noisy latents, timestep, conditions) to a prediction, and nothing else.
+
+One class serves the text and the image model; a published type name is a set of defaults. Parameter names and shapes
+are those of the published weights (arXiv:2403.12010, on the UNet of ModelScope text-to-video and I2VGen-XL).
+
+Letters: B batch, V views, C channels, H W latent pixels, F = B·V images, S context tokens, E embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.attention import SpatialTransformer, TemporalTransformer, check_backend
+from models.blocks import Downsample, ResBlock, Upsample, embedding_mlp, sinusoidal_embedding
+from models.image_condition import (
+    NUM_IMAGE_TOKENS,
+    ViewsEncoder,
+    concat_condition,
+    local_image_concat,
+    local_image_embedding,
+)
+from utils.errors import ConfigError
+from utils.registry import MODEL
+
+CAMERA_DIM = 16
+
+
+@MODEL.register(name="UNetSD_T2VBase")
+@MODEL.register(name="UNetSD_I2VGen", image_condition=True)
+class OrbitUNet(nn.Module):
+    """Predicts epsilon or v for every view of an orbit."""
+
+    retired_keys = {
+        "upper_len": "never read by the published models",
+        "default_fps": "target_fps is given with every call",
+        "misc_dropout": "never read by the published models",
+        "use_sim_mask": "never on in the published models",
+        "use_sync_attention": "never on in the published models",
+        "use_flexicube_reg": "never on in the published models",
+        "use_lgm_reg": "never on in the published models",
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Sizes and switches, under their published names.
+
+        Attributes:
+            in_dim: channels of the latents.
+            out_dim: channels of the prediction.
+            dim: channels of the first level.
+            dim_mult: channels of each level, in units of dim.
+            y_dim: channels of the text tokens and of the image embedding.
+            context_dim: channels of the context; must equal y_dim.
+            concat_dim: channels that the image condition adds to the latents.
+            num_heads: heads of the temporal transformer after the first convolution.
+            head_dim: channels of a head.
+            attn_scales: levels with attention, as fractions of the latent resolution.
+            image_condition: take `local_image` and `image` (and always fps).
+            use_lgm_refine: 3D-aware sampling; read by the pipeline.
+            attention: backend of models.attention.
+            use_checkpoint: recompute activations in the backward pass.
+        """
+
+        in_dim: int = 4
+        out_dim: int = 4
+        dim: int = 320
+        dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+        y_dim: int = 1024
+        context_dim: int = 1024
+        concat_dim: int = 4
+        num_heads: int = 8
+        head_dim: int = 64
+        num_res_blocks: int = 2
+        attn_scales: tuple[float, ...] = (1.0, 0.5, 0.25)
+        dropout: float = 0.1
+        temporal_attention: bool = True
+        temporal_attn_times: int = 1
+        use_fps_condition: bool = False
+        use_camera_condition: bool = True
+        use_lgm_refine: bool = False
+        use_checkpoint: bool = False
+        image_condition: bool = False
+        attention: str = "sdpa"
+
+        def __post_init__(self) -> None:
+            for width in {self.dim * mult for mult in self.dim_mult}:
+                if width % 32 or width % self.head_dim:
+                    raise ConfigError(f"UNet.dim x dim_mult = {width} must be a multiple of 32 and of head_dim")
+            if self.temporal_attn_times != 1:
+                raise ConfigError(f"UNet.temporal_attn_times must be 1, got {self.temporal_attn_times}")
+            if self.context_dim != self.y_dim:
+                raise ConfigError(f"UNet.context_dim={self.context_dim} must equal UNet.y_dim={self.y_dim}")
+            if not 0 <= self.dropout < 1:
+                raise ConfigError(f"UNet.dropout must lie in [0, 1), got {self.dropout}")
+            check_backend(self.attention)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        dim, embed_dim = config.dim, 4 * config.dim
+        self.time_embed = embedding_mlp(dim, embed_dim)
+        if config.image_condition:
+            self._add_image_condition(config, embed_dim)
+        if config.use_fps_condition or config.image_condition:
+            self.fps_embedding = embedding_mlp(dim, embed_dim)
+        if config.use_camera_condition:
+            self.camera_embedding = embedding_mlp(CAMERA_DIM, embed_dim)
+        widths = self._build_encoder(config, embed_dim)
+        self._build_middle(config, embed_dim)
+        self._build_decoder(config, embed_dim, widths)
+        self.out = nn.Sequential(nn.GroupNorm(32, dim), nn.SiLU(), nn.Conv2d(dim, config.out_dim, 3, padding=1))
+        nn.init.zeros_(self.out[-1].weight)
+
+    def _add_image_condition(self, config: Config, embed_dim: int) -> None:
+        self.context_embedding = embedding_mlp(config.y_dim, embed_dim, out_dim=NUM_IMAGE_TOKENS * config.context_dim)
+        self.local_image_concat = local_image_concat(config.in_dim, config.concat_dim)
+        self.local_temporal_encoder = ViewsEncoder(config.concat_dim)
+        self.local_image_embedding = local_image_embedding(config.in_dim, config.concat_dim, config.context_dim)
+
+    def _attentions(self, config: Config, width: int) -> list[nn.Module]:
+        """The spatial and, if wanted, the temporal transformer that follow a residual block."""
+        heads = {"num_heads": width // config.head_dim, "head_dim": config.head_dim, "backend": config.attention}
+        layers: list[nn.Module] = [SpatialTransformer(width, context_dim=config.context_dim, **heads)]
+        if config.temporal_attention:
+            layers.append(TemporalTransformer(width, **heads))
+        return layers
+
+    def _build_encoder(self, config: Config, embed_dim: int) -> list[int]:
+        in_dim = config.in_dim + (config.concat_dim if config.image_condition else 0)
+        stem = nn.ModuleList([nn.Conv2d(in_dim, config.dim, 3, padding=1)])
+        if config.temporal_attention:
+            stem.append(
+                TemporalTransformer(
+                    config.dim, num_heads=config.num_heads, head_dim=config.head_dim, backend=config.attention
+                )
+            )
+        self.input_blocks = nn.ModuleList([stem])
+        widths, width, scale = [config.dim], config.dim, 1.0
+        for level, mult in enumerate(config.dim_mult):
+            for _ in range(config.num_res_blocks):
+                block = nn.ModuleList([ResBlock(width, embed_dim, config.dim * mult, config.dropout)])
+                width = config.dim * mult
+                if scale in config.attn_scales:
+                    block.extend(self._attentions(config, width))
+                self.input_blocks.append(block)
+                widths.append(width)
+            if level < len(config.dim_mult) - 1:
+                self.input_blocks.append(Downsample(width))
+                widths.append(width)
+                scale /= 2
+        return widths
+
+    def _build_middle(self, config: Config, embed_dim: int) -> None:
+        width = config.dim * config.dim_mult[-1]
+        self.middle_block = nn.ModuleList(
+            [
+                ResBlock(width, embed_dim, width, config.dropout),
+                *self._attentions(config, width),
+                ResBlock(width, embed_dim, width, config.dropout),
+            ]
+        )
+
+    def _build_decoder(self, config: Config, embed_dim: int, widths: list[int]) -> None:
+        self.output_blocks = nn.ModuleList()
+        width, num_levels = widths[-1], len(config.dim_mult)
+        for level in reversed(range(num_levels)):
+            for index in range(config.num_res_blocks + 1):
+                out_width = config.dim * config.dim_mult[level]
+                block = nn.ModuleList([ResBlock(width + widths.pop(), embed_dim, out_width, config.dropout)])
+                width = out_width
+                if 0.5**level in config.attn_scales:
+                    block.extend(self._attentions(config, width))
+                if level > 0 and index == config.num_res_blocks:
+                    block.append(Upsample(width))
+                self.output_blocks.append(block)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        *,
+        camera_data: Tensor | None = None,
+        fps: Tensor | None = None,
+        image: Tensor | None = None,
+        local_image: Tensor | None = None,
+    ) -> Tensor:
+        """Predict.
+
+        Args:
+            x: noisy latents (B, C, V, H, W).
+            t: timesteps (B,).
+            y: text tokens (B, S, y_dim).
+            camera_data: camera condition (B, V, 16), see utils.cameras.camera_condition.
+            fps: (B,), used by the image model and with use_fps_condition.
+            image: CLIP image embedding (B, 1, y_dim), image model only; left out, its tokens are left out.
+            local_image: latent of the conditioning view (B, C, V, H, W), image model only.
+
+        Returns:
+            (B, out_dim, V, H, W), epsilon or v as the schedule says.
+
+        Raises:
+            ValueError: a condition that this model needs is missing, or V, B differ between inputs.
+        """
+        B, _, V, H, W = x.shape
+        self._check_inputs(x, camera_data, fps, local_image)
+        embedding_FE = self._embedding(t, V, camera_data, fps)
+        context_BSC = self._context(y, image, local_image)
+        if local_image is not None:
+            concat = concat_condition(local_image, self.local_image_concat, self.local_temporal_encoder)
+            x = torch.cat([x, concat.to(x.dtype)], dim=1)
+        h = rearrange(x, "b c v h w -> (b v) c h w").contiguous(memory_format=torch.channels_last)
+        skips = []
+        for block in self.input_blocks:
+            h = self._run(block, h, embedding_FE, V, context_BSC)
+            skips.append(h)
+        h = self._run(self.middle_block, h, embedding_FE, V, context_BSC)
+        for block in self.output_blocks:
+            h = self._run(block, torch.cat([h, skips.pop()], dim=1), embedding_FE, V, context_BSC)
+        return rearrange(self.out(h), "(b v) c h w -> b c v h w", v=V)
+
+    def _check_inputs(
+        self, x: Tensor, camera_data: Tensor | None, fps: Tensor | None, local_image: Tensor | None
+    ) -> None:
+        factor = 2 ** (len(self.config.dim_mult) - 1)
+        if x.shape[1] != self.config.in_dim or x.shape[3] % factor or x.shape[4] % factor:
+            raise ValueError(
+                f"latents of shape {tuple(x.shape)} do not fit: channels must be {self.config.in_dim}, "
+                f"height and width multiples of {factor}"
+            )
+        if camera_data is not None and camera_data.shape[:2] != (x.shape[0], x.shape[2]):
+            raise ValueError(f"camera_data {tuple(camera_data.shape)} does not fit latents {tuple(x.shape)}")
+        if self.config.image_condition and (local_image is None or fps is None):
+            raise ValueError("the image model needs local_image and fps")
+
+    def _embedding(self, t: Tensor, num_views: int, camera_data: Tensor | None, fps: Tensor | None) -> Tensor:
+        """Timestep, fps and camera of every view: (F, E)."""
+        dtype = self.time_embed[0].weight.dtype
+        embedding_BE = self.time_embed(sinusoidal_embedding(t, self.config.dim).to(dtype))
+        if hasattr(self, "fps_embedding") and fps is not None:
+            embedding_BE = embedding_BE + self.fps_embedding(sinusoidal_embedding(fps, self.config.dim).to(dtype))
+        embedding_BVE = embedding_BE[:, None].expand(-1, num_views, -1)
+        if camera_data is not None and self.config.use_camera_condition:
+            embedding_BVE = embedding_BVE + self.camera_embedding(camera_data.to(dtype))
+        return embedding_BVE.flatten(0, 1)
+
+    def _context(self, y: Tensor, image: Tensor | None, local_image: Tensor | None) -> Tensor:
+        """Context tokens in the published order: text, local image, CLIP image."""
+        tokens = [y]
+        if local_image is not None:
+            tokens.append(rearrange(self.local_image_embedding(local_image[:, :, 0]), "b c h w -> b (h w) c"))
+        if image is not None:
+            tokens.append(rearrange(self.context_embedding(image), "b 1 (s c) -> b s c", s=NUM_IMAGE_TOKENS))
+        return torch.cat([part.to(tokens[0].dtype) for part in tokens], dim=1)
+
+    def _run(self, block: nn.Module, h: Tensor, embedding: Tensor, num_views: int, context: Tensor) -> Tensor:
+        if self.config.use_checkpoint and self.training and torch.is_grad_enabled():
+            return checkpoint(_run_block, block, h, embedding, num_views, context, use_reentrant=False)
+        return _run_block(block, h, embedding, num_views, context)
+
+
+def _run_block(block: nn.Module, h: Tensor, embedding: Tensor, num_views: int, context: Tensor) -> Tensor:
+    """Apply the layers of one block, each with what it takes."""
+    for layer in block if isinstance(block, nn.ModuleList) else [block]:
+        if isinstance(layer, ResBlock):
+            h = layer(h, embedding, num_views)
+        elif isinstance(layer, SpatialTransformer):
+            h = layer(h, num_views, context)
+        elif isinstance(layer, TemporalTransformer):
+            h = layer(h, num_views)
+        else:
+            h = layer(h)
+    return h

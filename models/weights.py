@@ -1,0 +1,181 @@
+"""The only place that reads or writes weight files.
+
+Published files are pickles (`.pth`, `.bin`): only tensors are taken from them, no code is ever run. Our own files are
+safetensors. Whatever the format, a file loads whole and strictly or not at all, and says in one line why.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from utils.errors import DataError
+from utils.files import atomic_path
+
+HEAD_PREFIX = "lgm_big."
+WHERE_FROM = (
+    "the authors of VideoMV (arXiv:2403.12010) link the published weights from their project page; "
+    "configs/mini/t2v_infer.yaml needs none"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What a weight file holds.
+
+    Attributes:
+        state: tensors by parameter name, on the CPU.
+        head: those of the Gaussian head that was tuned along, without their prefix; empty when there is none.
+        step: the training step at which the file was written; None when neither content nor name says so.
+    """
+
+    state: dict[str, Tensor]
+    head: dict[str, Tensor]
+    step: int | None
+
+
+def read_weights(path: str | Path, *, option: str) -> Weights:
+    """Read a `.pth`, `.bin` or `.safetensors` file.
+
+    Args:
+        path: the file.
+        option: the setting that named it, for the error message.
+
+    Raises:
+        DataError: the file is missing, cut off, carries code, or holds something else than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{option}={path}: no such file; {WHERE_FROM}")
+    if path.suffix == ".safetensors":
+        content, step = _read_safetensors(path, option=option)
+    else:
+        content, step = _split_step(_read_pickle(path, option=option))
+    if not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise DataError(f"{option}={path} holds no state dict of tensors; expected a file of the published layout")
+    head = {key.removeprefix(HEAD_PREFIX): value for key, value in content.items() if key.startswith(HEAD_PREFIX)}
+    state = {key: value for key, value in content.items() if not key.startswith(HEAD_PREFIX)}
+    return Weights(state=state, head=head, step=step if step is not None else step_from_name(path))
+
+
+def load_strict(module: nn.Module, path: str | Path, *, option: str, prefix: str = "") -> int | None:
+    """Load a whole file into a module.
+
+    Args:
+        option: the setting that named the file.
+        prefix: when keys of the file begin so, only these are taken, without the prefix.
+
+    Returns:
+        The step of the file, if it is known.
+
+    Raises:
+        DataError: the file cannot be read, or its names or shapes are not exactly the module's.
+    """
+    weights = read_weights(path, option=option)
+    state = weights.state
+    if prefix and any(key.startswith(prefix) for key in state):
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    load_state(module, state, source=f"{option}={path}")
+    return weights.step
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Load tensors into a module after comparing every name and shape.
+
+    Args:
+        source: where the tensors come from, as the error message should call it.
+
+    Raises:
+        DataError: one line with the counts and the first missing, unexpected and misshapen key.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
+    found = []
+    if missing:
+        found.append(f"{len(missing)} missing (first: {missing[0]})")
+    if unexpected:
+        found.append(f"{len(unexpected)} unexpected (first: {unexpected[0]})")
+    if misshapen:
+        key = misshapen[0]
+        sizes = f"{list(state[key].shape)} in the file, {list(own[key].shape)} in the model"
+        found.append(f"{len(misshapen)} misshapen (first: {key}, {sizes})")
+    if found:
+        remedy = "use the config that the weights were trained with"
+        raise DataError(f"{source} does not fit {type(module).__name__}: {'; '.join(found)}; {remedy}")
+    module.load_state_dict(dict(state), strict=True)
+
+
+def step_from_name(path: str | Path) -> int | None:
+    """The last `_`-separated number of a file name: 333000 for `t2v_00333000.pth`."""
+    numbers = re.findall(r"_(\d+)(?=_|$)", Path(path).stem)
+    return int(numbers[-1]) if numbers else None
+
+
+def save_published(path: str | Path, state: Mapping[str, Tensor], step: int) -> None:
+    """Write `{"state_dict", "step"}` as published, whole or not at all."""
+    content = {"state_dict": {key: value.detach().cpu() for key, value in state.items()}, "step": int(step)}
+    with atomic_path(path) as part:
+        torch.save(content, part)
+
+
+def save_safetensors(
+    path: str | Path,
+    state: Mapping[str, Tensor],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write tensors as safetensors, floating ones as `dtype`, whole or not at all.
+
+    Args:
+        metadata: kept in the file's header as strings; `step` is read back by `read_weights`.
+    """
+    tensors = {
+        key: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).clone().contiguous()
+        for key, value in state.items()
+    }
+    with atomic_path(path) as part:
+        save_file(tensors, part, metadata={key: str(value) for key, value in (metadata or {}).items()})
+
+
+def _read_safetensors(path: Path, *, option: str) -> tuple[dict[str, Tensor], int | None]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            step = (file.metadata() or {}).get("step")
+        return load_file(path), int(step) if step is not None else None
+    except (SafetensorError, OSError, ValueError) as err:
+        raise DataError(f"{option}={path} is no readable safetensors file ({err}); fetch it again") from err
+
+
+def _read_pickle(path: Path, *, option: str) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as err:
+        raise DataError(
+            f"{option}={path} is refused: its pickle holds more than tensors, and loading it could run code; "
+            "use a file that holds only a state dict"
+        ) from err
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as err:
+        raise DataError(f"{option}={path} cannot be read ({str(err).splitlines()[0]}); fetch it again") from err
+
+
+def _split_step(content: Any) -> tuple[dict[str, Any], int | None]:
+    """Take apart `{"state_dict", "step"}`; a bare state dict has no step."""
+    if not isinstance(content, Mapping):
+        return {}, None
+    if not isinstance(content.get("state_dict"), Mapping):
+        return dict(content), None
+    step = content.get("step")
+    return dict(content["state_dict"]), int(step) if isinstance(step, int | float) else None

@@ -1,0 +1,161 @@
+"""From noise to latents: one loop for every solver, with guidance and refinement as objects it is given.
+
+The network's prediction becomes x0 first; guidance and refinement work on x0; the solver (from diffusers) takes x0 and
+makes the next latents.
+
+Letters: B batch, C channels, V views, H W latent pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from torch import Tensor
+
+from models.diffusion import DiffusionDDIM
+from pipelines.conditioner import Conditions
+from pipelines.guidance import ClassifierFreeGuidance
+from utils.errors import ConfigError
+from utils.registry import SAMPLERS
+
+Network = Callable[..., Tensor]
+
+
+class Refiner(Protocol):
+    """Replaces x0 at some steps, e.g. by renders of a reconstruction (3D-aware sampling)."""
+
+    def steps(self, num_steps: int) -> set[int]:
+        """Indices of the steps, out of num_steps, at which to refine."""
+
+    def __call__(self, x0_BCVHW: Tensor, step: int) -> Tensor:
+        """Another x0 of the same shape."""
+
+
+@SAMPLERS.register(name="DDIM")
+@SAMPLERS.register(name="DPMSolver++", solver="dpmsolver++", spacing="trailing", num_steps=20)
+@SAMPLERS.register(name="UniPC", solver="unipc", spacing="trailing", num_steps=20)
+class Sampler:
+    """Denoise with a diffusers scheduler. DDIM with 50 steps is how the published models are sampled."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Options.
+
+        Attributes:
+            solver: ddim, dpmsolver++ or unipc; normally set by the type's name.
+            num_steps: calls of the network (each with both guidance branches).
+            eta: stochasticity of DDIM, 0 is deterministic.
+            spacing: leading (published: 981, 961, ..., 1), trailing (starts at pure noise) or linspace.
+        """
+
+        solver: str = "ddim"
+        num_steps: int = 50
+        eta: float = 0.0
+        spacing: str = "leading"
+
+        def __post_init__(self) -> None:
+            if not 1 <= self.num_steps <= 1000:
+                raise ConfigError(f"sampler.num_steps must lie in [1, 1000], got {self.num_steps}")
+            for name, valid in {"solver": tuple(SOLVERS), "spacing": ("leading", "trailing", "linspace")}.items():
+                if getattr(self, name) not in valid:
+                    raise ConfigError(f"sampler.{name}={getattr(self, name)} is unknown; valid: {', '.join(valid)}")
+            if self.eta and self.solver != "ddim":
+                raise ConfigError(f"sampler.eta={self.eta} belongs to DDIM; set it to 0 for {self.solver}")
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def scheduler(self, diffusion: DiffusionDDIM) -> Any:
+        """A fresh diffusers scheduler that takes x0 and knows the timesteps of this run."""
+        betas = diffusion.betas.clone()
+        alpha_bar = diffusion.alpha_bar
+        if alpha_bar[-1] < 2**-24 and self.config.solver != "ddim":
+            # Multistep solvers work with log(signal / noise): the terminal signal must not be exactly zero.
+            betas[-1] = 1 - 2**-24 / alpha_bar[-2]
+        scheduler = SOLVERS[self.config.solver](
+            num_train_timesteps=diffusion.num_timesteps,
+            trained_betas=betas.tolist(),
+            prediction_type="sample",
+            timestep_spacing=self.config.spacing,
+            steps_offset=1 if self.config.spacing == "leading" else 0,
+        )
+        scheduler.set_timesteps(self.config.num_steps)
+        return scheduler
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        network: Network,
+        noise_BCVHW: Tensor,
+        conditions: Conditions,
+        *,
+        diffusion: DiffusionDDIM,
+        guidance: ClassifierFreeGuidance,
+        refiner: Refiner | None = None,
+        generators: list[torch.Generator] | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """Sample latents.
+
+        Args:
+            network: maps (latents, timesteps, **conditions) to a prediction.
+            noise_BCVHW: float32 start.
+            conditions: of both guidance branches.
+            diffusion: says what the prediction means.
+            guidance: mixes the two x0.
+            refiner: replaces x0 at its steps, in each branch before they are mixed (as published).
+            generators: one per sample, for eta > 0.
+            on_step: called after every step.
+
+        Returns:
+            latents_BCVHW float32.
+        """
+        scheduler = self.scheduler(diffusion)
+        refine_at = refiner.steps(self.config.num_steps) if refiner else set()
+        x_t = noise_BCVHW * float(scheduler.init_noise_sigma)
+        for step, t in enumerate(scheduler.timesteps.tolist()):
+            branches = predict_x0(network, x_t, t, conditions, diffusion=diffusion, guidance=guidance)
+            if step in refine_at:
+                branches = [refiner(x0, step) for x0 in branches]
+            x0 = guidance(*branches) if len(branches) == 2 else branches[0]
+            x_t = self._step(scheduler, x0, t, x_t, generators)
+            if on_step:
+                on_step()
+        return x_t
+
+    def _step(self, scheduler: Any, x0: Tensor, t: int, x_t: Tensor, generators: Any) -> Tensor:
+        if self.config.eta == 0:
+            return scheduler.step(x0, t, x_t).prev_sample
+        noise = torch.stack([torch.randn(x_t.shape[1:], generator=generator) for generator in generators])
+        return scheduler.step(x0, t, x_t, eta=self.config.eta, variance_noise=noise.to(x_t)).prev_sample
+
+
+def predict_x0(
+    network: Network,
+    x_t: Tensor,
+    t: int,
+    conditions: Conditions,
+    *,
+    diffusion: DiffusionDDIM,
+    guidance: ClassifierFreeGuidance,
+) -> list[Tensor]:
+    """x0 of the conditional and, if guidance needs it, of the unconditional branch, in one call of the network."""
+    copies = 2 if guidance.needs_unconditional else 1
+    t_B = torch.full((copies * len(x_t),), t, device=x_t.device, dtype=torch.long)
+    x_both = torch.cat([x_t] * copies)
+    arguments = conditions.both if copies == 2 else conditions.conditional
+    prediction = network(x_both, t_B, **arguments).float()
+    return list(diffusion.to_x0(prediction, x_both, t_B).chunk(copies))
+
+
+SOLVERS: dict[str, Callable[..., Any]] = {
+    # As published, the last step goes to the alpha of timestep 0, not to 1.
+    "ddim": functools.partial(DDIMScheduler, clip_sample=False, set_alpha_to_one=False),
+    "dpmsolver++": functools.partial(DPMSolverMultistepScheduler, algorithm_type="dpmsolver++", solver_order=2),
+    "unipc": functools.partial(UniPCMultistepScheduler, predict_x0=True, solver_order=2),
+}

@@ -1,0 +1,116 @@
+"""The UNet against its recorded cases and the published parameter lists."""
+
+import json
+
+import pytest
+import torch
+
+import models  # noqa: F401
+from tests.reference_cases import REFERENCE, assert_matches, case_input, fill_by_recipe, load_case
+from utils.errors import ConfigError
+from utils.registry import MODEL
+
+TINY = {
+    "dim": 32, "dim_mult": [1, 2], "num_heads": 2, "head_dim": 16, "num_res_blocks": 1, "attn_scales": [1, 0.5],
+    "y_dim": 24, "context_dim": 24, "dropout": 0.0,
+}  # fmt: skip
+
+
+def case_inputs(name: str) -> dict:
+    spec, _ = load_case(name)
+    inputs = spec["inputs"]
+    conditions = {
+        "t": torch.tensor(inputs["t"]),
+        "fps": torch.full((2,), inputs["fps"]),
+        **{key: case_input(name, key, inputs[key]) for key in ("x", "y", "camera_data")},
+    }
+    if "local_image" in inputs:
+        conditions["image"] = case_input(name, "image", inputs["image"])
+        conditions["local_image"] = case_input(name, "local_image", inputs["local_image"]).repeat(1, 1, 5, 1, 1)
+    return conditions
+
+
+@pytest.mark.parametrize("name", ["t2v_unet", "i2v_unet"])
+@torch.no_grad()
+def test_reference(name):
+    spec, expected = load_case(name)
+    unet = fill_by_recipe(MODEL.build({"type": spec["kind"], **spec["config"]}))
+    inputs = case_inputs(name)
+    assert_matches(unet(**inputs), expected["out"])
+    left_out = "camera_data" if name == "t2v_unet" else "image"
+    inputs.pop(left_out)
+    assert_matches(unet(**inputs), expected[f"out_without_{left_out.removesuffix('_data')}"])
+
+
+@pytest.mark.parametrize(("kind", "names"), [("UNetSD_T2VBase", "unet_t2v"), ("UNetSD_I2VGen", "unet_i2v")])
+def test_published_names_and_shapes(kind, names):
+    published = json.loads((REFERENCE / "checkpoints" / f"{names}.json").read_text())
+    with torch.device("meta"):
+        unet = MODEL.build({"type": kind})
+    assert {key: list(value.shape) for key, value in unet.state_dict().items()} == published
+
+
+@torch.no_grad()
+def test_orbits_of_a_batch_do_not_mix():
+    torch.manual_seed(0)
+    unet = fill_by_recipe(MODEL.build({"type": "UNetSD_T2VBase", **TINY}))
+    x, y, camera = torch.randn(2, 4, 3, 8, 8), torch.randn(2, 5, 24), torch.randn(2, 3, 16)
+    t = torch.tensor([5, 900])
+    both = unet(x, t, y, camera_data=camera)
+    alone = unet(x[1:], t[1:], y[1:], camera_data=camera[1:])
+    torch.testing.assert_close(both[1:], alone, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_views_talk_to_each_other():
+    torch.manual_seed(0)
+    unet = fill_by_recipe(MODEL.build({"type": "UNetSD_T2VBase", **TINY}))
+    x, y, t = torch.randn(1, 4, 6, 8, 8), torch.randn(1, 5, 24), torch.tensor([500])
+    changed = x.clone()
+    changed[:, :, 5] += 1.0
+    assert (unet(x, t, y)[:, :, 0] - unet(changed, t, y)[:, :, 0]).abs().max() > 1e-3
+
+
+def test_checkpointing_keeps_the_gradients():
+    x, y, t = torch.randn(1, 4, 3, 8, 8), torch.randn(1, 5, 24), torch.tensor([500])
+    gradients = []
+    for use_checkpoint in (False, True):
+        unet = MODEL.build({"type": "UNetSD_T2VBase", **TINY, "use_checkpoint": use_checkpoint})
+        fill_by_recipe(unet).train()
+        unet(x, t, y).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in unet.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_xformers_agrees_with_sdpa():
+    pytest.importorskip("xformers.ops")
+    x, y, t = torch.randn(1, 4, 3, 8, 8), torch.randn(1, 5, 24), torch.tensor([500])
+    outputs = []
+    for backend in ("sdpa", "xformers"):
+        unet = fill_by_recipe(MODEL.build({"type": "UNetSD_T2VBase", **TINY, "attention": backend}))
+        try:
+            outputs.append(unet(x, t, y))
+        except NotImplementedError as err:
+            pytest.skip(f"xformers has no kernel for this device: {str(err).splitlines()[0]}")
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dmi": 3}, "UNet.dmi is unknown to UNetSD_T2VBase; did you mean dim"),
+        ({"dim": 33}, "multiple of 32"),
+        ({"dim": "big"}, "UNet.dim"),
+        ({"attention": "flash"}, "UNet.attention=flash is unknown"),
+    ],
+)
+def test_refuses(options, message):
+    with pytest.raises(ConfigError, match=message):
+        MODEL.build({"type": "UNetSD_T2VBase", **options}, where="UNet")
+
+
+def test_refuses_latents_that_do_not_fit():
+    unet = MODEL.build({"type": "UNetSD_T2VBase", **TINY})
+    with pytest.raises(ValueError, match="multiples of 2"):
+        unet(torch.zeros(1, 4, 2, 9, 8), torch.tensor([1]), torch.zeros(1, 5, 24))

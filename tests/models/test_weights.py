@@ -1,0 +1,96 @@
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from models.weights import load_strict, read_weights, save_published, save_safetensors, step_from_name
+from utils.errors import DataError
+
+
+class Dangerous:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.path}",))
+
+
+def test_published_file_round_trip(tmp_path):
+    module, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    save_published(tmp_path / "t2v_00000012.pth", module.state_dict(), 12)
+    assert load_strict(other, tmp_path / "t2v_00000012.pth", option="test_model") == 12
+    assert torch.equal(module.weight, other.weight)
+    assert [file.name for file in tmp_path.iterdir()] == ["t2v_00000012.pth"]
+
+
+def test_bare_state_dict_takes_its_step_from_the_name(tmp_path):
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "non_ema_00365000.pth")
+    assert load_strict(nn.Linear(3, 2), tmp_path / "non_ema_00365000.pth", option="test_model") == 365000
+    assert step_from_name("ema_00001000_rank0003.pth") == 1000
+    assert step_from_name("model.safetensors") is None
+
+
+def test_safetensors_round_trip_in_half_precision(tmp_path):
+    module, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    save_safetensors(tmp_path / "m.safetensors", module.state_dict(), metadata={"step": 7})
+    assert load_strict(other, tmp_path / "m.safetensors", option="test_model") == 7
+    assert other.weight.dtype == torch.float32
+    torch.testing.assert_close(other.weight, module.weight.half().float(), atol=0, rtol=0)
+
+
+def test_the_tuned_head_is_split_off(tmp_path):
+    state = {**nn.Linear(3, 2).state_dict(), "lgm_big.conv.weight": torch.ones(1)}
+    save_published(tmp_path / "t2v_5.pth", state, 5)
+    weights = read_weights(tmp_path / "t2v_5.pth", option="test_model")
+    assert set(weights.head) == {"conv.weight"}
+    assert set(weights.state) == {"weight", "bias"}
+
+
+def test_what_does_not_fit_is_counted_and_named_in_one_line(tmp_path):
+    save_published(tmp_path / "m.pth", {"weight": torch.zeros(2, 4), "wieght": torch.zeros(1)}, 0)
+    module = nn.Linear(3, 2)
+    before = module.weight.clone()
+    with pytest.raises(DataError) as caught:
+        load_strict(module, tmp_path / "m.pth", option="test_model")
+    message = str(caught.value)
+    assert "test_model=" in message
+    assert "m.pth" in message
+    assert "1 missing (first: bias)" in message
+    assert "1 unexpected (first: wieght)" in message
+    assert "1 misshapen (first: weight, [2, 4] in the file, [2, 3] in the model)" in message
+    assert "\n" not in message
+    assert torch.equal(module.weight, before)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
+    torch.save({"state_dict": {"weight": Dangerous(tmp_path / "ran")}}, tmp_path / "evil.pth")
+    with pytest.raises(DataError, match="could run code") as caught:
+        read_weights(tmp_path / "evil.pth", option="test_model")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_file_says_where_weights_come_from(tmp_path):
+    with pytest.raises(DataError, match=r"test_model=.*2403\.12010.*configs/mini/t2v_infer\.yaml needs none"):
+        read_weights(tmp_path / "t2v.pth", option="test_model")
+
+
+@pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors"])
+def test_a_file_that_is_cut_off_is_refused(tmp_path, name):
+    path = tmp_path / name
+    state = {"weight": torch.zeros(64, 64)}
+    if path.suffix == ".pth":
+        save_published(path, state, 0)
+    else:
+        save_safetensors(path, state)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DataError, match=name):
+        read_weights(path, option="test_model")
+
+
+@pytest.mark.parametrize("content", [{"step": 3}, {"state_dict": {"a": 1}}, [1, 2], {}])
+def test_a_file_without_tensors_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(DataError, match="holds no state dict"):
+        read_weights(tmp_path / "x.pth", option="test_model")

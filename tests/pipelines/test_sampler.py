@@ -1,0 +1,169 @@
+"""Schedules, targets and sampling against the recorded cases; solvers against each other."""
+
+import math
+
+import pytest
+import torch
+
+import models
+import pipelines.sampler  # noqa: F401
+from pipelines.conditioner import Conditions
+from pipelines.guidance import ClassifierFreeGuidance
+from tests.reference_cases import assert_matches, case_input, load_case
+from utils.errors import ConfigError
+from utils.registry import DIFFUSION, SAMPLERS
+
+assert models
+
+
+def build_case(name: str):
+    spec, expected = load_case(name)
+    diffusion = DIFFUSION.build({"type": "DiffusionDDIM", **spec["config"]})
+    return spec["inputs"], expected, diffusion
+
+
+def case_network(name: str, inputs: dict):
+    A = case_input(name, "A", inputs["A"], inputs["A_scale"])
+
+    def network(x, t, *, y):
+        mixed = torch.einsum("ij,bjvhw->bivhw", A, x) + y.view(-1, 1, 1, 1, 1)
+        return torch.tanh(mixed) * (0.5 + 0.5 * torch.cos(math.pi * t / 1000)).view(-1, 1, 1, 1, 1) + 0.3 * x
+
+    conditions = Conditions(
+        {"y": case_input(name, "y_cond", inputs["y_cond"])}, {"y": case_input(name, "y_uncond", inputs["y_uncond"])}
+    )
+    return network, conditions
+
+
+class MeanOverViews:
+    """The reconstruction of the recorded cases."""
+
+    def __init__(self):
+        self.seen = []
+
+    def steps(self, num_steps):
+        return {round(num_steps * fraction) for fraction in (0.4, 0.6, 0.8)}
+
+    def __call__(self, x0, step):
+        self.seen.append(step)
+        return 0.8 * x0 + 0.2 * x0.mean(dim=2, keepdim=True)
+
+
+def run(name: str, *, refiner=None, options=None, noise=None):
+    inputs, _, diffusion = build_case(name)
+    network, conditions = case_network(name, inputs)
+    sampler = SAMPLERS.build({"type": "DDIM", **(options or {})})
+    noise = case_input(name, "noise", inputs["noise"]) if noise is None else noise
+    guidance = ClassifierFreeGuidance(scale=inputs["guide_scale"])
+    return sampler(network, noise, conditions, diffusion=diffusion, guidance=guidance, refiner=refiner)
+
+
+@pytest.mark.parametrize("name", ["ddim_eps", "ddim_v"])
+def test_reference_sampling(name):
+    _, expected, diffusion = build_case(name)
+    torch.testing.assert_close(diffusion.betas, torch.from_numpy(expected["betas"]), atol=1e-12, rtol=0)
+    scheduler = SAMPLERS.build({"type": "DDIM"}).scheduler(diffusion)
+    assert scheduler.timesteps.tolist() == expected["timesteps"].tolist()
+    assert_matches(run(name), expected["sample"])
+
+
+@pytest.mark.parametrize("name", ["ddim_eps", "ddim_v"])
+def test_reference_sampling_with_reconstruction(name):
+    _, expected, diffusion = build_case(name)
+    refiner = MeanOverViews()
+    assert_matches(run(name, refiner=refiner), expected["sample_3d"])
+    timesteps = SAMPLERS.build({"type": "DDIM"}).scheduler(diffusion).timesteps.tolist()
+    assert [timesteps[step] for step in sorted(set(refiner.seen))] == expected["reconstructed_at"].tolist()
+
+
+@pytest.mark.parametrize("name", ["training_eps", "training_v"])
+def test_reference_training_target(name):
+    inputs, expected, diffusion = build_case(name)
+    x0, noise = (case_input(name, key, inputs[key]) for key in ("x0", "noise"))
+    t = torch.tensor(inputs["t"])
+    x_t, target = diffusion.add_noise(x0, noise, t), diffusion.training_target(x0, noise, t)
+    assert_matches(x_t, expected["xt"])
+    assert_matches(target, expected["target"])
+    torch.testing.assert_close(diffusion.to_x0(target, x_t, t), x0, atol=1e-4, rtol=0)
+
+
+class GaussianNetwork:
+    """The exact predictor when every x0 value is normal with mean 0.5 and deviation 0.5."""
+
+    def __init__(self, diffusion):
+        self.diffusion = diffusion
+
+    def __call__(self, x, t, *, y):
+        alpha_bar = self.diffusion.alpha_bar[t].view(-1, 1, 1, 1, 1)
+        signal, noise_var = alpha_bar.sqrt(), 1 - alpha_bar
+        gain = signal * 0.25 / (alpha_bar * 0.25 + noise_var)
+        x0 = 0.5 + gain * (x - signal * 0.5)
+        epsilon = (x - signal * x0) / noise_var.sqrt()
+        return (
+            epsilon if self.diffusion.config.mean_type == "eps" else signal * epsilon - noise_var.sqrt() * x0
+        ).float()
+
+
+@pytest.mark.parametrize("name", ["ddim_eps", "ddim_v"])
+@pytest.mark.parametrize("solver", ["DDIM", "DPMSolver++", "UniPC"])
+def test_every_solver_reaches_the_data(name, solver):
+    _, _, diffusion = build_case(name)
+    sampler = SAMPLERS.build({"type": solver, "num_steps": 30, "spacing": "trailing"})
+    noise = torch.randn(1, 4, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    y = {"y": torch.zeros(1)}
+    guidance = ClassifierFreeGuidance(scale=1.0)
+    x0 = sampler(GaussianNetwork(diffusion), noise, Conditions(y, y), diffusion=diffusion, guidance=guidance)
+    assert float(x0.mean()) == pytest.approx(0.5, abs=0.05)
+    assert float(x0.std()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_guidance_of_one_calls_one_branch():
+    inputs, _, diffusion = build_case("ddim_eps")
+    sizes = []
+
+    def network(x, t, *, y):
+        sizes.append(len(x))
+        return torch.zeros_like(x)
+
+    _, conditions = case_network("ddim_eps", inputs)
+    sampler = SAMPLERS.build({"type": "DDIM", "num_steps": 2})
+    for scale in (1.0, 2.0):
+        guidance = ClassifierFreeGuidance(scale=scale)
+        sampler(network, torch.zeros(1, 4, 1, 2, 2), conditions, diffusion=diffusion, guidance=guidance)
+    assert sizes == [1, 1, 2, 2]
+
+
+def test_eta_takes_its_noise_from_the_sample_not_the_batch():
+    inputs, _, diffusion = build_case("ddim_eps")
+    network, _ = case_network("ddim_eps", inputs)
+    sampler = SAMPLERS.build({"type": "DDIM", "num_steps": 4, "eta": 1.0})
+    guidance = ClassifierFreeGuidance(scale=1.0)
+    noise, y = torch.randn(2, 4, 2, 4, 4), torch.tensor([0.1, 0.7])
+
+    def sample(rows):
+        generators = [torch.Generator().manual_seed(row) for row in rows]
+        conditions = Conditions({"y": y[rows]}, {"y": y[rows]})
+        return sampler(network, noise[rows], conditions, diffusion=diffusion, guidance=guidance, generators=generators)
+
+    torch.testing.assert_close(sample([0, 1])[1:], sample([1]), atol=1e-5, rtol=0)
+
+
+def test_offset_noise_is_constant_inside_a_view():
+    diffusion = DIFFUSION.build({"type": "DiffusionDDIM", "noise_strength": 100.0})
+    noise = diffusion.make_noise(torch.zeros(2, 3, 4, 16, 16), generator=torch.Generator().manual_seed(0))
+    assert float(noise.std(dim=(3, 4)).mean()) == pytest.approx(1.0, abs=0.05)
+    assert float(noise.mean(dim=(3, 4)).std()) > 50
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must lie"),
+        ({"num_stpes": 5}, "num_steps"),
+        ({"type": "DDMI"}, "did you mean DDIM"),
+        ({"type": "UniPC", "eta": 0.5}, "belongs to DDIM"),
+    ],
+)
+def test_refuses(options, message):
+    with pytest.raises(ConfigError, match=message):
+        SAMPLERS.build({"type": "DDIM", **options}, where="sampler")

@@ -1,0 +1,123 @@
+"""YAML to a checked, frozen run configuration.
+
+A file may name another one with `base:` (relative to itself); its values lie over the base's, section by section.
+A section that changes its `type` starts afresh. Command-line overrides (`guide_scale=7.5 UNet.dim=64`) come last.
+Everything is checked before anything is built or loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from utils import registry
+from utils.errors import ConfigError
+from utils.files import atomic_path
+from utils.registry import make_config
+from utils.run_config import REPLACED_KEYS, RETIRED_KEYS, RunConfig
+
+log = logging.getLogger(__name__)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read, merge and check a configuration.
+
+    Args:
+        path: a YAML file.
+        overrides: `key=value` or `section.key=value` strings.
+
+    Returns:
+        The frozen configuration; its sections are plain dicts that a registry has checked.
+
+    Raises:
+        ConfigError: the file is missing or no YAML; an unknown key or type (with the nearest valid name); a value of
+            the wrong type or out of range.
+    """
+    tree = _read_tree(Path(path), seen=())
+    tree = _merge(tree, _parse_overrides(overrides))
+    values = _drop_retired(OmegaConf.to_container(tree, resolve=True))
+    cfg = make_config(RunConfig, values, where="", owner=str(path))
+    check_sections(cfg)
+    return cfg
+
+
+def check_sections(cfg: RunConfig) -> None:
+    """Let each section's registry check its options."""
+    for field in dataclasses.fields(cfg):
+        section = getattr(cfg, field.name)
+        if "registry" in field.metadata and section:
+            getattr(registry, field.metadata["registry"]).resolve(section, where=field.name)
+
+
+def save_config(cfg: RunConfig, path: str | Path) -> None:
+    """Write the whole configuration as YAML, in a form that `load_config` reads back."""
+    with atomic_path(path) as part:
+        part.write_text(config_text(cfg), encoding="utf-8")
+
+
+def config_text(cfg: RunConfig) -> str:
+    """The whole configuration as YAML."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(cfg)), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _read_tree(path: Path, *, seen: tuple[Path, ...]) -> DictConfig:
+    if not path.is_file():
+        raise ConfigError(f"--cfg {path}: no such file; the shipped ones are in configs/")
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: `base` leads back to the file itself")
+    try:
+        tree = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException) as err:
+        raise ConfigError(f"{path}: not valid YAML ({str(err).splitlines()[0]})") from err
+    if not isinstance(tree, DictConfig):
+        raise ConfigError(f"{path}: expected `key: value` lines at the top level")
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    return _merge(_read_tree(path.parent / base, seen=(*seen, path.resolve())), tree)
+
+
+def _merge(below: DictConfig, above: DictConfig) -> DictConfig:
+    """Lay `above` over `below`; a section whose type changes replaces the one below."""
+    merged = below.copy()
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(value, DictConfig) and isinstance(old, DictConfig):
+            if value.get("type", old.get("type")) == old.get("type"):
+                value = OmegaConf.merge(old, value)
+        merged[key] = value
+    return merged
+
+
+def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
+    for item in overrides:
+        if "=" not in item or item.startswith("="):
+            raise ConfigError(f"override {item!r} is not of the form key=value")
+    try:
+        return OmegaConf.from_dotlist(list(overrides))
+    except (yaml.YAMLError, OmegaConfBaseException) as err:
+        raise ConfigError(f"overrides {list(overrides)}: {str(err).splitlines()[0]}") from err
+
+
+def _drop_retired(values: dict[str, Any]) -> dict[str, Any]:
+    for key in [key for key in values if key in REPLACED_KEYS]:
+        raise ConfigError(f"{key} is replaced: {REPLACED_KEYS[key]}")
+    for key in [key for key in values if key in RETIRED_KEYS]:
+        log.info("%s has no effect: %s", key, RETIRED_KEYS[key])
+        del values[key]
+    return values

@@ -1,0 +1,171 @@
+"""The top level of a run's configuration, for training and for inference.
+
+Published VideoMV names are kept. A section (a dict with a `type`) is checked by the registry in its metadata.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from utils.errors import ConfigError
+
+# Keys of the original that are spelt or placed differently here: carrying them over silently would change results.
+REPLACED_KEYS = {
+    "vldm_cfg": "write `base: t2v_train.yaml` at the head of the file instead",
+    "ddim_timesteps": "use sampler.num_steps",
+    "max_frames": "use cameras.num_views",
+    "use_fp16": "use precision: float32, bfloat16 or float16",
+    "lgm_pretrain": "belongs to head tuning, which is not part of this version",
+    "inference_list_path": "use test_list_path",
+}
+
+# Keys of the original that nothing reads, with the reason: accepted, mentioned, ignored.
+RETIRED_KEYS = {
+    "ENABLE": "a run that is started is enabled",
+    "mean": "pixels are always mapped to [-1, 1] inside the autoencoder",
+    "std": "pixels are always mapped to [-1, 1] inside the autoencoder",
+    "vit_mean": "the embedder owns the normalisation of its images",
+    "vit_std": "the embedder owns the normalisation of its images",
+    "vit_out_dim": "the embedder knows its width",
+    "vit_resolution": "the embedder knows the size of its images",
+    "max_words": "the tokenizer's context length applies",
+    "depth_clamp": "no depth condition",
+    "misc_size": "no depth condition",
+    "depth_std": "no depth condition",
+    "sample_fps": "orbits have no frame rate",
+    "scale": "the autoencoder knows its reduction",
+    "scale_factor": "the autoencoder owns it",
+    "use_div_loss": "unused by the published models",
+    "use_checkpoint": "set UNet.use_checkpoint",
+    "use_sharded_ddp": "not part of the published models",
+    "temporal_attention": "set UNet.temporal_attention",
+    "guidances": "unused by the published models",
+    "alpha": "unused by the published models",
+    "load_from": "use Pretrain.resume_checkpoint",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamerasConfig:
+    """Cameras of a sampling run.
+
+    Attributes:
+        num_views: V of an orbit.
+        elevation_deg: height angle.
+        distance: to the origin, world units.
+        azimuth_start_deg: azimuth of view 0.
+        azimuth_span_deg: angle that the views divide evenly.
+        fov_deg: field of view written to the camera files; null means the data's.
+        views: {azimuth_deg, elevation_deg, distance} per view, replacing the orbit; left-out values are those above.
+    """
+
+    num_views: int = 24
+    elevation_deg: float = 15.0
+    distance: float = 2.0
+    azimuth_start_deg: float = 0.0
+    azimuth_span_deg: float = 360.0
+    fov_deg: float | None = None
+    views: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.num_views < 1:
+            raise ConfigError(f"cameras.num_views must be >= 1, got {self.num_views}")
+        if not -90 < self.elevation_deg < 90:
+            raise ConfigError(f"cameras.elevation_deg must lie in (-90, 90), got {self.elevation_deg}")
+        if self.distance <= 0:
+            raise ConfigError(f"cameras.distance must be positive, got {self.distance}")
+        known = {"azimuth_deg", "elevation_deg", "distance"}
+        for index, view in enumerate(self.views):
+            if set(view) - known:
+                raise ConfigError(
+                    f"cameras.views[{index}] has unknown keys {sorted(set(view) - known)}; valid: {known}"
+                )
+
+
+def section(name: str, **default: Any) -> Any:
+    """A field that the registry `name` checks; with a default it need not appear in YAML."""
+    return field(default_factory=lambda: dict(default), metadata={"registry": name})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything a run is told. See configs/base.yaml for the values and their meaning."""
+
+    TASK_TYPE: str = ""
+    seed: int = 8888
+    log_dir: str = "workspace/temp_dir"
+    device: str = "auto"
+    precision: str = "auto"
+    compile: bool = False
+
+    # The parts, each built by its registry.
+    UNet: dict[str, Any] = section("MODEL")
+    auto_encoder: dict[str, Any] = section("AUTO_ENCODER")
+    embedder: dict[str, Any] = section("EMBEDDER")
+    classifier: dict[str, Any] = section("MODEL")
+    Diffusion: dict[str, Any] = section("DIFFUSION")
+    sampler: dict[str, Any] = section("SAMPLERS", type="DDIM")
+    vid_dataset: dict[str, Any] = section("DATASETS")
+    img_dataset: dict[str, Any] = section("DATASETS")
+    Pretrain: dict[str, Any] = section("PRETRAIN")
+    visual_train: dict[str, Any] = section("VISUAL")
+    visual_inference: dict[str, Any] = section("VISUAL", type="VisualGeneratedVideos")
+
+    # Sampling.
+    test_model: str = ""
+    test_list_path: str = ""
+    prompt_suffix: str = ", 3d asset"
+    negative_prompt: str = ""
+    guide_scale: float = 9.0
+    use_zero_infer: bool = True
+    round: int = 1
+    batch_size: int = 1
+    target_fps: int = 8
+    resolution: tuple[int, int] = (256, 256)
+    cameras: CamerasConfig = field(default_factory=CamerasConfig)
+    chunk_size: int = 4
+    decoder_bs: int = 4
+
+    # Training.
+    frame_lens: list[int] = field(default_factory=lambda: [24])
+    batch_sizes: dict[str, int] = field(default_factory=dict)
+    num_workers: int = 4
+    prefetch_factor: int = 2
+    num_steps: int = 600000
+    lr: float = 5e-5
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    warmup_steps: int = 10
+    decay_mode: str = "cosine"
+    grad_clip: float = 0.0
+    p_zero: float = 0.1
+    noise_strength: float = 0.0
+    use_ema: bool = False
+    ema_decay: float = 0.9999
+    use_fsdp: bool = False
+    save_ckp_interval: int = 1000
+    viz_interval: int = 1000
+    log_interval: int = 100
+    objective: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        positive = ("round", "batch_size", "target_fps", "chunk_size", "decoder_bs", "num_steps", "save_ckp_interval")
+        for name in (*positive, "viz_interval", "log_interval"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.lr <= 0:
+            raise ConfigError(f"lr must be positive, got {self.lr}")
+        for name in ("p_zero", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        _one_of("precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
+        _one_of("decay_mode", self.decay_mode, ("cosine", "linear", "constant"))
+        if min(self.resolution) < 8 or any(side % 8 for side in self.resolution):
+            raise ConfigError(f"resolution must be multiples of 8, at least 8, got {list(self.resolution)}")
+
+
+def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise ConfigError(f"{name}={value} is unknown; valid: {', '.join(valid)}")
