@@ -68,7 +68,12 @@ def fish(p: Painter) -> None:
     for side in (-1, 1):
         lobe = ellipsoid(0.07, 0.035, span * 0.72, sides=14, rings=11).move(z=span * 0.52)
         p.add(lobe.turn("y", -side * 38).stretch(z=side).turn("y", 0).move(x=-long * 0.92), "tail")
-    back = [(-long * 0.5, tall * 0.72), (long * 0.35, tall * 0.78), (long * 0.05, tall + 0.17), (-long * 0.42, tall + 0.13)]
+    back = [
+        (-long * 0.5, tall * 0.72),
+        (long * 0.35, tall * 0.78),
+        (long * 0.05, tall + 0.17),
+        (-long * 0.42, tall + 0.13),
+    ]
     p.add(prism(back, 0.05, bevel=0.02), "fins")
     under = [(-long * 0.3, -tall * 0.75), (-long * 0.32, -tall - 0.12), (long * 0.02, -tall * 0.85)]
     p.add(prism(under, 0.05, bevel=0.02), "fins")
@@ -107,7 +112,9 @@ def rabbit(p: Painter) -> None:
 def penguin(p: Painter) -> None:
     fat, tall, head = p.between(0.24, 0.28), p.between(0.36, 0.42), p.between(0.175, 0.2)
     p.add(ellipsoid(fat * 0.92, fat, tall).move(z=tall + 0.03))
-    p.add(ellipsoid(fat * 0.5, fat * 0.76, tall * 0.8, sides=20).move(x=fat * 0.5, z=tall - 0.02), "belly", plain="white")
+    p.add(
+        ellipsoid(fat * 0.5, fat * 0.76, tall * 0.8, sides=20).move(x=fat * 0.5, z=tall - 0.02), "belly", plain="white"
+    )
     z = 2 * tall + head * 0.15
     p.add(ellipsoid(head, head, head * 0.95).move(z=z))
     beak = cylinder(0.065, 0.19, top=0.012, sides=14).stretch(x=0.7).turn("y", 95)
@@ -117,14 +124,19 @@ def penguin(p: Painter) -> None:
     for side in (-1, 1):
         wing = ellipsoid(0.09, 0.045, tall * 0.62, sides=14, rings=11).move(z=-tall * 0.5)
         p.add(wing.turn("x", side * p.between(14, 34)).move(0, side * fat * 0.86, tall * 1.5))
-        p.add(ellipsoid(0.14, 0.09, 0.045, sides=14, rings=7).turn("z", side * 14).move(0.12, side * 0.12, 0.04), "feet",
-              plain="orange")
+        p.add(
+            ellipsoid(0.14, 0.09, 0.045, sides=14, rings=7).turn("z", side * 14).move(0.12, side * 0.12, 0.04),
+            "feet",
+            plain="orange",
+        )
 
 
 @kind("turtle", "shell", "legs", "head")
 def turtle(p: Painter) -> None:
     long, wide, high = p.between(0.36, 0.4), p.between(0.29, 0.33), p.between(0.26, 0.33)
-    dome = [(0.9, 0.0), (1.0, 0.03), (1.0, 0.08)] + [(np.cos(a), 0.08 + 0.92 * np.sin(a)) for a in np.radians([20, 40, 60, 78, 90])]
+    dome = [(0.9, 0.0), (1.0, 0.03), (1.0, 0.08)] + [
+        (np.cos(a), 0.08 + 0.92 * np.sin(a)) for a in np.radians([20, 40, 60, 78, 90])
+    ]
     p.add(lathe(dome, sides=28).stretch(long, wide, high).move(z=0.13), "shell")
     p.add(torus(1.0, 0.1, sides=28, around=8).stretch(long, wide, 0.42).move(z=0.16), "shell")
     for sx in (-1, 1):
@@ -132,7 +144,10 @@ def turtle(p: Painter) -> None:
             leg = ellipsoid(0.1, 0.095, 0.13, sides=14, rings=9).turn("x", -side * 18)
             p.add(leg.move(sx * long * 0.66, side * wide * 0.78, 0.12), "legs")
     x, z = long + 0.16, p.between(0.28, 0.36)
-    p.add(tube([(long * 0.7, 0, 0.18), (long + 0.06, 0, z - 0.1), (x, 0, z)], [0.09, 0.08, 0.085], smooth=3, sides=14), "head")
+    p.add(
+        tube([(long * 0.7, 0, 0.18), (long + 0.06, 0, z - 0.1), (x, 0, z)], [0.09, 0.08, 0.085], smooth=3, sides=14),
+        "head",
+    )
     p.add(ellipsoid(0.135, 0.115, 0.11, sides=18).move(x=x + 0.03, z=z + 0.02), "head")
     eyes(p, x + 0.11, 0.075, z + 0.07, 0.03)
     p.add(cylinder(0.05, 0.14, top=0.01, sides=10).turn("y", -100).move(x=-long * 0.92, z=0.16))

@@ -65,8 +65,10 @@ def castle(p: Painter) -> None:
 def windmill(p: Painter) -> None:
     foot, neck, tall = p.between(0.24, 0.29), p.between(0.15, 0.18), p.between(0.62, 0.72)
     p.add(cylinder(foot, tall, top=neck, bevel=0.015, sides=p.whole(6, 9) * 2))
-    p.add(lathe([(neck * 1.2, 0), (neck * 1.2, 0.03), (neck * 0.75, 0.14), (0.0, 0.21)], smooth=3).move(z=tall - 0.01),
-          "roof")
+    p.add(
+        lathe([(neck * 1.2, 0), (neck * 1.2, 0.03), (neck * 0.75, 0.14), (0.0, 0.21)], smooth=3).move(z=tall - 0.01),
+        "roof",
+    )
     hub_x, hub_z = neck + 0.1, tall - 0.02
     p.add(cylinder(0.05, 0.2, bevel=0.015, sides=16).turn("y", 90).move(neck * 0.6, 0, hub_z), "hub", plain="gray")
     long, wide = p.between(0.42, 0.5), p.between(0.13, 0.16)
@@ -95,7 +97,9 @@ def lighthouse(p: Painter) -> None:
     p.add(cylinder(neck * 1.5, 0.045, bevel=0.015, sides=28).move(z=z), "gallery", plain="gray")
     p.add(cylinder(neck * 0.72, 0.15, sides=20).move(z=z + 0.04), "lantern", plain="yellow")
     for k in range(6):
-        p.add(box(0.03, 0.03, 0.15, bevel=0.008).move(x=neck * 0.78, z=z + 0.04).turn("z", 60 * k), "bars", plain="black")
+        p.add(
+            box(0.03, 0.03, 0.15, bevel=0.008).move(x=neck * 0.78, z=z + 0.04).turn("z", 60 * k), "bars", plain="black"
+        )
     p.add(cylinder(neck * 1.15, 0.15, top=0.012, sides=24).move(z=z + 0.18), "roof")
     p.add(ellipsoid(0.035, 0.035, 0.035, sides=12, rings=7).move(z=z + 0.34), "roof")
     p.add(box(0.06, 0.12, 0.18, bevel=0.015).move(x=foot - 0.03, z=0.06), "door", plain="brown")

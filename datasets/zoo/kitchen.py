@@ -12,7 +12,13 @@ from datasets.zoo.primitives import capsule, cylinder, ellipsoid, lathe, torus, 
 def mug(p: Painter) -> None:
     radius, tall, wall = p.between(0.27, 0.34), p.between(0.55, 0.72), 0.045
     foot = radius * p.between(0.78, 1.02)
-    outside = [(foot - 0.03, 0), (foot, 0.03), (radius, tall - 0.02), (radius - 0.015, tall), (radius - wall, tall - 0.02)]
+    outside = [
+        (foot - 0.03, 0),
+        (foot, 0.03),
+        (radius, tall - 0.02),
+        (radius - 0.015, tall),
+        (radius - wall, tall - 0.02),
+    ]
     p.add(lathe([*outside, (foot - wall, 0.06), (0.0, 0.055)], sides=36))
     reach, half = p.between(0.17, 0.23), tall * p.between(0.26, 0.33)
     mid = tall * 0.52
@@ -49,7 +55,10 @@ def bottle(p: Painter) -> None:
     long = p.between(0.08, 0.16)
     p.add(cylinder(wide, body, sides=32).move(z=0.02))
     p.add(lathe([(wide - 0.03, 0), (wide, 0.03)], sides=32))
-    arc = [(neck + (wide - neck) * (0.5 + 0.5 * np.cos(np.pi * t)), body + 0.02 + shoulder * t) for t in np.linspace(0, 1, 9)]
+    arc = [
+        (neck + (wide - neck) * (0.5 + 0.5 * np.cos(np.pi * t)), body + 0.02 + shoulder * t)
+        for t in np.linspace(0, 1, 9)
+    ]
     p.add(lathe([*arc, (neck, body + shoulder + long)], sides=32))
     top = body + shoulder + long
     p.add(cylinder(neck * 1.3, 0.12, bevel=0.015, sides=22).move(z=top), "cap")
@@ -76,8 +85,11 @@ def cake(p: Painter) -> None:
         for k in range(count):
             a = 2 * np.pi * k / count
             drop = ellipsoid(0.035, 0.05, 0.05 + 0.04 * (k % 2), sides=10, rings=7)
-            p.add(drop.turn("z", np.degrees(a)).move(radius * np.cos(a), radius * np.sin(a), z + tall - 0.04), "icing",
-                  plain="white")
+            p.add(
+                drop.turn("z", np.degrees(a)).move(radius * np.cos(a), radius * np.sin(a), z + tall - 0.04),
+                "icing",
+                plain="white",
+            )
         z += tall
     radius = wide * (0.62 if tiers == 2 else 1.0) * 0.6
     count = p.whole(3, 5)

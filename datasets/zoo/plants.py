@@ -18,8 +18,11 @@ def pot(p: Painter, radius: float, height: float, *, plain: str = "brown") -> No
 @kind("tree", "trunk", "apples")
 def tree(p: Painter) -> None:
     tall, thick = p.between(0.38, 0.52), p.between(0.065, 0.09)
-    p.add(lathe([(thick * 1.7, 0), (thick * 1.1, 0.07), (thick, tall * 0.6), (thick * 0.8, tall + 0.1)], smooth=3),
-          "trunk", plain="brown")
+    p.add(
+        lathe([(thick * 1.7, 0), (thick * 1.1, 0.07), (thick, tall * 0.6), (thick * 0.8, tall + 0.1)], smooth=3),
+        "trunk",
+        plain="brown",
+    )
     crown = p.between(0.25, 0.3)
     blobs = [(np.array([0.0, 0.0, tall + crown * 1.0]), crown * 1.12)]
     count = p.whole(4, 5)
@@ -111,8 +114,11 @@ def flower(p: Painter) -> None:
 def mushroom(p: Painter) -> None:
     tall, wide, cap = p.between(0.4, 0.52), p.between(0.42, 0.52), p.between(0.28, 0.38)
     foot = p.between(0.13, 0.17)
-    p.add(lathe([(foot * 0.9, 0), (foot * 1.15, 0.07), (foot * 0.85, tall * 0.6), (foot, tall + 0.05)], smooth=4),
-          "stem", plain="white")
+    p.add(
+        lathe([(foot * 0.9, 0), (foot * 1.15, 0.07), (foot * 0.85, tall * 0.6), (foot, tall + 0.05)], smooth=4),
+        "stem",
+        plain="white",
+    )
     dome = [(wide * 0.5, 0.0), (wide * 0.96, -0.02), (wide, 0.045)]
     dome += [(wide * np.cos(a), 0.045 + (cap - 0.045) * np.sin(a)) for a in np.radians([15, 30, 45, 60, 75, 90])]
     p.add(lathe(dome, sides=32).move(z=tall))
@@ -124,6 +130,8 @@ def mushroom(p: Painter) -> None:
         for k in range(count):
             a = np.radians(turn + height_deg + 360 * k / count)
             x, z = wide * np.cos(e), 0.045 + (cap - 0.045) * np.sin(e)
-            spot = ellipsoid(size, size, 0.03, sides=14, rings=7).turn("y", np.degrees(np.arctan2(x / wide**2, z / cap**2)))
+            spot = ellipsoid(size, size, 0.03, sides=14, rings=7).turn(
+                "y", np.degrees(np.arctan2(x / wide**2, z / cap**2))
+            )
             plain = "body" if p.part == "spots" else "white"
             p.add(spot.move(x=x, z=z).turn("z", np.degrees(a)).move(z=tall), "spots", plain=plain)

@@ -107,7 +107,9 @@ def box(x: float, y: float, z: float, *, bevel: float = 0.03, top: tuple[float, 
     bevel = min(bevel, 0.49 * min(x, y, z))
     levels = [(1 - np.sin(a), 1 - np.cos(a)) for a in np.radians([0, 30, 60, 90])]
     steps = [(inset, lift) for inset, lift in levels]  # from the flat end to the side
-    rings = [(i * bevel, lift * bevel) for i, lift in steps] + [(i * bevel, z - lift * bevel) for i, lift in steps[::-1]]
+    rings = [(i * bevel, lift * bevel) for i, lift in steps] + [
+        (i * bevel, z - lift * bevel) for i, lift in steps[::-1]
+    ]
     outlines = []
     for inset, height in rings:
         t = height / z
@@ -141,7 +143,11 @@ def prism(outline: Sequence[tuple[float, float]], depth: float, *, bevel: float 
 
 
 def tube(
-    path: Sequence[Sequence[float]], radius: float | Sequence[float], *, sides: int = 10, smooth: int = 1,
+    path: Sequence[Sequence[float]],
+    radius: float | Sequence[float],
+    *,
+    sides: int = 10,
+    smooth: int = 1,
     closed: bool = False,
 ) -> Shape:
     """Sweep a circle along a path of (x, y, z); ends are flat. One radius, or one for each given point."""

@@ -16,7 +16,7 @@ import datasets.zoo.tools
 import datasets.zoo.toys
 import datasets.zoo.vehicles  # noqa: F401  (importing a group declares its kinds)
 from datasets.mesh_scene import RenderMesh
-from datasets.zoo.kinds import COLORS, KINDS, Painter, jittered
+from datasets.zoo.kinds import COLORS, KINDS, Kind, Painter, jittered
 from utils.errors import ConfigError
 
 SPLITS = ("train", "held_out")
@@ -36,7 +36,7 @@ FORM_WEIGHTS = (0.7, 0.1, 0.1, 0.1)
 class ZooObject:
     """An object and what is true of it. `mesh` is normalised into the unit cube and looks along +x."""
 
-    mesh: RenderMesh
+    mesh: RenderMesh | None
     caption: str
     kind: str
     color: str
@@ -66,13 +66,16 @@ def is_held_out(kind: str, color: str, part: str, part_color: str) -> bool:
     return int.from_bytes(digest[:8], "big") % HELD_OUT_IN == 0
 
 
-def sample_object(seed: int, split: str = "train", *, kinds: tuple[str, ...] | None = None) -> ZooObject:
+def sample_object(
+    seed: int, split: str = "train", *, kinds: tuple[str, ...] | None = None, with_mesh: bool = True
+) -> ZooObject:
     """Draw an object; the same arguments always give the same one.
 
     Args:
         seed: not negative.
         split: "train" or "held_out"; the two share no combination of kind, colour, part and part colour.
         kinds: names to choose from; all when left out.
+        with_mesh: build the mesh too; without it only the words are drawn, which is fast.
 
     Raises:
         ConfigError: unknown split or kind.
@@ -91,12 +94,9 @@ def sample_object(seed: int, split: str = "train", *, kinds: tuple[str, ...] | N
         if is_held_out(kind.name, color, part, part_color) == (split == "held_out"):
             break
     caption = write_caption(kind.name, color, part, part_color, form=int(rng.choice(len(FORMS), p=FORM_WEIGHTS)))
-    colors = {name: jittered(name, rng) for name in COLORS}
-    colors |= {"body": jittered(color, rng), "part": jittered(part_color, rng)}
-    painter = Painter(rng, part=part, colors=colors)
-    kind.draw(painter)
+    mesh = _build(kind, color, part, part_color, rng) if with_mesh else None
     return ZooObject(
-        mesh=painter.mesh(),
+        mesh=mesh,
         caption=caption,
         kind=kind.name,
         color=color,
@@ -105,6 +105,14 @@ def sample_object(seed: int, split: str = "train", *, kinds: tuple[str, ...] | N
         seed=seed,
         split=split,
     )
+
+
+def _build(kind: Kind, color: str, part: str, part_color: str, rng: np.random.Generator) -> RenderMesh:
+    colors = {name: jittered(name, rng) for name in COLORS}
+    colors |= {"body": jittered(color, rng), "part": jittered(part_color, rng)}
+    painter = Painter(rng, part=part, colors=colors)
+    kind.draw(painter)
+    return painter.mesh()
 
 
 def write_caption(kind: str, color: str, part: str, part_color: str, *, form: int = 0) -> str:

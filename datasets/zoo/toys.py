@@ -45,7 +45,9 @@ def robot(p: Painter) -> None:
         p.add(box(0.24, 0.15, 0.09, bevel=0.035).move(x=0.03, y=side * width * 0.26), "legs")
         p.add(ellipsoid(0.08, 0.08, 0.08, sides=14, rings=9).move(y=side * (width / 2 + 0.03), z=leg + tall - 0.04))
         swing = p.between(4, 14)
-        p.add(capsule(0.34, 0.055).turn("x", 180 + side * swing).move(y=side * (width / 2 + 0.06), z=leg + tall), "arms")
+        p.add(
+            capsule(0.34, 0.055).turn("x", 180 + side * swing).move(y=side * (width / 2 + 0.06), z=leg + tall), "arms"
+        )
         hand = ellipsoid(0.08, 0.075, 0.08, sides=14, rings=9)
         p.add(hand.move(0.02, side * (width / 2 + 0.065 + 0.34 * np.sin(np.radians(swing))), leg + tall - 0.35), "arms")
     p.add(box(0.28, width, tall, bevel=0.05).move(z=leg))
@@ -105,7 +107,9 @@ def drum(p: Painter) -> None:
         path = np.array([((radius + 0.008) * np.cos(a), (radius + 0.008) * np.sin(a), z) for a, z in steps])
         p.add(tube(path, 0.02, sides=6), "cords", plain="white")
     for side in (-1, 1):
-        stick = capsule(0.6, 0.03, sides=10).turn("y", 90).turn("z", 90 + side * 24).move(side * 0.16, -0.3, tall + 0.06)
+        stick = (
+            capsule(0.6, 0.03, sides=10).turn("y", 90).turn("z", 90 + side * 24).move(side * 0.16, -0.3, tall + 0.06)
+        )
         p.add(stick, "sticks", plain="brown")
 
 
