@@ -1,4 +1,4 @@
-"""A small classifier of views: which kind of object, of which colour. For evaluation only; no model is conditioned on it.
+"""A small classifier of views: which kind of object, of which colour. For evaluation; nothing is conditioned on it.
 
 Letters: B batch, C channels, H W pixels, K kinds.
 """

@@ -25,7 +25,7 @@ from utils.files import atomic_path, read_json, writable_folder, write_json
 
 log = logging.getLogger(__name__)
 
-SHARD_SIZE = 512  # samples
+SHARD_SIZE = 128  # samples
 LAYOUT = 1  # raise it when the content of shards changes
 
 

@@ -86,8 +86,8 @@ def load_orbits(dataset: Any, *, device: torch.device) -> OrbitPixels:
     shape = (len(dataset), *dataset.stored(0)[0].shape)
     if list(shape[2:4]) != list(dataset.config.resolution)[::-1]:
         raise DataError(
-            f"vid_dataset.resolution={list(dataset.config.resolution)}, but the images in {dataset.config.data_dir_list} "
-            f"are {shape[3]} x {shape[2]}; set that size or pack them again"
+            f"vid_dataset.resolution={list(dataset.config.resolution)}, but the packed images are "
+            f"{shape[3]} x {shape[2]}; set that size or pack them again"
         )
     rgba_NVHW4 = torch.empty(shape, dtype=torch.uint8, device=_roomy_device(shape, device))
     c2w_NV44 = torch.empty(*shape[:2], 4, 4)

@@ -15,8 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pipelines.latent_cache import CachedLatents, EncodedChunk, fingerprint, is_current, read_cache, write_cache
-from pipelines.latent_cache import SHARD_SIZE as ENCODE_AT_ONCE
+from pipelines.latent_cache import (
+    SHARD_SIZE,
+    CachedLatents,
+    EncodedChunk,
+    fingerprint,
+    is_current,
+    read_cache,
+    write_cache,
+)
 from pipelines.objectives.base import Objective
 from pipelines.orbit_pixels import load_orbits, shuffled
 from utils.cameras import camera_condition
@@ -124,8 +131,10 @@ class TextToOrbit(Objective):
     @torch.no_grad()
     def _encode_all(self) -> Iterator[EncodedChunk]:
         keep_std = self.autoencoder.config.posterior == "sample"
-        for views_BVCHW, c2w_BV44, captions in self._samples(ENCODE_AT_ONCE, endless=False):
-            parts = [self.autoencoder.view_posteriors(views, chunk=256) for views in views_BVCHW.split(16)]
+        for views_BVCHW, c2w_BV44, captions in self._samples(SHARD_SIZE, endless=False):
+            parts = [
+                self.autoencoder.view_posteriors(views, chunk=self.cfg.chunk_size) for views in views_BVCHW.split(16)
+            ]
             mean_BCVHW, std_BCVHW = (torch.cat(moment) for moment in zip(*parts, strict=True))
             yield EncodedChunk(
                 mean_BCVHW=mean_BCVHW,
