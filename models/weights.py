@@ -6,10 +6,11 @@ safetensors. Whatever the format, a file loads whole and strictly or not at all,
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 
 from utils.errors import DataError
 from utils.files import atomic_path
+
+log = logging.getLogger(__name__)
 
 HEAD_PREFIX = "lgm_big."
 WHERE_FROM = (
@@ -68,12 +71,15 @@ def read_weights(path: str | Path, *, option: str) -> Weights:
     return Weights(state=state, head=head, step=step if step is not None else step_from_name(path))
 
 
-def load_strict(module: nn.Module, path: str | Path, *, option: str, prefix: str = "") -> int | None:
+def load_strict(
+    module: nn.Module, path: str | Path, *, option: str, prefix: str = "", new_parts: Sequence[str] = ()
+) -> int | None:
     """Load a whole file into a module.
 
     Args:
         option: the setting that named the file.
         prefix: when keys of the file begin so, only these are taken, without the prefix.
+        new_parts: members of the module that the file may lack altogether; they keep their values then.
 
     Returns:
         The step of the file, if it is known.
@@ -85,6 +91,12 @@ def load_strict(module: nn.Module, path: str | Path, *, option: str, prefix: str
     state = weights.state
     if prefix and any(key.startswith(prefix) for key in state):
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    for part in new_parts:
+        if not any(key.startswith(f"{part}.") for key in state):
+            fresh = {key: value for key, value in module.state_dict().items() if key.startswith(f"{part}.")}
+            if fresh:
+                log.info("%s is not in %s and starts fresh", part, path)
+            state = {**state, **fresh}
     load_state(module, state, source=f"{option}={path}")
     return weights.step
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -49,11 +49,13 @@ class SpatialWeights:
             resume_checkpoint: weights to start from, and the step to go on from; null starts fresh.
             fix_weight: SD keys do not train.
             grad_scale: gradients of SD keys are multiplied by this.
+            new_parts: what the checkpoint may lack: a text-to-video model without cameras is where VideoMV started.
         """
 
         resume_checkpoint: str | None = None
         fix_weight: bool = False
         grad_scale: float = 1.0
+        new_parts: list[str] = field(default_factory=lambda: ["camera_embedding"])
 
         def __post_init__(self) -> None:
             if self.grad_scale < 0:
@@ -74,7 +76,12 @@ class SpatialWeights:
         """
         step = None
         if self.config.resume_checkpoint:
-            step = load_strict(network, self.config.resume_checkpoint, option="Pretrain.resume_checkpoint")
+            step = load_strict(
+                network,
+                self.config.resume_checkpoint,
+                option="Pretrain.resume_checkpoint",
+                new_parts=self.config.new_parts,
+            )
         spatial = [parameter for name, parameter in network.named_parameters() if is_sd_key(name)]
         if self.config.fix_weight:
             for parameter in spatial:

@@ -72,8 +72,12 @@ class TextToOrbit(Objective):
         x0 = batch.latents_BCVHW
         t_B = torch.randint(self.diffusion.num_timesteps, (len(x0),), generator=self.generator, device=x0.device)
         noise = self.diffusion.make_noise(x0, generator=self.generator)
+        x_t = self.diffusion.add_noise(x0, noise, t_B)
+        if self.cfg.Pretrain.get("fix_weight"):
+            # A group norm of channels_last data that needs no gradient crashes on the CPU (torch 2.10).
+            x_t.requires_grad_()
         prediction = self.network(
-            self.diffusion.add_noise(x0, noise, t_B),
+            x_t,
             t_B,
             self.words(batch.token_ids_BL),
             camera_data=batch.camera_data_BV16,

@@ -1,0 +1,75 @@
+"""A made-up set of packed orbits: coloured squares and discs, small enough to learn in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.packed_orbits import PackedShard, shard_file, write_shard
+from tests.tiny import AUTOENCODER, EMBEDDER_, UNET
+from utils.cameras import orbit_cameras
+
+COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
+KINDS = ("square", "disc")
+SIZE, NUM_VIEWS = 32, 3
+
+
+def write_orbits(folder: Path, *, copies: int = 4) -> Path:
+    """Write `copies` orbits of each kind and colour; they differ in size."""
+    y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
+    images, captions, attributes = [], [], []
+    for copy in range(copies):
+        radius = 7 + copy
+        for kind in KINDS:
+            for color, rgb in COLORS.items():
+                orbit = np.zeros((NUM_VIEWS, SIZE, SIZE, 4), dtype=np.uint8)
+                inside = np.hypot(x, y) < radius if kind == "disc" else np.maximum(abs(x), abs(y)) < radius
+                orbit[:, inside] = (*rgb, 255)
+                images.append(orbit)
+                captions.append(f"a {color} {kind}")
+                attributes.append({"kind": kind, "color": color})
+    cameras = orbit_cameras(num_views=NUM_VIEWS, elevation_deg=15, radius=2).numpy()
+    shard = PackedShard(
+        rgba_NVHW4=np.stack(images),
+        c2w_NV44=np.broadcast_to(cameras, (len(images), NUM_VIEWS, 4, 4)),
+        fov_deg=39.6,
+        object_ids=[f"0/{number}" for number in range(len(images))],
+        captions=captions,
+        attributes=attributes,
+    )
+    write_shard(shard_file(folder, 0), shard)
+    return folder
+
+
+def training_config(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A configuration that trains on the orbits of `folder / "orbits"`, writing to `folder / "run"`."""
+    return {
+        "vid_dataset": {
+            "type": "PackedOrbits",
+            "data_dir_list": [str(folder / "orbits")],
+            "resolution": [SIZE, SIZE],
+            "num_views": NUM_VIEWS,
+            "caption_suffix": "",
+        },
+        "UNet": UNET,
+        "auto_encoder": {**AUTOENCODER, "scale_factor": 1.0, "posterior": "mode"},
+        "embedder": EMBEDDER_,
+        "Diffusion": {"type": "DiffusionDDIM"},
+        "sampler": {"type": "DDIM", "num_steps": 2},
+        "cameras": {"num_views": NUM_VIEWS},
+        "resolution": [SIZE, SIZE],
+        "frame_lens": [NUM_VIEWS],
+        "batch_sizes": {"1": 16, str(NUM_VIEWS): 4},
+        "log_dir": str(folder / "run"),
+        "cache_dir": str(folder / "latents"),
+        "prompt_suffix": "",
+        "num_workers": 0,
+        "device": "cpu",
+        "seed": 1,
+        "num_steps": 20,
+        "lr": 2e-3,
+        "warmup_steps": 2,
+        "log_interval": 5,
+    } | changes
