@@ -36,8 +36,8 @@ def screwdriver(p: Painter) -> None:
     for k in range(6):
         ridge = capsule(long * 0.55, 0.024, sides=8).move(x=grip * 0.92, z=shaft + long * 0.38).turn("z", 60 * k + 30)
         p.add(ridge, "handle")
-    p.add(cylinder(thin, shaft, sides=14).move(z=0.02), "shaft", plain="gray")
-    p.add(box(0.03, 0.12, 0.12, bevel=0.01, top=(1.6, 0.6)), "shaft", plain="gray")
+    p.add(cylinder(thin, shaft, sides=14).move(z=0.02), "shaft")
+    p.add(box(0.03, 0.12, 0.12, bevel=0.01, top=(1.6, 0.6)), "shaft")
 
 
 @kind("umbrella", "handle", "border")
