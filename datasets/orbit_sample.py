@@ -1,0 +1,76 @@
+"""One training sample, whatever it was read from.
+
+Letters: V views, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+CAPTION_SUFFIX = ", 3d asset"
+
+
+def orbit_sample(
+    rgba_VHW4: np.ndarray,
+    c2w_V44: np.ndarray,
+    *,
+    fov_deg: float,
+    caption: str,
+    object_id: str,
+    resolution: tuple[int, int],
+    background: float,
+    start_view: int = 0,
+) -> dict[str, Any]:
+    """Composite and resize an orbit.
+
+    Args:
+        rgba_VHW4: uint8 sRGB with straight alpha.
+        c2w_V44: camera to world.
+        fov_deg: field of view of the images.
+        caption: the sentence, with its suffix.
+        object_id: `<dictionary id>/<instance id>`.
+        resolution: (width, height) of the result.
+        background: grey in [0, 1] behind the object.
+        start_view: which view becomes view 0. Images and masks roll together while the cameras stay, which is the
+            same as turning the object.
+
+    Returns:
+        views_VCHW: float32 in [0, 1]; masks_V1HW: float32 coverage in [0, 1]; c2w_V44: float32; fov_deg; caption;
+        object_id.
+    """
+    rgba_VHW4 = np.roll(rgba_VHW4, -start_view, axis=0)
+    alpha_VHW1 = rgba_VHW4[..., 3:].astype(np.float32) / 255.0
+    views_VHW3 = rgba_VHW4[..., :3].astype(np.float32) / 255.0 * alpha_VHW1 + background * (1.0 - alpha_VHW1)
+    return {
+        "views_VCHW": _as_tensor(resize_views(views_VHW3, resolution)),
+        "masks_V1HW": _as_tensor(resize_views(alpha_VHW1, resolution)),
+        "c2w_V44": torch.from_numpy(np.ascontiguousarray(c2w_V44, dtype=np.float32)),
+        "fov_deg": float(fov_deg),
+        "caption": caption,
+        "object_id": object_id,
+    }
+
+
+def resize_views(images_VHWC: np.ndarray, resolution: tuple[int, int]) -> np.ndarray:
+    """Resize float32 images to (width, height): area mean when they shrink, bilinear when they grow."""
+    width, height = resolution
+    if images_VHWC.shape[1:3] == (height, width):
+        return images_VHWC
+    shrinks = width < images_VHWC.shape[2]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized = np.stack([cv2.resize(image, (width, height), interpolation=method) for image in images_VHWC])
+    return resized.reshape(len(images_VHWC), height, width, -1)
+
+
+def write_prompt(caption: str, *, suffix: str, max_words: int) -> str:
+    """Cut a caption to its first words and append the suffix unless it is there."""
+    caption = " ".join(caption.split()[:max_words])
+    return caption if caption.endswith(suffix) else caption + suffix
+
+
+def _as_tensor(images_VHWC: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images_VHWC.transpose(0, 3, 1, 2)))

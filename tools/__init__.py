@@ -1,0 +1,1 @@
+"""One command per file; run as `python tools/NAME.py` from anywhere."""

@@ -1,0 +1,107 @@
+"""What the rendering commands share: parallel jobs with progress, and settings that stay the same when resumed."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from utils.cameras import DATA_FOV_DEG
+from utils.errors import ConfigError, DataError
+from utils.files import read_json, write_json
+
+SETTINGS_FILE = "render_settings.json"
+
+
+def add_camera_options(parser: argparse.ArgumentParser, *, size: int) -> None:
+    """Options that say how an orbit is rendered."""
+    parser.add_argument("--views", type=int, default=24, help="number of views on the circle (default 24)")
+    parser.add_argument("--size", type=int, default=size, help=f"pixels of a side (default {size})")
+    parser.add_argument("--distance", type=float, default=2.0, help="camera to object centre (default 2)")
+    parser.add_argument("--fov", type=float, default=round(DATA_FOV_DEG, 4), help="degrees (default as G-Objaverse)")
+    parser.add_argument("--samples", type=int, default=3, help="n x n rays for each pixel (default 3)")
+    parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count(), help="processes (default: cores)")
+    parser.add_argument("--no-nd", action="store_true", help="do not write normal and depth")
+
+
+def check_camera_options(options: argparse.Namespace) -> None:
+    """Refuse what cannot be rendered.
+
+    Raises:
+        ConfigError: a value lies outside its range.
+    """
+    for name, low, high in (("views", 1, 100_000), ("size", 8, 8192), ("samples", 1, 16), ("workers", 1, 1024)):
+        if not low <= getattr(options, name) <= high:
+            raise ConfigError(f"--{name} must lie between {low} and {high}, got {getattr(options, name)}")
+    if not 1.0 <= options.distance <= 100.0:
+        raise ConfigError(f"--distance must lie between 1 and 100 (the object reaches to 0.87), got {options.distance}")
+    if not 1.0 <= options.fov <= 150.0:
+        raise ConfigError(f"--fov must lie between 1 and 150 degrees, got {options.fov}")
+
+
+def hold_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Note the settings in `out`, or make sure that they are those of the run that began there.
+
+    Raises:
+        DataError: the folder holds renderings made with other settings.
+    """
+    path = out / SETTINGS_FILE
+    if path.is_file():
+        before = read_json(path, option="settings")
+        changed = [f"{k}={v} (was {before.get(k)})" for k, v in settings.items() if before.get(k) != v]
+        if changed:
+            raise DataError(f"{out} holds renderings with other settings: {', '.join(changed)}; choose another folder")
+    else:
+        write_json(path, settings)
+
+
+def run_jobs(
+    function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], *, workers: int, total: int, unit: str
+) -> Iterable[tuple[Any, str | None]]:
+    """Run `function(*job)` for every job in processes, with a progress bar and its ETA.
+
+    Yields:
+        (result, None) or (None, one line of error), in the order in which they finish.
+    """
+    # fork shares what is loaded; elsewhere it is unsafe or missing
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    progress = tqdm(total=total, unit=unit, smoothing=0.05, mininterval=0.5)
+    pool = ProcessPoolExecutor(max_workers=workers, mp_context=context, initializer=_one_thread)
+    with progress, pool:
+        futures = [pool.submit(function, *job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                error = future.exception()
+                if error is not None and not isinstance(error, (DataError, OSError, MemoryError)):
+                    raise error
+                line = None if error is None else " ".join(str(error).split())
+                progress.update()
+                yield (None if error else future.result()), line
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _one_thread() -> None:
+    """Processes share the cores already; threads inside each would only get in each other's way."""
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
+def main_with_errors(main: Callable[[], int]) -> None:
+    """Run a command; a user's mistake becomes one line and exit code 2."""
+    try:
+        sys.exit(main())
+    except (ConfigError, DataError, PermissionError) as err:
+        print(f"error: {err}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
