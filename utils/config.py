@@ -26,12 +26,13 @@ from utils.run_config import REPLACED_KEYS, RETIRED_KEYS, RunConfig
 log = logging.getLogger(__name__)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = (), **values: Any) -> RunConfig:
     """Read, merge and check a configuration.
 
     Args:
         path: a YAML file.
         overrides: `key=value` or `section.key=value` strings.
+        values: top-level keys that came another way; None is left out.
 
     Returns:
         The frozen configuration; its sections are plain dicts that a registry has checked.
@@ -42,8 +43,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     tree = _read_tree(Path(path), seen=())
     tree = _merge(tree, _parse_overrides(overrides))
-    values = _drop_retired(OmegaConf.to_container(tree, resolve=True))
-    cfg = make_config(RunConfig, values, where="", owner=str(path))
+    content = _drop_retired(OmegaConf.to_container(tree, resolve=True))
+    content |= {key: value for key, value in values.items() if value is not None}
+    cfg = make_config(RunConfig, content, where="", owner=str(path))
     check_sections(cfg)
     return cfg
 

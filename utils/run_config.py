@@ -8,6 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from utils.cameras import cameras_at, orbit_cameras
 from utils.errors import ConfigError
 
 # Keys of the original that are spelt or placed differently here: carrying them over silently would change results.
@@ -82,6 +86,30 @@ class CamerasConfig:
                     f"cameras.views[{index}] has unknown keys {sorted(set(view) - known)}; valid: {known}"
                 )
 
+    def c2w(self) -> Tensor:
+        """The cameras, (V, 4, 4), in the convention of utils.cameras.
+
+        Raises:
+            ConfigError: a view of the list is out of range.
+        """
+        if not self.views:
+            return orbit_cameras(
+                num_views=self.num_views,
+                elevation_deg=self.elevation_deg,
+                radius=self.distance,
+                azimuth_start_deg=self.azimuth_start_deg,
+                azimuth_span_deg=self.azimuth_span_deg,
+            )
+        defaults = {"azimuth_deg": self.azimuth_start_deg, "elevation_deg": self.elevation_deg}
+        defaults["distance"] = self.distance
+        columns = [
+            torch.tensor([float(view.get(key, value)) for view in self.views]) for key, value in defaults.items()
+        ]
+        try:
+            return cameras_at(*columns)
+        except ValueError as err:
+            raise ConfigError(f"cameras.views: {err}") from err
+
 
 def section(name: str, **default: Any) -> Any:
     """A field that the registry `name` checks; with a default it need not appear in YAML."""
@@ -97,6 +125,7 @@ class RunConfig:
     log_dir: str = "workspace/temp_dir"
     device: str = "auto"
     precision: str = "auto"
+    channels_last: bool = True
     compile: bool = False
 
     # The parts, each built by its registry.
@@ -115,6 +144,7 @@ class RunConfig:
     # Sampling.
     test_model: str = ""
     test_list_path: str = ""
+    prompts: list[str] = field(default_factory=list)
     prompt_suffix: str = ", 3d asset"
     negative_prompt: str = ""
     guide_scale: float = 9.0

@@ -1,0 +1,25 @@
+"""Sample: `python inference.py --cfg configs/mini/t2v_infer.yaml [--prompt "a red mug"] [key=value ...]`."""
+
+from __future__ import annotations
+
+from utils.script import config_arguments, run_script
+
+
+def main() -> None:
+    parser = config_arguments(__doc__)
+    parser.add_argument("--prompt", action="append", help="a sentence; replaces the list of test_list_path; repeatable")
+    args = parser.parse_intermixed_args()
+
+    import datasets  # noqa: F401 - registers
+    import models  # noqa: F401 - registers
+    import pipelines  # noqa: F401 - registers
+    from utils.config import config_text, load_config
+    from utils.registry import INFER_ENGINE
+
+    cfg = load_config(args.cfg, args.overrides, prompts=args.prompt)
+    print(config_text(cfg))
+    INFER_ENGINE.build({"type": cfg.TASK_TYPE}, where="TASK_TYPE", cfg=cfg).run()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,249 @@
+"""Prompts to orbits: the main path as a list of verbs.
+
+Letters: B batch, V views, C channels, H W pixels or latent pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.autoencoder import AutoencoderKL
+from models.diffusion import DiffusionDDIM
+from models.weights import load_strict
+from pipelines.conditioner import TextConditioner
+from pipelines.guidance import ClassifierFreeGuidance
+from pipelines.sampler import Sampler
+from utils.cameras import DATA_FOV_DEG
+from utils.config import load_config
+from utils.errors import ConfigError, DataError
+from utils.registry import AUTO_ENCODER, DIFFUSION, EMBEDDER, MODEL, SAMPLERS
+from utils.run_config import RunConfig
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orbits:
+    """What a call of the pipeline returns.
+
+    Attributes:
+        prompts: B sentences, as given.
+        seeds: one per sample.
+        views_BVCHW: (B, V, 3, H, W) float32 in [0, 1], on the CPU.
+        latents_BCVHW: (B, C, V, h, w) float32, scaled, on the CPU.
+        c2w_V44: the cameras, see utils.cameras.
+        fov_deg: field of view of the views.
+    """
+
+    prompts: list[str]
+    seeds: list[int]
+    views_BVCHW: Tensor
+    latents_BCVHW: Tensor
+    c2w_V44: Tensor
+    fov_deg: float
+
+
+class ViewsPipeline:
+    """Holds the parts and samples with them; `from_config` and `from_folder` build it.
+
+    Args:
+        cfg: settings of the run, the defaults of every call.
+        unet: the network, on its device and in its dtype.
+        autoencoder: decodes latents, same device and dtype.
+        embedder: text encoder, same device.
+        diffusion: the process that the network was trained for.
+        sampler: denoising loop.
+    """
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        *,
+        unet: nn.Module,
+        autoencoder: AutoencoderKL,
+        embedder: nn.Module,
+        diffusion: DiffusionDDIM,
+        sampler: Sampler,
+    ) -> None:
+        self.cfg = cfg
+        self.unet, self.autoencoder = unet, autoencoder
+        self.diffusion, self.sampler = diffusion, sampler
+        self.conditioner = TextConditioner(
+            embedder=embedder,
+            negative_prompt=cfg.negative_prompt,
+            prompt_suffix=cfg.prompt_suffix,
+            fps=cfg.target_fps,
+        )
+
+    @classmethod
+    def from_config(cls, cfg: RunConfig) -> ViewsPipeline:
+        """Build and load every part that a configuration names.
+
+        Raises:
+            ConfigError, DataError: a setting or a weight file does not fit; nothing has been sampled then.
+        """
+        if cfg.UNet.get("use_lgm_refine"):
+            raise ConfigError(
+                "UNet.use_lgm_refine=true: 3D-aware sampling is not part of this version; set it to false"
+            )
+        device, dtype = pick_device(cfg.device), pick_dtype(cfg)
+        unet = load_unet(cfg).to(device, dtype).eval()
+        autoencoder = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder").to(device, dtype).eval()
+        embedder = EMBEDDER.build(cfg.embedder, where="embedder").to(device).eval()
+        if cfg.channels_last:
+            autoencoder = autoencoder.to(memory_format=torch.channels_last)
+        if cfg.compile:
+            unet = torch.compile(unet)
+        return cls(
+            cfg,
+            unet=unet,
+            autoencoder=autoencoder,
+            embedder=embedder,
+            diffusion=DIFFUSION.build(cfg.Diffusion, where="Diffusion"),
+            sampler=SAMPLERS.build(cfg.sampler, where="sampler"),
+        )
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, *overrides: str) -> ViewsPipeline:
+        """Build from a folder that `save` wrote: its config.yaml and its weights.
+
+        Args:
+            overrides: `key=value` strings, as on the command line.
+        """
+        folder = Path(folder)
+        cfg = load_config(folder / "config.yaml", overrides)
+        return cls.from_config(_weights_in(cfg, folder))
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        seeds: int | Sequence[int] | None = None,
+        c2w_V44: Tensor | None = None,
+        guide_scale: float | None = None,
+        resolution: tuple[int, int] | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> Orbits:
+        """Sample one orbit a prompt.
+
+        Args:
+            prompts: a sentence or several.
+            seeds: one for all, or one a prompt; a sample depends on its own seed only. The config's when left out.
+            c2w_V44: cameras; the config's when left out.
+            guide_scale: the config's when left out.
+            resolution: height and width in pixels; the config's when left out.
+            on_step: called after every denoising step.
+
+        Raises:
+            ValueError: no prompt, or another number of seeds than prompts.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        seeds = self.cfg.seed if seeds is None else seeds
+        seeds = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
+        if not prompts or len(prompts) != len(seeds):
+            raise ValueError(f"need as many seeds as prompts and at least one, got {len(seeds)} and {len(prompts)}")
+        c2w_V44 = self.cfg.cameras.c2w() if c2w_V44 is None else c2w_V44
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = self.draw_noise(generators, num_views=len(c2w_V44), resolution=resolution or self.cfg.resolution)
+        with torch.no_grad():
+            latents = self._denoise(prompts, noise, c2w_V44, guide_scale, generators, on_step)
+            views = self.decode(latents)
+        return Orbits(
+            prompts=prompts,
+            seeds=seeds,
+            views_BVCHW=views.float().cpu(),
+            latents_BCVHW=latents.cpu(),
+            c2w_V44=c2w_V44,
+            fov_deg=self.cfg.cameras.fov_deg or DATA_FOV_DEG,
+        )
+
+    @property
+    def _place(self) -> tuple[torch.device, torch.dtype]:
+        parameter = next(self.unet.parameters())
+        return parameter.device, parameter.dtype
+
+    def draw_noise(
+        self, generators: Sequence[torch.Generator], *, num_views: int, resolution: tuple[int, int]
+    ) -> Tensor:
+        """Start of each sample from its own generator: (B, C, V, h, w) float32 on the CPU, the same on any device."""
+        height, width = (side // self.autoencoder.reduction for side in resolution)
+        shape = (self.autoencoder.latent_channels, num_views, height, width)
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+    def _denoise(self, prompts, noise, c2w_V44, guide_scale, generators, on_step) -> Tensor:
+        device, dtype = self._place
+        conditions = self.conditioner(prompts, c2w_V44, device=device, dtype=dtype)
+        return self.sampler(
+            lambda x, t, **arguments: self.unet(x.to(dtype), t, **arguments),
+            noise.to(device),
+            conditions,
+            diffusion=self.diffusion,
+            guidance=ClassifierFreeGuidance(scale=self.cfg.guide_scale if guide_scale is None else guide_scale),
+            generators=list(generators),
+            on_step=on_step,
+        )
+
+    def decode(self, latents_BCVHW: Tensor) -> Tensor:
+        """Latents to views in [0, 1], `decoder_bs` views at a time."""
+        return self.autoencoder.decode_views(latents_BCVHW.to(*self._place), chunk=self.cfg.decoder_bs)
+
+
+def load_unet(cfg: RunConfig) -> nn.Module:
+    """The UNet of `cfg.UNet` with the weights of `cfg.test_model`, without drawing random ones first.
+
+    Raises:
+        DataError: no file is named, or it does not fit.
+    """
+    if not cfg.test_model:
+        raise DataError("test_model is empty; name a weight file, or use configs/mini/t2v_infer.yaml, which needs none")
+    with torch.device("meta"):
+        unet = MODEL.build(cfg.UNet, where="UNet")
+    unet = unet.to_empty(device="cpu")
+    step = load_strict(unet, cfg.test_model, option="test_model")
+    log.info("UNet: %s%s", cfg.test_model, "" if step is None else f", step {step}")
+    return unet
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as err:
+        raise ConfigError(f"device={name} is not available here; use auto or cpu") from err
+    return device
+
+
+def pick_dtype(cfg: RunConfig) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
+    if cfg.precision == "auto":
+        return torch.bfloat16 if pick_device(cfg.device).type == "cuda" else torch.float32
+    return DTYPES[cfg.precision]
+
+
+def _weights_in(cfg: RunConfig, folder: Path) -> RunConfig:
+    """Take weight paths relative to `folder` where the file is there."""
+
+    def inside(path: str | None) -> str | None:
+        return str(folder / path) if path and (folder / path).is_file() else path
+
+    sections = {
+        name: {**getattr(cfg, name), "pretrained": inside(getattr(cfg, name).get("pretrained"))}
+        for name in ("auto_encoder", "embedder")
+    }
+    return dataclasses.replace(cfg, test_model=inside(cfg.test_model), **sections)

@@ -1,0 +1,97 @@
+"""What a run leaves on disk for people and for other tools."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pipelines.views_pipeline import Orbits
+from utils.cameras import opencv_to_opengl
+from utils.files import write_json
+from utils.images import contact_sheet, save_png, save_video
+from utils.registry import VISUAL
+
+RESULT_FILE = "result.json"
+
+
+@VISUAL.register
+class VisualGeneratedVideos:
+    """One folder a sample: orbit.mp4, sheet.png, views/, transforms.json and result.json; whole or not at all."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Options.
+
+        Attributes:
+            columns: views in a row of the contact sheet.
+        """
+
+        columns: int = 6
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def write(self, folder: Path, orbits: Orbits, index: int, *, fps: int, settings: dict[str, Any]) -> None:
+        """Write sample `index` of a batch as `folder`, replacing an older one.
+
+        Args:
+            fps: of the video.
+            settings: what the sample was made with; kept in result.json.
+        """
+        views_VCHW = orbits.views_BVCHW[index]
+        part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        (part / "views").mkdir(parents=True)
+        try:
+            save_video(part / "orbit.mp4", views_VCHW, fps=fps)
+            save_png(part / "sheet.png", contact_sheet(views_VCHW, columns=self.config.columns))
+            for number, view in enumerate(views_VCHW):
+                save_png(part / "views" / f"{number:03d}.png", view)
+            size = views_VCHW.shape[-2:]
+            write_json(part / "transforms.json", nerf_transforms(orbits.c2w_V44, orbits.fov_deg, size))
+            write_json(part / RESULT_FILE, self._result(orbits, index, settings))
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def _result(self, orbits: Orbits, index: int, settings: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "prompt": orbits.prompts[index],
+            "seed": orbits.seeds[index],
+            "settings": settings,
+            "fov_deg": orbits.fov_deg,
+            "camera_convention": "c2w, camera to world, OpenCV axes (x right, y down, z forward), world z up",
+            "c2w": orbits.c2w_V44.tolist(),
+        }
+
+
+def nerf_transforms(c2w_V44: Tensor, fov_deg: float, size: tuple[int, int]) -> dict[str, Any]:
+    """The `transforms.json` that NeRF and Gaussian-splatting tools read: OpenGL camera-to-world, world z up.
+
+    Args:
+        size: height and width of the views in pixels; fov_deg belongs to the width.
+    """
+    height, width = size
+    focal = 0.5 * width / math.tan(math.radians(fov_deg) / 2)
+    frames = [
+        {"file_path": f"views/{number:03d}.png", "transform_matrix": matrix}
+        for number, matrix in enumerate(opencv_to_opengl(c2w_V44).tolist())
+    ]
+    return {
+        "camera_model": "OPENCV",
+        "camera_angle_x": math.radians(fov_deg),
+        "w": width,
+        "h": height,
+        "fl_x": focal,
+        "fl_y": focal,
+        "cx": width / 2,
+        "cy": height / 2,
+        "frames": frames,
+    }

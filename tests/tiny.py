@@ -1,0 +1,63 @@
+"""A family of untrained models small enough for tests, as files in the formats that users have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import models  # noqa: F401
+from models.weights import save_published, save_safetensors
+from utils.registry import AUTO_ENCODER, EMBEDDER, MODEL
+
+UNET = {
+    "type": "UNetSD_T2VBase", "dim": 32, "dim_mult": [1, 2], "num_heads": 2, "head_dim": 16, "num_res_blocks": 1,
+    "attn_scales": [1, 0.5], "y_dim": 24, "context_dim": 24, "dropout": 0.0,
+}  # fmt: skip
+AUTOENCODER = {"type": "AutoencoderKL", "ddconfig": {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1}}
+EMBEDDER_ = {
+    "type": "FrozenOpenCLIPTtxtVisualEmbedder",
+    "num_merges": 100,
+    "model_cfg": {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
+        "text_cfg": {"context_length": 16, "width": 24, "heads": 2, "layers": 2},
+    },
+}
+
+
+def write_family(folder: Path) -> dict[str, Any]:
+    """Write untrained weights to `folder` and return the configuration that loads them."""
+    torch.manual_seed(0)
+    unet = MODEL.build(UNET)
+    torch.nn.init.normal_(unet.out[-1].weight, std=0.1)
+    save_published(folder / "t2v_00000007.pth", unet.state_dict(), 7)
+    autoencoder = AUTO_ENCODER.build(AUTOENCODER)
+    state = {f"first_stage_model.{key}": value for key, value in autoencoder.state_dict().items()}
+    torch.save({"state_dict": state | {"loss.logvar": torch.zeros(())}}, folder / "autoencoder.pth")
+    save_safetensors(folder / "embedder.safetensors", EMBEDDER.build(EMBEDDER_).model.state_dict())
+    (folder / "prompts.txt").write_text("# two prompts\na red mug\n\na blue chair, 3d asset\n")
+    return {
+        "TASK_TYPE": "inference_text2video_entrance",
+        "UNet": UNET,
+        "auto_encoder": {**AUTOENCODER, "pretrained": str(folder / "autoencoder.pth")},
+        "embedder": {**EMBEDDER_, "pretrained": str(folder / "embedder.safetensors")},
+        "Diffusion": {"type": "DiffusionDDIM"},
+        "sampler": {"type": "DDIM", "num_steps": 3},
+        "test_model": str(folder / "t2v_00000007.pth"),
+        "test_list_path": str(folder / "prompts.txt"),
+        "log_dir": str(folder / "out"),
+        "resolution": [32, 32],
+        "cameras": {"num_views": 3},
+        "device": "cpu",
+        "seed": 11,
+        "guide_scale": 3.0,
+    }
+
+
+def write_config(path: Path, config: dict[str, Any]) -> Path:
+    """Write a configuration as YAML."""
+    path.write_text(yaml.safe_dump(config))
+    return path

@@ -1,0 +1,33 @@
+"""What the two entrance scripts share: arguments, messages, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+
+from utils.errors import ConfigError, DataError
+
+
+def config_arguments(description: str) -> argparse.ArgumentParser:
+    """A parser for `--cfg FILE key=value ...`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--cfg", required=True, help="YAML file, e.g. configs/mini/t2v_infer.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values, e.g. seed=3 UNet.dim=64")
+    return parser
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run `main`; a user's mistake is one line on stderr and exit code 2, an interruption exit code 130."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "matplotlib", "PIL", "imageio_ffmpeg"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        main()
+    except (ConfigError, DataError) as err:
+        print(f"error: {err}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
