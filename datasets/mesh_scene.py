@@ -203,9 +203,12 @@ def _material(material: object) -> tuple[np.ndarray, np.ndarray | None]:
             color = color / 255.0
     else:
         image = getattr(material, "image", None)
-        diffuse = np.asarray(material.main_color, dtype=np.float64)[:3] / 255.0
-        color = np.ones(3) if image is not None else srgb_to_linear(diffuse)
-        if image is None and (np.round(diffuse * 255) == TRIMESH_DEFAULT).all():
+        diffuse = np.asarray(material.main_color)[:3]
+        if image is not None and max(image.size) <= 2:
+            # trimesh puts a plain 2 x 2 image where a file has texture coordinates but no texture
+            diffuse, image = np.asarray(image.convert("RGB"))[0, 0], None
+        color = np.ones(3) if image is not None else srgb_to_linear(diffuse / 255.0)
+        if image is None and (diffuse == TRIMESH_DEFAULT).all():
             color = np.full(3, DEFAULT_ALBEDO)
     texture = None if image is None else np.asarray(image.convert("RGB"))
     return np.asarray(color, dtype=np.float32), texture

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +19,12 @@ from datasets.orbit_layout import (
 )
 from datasets.orbit_sample import orbit_sample, write_prompt
 from datasets.packed_orbits import PackedShard, shard_file, write_shard
-from utils.cameras import orbit_cameras
+from utils.cameras import camera_condition, orbit_cameras
 from utils.errors import ConfigError, DataError
 from utils.files import write_json
 from utils.registry import DATASETS
 
+REFERENCE = Path(__file__).resolve().parents[1] / "reference"
 NUM_VIEWS = 4
 FOV_DEG = 39.6
 
@@ -216,3 +218,16 @@ def test_packed_shard_cut_in_half_is_refused(tmp_path, orbit):
         DATASETS.build({"type": "PackedOrbits", "data_dir_list": [str(tmp_path)], "num_views": NUM_VIEWS})
     with pytest.raises(ConfigError, match="data_dir_list"):
         DATASETS.build({"type": "PackedOrbits"})
+
+
+def test_camera_files_of_the_recorded_case(tmp_path):
+    """The made-up published orbit gives the recorded UNet condition; its field of view is in radians."""
+    records = json.loads((REFERENCE / "dataset_views.json").read_text())
+    cameras = []
+    for view, record in enumerate(records):
+        (tmp_path / f"{view}.json").write_text(json.dumps(record))
+        cameras.append(read_camera(tmp_path / f"{view}.json"))
+    condition_V16 = camera_condition(torch.from_numpy(np.stack([camera.c2w_44 for camera in cameras])))
+    expected = np.load(REFERENCE / "cameras_dataset.npz")["camera_data"]
+    np.testing.assert_allclose(condition_V16.numpy(), expected, atol=1e-6)
+    assert cameras[0].fov_deg == pytest.approx(49.1, abs=0.01)

@@ -128,6 +128,14 @@ def test_vertex_and_face_colours(tmp_path):
     np.testing.assert_allclose(linear_to_srgb(mesh.colors_F33[0, 0]) * 255, [200, 40, 90], atol=0.5)
 
 
+def test_texture_coordinates_without_a_texture_give_the_default_grey(tmp_path):
+    path = tmp_path / "bare.obj"
+    path.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 0 1\nf 1/1 2/2 3/3\n")
+    mesh = load_mesh(path)
+    assert mesh.textures == ()
+    np.testing.assert_allclose(mesh.colors_F33, 0.7, atol=1e-6)
+
+
 def test_crease_normals_smooth_a_ball_and_keep_a_cube():
     ball = ellipsoid(1.0, 1.0, 1.0, sides=40, rings=25)
     normals = crease_normals(ball.points_N3, ball.faces_F3)
