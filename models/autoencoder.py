@@ -144,16 +144,19 @@ class AutoencoderKL(nn.Module):
         Returns:
             latents_BCVHW: (B, embed_dim, V, H / reduction, W / reduction).
         """
+        mean_BCVHW, std_BCVHW = self.view_posteriors(views_BVCHW, chunk=chunk)
+        if self.config.posterior == "mode":
+            return mean_BCVHW
+        return mean_BCVHW + std_BCVHW * _draw_like(mean_BCVHW, generator)
+
+    def view_posteriors(self, views_BVCHW: Tensor, *, chunk: int = 8) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the scaled latents, each (B, C, V, H, W); arguments as in `encode_views`."""
         num_views = views_BVCHW.shape[1]
         images = rearrange(views_BVCHW, "b v c h w -> (b v) c h w") * 2 - 1
         posteriors = [self.encode(part) for part in images.split(chunk)]
-        mean = torch.cat([posterior.mean for posterior in posteriors])
-        latents_BCVHW = rearrange(mean, "(b v) c h w -> b c v h w", v=num_views)
-        if self.config.posterior == "sample":
-            std = torch.cat([posterior.std for posterior in posteriors])
-            noise_BCVHW = _draw_like(latents_BCVHW, generator)
-            latents_BCVHW = latents_BCVHW + rearrange(std, "(b v) c h w -> b c v h w", v=num_views) * noise_BCVHW
-        return latents_BCVHW * self.scale_factor
+        moments = (torch.cat([getattr(one, name) for one in posteriors]) for name in ("mean", "std"))
+        mean_BCVHW, std_BCVHW = (rearrange(m, "(b v) c h w -> b c v h w", v=num_views) for m in moments)
+        return mean_BCVHW * self.scale_factor, std_BCVHW * self.scale_factor
 
     def decode_views(self, latents_BCVHW: Tensor, *, chunk: int = 8, clamp: bool = True) -> Tensor:
         """Scaled latents to views; gradients pass.

@@ -150,10 +150,24 @@ def save_safetensors(
         save_file(tensors, part, metadata={key: str(value) for key, value in (metadata or {}).items()})
 
 
-def _read_safetensors(path: Path, *, option: str) -> tuple[dict[str, Tensor], int | None]:
+def read_metadata(path: str | Path, *, option: str) -> dict[str, str]:
+    """The header strings of a safetensors file.
+
+    Raises:
+        DataError: the file is missing or no safetensors file.
+    """
+    if not Path(path).is_file():
+        raise DataError(f"{option}={path}: no such file; {WHERE_FROM}")
     try:
         with safe_open(path, framework="pt") as file:
-            step = (file.metadata() or {}).get("step")
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as err:
+        raise DataError(f"{option}={path} is no readable safetensors file ({err}); fetch it again") from err
+
+
+def _read_safetensors(path: Path, *, option: str) -> tuple[dict[str, Tensor], int | None]:
+    step = read_metadata(path, option=option).get("step")
+    try:
         return load_file(path), int(step) if step is not None else None
     except (SafetensorError, OSError, ValueError) as err:
         raise DataError(f"{option}={path} is no readable safetensors file ({err}); fetch it again") from err

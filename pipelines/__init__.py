@@ -1,3 +1,3 @@
 """Sampling, training and evaluation. Importing this package registers samplers, entrances and writers."""
 
-from pipelines import inference, sampler, visual  # noqa: F401
+from pipelines import inference, objectives, pretrain, preview, sampler, visual  # noqa: F401

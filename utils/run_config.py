@@ -22,6 +22,7 @@ REPLACED_KEYS = {
     "use_fp16": "use precision: float32, bfloat16 or float16",
     "lgm_pretrain": "belongs to head tuning, which is not part of this version",
     "inference_list_path": "use test_list_path",
+    "noise_strength": "use Diffusion.noise_strength",
 }
 
 # Keys of the original that nothing reads, with the reason: accepted, mentioned, ignored.
@@ -170,14 +171,17 @@ class RunConfig:
     warmup_steps: int = 10
     decay_mode: str = "cosine"
     grad_clip: float = 0.0
+    max_minutes: float = 0.0
     p_zero: float = 0.1
-    noise_strength: float = 0.0
+    cache_latents: bool = False
+    cache_dir: str = "workspace/latents"
     use_ema: bool = False
     ema_decay: float = 0.9999
     use_fsdp: bool = False
     save_ckp_interval: int = 1000
     viz_interval: int = 1000
     log_interval: int = 100
+    tracker: str = "none"
     objective: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -191,6 +195,7 @@ class RunConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         _one_of("precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
+        _one_of("tracker", self.tracker, ("none", "tensorboard"))
         _one_of("decay_mode", self.decay_mode, ("cosine", "linear", "constant"))
         if min(self.resolution) < 8 or any(side % 8 for side in self.resolution):
             raise ConfigError(f"resolution must be multiples of 8, at least 8, got {list(self.resolution)}")

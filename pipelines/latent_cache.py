@@ -1,0 +1,146 @@
+"""Latents of a whole data set, encoded once and kept beside what made them.
+
+A cache folder holds safetensors shards, `samples.json` and `fingerprint.json`. The fingerprint is written last and
+names the autoencoder's weights, the data set and its index: when any of it differs, the cache is made again.
+
+Letters: N samples, V views, C channels, H W latent pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from utils.errors import DataError
+from utils.files import atomic_path, read_json, writable_folder, write_json
+
+log = logging.getLogger(__name__)
+
+SHARD_SIZE = 128  # samples
+LAYOUT = 1  # raise it when the content of shards changes
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedLatents:
+    """Encoded samples.
+
+    Attributes:
+        mean_NCVHW: scaled posterior means, float16.
+        std_NCVHW: scaled deviations, or None when the mode is taken.
+        c2w_NV44: cameras, float32.
+        captions: N sentences.
+    """
+
+    mean_NCVHW: Tensor
+    std_NCVHW: Tensor | None
+    c2w_NV44: Tensor
+    captions: list[str]
+
+    def draw(self, index_B: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Latents (B, C, V, H, W) float32: a fresh sample of the posterior, or its mode."""
+        mean_BCVHW = self.mean_NCVHW[index_B].float()
+        if self.std_NCVHW is None:
+            return mean_BCVHW
+        noise = torch.randn(mean_BCVHW.shape, generator=generator, device=mean_BCVHW.device)
+        return mean_BCVHW + self.std_NCVHW[index_B].float() * noise
+
+    def to(self, device: torch.device) -> CachedLatents:
+        """The same on another device."""
+        std = None if self.std_NCVHW is None else self.std_NCVHW.to(device)
+        return CachedLatents(
+            mean_NCVHW=self.mean_NCVHW.to(device),
+            std_NCVHW=std,
+            c2w_NV44=self.c2w_NV44.to(device),
+            captions=self.captions,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedChunk:
+    """Some samples on their way into the cache; fields as in CachedLatents."""
+
+    mean_BCVHW: Tensor
+    std_BCVHW: Tensor | None
+    c2w_BV44: Tensor
+    captions: list[str]
+
+
+def fingerprint(autoencoder: nn.Module, *, options: Mapping[str, Any], index: Iterable[Any]) -> dict[str, Any]:
+    """What latents depend on, as plain values.
+
+    Args:
+        autoencoder: its weights, scale and kind of posterior count.
+        options: of the data set.
+        index: whatever names the samples and their captions, in order.
+    """
+    weights = hashlib.sha256()
+    for name, value in sorted(autoencoder.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return {
+        "layout": LAYOUT,
+        "weights": weights.hexdigest(),
+        "scale_factor": autoencoder.scale_factor,
+        "posterior": autoencoder.config.posterior,
+        "dataset": json.loads(json.dumps(dict(options), sort_keys=True, default=str)),
+        "index": hashlib.sha256(json.dumps(list(index), default=str).encode()).hexdigest(),
+    }
+
+
+def is_current(folder: str | Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether a complete cache with this fingerprint lies in the folder; says what differs when it does not."""
+    file = Path(folder) / "fingerprint.json"
+    if not file.is_file():
+        return False
+    found = read_json(file, option="cache_dir")
+    changed = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    if changed:
+        log.info("latents in %s are out of date (%s changed): encoding again", folder, ", ".join(changed))
+    return not changed
+
+
+def write_cache(folder: str | Path, chunks: Iterable[EncodedChunk], wanted: Mapping[str, Any]) -> None:
+    """Fill the folder; until the last file is written it counts as empty.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    folder = writable_folder(folder, option="cache_dir")
+    for old in (folder / "fingerprint.json", *sorted(folder.glob("latents_*.safetensors"))):
+        old.unlink(missing_ok=True)
+    captions: list[str] = []
+    for number, chunk in enumerate(chunks):
+        tensors = {"mean": chunk.mean_BCVHW.half(), "c2w": chunk.c2w_BV44.float()}
+        if chunk.std_BCVHW is not None:
+            tensors["std"] = chunk.std_BCVHW.half()
+        with atomic_path(folder / f"latents_{number:05d}.safetensors") as part:
+            save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, part)
+        captions += chunk.captions
+    write_json(folder / "samples.json", captions)
+    write_json(folder / "fingerprint.json", dict(wanted))
+
+
+def read_cache(folder: str | Path) -> CachedLatents:
+    """Read a complete cache into memory.
+
+    Raises:
+        DataError: it is empty, or shards are missing or broken.
+    """
+    folder = Path(folder)
+    captions = read_json(folder / "samples.json", option="cache_dir")
+    shards = [load_file(file) for file in sorted(folder.glob("latents_*.safetensors"))]
+    if not shards or sum(len(shard["mean"]) for shard in shards) != len(captions):
+        raise DataError(f"cache_dir={folder} is incomplete; delete the folder to encode again")
+    joined = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+    return CachedLatents(
+        mean_NCVHW=joined["mean"], std_NCVHW=joined.get("std"), c2w_NV44=joined["c2w"], captions=captions
+    )

@@ -1,0 +1,5 @@
+"""What can be trained. Importing this package registers the entrances."""
+
+from pipelines.objectives import autoencoder, classifier, diffusion, embedder
+
+__all__ = ["autoencoder", "classifier", "diffusion", "embedder"]

@@ -1,0 +1,74 @@
+"""What the trainer asks of everything that can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import ConfigError
+from utils.run_config import RunConfig
+
+
+class Objective(nn.Module):
+    """A network, its data and its loss. The trainer owns the steps.
+
+    A module, so that one call of it is one forward pass whatever wraps it (precision, several devices).
+
+    Args:
+        cfg: the run.
+        device: where batches are made.
+        num_views: of one sample; its batch size is `cfg.batch_sizes` of that number.
+
+    Attributes:
+        stem: begins the names of weight files.
+        network: what trains and what is saved.
+        generator: all random numbers of training, on the device.
+    """
+
+    stem: str
+    network: nn.Module
+
+    def __init__(self, cfg: RunConfig, *, device: torch.device, num_views: int) -> None:
+        super().__init__()
+        self.cfg, self.device = cfg, device
+        self.generator = torch.Generator(device).manual_seed(cfg.seed)
+        self.batch_size = batch_size_for(cfg, num_views)
+        self.views_per_step = self.batch_size * num_views
+
+    def batches(self) -> Iterator[Any]:
+        """Batches on the device, without end."""
+        raise NotImplementedError
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and figures for the log."""
+        raise NotImplementedError
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        """Modules whose forward pass is worth compiling."""
+        return [self.network]
+
+    def finish(self) -> None:
+        """Change the trained network once, before the final file is written."""
+
+    def metadata(self) -> dict[str, str]:
+        """Strings for the header of the final file."""
+        return {}
+
+    def preview(self, folder: Path, step: int) -> None:
+        """Write pictures that show how far training is."""
+
+
+def batch_size_for(cfg: RunConfig, num_views: int) -> int:
+    """The batch size of samples with so many views.
+
+    Raises:
+        ConfigError: the config has none.
+    """
+    size = cfg.batch_sizes.get(str(num_views), 0)
+    if size < 1:
+        raise ConfigError(f"batch_sizes has no positive entry for {num_views} views; add `'{num_views}': 8`")
+    return size

@@ -1,0 +1,130 @@
+"""Whole orbits kept in memory as bytes, on the device when they fit: small models train faster than files are read.
+
+Letters: N orbits, V views, B batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.errors import DataError
+
+log = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.6  # of the device's free memory that data may take; the rest is for training
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrbitPixels:
+    """Orbits in memory.
+
+    Attributes:
+        rgba_NVHW4: uint8 with straight alpha.
+        c2w_NV44: cameras.
+        captions: N sentences.
+        attributes: N records of what is true of the object; empty when unknown.
+        background: grey value that is put behind the objects.
+        device: where batches go; the images may stay on the CPU.
+    """
+
+    rgba_NVHW4: Tensor
+    c2w_NV44: Tensor
+    captions: Sequence[str]
+    attributes: Sequence[Mapping[str, Any]]
+    background: float
+    device: torch.device
+
+    @property
+    def num_orbits(self) -> int:
+        """N."""
+        return len(self.rgba_NVHW4)
+
+    @property
+    def num_views(self) -> int:
+        """V."""
+        return self.rgba_NVHW4.shape[1]
+
+    def views(self, orbits_B: Tensor, views_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Images over the background, and their masks, on the device.
+
+        Args:
+            orbits_B: which orbits.
+            views_B: one view of each; all views when left out.
+
+        Returns:
+            (..., 3, H, W) and (..., 1, H, W), float32 in [0, 1]; the leading shape is B, or B V.
+        """
+        source = self.rgba_NVHW4.device
+        index = (orbits_B.to(source),) if views_B is None else (orbits_B.to(source), views_B.to(source))
+        return composite(self.rgba_NVHW4[index].to(self.device, non_blocking=True), self.background)
+
+
+def composite(rgba_HW4: Tensor, background: float) -> tuple[Tensor, Tensor]:
+    """Straight-alpha bytes (..., H, W, 4) to images (..., 3, H, W) over grey, and masks (..., 1, H, W), in [0, 1]."""
+    rgba = rgba_HW4.movedim(-1, -3).float() / 255
+    rgb, alpha = rgba[..., :3, :, :], rgba[..., 3:, :, :]
+    return rgb * alpha + background * (1 - alpha), alpha
+
+
+def load_orbits(dataset: Any, *, device: torch.device) -> OrbitPixels:
+    """Take a data set of packed orbits into memory.
+
+    Raises:
+        DataError: the data set reads single files, is empty, or holds images of another size than was asked for.
+    """
+    if not hasattr(dataset, "stored"):
+        raise DataError(f"vid_dataset.type={type(dataset).__name__} is read file by file; use PackedOrbits here")
+    if not len(dataset):
+        raise DataError("vid_dataset holds no orbits")
+    shape = (len(dataset), *dataset.stored(0)[0].shape)
+    if list(shape[2:4]) != list(dataset.config.resolution)[::-1]:
+        raise DataError(
+            f"vid_dataset.resolution={list(dataset.config.resolution)}, but the packed images are "
+            f"{shape[3]} x {shape[2]}; set that size or pack them again"
+        )
+    rgba_NVHW4 = torch.empty(shape, dtype=torch.uint8, device=_roomy_device(shape, device))
+    c2w_NV44 = torch.empty(*shape[:2], 4, 4)
+    for number in range(len(dataset)):
+        rgba_VHW4, c2w_V44, _ = dataset.stored(number)
+        rgba_NVHW4[number] = torch.from_numpy(rgba_VHW4)
+        c2w_NV44[number] = torch.from_numpy(c2w_V44)
+    log.info("%d orbits of %d views, %.2f GB on %s", *shape[:2], rgba_NVHW4.nbytes / 1e9, rgba_NVHW4.device)
+    return OrbitPixels(
+        rgba_NVHW4=rgba_NVHW4,
+        c2w_NV44=c2w_NV44,
+        captions=[dataset.prompt(number) for number in range(len(dataset))],
+        attributes=list(dataset.attributes),
+        background=float(dataset.config.background),
+        device=device,
+    )
+
+
+def _roomy_device(shape: tuple[int, ...], device: torch.device) -> torch.device:
+    """The device, when bytes of this shape leave it room for training; else the CPU."""
+    if device.type == "cuda" and math.prod(shape) < MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return device
+    return torch.device("cpu")
+
+
+def shuffled(num_items: int, batch_size: int, *, generator: torch.Generator) -> Iterator[Tensor]:
+    """Index batches without end: every pass in a new order, incomplete batches left out (drawn again when all are)."""
+    device = generator.device
+    while True:
+        if num_items < batch_size:
+            yield torch.randint(num_items, (batch_size,), generator=generator, device=device)
+            continue
+        order = torch.randperm(num_items, generator=generator, device=device)
+        yield from order[: num_items - num_items % batch_size].split(batch_size)
+
+
+def pick_views(orbits: OrbitPixels, batch_size: int, *, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless pairs (orbits_B, views_B): every orbit equally often, one random view of it."""
+    for orbits_B in shuffled(orbits.num_orbits, batch_size, generator=generator):
+        yield orbits_B, torch.randint(orbits.num_views, orbits_B.shape, generator=generator, device=orbits_B.device)

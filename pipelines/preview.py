@@ -1,0 +1,56 @@
+"""Orbits that show how far training is: fixed prompts, fixed seeds."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.inference import slug_of
+from pipelines.views_pipeline import ViewsPipeline
+from utils.images import contact_sheet, save_png, save_video
+from utils.registry import SAMPLERS, VISUAL
+from utils.run_config import RunConfig
+
+log = logging.getLogger(__name__)
+
+
+@VISUAL.register
+class VisualTrainTextImageToVideo:
+    """Samples some prompts with the network in training; a contact sheet and a video each."""
+
+    retired_keys = {
+        "partial_keys": "the conditioner gives the network all that it was built for",
+        "use_offset_noise": "sampling starts from plain noise",
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """
+        Attributes:
+            prompts: what is sampled; none means no previews.
+            guide_scale: guidance of the previews.
+        """
+
+        prompts: list[str] = field(default_factory=list)
+        guide_scale: float = 9.0
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def write(self, folder: Path, step: int, *, cfg: RunConfig, **parts: Any) -> None:
+        """Sample and write `{prompt}_{step}.png` and `.mp4`.
+
+        Args:
+            parts: unet, autoencoder, embedder and diffusion, as `ViewsPipeline` takes them.
+        """
+        if not self.config.prompts:
+            return
+        pipeline = ViewsPipeline(cfg, sampler=SAMPLERS.build(cfg.sampler, where="sampler"), **parts)
+        orbits = pipeline(self.config.prompts, guide_scale=self.config.guide_scale)
+        for prompt, views_VCHW in zip(orbits.prompts, orbits.views_BVCHW, strict=True):
+            stem = f"{slug_of(prompt)}_{step:08d}"
+            save_png(folder / f"{stem}.png", contact_sheet(views_VCHW))
+            save_video(folder / f"{stem}.mp4", views_VCHW, fps=cfg.target_fps)
+        log.info("wrote previews of step %d to %s", step, folder)
