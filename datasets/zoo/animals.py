@@ -131,7 +131,7 @@ def penguin(p: Painter) -> None:
         )
 
 
-@kind("turtle", "shell", "legs", "head")
+@kind("turtle", "legs", "head")
 def turtle(p: Painter) -> None:
     long, wide, high = p.between(0.36, 0.4), p.between(0.29, 0.33), p.between(0.26, 0.33)
     dome = [(0.9, 0.0), (1.0, 0.03), (1.0, 0.08)] + [

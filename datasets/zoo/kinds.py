@@ -104,6 +104,7 @@ KINDS: dict[str, Kind] = {}
 def kind(name: str, *parts: str) -> Callable[[Callable[[Painter], None]], Callable[[Painter], None]]:
     """Declare a kind of object with the parts that a caption may name.
 
+    The object's colour always sits on the same, largest region, so that a part never trades places with it.
     Objects look along +x, so that view 0 sees their front.
     """
 

@@ -39,7 +39,7 @@ def car(p: Painter) -> None:
         p.add(tail, "rear lights", plain="red")
 
 
-@kind("truck", "wheels", "cab", "cargo box")
+@kind("truck", "wheels", "cab")
 def truck(p: Painter) -> None:
     width, wheel, load = p.between(0.38, 0.44), p.between(0.095, 0.115), p.between(0.62, 0.8)
     tall, cab = p.between(0.36, 0.46), p.between(0.26, 0.32)
