@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 DEFAULT_ALBEDO = 0.7
 # The colour trimesh gives to what has none; too dark to look at.
 TRIMESH_DEFAULT = 102
+# and that of the 2 x 2 image it puts where there are texture coordinates but no texture
+TRIMESH_NO_TEXTURE = 100
 CREASE_DEG = 40.0
 # glTF is y-up by its specification, and so are nearly all exported .obj and .ply files; .stl comes from CAD, z-up.
 UP_BY_SUFFIX = {".glb": "y", ".gltf": "y", ".obj": "y", ".ply": "y", ".off": "y", ".stl": "z"}
@@ -203,9 +205,15 @@ def _material(material: object) -> tuple[np.ndarray, np.ndarray | None]:
             color = color / 255.0
     else:
         image = getattr(material, "image", None)
-        diffuse = np.asarray(material.main_color, dtype=np.float64)[:3] / 255.0
-        color = np.ones(3) if image is not None else srgb_to_linear(diffuse)
-        if image is None and (np.round(diffuse * 255) == TRIMESH_DEFAULT).all():
+        diffuse = np.asarray(material.main_color)[:3]
+        if (
+            image is not None
+            and image.size == (2, 2)
+            and (np.asarray(image.convert("RGB")) == TRIMESH_NO_TEXTURE).all()
+        ):
+            image = None
+        color = np.ones(3) if image is not None else srgb_to_linear(diffuse / 255.0)
+        if image is None and (diffuse == TRIMESH_DEFAULT).all():
             color = np.full(3, DEFAULT_ALBEDO)
     texture = None if image is None else np.asarray(image.convert("RGB"))
     return np.asarray(color, dtype=np.float32), texture

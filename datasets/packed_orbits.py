@@ -1,7 +1,7 @@
 """Orbits in a few large files: made and read much faster than thousands of PNG files.
 
 A shard is a safetensors file with `rgba_NVHW4` (uint8 sRGB, straight alpha) and `c2w_NV44` (float32); field of view,
-object ids, captions and attributes are JSON in its metadata. Letters: N objects, V views, H W pixels.
+object ids, captions and attributes are one JSON object in its metadata. Letters: N objects, V views, H W pixels.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from utils.errors import ConfigError, DataError
 from utils.files import atomic_path
 from utils.registry import DATASETS
 
+HEADER = "orbits"
 REMEDY = "delete it and run tools/make_zoo.py --packed again with the same options"
 
 
@@ -45,12 +46,14 @@ def shard_file(folder: str | Path, number: int) -> Path:
 
 def write_shard(path: str | Path, shard: PackedShard) -> None:
     """Write a shard, whole or not at all."""
-    metadata = {
-        "fov_deg": json.dumps(shard.fov_deg),
-        "object_ids": json.dumps(shard.object_ids),
-        "captions": json.dumps(shard.captions),
-        "attributes": json.dumps(shard.attributes),
+    header = {
+        "fov_deg": shard.fov_deg,
+        "object_ids": shard.object_ids,
+        "captions": shard.captions,
+        "attributes": shard.attributes,
     }
+    # one entry: safetensors would write several in any order, and the same objects shall give the same bytes
+    metadata = {HEADER: json.dumps(header)}
     arrays = {"rgba_NVHW4": shard.rgba_NVHW4, "c2w_NV44": np.ascontiguousarray(shard.c2w_NV44, dtype=np.float32)}
     with atomic_path(path) as part:
         save_file(arrays, str(part), metadata=metadata)
@@ -109,11 +112,11 @@ class PackedOrbits(Dataset):
     def _read_header(self, file: Path) -> None:
         try:
             with safe_open(str(file), framework="np") as shard:
-                header = {key: json.loads(value) for key, value in shard.metadata().items()}
+                header = json.loads(shard.metadata()[HEADER])
                 shape = shard.get_slice("rgba_NVHW4").get_shape()
             ids, captions, attributes = header["object_ids"], header["captions"], header["attributes"]
             fov_deg = float(header["fov_deg"])
-        except (SafetensorError, KeyError, AttributeError, json.JSONDecodeError, OSError) as err:
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as err:
             raise DataError(f"{file}: not a whole shard of orbits ({err}); {REMEDY}") from err
         if shape[1] < self.config.num_views:
             raise DataError(

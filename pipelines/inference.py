@@ -6,14 +6,16 @@ import dataclasses
 import json
 import logging
 import re
+import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
-from pipelines.views_pipeline import ViewsPipeline
+from pipelines.views_pipeline import Orbits, ViewsPipeline
 from pipelines.visual import RESULT_FILE
 from utils.config import save_config
 from utils.errors import DataError
@@ -77,7 +79,9 @@ class OrbitInference:
         return [job.folder for job in jobs]
 
     def _make(self, jobs: list[Job], settings: dict[str, Any]) -> None:
+        started = time.perf_counter()
         pipeline = ViewsPipeline.from_config(self.cfg)
+        log.info("built and loaded in %.1f s", time.perf_counter() - started)
         writer = VISUAL.build(self.cfg.visual_inference, where="visual_inference")
         batches = [jobs[start : start + self.cfg.batch_size] for start in range(0, len(jobs), self.cfg.batch_size)]
         with tqdm(total=len(batches) * pipeline.sampler.config.num_steps, unit="step") as bar:
@@ -87,6 +91,16 @@ class OrbitInference:
                 for index, job in enumerate(batch):
                     writer.write(job.folder, orbits, index, fps=self.cfg.target_fps, settings=settings)
                     bar.write(f"wrote {job.folder}/ (orbit.mp4, sheet.png, views/, transforms.json, {RESULT_FILE})")
+                bar.write(cost_of(orbits, num_steps=pipeline.sampler.config.num_steps))
+
+
+def cost_of(orbits: Orbits, *, num_steps: int) -> str:
+    """One line about the time and, on a GPU, the memory that a call took."""
+    denoise, decode = orbits.seconds["denoise"], orbits.seconds["decode"]
+    line = f"denoising {denoise:.2f} s ({1000 * denoise / num_steps:.0f} ms a step), decoding {decode:.2f} s"
+    if torch.cuda.is_available():
+        line += f", peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    return line
 
 
 def read_prompts(path: str) -> list[str]:

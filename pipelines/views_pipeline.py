@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ class Orbits:
         latents_BCVHW: (B, C, V, h, w) float32, scaled, on the CPU.
         c2w_V44: the cameras, see utils.cameras.
         fov_deg: field of view of the views.
+        seconds: what the call took, by part (denoise, decode).
     """
 
     prompts: list[str]
@@ -50,6 +52,7 @@ class Orbits:
     latents_BCVHW: Tensor
     c2w_V44: Tensor
     fov_deg: float
+    seconds: dict[str, float]
 
 
 class ViewsPipeline:
@@ -155,15 +158,19 @@ class ViewsPipeline:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = self.draw_noise(generators, num_views=len(c2w_V44), resolution=resolution or self.cfg.resolution)
         with torch.no_grad():
-            latents = self._denoise(prompts, noise, c2w_V44, guide_scale, generators, on_step)
-            views = self.decode(latents)
+            started = time.perf_counter()
+            latents = self._denoise(prompts, noise, c2w_V44, guide_scale, generators, on_step).cpu()
+            denoised = time.perf_counter()
+            views = self.decode(latents).float().cpu()
+            decoded = time.perf_counter()
         return Orbits(
             prompts=prompts,
             seeds=seeds,
-            views_BVCHW=views.float().cpu(),
-            latents_BCVHW=latents.cpu(),
+            views_BVCHW=views,
+            latents_BCVHW=latents,
             c2w_V44=c2w_V44,
             fov_deg=self.cfg.cameras.fov_deg or DATA_FOV_DEG,
+            seconds={"denoise": denoised - started, "decode": decoded - denoised},
         )
 
     @property

@@ -151,7 +151,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     options = parse_args(argv)
     writable_folder(options.out, option="out")
-    hold_settings(options.out, {name: getattr(options, name) for name in HELD})
+    # the last packed file depends on the number of objects; a folder may simply grow
+    held = (*HELD, "num") if options.packed else HELD
+    hold_settings(options.out, {name: getattr(options, name) for name in held})
     if options.packed:
         groups = [list(range(k, min(k + options.shard, options.num))) for k in range(0, options.num, options.shard)]
         todo = [(k, group) for k, group in enumerate(groups) if not shard_file(options.out, k).is_file()]

@@ -86,7 +86,7 @@ def fish(p: Painter) -> None:
     p.add(mouth.move(x=long * 0.985, z=-0.02))
 
 
-@kind("rabbit", "ears", "tail", "belly")
+@kind("rabbit", "ears", "belly")
 def rabbit(p: Painter) -> None:
     fat, head, ear = p.between(0.22, 0.26), p.between(0.17, 0.2), p.between(0.22, 0.29)
     p.add(ellipsoid(fat * 1.02, fat, 0.29).move(z=0.29))
@@ -131,7 +131,7 @@ def penguin(p: Painter) -> None:
         )
 
 
-@kind("turtle", "shell", "legs", "head")
+@kind("turtle", "legs", "head")
 def turtle(p: Painter) -> None:
     long, wide, high = p.between(0.36, 0.4), p.between(0.29, 0.33), p.between(0.26, 0.33)
     dome = [(0.9, 0.0), (1.0, 0.03), (1.0, 0.08)] + [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datasets.zoo.kinds import Painter, kind
-from datasets.zoo.primitives import box, capsule, cylinder, lathe
+from datasets.zoo.primitives import box, capsule, cylinder, lathe, torus
 
 
 def _four(p: Painter, dx: float, dy: float, height: float, thick: float, *, round_: bool) -> None:
@@ -37,17 +37,23 @@ def chair(p: Painter) -> None:
             p.add(box(0.055, 0.055, 0.2).move(x=depth * 0.32, y=side * width / 2, z=seat_z + 0.04))
 
 
-@kind("table", "legs", "top")
+@kind("table", "legs", "border")
 def table(p: Painter) -> None:
     width, depth, height = p.between(0.75, 1.0), p.between(0.55, 0.75), p.between(0.45, 0.65)
     thick = p.between(0.06, 0.09)
     if p.part != "legs" and p.chance(0.4):
         p.add(lathe([(0.26, 0), (0.25, 0.04), (0.08, 0.08), (0.06, 0.2), (0.07, height)], smooth=3))
-        p.add(cylinder(width / 2, thick, bevel=0.03, sides=36).move(z=height), "top")
+        p.add(cylinder(width / 2, thick, bevel=0.03, sides=36).move(z=height))
+        p.add(torus(width / 2, 0.045, sides=36).move(z=height + thick / 2), "border")
         return
     inset = p.between(0.05, 0.09)
     _four(p, depth / 2 - inset, width / 2 - inset, height, p.between(0.07, 0.1), round_=p.chance(0.4))
-    p.add(box(depth, width, thick, bevel=0.03).move(z=height), "top")
+    p.add(box(depth, width, thick, bevel=0.03).move(z=height))
+    if p.part == "border":
+        for side in (-1, 1):
+            for at, x, y in ((depth, 0.07, width + 0.08), (width, depth + 0.08, 0.07)):
+                edge = box(x, y, thick + 0.03, bevel=0.03).move(z=height - 0.015)
+                p.add(edge.move(x=side * at / 2) if x < y else edge.move(y=side * at / 2), "border")
     if p.chance(0.4):
         p.add(box(depth * 0.82, width * 0.82, 0.08).move(z=height - 0.07), "frame")
 
@@ -73,7 +79,7 @@ def sofa(p: Painter) -> None:
         p.add(pillow.move(x=-depth / 2 + 0.2, y=y, z=0.34), "cushions")
 
 
-@kind("lamp", "shade", "base")
+@kind("lamp", "base", "border")
 def lamp(p: Painter) -> None:
     height, wide = p.between(0.55, 0.95), p.between(0.24, 0.32)
     foot, shade = p.between(0.17, 0.22), p.between(0.28, 0.38)
@@ -83,9 +89,12 @@ def lamp(p: Painter) -> None:
         p.add(lathe(curve, smooth=4), "base")
     else:
         p.add(cylinder(foot, 0.06, bevel=0.025, sides=28), "base")
-    p.add(capsule(height + 0.02, 0.032).move(z=0.03))
+    p.add(capsule(height + 0.02, 0.032).move(z=0.03), "base")
     z, narrow = height - 0.06, wide * p.between(0.45, 0.7)
     wall = 0.02
     profile = [(wide - wall, 0), (wide, 0.01), (narrow, shade), (narrow - wall, shade), (wide - 2 * wall, 0.015)]
-    p.add(lathe(profile, sides=32).move(z=z), "shade")
-    p.add(cylinder(narrow - 0.01, 0.01, sides=20).move(z=z + shade - 0.03), "shade")
+    p.add(lathe(profile, sides=32).move(z=z))
+    p.add(cylinder(narrow - 0.01, 0.01, sides=20).move(z=z + shade - 0.03))
+    if p.part == "border":
+        p.add(torus(wide, 0.034, sides=32).move(z=z + 0.01), "border")
+        p.add(torus(narrow, 0.03, sides=28).move(z=z + shade), "border")

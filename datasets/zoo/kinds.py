@@ -17,8 +17,8 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "yellow": (250, 212, 40),
     "green": (50, 150, 56),
     "cyan": (62, 196, 212),
-    "blue": (38, 76, 200),
-    "purple": (122, 54, 168),
+    "blue": (44, 86, 214),
+    "purple": (132, 62, 182),
     "pink": (248, 138, 184),
     "brown": (118, 70, 36),
     "white": (238, 238, 236),
@@ -26,6 +26,8 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "gray": (134, 135, 139),
 }
 COLOR_JITTER = 9
+# smaller, so that white and gray do not turn pink
+HUE_JITTER = 3
 # A sphere of this radius is wholly in the picture at distance 1.7 with a field of view of 39.6 degrees, from any side.
 MAX_RADIUS = 0.57
 # Softer than the renderer's default: bevels are made of steps of 30 to 45 degrees.
@@ -102,6 +104,7 @@ KINDS: dict[str, Kind] = {}
 def kind(name: str, *parts: str) -> Callable[[Callable[[Painter], None]], Callable[[Painter], None]]:
     """Declare a kind of object with the parts that a caption may name.
 
+    The object's colour always sits on the same, largest region, so that a part never trades places with it.
     Objects look along +x, so that view 0 sees their front.
     """
 
@@ -115,5 +118,6 @@ def kind(name: str, *parts: str) -> Callable[[Callable[[Painter], None]], Callab
 
 def jittered(color: str, rng: np.random.Generator) -> np.ndarray:
     """A named colour, a little off, in linear RGB."""
-    srgb = np.clip(np.array(COLORS[color]) + rng.uniform(-COLOR_JITTER, COLOR_JITTER, 3), 0, 255)
+    offset = rng.uniform(-COLOR_JITTER, COLOR_JITTER) + rng.uniform(-HUE_JITTER, HUE_JITTER, 3)
+    srgb = np.clip(np.array(COLORS[color]) + offset, 0, 255)
     return srgb_to_linear(srgb / 255.0)

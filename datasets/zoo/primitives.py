@@ -105,11 +105,10 @@ def ellipsoid(x: float, y: float, z: float, *, sides: int = 22, rings: int = 13)
 def box(x: float, y: float, z: float, *, bevel: float = 0.03, top: tuple[float, float] = (1.0, 1.0)) -> Shape:
     """A box with rounded edges; `top` scales the upper end in x and y."""
     bevel = min(bevel, 0.49 * min(x, y, z))
-    levels = [(1 - np.sin(a), 1 - np.cos(a)) for a in np.radians([0, 30, 60, 90])]
-    steps = [(inset, lift) for inset, lift in levels]  # from the flat end to the side
-    rings = [(i * bevel, lift * bevel) for i, lift in steps] + [
-        (i * bevel, z - lift * bevel) for i, lift in steps[::-1]
-    ]
+    # a narrow edge is seen as one facet anyway
+    angles = np.radians([0, 30, 60, 90] if bevel >= 0.02 else [0, 90])
+    steps = [((1 - np.sin(a)) * bevel, (1 - np.cos(a)) * bevel) for a in angles]  # (inset, lift), flat end to side
+    rings = steps + [(inset, z - lift) for inset, lift in steps[::-1]]
     outlines = []
     for inset, height in rings:
         t = height / z

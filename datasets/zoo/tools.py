@@ -6,11 +6,13 @@ from datasets.zoo.kinds import Painter, kind
 from datasets.zoo.primitives import box, capsule, cylinder, ellipsoid, lathe, prism, torus, tube
 
 
-@kind("hammer", "handle", "head")
+@kind("hammer", "head", "grip")
 def hammer(p: Painter) -> None:
     tall, grip = p.between(0.72, 0.85), p.between(0.05, 0.065)
     handle = [(grip * 0.8, 0), (grip * 1.15, 0.04), (grip, tall * 0.3), (grip * 0.75, tall * 0.6), (grip * 0.8, tall)]
-    p.add(lathe(handle, smooth=3, sides=18), "handle")
+    p.add(lathe(handle, smooth=3, sides=18))
+    if p.part == "grip":
+        p.add(capsule(tall * 0.42, grip * 1.3, sides=18).move(z=-0.01), "grip")
     size, reach = p.between(0.15, 0.19), p.between(0.2, 0.26)
     z = tall - size / 2 + 0.05
     p.add(box(size, size * 1.5, size, bevel=0.03).move(z=z), "head")
@@ -26,16 +28,18 @@ def hammer(p: Painter) -> None:
         p.add(rear.move(y=-reach + 0.03, z=z + size / 2), "head")
 
 
-@kind("screwdriver", "handle", "shaft")
+@kind("screwdriver", "shaft", "stripe")
 def screwdriver(p: Painter) -> None:
     grip, long, shaft = p.between(0.1, 0.135), p.between(0.38, 0.48), p.between(0.42, 0.55)
     thin = p.between(0.034, 0.042)
     profile = [(0.0, 0), (grip * 0.75, 0.02), (grip, 0.1), (grip * 0.95, long * 0.6), (grip * 0.55, long * 0.85)]
     profile += [(grip * 0.7, long * 0.95), (thin * 1.2, long)]
-    p.add(lathe(profile, smooth=3, sides=18).turn("x", 180).move(z=long + shaft), "handle")
+    p.add(lathe(profile, smooth=3, sides=18).turn("x", 180).move(z=long + shaft))
     for k in range(6):
         ridge = capsule(long * 0.55, 0.024, sides=8).move(x=grip * 0.92, z=shaft + long * 0.38).turn("z", 60 * k + 30)
-        p.add(ridge, "handle")
+        p.add(ridge)
+    if p.part == "stripe":
+        p.add(cylinder(grip * 1.14, 0.11, bevel=0.02).move(z=shaft + long * 0.52), "stripe")
     p.add(cylinder(thin, shaft, sides=14).move(z=0.02), "shaft", plain="gray")
     p.add(box(0.03, 0.12, 0.12, bevel=0.01, top=(1.6, 0.6)), "shaft", plain="gray")
 
@@ -56,7 +60,7 @@ def umbrella(p: Painter) -> None:
     p.add(tube(hook, 0.042, smooth=3, sides=12), "handle", plain="brown")
 
 
-@kind("axe", "handle", "blade")
+@kind("axe", "handle")
 def axe(p: Painter) -> None:
     tall, thick = p.between(0.85, 0.95), p.between(0.042, 0.052)
     bend = p.between(0.0, 0.05)
@@ -70,4 +74,4 @@ def axe(p: Painter) -> None:
     head += [(reach * 1.04, 0), (reach, half * 0.5), (reach * 0.92, half), (reach * 0.6, half * 0.6), (0.08, 0.07)]
     head += [(-0.08, 0.07)]
     for sign in (1, -1) if p.chance(0.35) else (1,):
-        p.add(prism(head, 0.1, bevel=0.035).turn("z", 90 * sign).move(z=z), "blade")
+        p.add(prism(head, 0.1, bevel=0.035).turn("z", 90 * sign).move(z=z))

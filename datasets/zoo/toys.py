@@ -92,7 +92,7 @@ def snowman(p: Painter) -> None:
         p.add(arm.move(y=side * mid * 0.85, z=z_mid + 0.02), "arms", plain="brown")
 
 
-@kind("drum", "rims", "top")
+@kind("drum", "rims", "cords")
 def drum(p: Painter) -> None:
     radius, tall = p.between(0.36, 0.42), p.between(0.4, 0.58)
     p.add(cylinder(radius, tall, sides=36))
@@ -105,7 +105,7 @@ def drum(p: Painter) -> None:
         start, end = (0.06, tall - 0.06) if k % 2 == 0 else (tall - 0.06, 0.06)
         steps = [(low + (high - low) * t, start + (end - start) * t) for t in np.linspace(0, 1, 5)]
         path = np.array([((radius + 0.008) * np.cos(a), (radius + 0.008) * np.sin(a), z) for a, z in steps])
-        p.add(tube(path, 0.02, sides=6), "cords", plain="white")
+        p.add(tube(path, 0.024, sides=7), "cords", plain="white")
     for side in (-1, 1):
         stick = (
             capsule(0.6, 0.03, sides=10).turn("y", 90).turn("z", 90 + side * 24).move(side * 0.16, -0.3, tall + 0.06)

@@ -39,7 +39,7 @@ def car(p: Painter) -> None:
         p.add(tail, "rear lights", plain="red")
 
 
-@kind("truck", "wheels", "cab", "cargo box")
+@kind("truck", "wheels", "cab")
 def truck(p: Painter) -> None:
     width, wheel, load = p.between(0.38, 0.44), p.between(0.095, 0.115), p.between(0.62, 0.8)
     tall, cab = p.between(0.36, 0.46), p.between(0.26, 0.32)
@@ -63,21 +63,21 @@ def truck(p: Painter) -> None:
 
 @kind("airplane", "wings", "tail", "engines")
 def airplane(p: Painter) -> None:
-    length, radius = p.between(1.0, 1.2), p.between(0.085, 0.115)
+    length, radius = p.between(1.0, 1.15), p.between(0.1, 0.13)
     profile = [(0.0, 0), (0.35, 0.06), (0.8, 0.25), (1.0, 0.45), (1.0, 0.8), (0.8, 0.92), (0.45, 0.98), (0.0, 1.0)]
     hull = lathe([(r * radius, z * length) for r, z in profile], smooth=2, sides=22)
     p.add(hull.turn("y", 90).move(x=-length / 2))
     span, chord, sweep = p.between(0.46, 0.58), p.between(0.22, 0.3), p.between(0.08, 0.26)
     z = -radius * 0.3
     for side in (-1, 1):
-        p.add(_wing(span, chord, sweep, 0.045).stretch(y=side).move(x=0.08, y=side * radius * 0.5, z=z), "wings")
-        flat = _wing(0.2, 0.14, 0.08, 0.04).stretch(y=side).move(x=-length / 2 + 0.12, y=side * 0.02, z=radius * 0.35)
+        p.add(_wing(span, chord, sweep, 0.06).stretch(y=side).move(x=0.08, y=side * radius * 0.5, z=z), "wings")
+        flat = _wing(0.22, 0.16, 0.08, 0.05).stretch(y=side).move(x=-length / 2 + 0.12, y=side * 0.02, z=radius * 0.35)
         p.add(flat, "tail")
         if p.part == "engines" or length > 1.1:
             pod = cylinder(0.055, 0.2, bevel=0.02, sides=16).turn("y", 90)
             p.add(pod.move(0.02 - sweep * 0.45, side * span * 0.5, z - 0.07), "engines", plain="gray")
     fin = [(0.0, 0.0), (0.19, 0.0), (0.05, 0.24), (-0.06, 0.24)]
-    p.add(prism(fin, 0.045).move(x=-length / 2 + 0.04, z=radius * 0.4), "tail")
+    p.add(prism(fin, 0.055).move(x=-length / 2 + 0.04, z=radius * 0.4), "tail")
     screen = ellipsoid(0.07, 0.06, 0.05, sides=14, rings=9)
     p.add(screen.move(length * 0.36, 0, radius * 0.62), "cockpit", plain="black")
 
@@ -94,7 +94,7 @@ def _wing(span: float, chord: float, sweep: float, thick: float):
     return loft(np.stack(rings))
 
 
-@kind("sailboat", "sails", "mast", "deck")
+@kind("sailboat", "sails", "mast")
 def sailboat(p: Painter) -> None:
     length, width, deep = p.between(0.85, 1.05), p.between(0.26, 0.34), p.between(0.15, 0.2)
     p.add(_hull(length, width, deep))
@@ -127,7 +127,7 @@ def _hull(length: float, width: float, deep: float):
     return loft(np.stack(rings))
 
 
-@kind("rocket", "nose", "fins", "window")
+@kind("rocket", "nose", "fins")
 def rocket(p: Painter) -> None:
     radius, tall = p.between(0.14, 0.19), p.between(0.62, 0.8)
     nose = p.between(0.24, 0.36)
@@ -140,9 +140,8 @@ def rocket(p: Painter) -> None:
     for k in range(count):
         p.add(prism(fin, 0.055).turn("z", 180 + 360 * k / count), "fins")
     eye = tall * p.between(0.66, 0.78)
-    big = 1.25 if p.part == "window" else 1.0
-    p.add(torus(0.062 * big, 0.02, sides=20, around=8).turn("y", 90).move(x=radius * 0.97, z=eye), "rim", plain="gray")
-    pane = ellipsoid(0.03, 0.062 * big, 0.062 * big, sides=16, rings=9)
+    p.add(torus(0.062, 0.02, sides=20, around=8).turn("y", 90).move(x=radius * 0.97, z=eye), "rim", plain="gray")
+    pane = ellipsoid(0.03, 0.062, 0.062, sides=16, rings=9)
     p.add(pane.move(x=radius * 0.96, z=eye), "window", plain="black")
 
 

@@ -1,0 +1,208 @@
+"""The data commands, as a user runs them: whole results, resumed runs, and mistakes in one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets.orbit_layout import is_complete, read_camera, read_normal_depth, read_rgba, view_file
+from tools import index_dataset, make_zoo, render_orbit
+from utils.cameras import intrinsics, orbit_cameras, project_points
+from utils.errors import ConfigError, DataError
+from utils.registry import DATASETS
+
+trimesh = pytest.importorskip("trimesh")
+
+SMALL = ["--views", "3", "--size", "32", "--samples", "2", "--workers", "1"]
+
+
+@pytest.fixture
+def meshes(tmp_path):
+    folder = tmp_path / "meshes"
+    folder.mkdir()
+    trimesh.creation.icosphere(subdivisions=2).export(folder / "ball.ply")
+    trimesh.creation.box(extents=(1, 2, 3)).export(folder / "brick.glb")
+    return folder
+
+
+def render(meshes, out, *more):
+    return render_orbit.main([str(meshes), "--out", str(out), *SMALL, *more])
+
+
+def test_rendered_files_agree_with_each_other(meshes, tmp_path):
+    """Each covered pixel's depth, taken back to the world by the camera file, lies on the unit ball's surface."""
+    assert render(meshes, tmp_path / "out", "--size", "64") == 0
+    object_dir = tmp_path / "out" / "meshes" / "ball"
+    assert is_complete(object_dir, num_views=3, normal_depth=True)
+    for view in range(3):
+        camera = read_camera(view_file(object_dir, view, ".json"))
+        normals_HW3, depth_HW = read_normal_depth(view_file(object_dir, view, "_nd.exr"))
+        whole = read_rgba(view_file(object_dir, view))[..., 3] == 255
+        focal = float(intrinsics(camera.fov_deg, 64)[0, 0])
+        rows, columns = np.mgrid[:64, :64] + 0.5
+        x, y = (columns - 32) / focal * depth_HW, (rows - 32) / focal * depth_HW
+        points = np.stack([x, y, depth_HW], -1) @ camera.c2w_44[:3, :3].T + camera.c2w_44[:3, 3]
+        # a faceted ball of radius 0.5, and depth averaged over the pixel, which matters towards the rim
+        middle = whole & (np.einsum("hwc,c->hw", normals_HW3, -camera.c2w_44[:3, 2]) > 0.5)
+        assert middle.sum() > 200
+        np.testing.assert_allclose(np.linalg.norm(points[middle], axis=-1), 0.5, atol=0.012)
+        agreement = (points[middle] / 0.5 * normals_HW3[middle]).sum(-1)
+        assert agreement.min() > 0.97
+
+
+def test_orbit_options(meshes, tmp_path):
+    out = tmp_path / "out"
+    assert (
+        render(meshes, out, "--elevation", "30", "--distance", "1.7", "--fov", "50", "--azimuth", "20", "--no-nd") == 0
+    )
+    expected = orbit_cameras(num_views=3, elevation_deg=30, radius=1.7, azimuth_start_deg=20).numpy()
+    for view in range(3):
+        camera = read_camera(view_file(out / "meshes" / "brick", view, ".json"))
+        np.testing.assert_allclose(camera.c2w_44, expected[view], atol=1e-6)
+        assert camera.fov_deg == pytest.approx(50.0)
+    assert not view_file(out / "meshes" / "brick", 0, "_nd.exr").exists()
+    origin = project_points(np_to_tensor([[0.0, 0.0, 0.0]]), np_to_tensor(expected[0]), intrinsics(50.0, 32))
+    np.testing.assert_allclose(origin.numpy(), [[16.0, 16.0]], atol=1e-4)
+
+
+def np_to_tensor(values):
+    import torch
+
+    return torch.tensor(np.asarray(values))
+
+
+def test_a_bad_mesh_does_not_stop_the_others(meshes, tmp_path, capfd):
+    (meshes / "broken.obj").write_text("this is no mesh\n")
+    assert render(meshes, tmp_path / "out") == 1
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "broken.obj" in errors[0]
+    assert sorted(p.name for p in (tmp_path / "out" / "meshes").iterdir()) == ["ball", "brick"]
+
+
+def test_finished_meshes_are_skipped_and_broken_ones_done_again(meshes, tmp_path):
+    out = tmp_path / "out"
+    render(meshes, out)
+    kept, redone = (view_file(out / "meshes" / name, 1) for name in ("ball", "brick"))
+    before, content = kept.stat().st_mtime_ns, redone.read_bytes()
+    redone.write_bytes(b"")
+    assert render(meshes, out) == 0
+    assert kept.stat().st_mtime_ns == before
+    assert redone.read_bytes() == content
+
+
+def test_settings_may_not_change_on_the_way(meshes, tmp_path):
+    render(meshes, tmp_path / "out")
+    with pytest.raises(DataError, match=r"elevation=40.*another folder"):
+        render(meshes, tmp_path / "out", "--elevation", "40")
+    with pytest.raises(ConfigError, match="size"):
+        render(meshes, tmp_path / "out2", "--size", "0")
+    with pytest.raises(DataError, match="no mesh"):
+        render(tmp_path / "out", tmp_path / "out3")
+
+
+def test_run_as_a_file_from_elsewhere(tmp_path):
+    script = Path(render_orbit.__file__)
+    done = subprocess.run(
+        [sys.executable, str(script), "missing.glb", "--out", "out", *SMALL],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "missing.glb" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def zoo(out, *more):
+    return make_zoo.main([str(out), "--num", "5", *SMALL, *more])
+
+
+def test_zoo_in_the_published_layout(tmp_path):
+    assert zoo(tmp_path) == 0
+    index, captions, attributes = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("index", "captions", "attributes")
+    )
+    assert len(index) == 5
+    assert set(captions) == set(attributes) == set(index)
+    data = DATASETS.build(
+        {
+            "type": "VideoDataset",
+            "data_list": [str(tmp_path / "index.json")],
+            "data_dir_list": [str(tmp_path)],
+            "caption_dir": str(tmp_path / "captions.json"),
+            "resolution": [32, 32],
+            "num_views": 3,
+        }
+    )
+    sample = data[3]
+    assert sample["caption"] == captions[index[3]] + ", 3d asset"
+    assert attributes[index[3]]["kind"] in sample["caption"]
+    assert 0.02 < sample["masks_V1HW"].mean() < 0.6
+
+
+def test_packed_zoo_holds_the_same_images(tmp_path):
+    zoo(tmp_path / "plain", "--no-nd", "--elevation", "0", "30")
+    zoo(tmp_path / "packed", "--packed", "--shard", "2", "--elevation", "0", "30", "--workers", "2")
+    data = DATASETS.build(
+        {"type": "PackedOrbits", "data_dir_list": [str(tmp_path / "packed")], "resolution": [32, 32], "num_views": 3}
+    )
+    assert len(data) == 5
+    heights = set()
+    for index, object_id in enumerate(data.object_ids):
+        rgba_VHW4, c2w_V44, fov_deg = data.stored(index)
+        for view in range(3):
+            folder = tmp_path / "plain" / object_id
+            np.testing.assert_array_equal(rgba_VHW4[view], read_rgba(view_file(folder, view)))
+            camera = read_camera(view_file(folder, view, ".json"))
+            np.testing.assert_allclose(c2w_V44[view], camera.c2w_44, atol=1e-6)
+            assert camera.fov_deg == pytest.approx(fov_deg)
+        heights.add(round(float(c2w_V44[0, 2, 3]), 3))
+    assert len(heights) == 5  # each object has its own elevation
+    assert 0 <= min(heights)
+    assert max(heights) <= 1.0  # 2 sin 30
+
+
+def test_packed_zoo_goes_on_where_it_stopped(tmp_path):
+    zoo(tmp_path, "--packed", "--shard", "2")
+    files = sorted(tmp_path.glob("*.safetensors"))
+    content = [file.read_bytes() for file in files]
+    files[1].unlink()
+    before = files[0].stat().st_mtime_ns
+    assert zoo(tmp_path, "--packed", "--shard", "2") == 0
+    assert files[0].stat().st_mtime_ns == before
+    assert [file.read_bytes() for file in files] == content
+
+
+def test_zoo_options_are_checked(tmp_path):
+    for option, value in (("--kinds", "unicorn"), ("--elevation", "95"), ("--num", "0")):
+        with pytest.raises(ConfigError, match=option):
+            zoo(tmp_path / "x", option, value)
+
+
+def test_index_reports_what_is_broken(tmp_path, capsys):
+    zoo(tmp_path, "--no-nd")
+    whole = json.loads((tmp_path / "index.json").read_text())
+    captions = json.loads((tmp_path / "captions.json").read_text())
+    view_file(tmp_path / whole[0], 1).write_bytes(b"")
+    view_file(tmp_path / whole[1], 2, ".json").unlink()
+    view_file(tmp_path / whole[2], 0).write_bytes(b"no image")
+    del captions[whole[3]]
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    options = [str(tmp_path), "--views", "3", "--captions", str(tmp_path / "captions.json"), "--workers", "1"]
+    assert index_dataset.main([*options, "--strict"]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("object")]
+    assert len(lines) == 4
+    for line, (object_id, words) in zip(
+        lines, zip(whole, ("zero bytes", "missing", "broken image", "no caption"), strict=False), strict=True
+    ):
+        assert line.startswith(f"object {object_id}:")
+        assert words in line
+    assert json.loads((tmp_path / "index.json").read_text()) == [whole[4]]
+    assert index_dataset.main([*options, "--all"]) == 0
+    assert json.loads((tmp_path / "index.json").read_text()) == whole
+    with pytest.raises(DataError, match="no object"):
+        index_dataset.main([str(tmp_path / "0" / "0")])
