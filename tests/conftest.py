@@ -7,3 +7,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+
+def pytest_collection_modifyitems(items):
+    """Tests with the marker `gpu` need a CUDA device; without one they are skipped, and say so."""
+    import pytest
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

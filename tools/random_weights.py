@@ -1,14 +1,19 @@
-"""Write untrained weights in the published format, to measure a machine or to try a configuration without the real ones.
+"""Write untrained weights in the published format, to measure a machine or to try a configuration.
 
-`python -m tools.random_weights --cfg configs/t2v_infer.yaml --out DIR` writes the UNet, the autoencoder and the text-image
-encoder that the configuration describes, and prints the overrides that sample with them. What comes out of such a
-model is noise.
+    python tools/random_weights.py --cfg configs/t2v_infer.yaml --out workspace/random_weights
+
+writes the UNet, the autoencoder and the text-image encoder that the configuration describes, and prints the overrides
+that sample with them. What comes out of such a model is noise.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import Tensor, nn
