@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import re
+import sys
 import time
 import zlib
 from dataclasses import dataclass
@@ -84,14 +85,15 @@ class OrbitInference:
         log.info("built and loaded in %.1f s", time.perf_counter() - started)
         writer = VISUAL.build(self.cfg.visual_inference, where="visual_inference")
         batches = [jobs[start : start + self.cfg.batch_size] for start in range(0, len(jobs), self.cfg.batch_size)]
-        with tqdm(total=len(batches) * pipeline.sampler.config.num_steps, unit="step") as bar:
+        seconds = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
+        with tqdm(total=len(batches) * pipeline.sampler.config.num_steps, unit="step", mininterval=seconds) as bar:
             for batch in batches:
                 bar.set_description(batch[0].prompt[:40])
                 orbits = pipeline([job.prompt for job in batch], seeds=[job.seed for job in batch], on_step=bar.update)
                 for index, job in enumerate(batch):
                     writer.write(job.folder, orbits, index, fps=self.cfg.target_fps, settings=settings)
-                    bar.write(f"wrote {job.folder}/ (orbit.mp4, sheet.png, views/, transforms.json, {RESULT_FILE})")
-                bar.write(cost_of(orbits, num_steps=pipeline.sampler.config.num_steps))
+                    bar.write(file=sys.stderr, s=f"wrote {job.folder}/ (orbit.mp4, sheet.png, views/, transforms.json, {RESULT_FILE})")
+                bar.write(file=sys.stderr, s=cost_of(orbits, num_steps=pipeline.sampler.config.num_steps))
 
 
 def cost_of(orbits: Orbits, *, num_steps: int) -> str:
