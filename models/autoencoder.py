@@ -8,17 +8,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL as DiffusersAutoencoderKL
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from einops import rearrange
 from torch import Tensor, nn
 
 from models.weights import load_strict
 from utils.errors import ConfigError
 from utils.registry import AUTO_ENCODER
+
+if TYPE_CHECKING:
+    # Importing diffusers takes seconds; it waits until a network is built, so that a wrong setting is said at once.
+    from diffusers import AutoencoderKL as DiffusersAutoencoderKL
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 PUBLISHED_PREFIX = "first_stage_model."
 NUM_GROUPS = 32  # of every group norm, as in latent diffusion
@@ -197,6 +200,8 @@ class AutoencoderKL(nn.Module):
 
 def build_network(config: NetworkConfig, *, embed_dim: int) -> DiffusersAutoencoderKL:
     """diffusers' autoencoder with the sizes of a published `ddconfig`, freshly initialised."""
+    from diffusers import AutoencoderKL as DiffusersAutoencoderKL
+
     levels = range(len(config.ch_mult))
     network = DiffusersAutoencoderKL(
         in_channels=config.in_channels,

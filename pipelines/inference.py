@@ -92,7 +92,10 @@ class OrbitInference:
                 orbits = pipeline([job.prompt for job in batch], seeds=[job.seed for job in batch], on_step=bar.update)
                 for index, job in enumerate(batch):
                     writer.write(job.folder, orbits, index, fps=self.cfg.target_fps, settings=settings)
-                    bar.write(file=sys.stderr, s=f"wrote {job.folder}/ (orbit.mp4, sheet.png, views/, transforms.json, {RESULT_FILE})")
+                    bar.write(
+                        file=sys.stderr,
+                        s=f"wrote {job.folder}/ (orbit.mp4, sheet.png, views/, transforms.json, {RESULT_FILE})",
+                    )
                 bar.write(file=sys.stderr, s=cost_of(orbits, num_steps=pipeline.sampler.config.num_steps))
 
 

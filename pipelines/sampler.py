@@ -8,13 +8,11 @@ Letters: B batch, C channels, V views, H W latent pixels.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
 from models.diffusion import DiffusionDDIM
@@ -24,6 +22,7 @@ from utils.errors import ConfigError
 from utils.registry import SAMPLERS
 
 Network = Callable[..., Tensor]
+SOLVERS = ("ddim", "dpmsolver++", "unipc")
 
 
 class Refiner(Protocol):
@@ -61,7 +60,7 @@ class Sampler:
         def __post_init__(self) -> None:
             if not 1 <= self.num_steps <= 1000:
                 raise ConfigError(f"sampler.num_steps must lie in [1, 1000], got {self.num_steps}")
-            for name, valid in {"solver": tuple(SOLVERS), "spacing": ("leading", "trailing", "linspace")}.items():
+            for name, valid in {"solver": SOLVERS, "spacing": ("leading", "trailing", "linspace")}.items():
                 if getattr(self, name) not in valid:
                     raise ConfigError(f"sampler.{name}={getattr(self, name)} is unknown; valid: {', '.join(valid)}")
             if self.eta and self.solver != "ddim":
@@ -77,7 +76,8 @@ class Sampler:
         if alpha_bar[-1] < 2**-24 and self.config.solver != "ddim":
             # Multistep solvers work with log(signal / noise): the terminal signal must not be exactly zero.
             betas[-1] = 1 - 2**-24 / alpha_bar[-2]
-        scheduler = SOLVERS[self.config.solver](
+        scheduler = make_solver(
+            self.config.solver,
             num_train_timesteps=diffusion.num_timesteps,
             trained_betas=betas.tolist(),
             prediction_type="sample",
@@ -153,9 +153,14 @@ def predict_x0(
     return list(diffusion.to_x0(prediction, x_both, t_B).chunk(copies))
 
 
-SOLVERS: dict[str, Callable[..., Any]] = {
-    # As published, the last step goes to the alpha of timestep 0, not to 1.
-    "ddim": functools.partial(DDIMScheduler, clip_sample=False, set_alpha_to_one=False),
-    "dpmsolver++": functools.partial(DPMSolverMultistepScheduler, algorithm_type="dpmsolver++", solver_order=2),
-    "unipc": functools.partial(UniPCMultistepScheduler, predict_x0=True, solver_order=2),
-}
+def make_solver(name: str, **options: Any) -> Any:
+    """The diffusers scheduler of a solver; importing diffusers takes seconds, so it waits until here."""
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
+    if name == "ddim":
+        # As published, the last step goes to the alpha of timestep 0, not to 1.
+        return DDIMScheduler(clip_sample=False, set_alpha_to_one=False, **options)
+    if name == "dpmsolver++":
+        return DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=2, **options)
+    assert name == "unipc"
+    return UniPCMultistepScheduler(predict_x0=True, solver_order=2, **options)
