@@ -18,7 +18,6 @@ import models
 import pipelines
 from datasets.zoo import COLORS, KINDS, is_held_out
 from tests.conftest import ROOT
-from tests.tiny import write_config, write_family
 from utils import registry
 from utils.config import load_config
 from utils.registry import ENGINE, INFER_ENGINE
@@ -168,16 +167,22 @@ def test_what_is_copied_is_what_training_writes():
     assert used < {target for _, target in copies}
 
 
+TINY_RUN = """
+from pathlib import Path
+from tests.tiny import write_config, write_family
+family = write_family(Path()) | {"sampler": {"type": "DDIM", "num_steps": 1}}
+write_config(Path("run.yaml"), family | {"vid_dataset": {"type": "PackedOrbits", "data_dir_list": ["nowhere"]}})
+"""
+
+
 def test_the_python_code_runs_in_a_fresh_interpreter(tmp_path):
     """Its imports also register what the mini configuration names."""
     [code] = blocks(ROOT / "README.md", "python")
     assert code.count('"configs/mini/t2v_infer.yaml"') == 1
-    family = write_family(tmp_path) | {"sampler": {"type": "DDIM", "num_steps": 1}}
-    family["vid_dataset"] = {"type": "PackedOrbits", "data_dir_list": ["nowhere"]}
-    config = write_config(tmp_path / "run.yaml", family)
-    code = code.replace("configs/mini/t2v_infer.yaml", str(config))
+    code = TINY_RUN + code.replace("configs/mini/t2v_infer.yaml", "run.yaml")
     code += "print(tuple(orbits.views_BVCHW.shape), orbits.seeds, cfg.guide_scale)"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # one thread: threads of tiny operations only wait for each other on a busy machine
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-c", code]
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
