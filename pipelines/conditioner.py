@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from utils.cameras import camera_condition
+from utils.prompts import with_suffix
 
 
 @dataclass(frozen=True)
@@ -68,4 +69,4 @@ class TextConditioner:
 
     def full_prompt(self, prompt: str) -> str:
         """The prompt with its suffix."""
-        return prompt if prompt.endswith(self.prompt_suffix) else prompt + self.prompt_suffix
+        return with_suffix(prompt, self.prompt_suffix)

@@ -22,6 +22,7 @@ from pipelines.conditioner import TextConditioner
 from pipelines.guidance import ClassifierFreeGuidance
 from pipelines.sampler import Sampler
 from utils.cameras import DATA_FOV_DEG
+from utils.compilation import compile_parts
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
 from utils.registry import AUTO_ENCODER, DIFFUSION, EMBEDDER, MODEL, SAMPLERS
@@ -105,7 +106,7 @@ class ViewsPipeline:
         if cfg.channels_last:
             autoencoder = autoencoder.to(memory_format=torch.channels_last)
         if cfg.compile:
-            unet = torch.compile(unet)
+            compile_parts(unet.parts_to_compile())
         return cls(
             cfg,
             unet=unet,

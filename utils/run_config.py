@@ -13,6 +13,7 @@ from torch import Tensor
 
 from utils.cameras import cameras_at, orbit_cameras
 from utils.errors import ConfigError
+from utils.prompts import PROMPT_SUFFIX
 
 # Keys of the original that are spelt or placed differently here: carrying them over silently would change results.
 REPLACED_KEYS = {
@@ -146,7 +147,7 @@ class RunConfig:
     test_model: str = ""
     test_list_path: str = ""
     prompts: list[str] = field(default_factory=list)
-    prompt_suffix: str = ", 3d asset"
+    prompt_suffix: str = PROMPT_SUFFIX
     negative_prompt: str = ""
     guide_scale: float = 9.0
     use_zero_infer: bool = True

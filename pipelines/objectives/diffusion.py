@@ -101,6 +101,9 @@ class TextToOrbit(Objective):
             write_cache(self.cfg.cache_dir, self._encode_all(), wanted)
         return read_cache(self.cfg.cache_dir)
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        return self.network.parts_to_compile()
+
     def preview(self, folder: Path, step: int) -> None:
         if not self.cfg.visual_train:
             return
