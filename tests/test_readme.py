@@ -193,7 +193,7 @@ def test_the_python_code_runs_in_a_fresh_interpreter(tmp_path):
 def test_shapes_in_the_python_code_are_those_of_the_mini_family():
     [code] = blocks(ROOT / "README.md", "python")
     cfg = load_config(ROOT / "configs" / "mini" / "t2v_infer.yaml")
-    num_views, (height, width) = len(cfg.cameras.c2w()), cfg.resolution
+    num_views, (width, height) = len(cfg.cameras.c2w()), cfg.resolution
     reduction = 2 ** (len(cfg.auto_encoder["ddconfig"]["ch_mult"]) - 1)
     latents = (2, cfg.auto_encoder["embed_dim"], num_views, height // reduction, width // reduction)
     shown = [ast.literal_eval(shape) for shape in re.findall(r"# (\([\d, ]+\))", code)]
