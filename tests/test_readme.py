@@ -276,7 +276,7 @@ def test_sizes_of_the_small_weights_are_true(page):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
         path, _, anchor = target.partition("#")
-        if path.startswith("https:") or path == "data/mini/orbits.png":
+        if path.startswith("https:"):
             continue
         file = (page.parent / path) if path else page
         assert file.is_file(), target
