@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import zlib
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from utils.errors import ConfigError, DataError
 from utils.object_image import input_view
 from utils.registry import MODEL
 from utils.run_config import RunConfig
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,11 @@ def sources_of(cfg: RunConfig, *, kind: str) -> list[Source]:
     sources = image_sources(list(cfg.images) or read_list(cfg.test_list_path, of="image"), cfg)
     if cfg.known_views and len(sources) > 1:
         raise ConfigError(f"known_views belong to one object, but {len(sources)} images are listed; give one --image")
+    if cfg.known_views and cfg.recenter:
+        log.warning(
+            "known_views: recentring scales each picture by its own outline, so that an object changes its size from "
+            "view to view; give recenter=false for pictures from one camera at one distance"
+        )
     return sources
 
 

@@ -161,13 +161,14 @@ def test_known_views_stay_on_their_trajectory():
         assert (result[:, :, 1] - known[:, :, 0]).abs().max() > 0.5
 
 
-def test_known_pictures_come_out_as_they_are(tmp_path, family):
+def test_known_pictures_come_out_as_they_are(tmp_path, family, caplog):
     known = {"image": str(tmp_path / "disc.png"), "azimuth_deg": -120}
     sampler = {"type": "DPMSolver++", "num_steps": 3}
     auto_encoder = {**family["auto_encoder"], "posterior": "mode"}
     config = {**family, "known_views": [known], "sampler": sampler, "auto_encoder": auto_encoder}
     cfg = load(tmp_path, {**config, "images": [str(tmp_path / "square.png")]})
     (folder,) = run(cfg)
+    assert "give recenter=false" in caplog.text
     pipeline = ViewsPipeline.from_config(cfg)
     for view, name in ((0, "square.png"), (2, "disc.png")):
         image = input_view(tmp_path / name, resolution=(32, 32), recenter=True, object_share=cfg.object_share)
