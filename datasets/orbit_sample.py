@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 
-CAPTION_SUFFIX = ", 3d asset"
+from utils.prompts import with_suffix
 
 
 def orbit_sample(
@@ -68,8 +68,7 @@ def resize_views(images_VHWC: np.ndarray, resolution: tuple[int, int]) -> np.nda
 
 def write_prompt(caption: str, *, suffix: str, max_words: int) -> str:
     """Cut a caption to its first words and append the suffix unless it is there."""
-    caption = " ".join(caption.split()[:max_words])
-    return caption if caption.endswith(suffix) else caption + suffix
+    return with_suffix(" ".join(caption.split()[:max_words]), suffix)
 
 
 def _as_tensor(images_VHWC: np.ndarray) -> torch.Tensor:

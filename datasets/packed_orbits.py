@@ -17,10 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch.utils.data import Dataset
 
-from datasets.orbit_sample import CAPTION_SUFFIX, orbit_sample, write_prompt
+from datasets.orbit_sample import orbit_sample, write_prompt
 from datasets.video_dataset import check_image_options, draw_start_view
 from utils.errors import ConfigError, DataError
 from utils.files import atomic_path
+from utils.prompts import PROMPT_SUFFIX
 from utils.registry import DATASETS
 
 HEADER = "orbits"
@@ -72,7 +73,7 @@ class PackedOrbits(Dataset):
         max_words: int = 1000
         num_views: int = 24
         background: float = 1.0
-        caption_suffix: str = CAPTION_SUFFIX
+        caption_suffix: str = PROMPT_SUFFIX
         empty_captions: bool = False
         random_start_view: bool = False
 

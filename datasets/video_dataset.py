@@ -11,9 +11,10 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets.orbit_layout import REMEDY, read_camera, read_rgba, view_file
-from datasets.orbit_sample import CAPTION_SUFFIX, orbit_sample, resize_views, write_prompt
+from datasets.orbit_sample import orbit_sample, resize_views, write_prompt
 from utils.errors import ConfigError, DataError
 from utils.files import read_json
+from utils.prompts import PROMPT_SUFFIX
 from utils.registry import DATASETS
 
 # Cameras of one orbit agree in their field of view; published files carry six digits.
@@ -69,7 +70,7 @@ class VideoDataset(Dataset):
         prepare_lgm: bool = False
         num_views: int = 24
         background: float = 128 / 255
-        caption_suffix: str = CAPTION_SUFFIX
+        caption_suffix: str = PROMPT_SUFFIX
         empty_captions: bool = False
         random_start_view: bool = False
 

@@ -1,3 +1,3 @@
 """Networks and the diffusion process. Importing this package registers them."""
 
-from models import autoencoder, classifier, diffusion, embedder, unet  # noqa: F401
+from models import autoencoder, classifier, diffusion, embedder, lgm, unet  # noqa: F401

@@ -28,6 +28,7 @@ from utils.errors import ConfigError
 from utils.registry import MODEL
 
 CAMERA_DIM = 16
+REPEATED_BLOCKS = (ResBlock, SpatialTransformer, TemporalTransformer)
 
 
 @MODEL.register(name="UNetSD_T2VBase")
@@ -183,6 +184,10 @@ class OrbitUNet(nn.Module):
                 if level > 0 and index == config.num_res_blocks:
                     block.append(Upsample(width))
                 self.output_blocks.append(block)
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        """The blocks that repeat, each worth compiling by itself."""
+        return [module for module in self.modules() if isinstance(module, REPEATED_BLOCKS)]
 
     def forward(
         self,

@@ -18,6 +18,7 @@ from models.autoencoder import AutoencoderKL
 from utils.cameras import camera_condition
 from utils.errors import ConfigError
 from utils.object_image import input_view
+from utils.prompts import with_suffix
 from utils.run_config import RunConfig
 
 # What a pipeline samples from: a sentence; or a picture, as a file or as (3, H, W) in [0, 1] over white.
@@ -48,7 +49,7 @@ class CallFrame:
 
     Attributes:
         c2w_V44: cameras.
-        resolution: height and width of the views in pixels.
+        resolution: width and height of the views in pixels.
         generators: one a sample, for whatever is drawn.
         device: of the network's arguments.
         dtype: of the network's arguments.
@@ -98,7 +99,7 @@ class TextConditioner:
 
     def full_prompt(self, prompt: str) -> str:
         """The prompt with its suffix."""
-        return prompt if prompt.endswith(self.prompt_suffix) else prompt + self.prompt_suffix
+        return with_suffix(prompt, self.prompt_suffix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +159,7 @@ class ImageConditioner:
         options = {"resolution": frame.resolution, "recenter": self.recenter, "object_share": self.object_share}
         views = [image if isinstance(image, Tensor) else input_view(image, **options) for image in images]
         for view in views:
-            if view.shape != (3, *frame.resolution):
+            if view.shape != (3, *frame.resolution[::-1]):
                 raise ValueError(f"an image of shape {tuple(view.shape)} does not fit resolution {frame.resolution}")
         return torch.stack(views).to(frame.device)
 

@@ -24,6 +24,7 @@ from models.weights import save_published, save_safetensors
 from pipelines.objectives.base import Objective
 from pipelines.optimization import MovingAverage, lr_factor, parameter_groups
 from pipelines.views_pipeline import pick_device
+from utils.compilation import compile_parts
 from utils.config import save_config
 from utils.errors import ConfigError, DataError
 from utils.files import writable_folder
@@ -73,8 +74,7 @@ class Trainer:
         objective.to(objective.device)
         objective.network.train()
         if cfg.compile:
-            for part in objective.parts_to_compile():
-                part.compile()
+            compile_parts(objective.parts_to_compile())
         optimizer = torch.optim.AdamW(
             parameter_groups(objective.network, cfg.weight_decay),
             lr=cfg.lr,

@@ -17,14 +17,16 @@ from torch import Tensor, nn
 
 from models.autoencoder import AutoencoderKL
 from models.diffusion import DiffusionDDIM
-from models.weights import load_strict
+from models.weights import load_strict, save_safetensors
 from pipelines.conditioner import CallFrame, Conditions, ImageConditioner, OrbitInput, conditioner_for
 from pipelines.guidance import ClassifierFreeGuidance
 from pipelines.known_views import KnownViews
 from pipelines.sampler import Sampler
 from utils.cameras import DATA_FOV_DEG
-from utils.config import load_config
+from utils.compilation import compile_parts
+from utils.config import load_config, save_config
 from utils.errors import ConfigError, DataError
+from utils.files import writable_folder
 from utils.registry import AUTO_ENCODER, DIFFUSION, EMBEDDER, MODEL, SAMPLERS
 from utils.run_config import RunConfig
 
@@ -95,13 +97,14 @@ class ViewsPipeline:
                 "UNet.use_lgm_refine=true: 3D-aware sampling is not part of this version; set it to false"
             )
         device, dtype = pick_device(cfg.device), pick_dtype(cfg)
+        check_fit(cfg, device)
         unet = load_unet(cfg).to(device, dtype).eval()
         autoencoder = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder").to(device, dtype).eval()
         embedder = EMBEDDER.build(cfg.embedder, where="embedder").to(device).eval()
         if cfg.channels_last:
             autoencoder = autoencoder.to(memory_format=torch.channels_last)
         if cfg.compile:
-            unet = torch.compile(unet)
+            compile_parts(unet.parts_to_compile())
         return cls(
             cfg,
             unet=unet,
@@ -141,7 +144,7 @@ class ViewsPipeline:
             seeds: one for all, or one an input; a sample depends on its own seed only. The config's when left out.
             c2w_V44: cameras; the config's when left out.
             guide_scale: the config's when left out.
-            resolution: height and width in pixels; the config's when left out.
+            resolution: width and height in pixels; the config's when left out.
             known_views: place in the orbit -> pictures of that view, one an input; these views are held, and with them
                 the input itself as view 0. Image models only.
             on_step: called after every denoising step.
@@ -182,6 +185,19 @@ class ViewsPipeline:
             seconds={"denoise": denoised - started, "decode": decoded - denoised},
         )
 
+    def save(self, folder: str | Path) -> None:
+        """Write the parts and the settings as a folder that `from_folder` opens, weights as float16 safetensors."""
+        folder = writable_folder(folder, option="folder")
+        files = {"unet": self.unet, "autoencoder": self.autoencoder, "embedder": self.conditioner.embedder.model}
+        for name, part in files.items():
+            save_safetensors(folder / f"{name}.safetensors", part.state_dict())
+        sections = {
+            section: {**getattr(self.cfg, section), "pretrained": f"{name}.safetensors"}
+            for section, name in (("auto_encoder", "autoencoder"), ("embedder", "embedder"))
+        }
+        cfg = dataclasses.replace(self.cfg, test_model="unet.safetensors", **sections)
+        save_config(cfg, folder / "config.yaml")
+
     @property
     def _place(self) -> tuple[torch.device, torch.dtype]:
         parameter = next(self.unet.parameters())
@@ -191,7 +207,7 @@ class ViewsPipeline:
         self, generators: Sequence[torch.Generator], *, num_views: int, resolution: tuple[int, int]
     ) -> Tensor:
         """Start of each sample from its own generator: (B, C, V, h, w) float32 on the CPU, the same on any device."""
-        height, width = (side // self.autoencoder.reduction for side in resolution)
+        width, height = (side // self.autoencoder.reduction for side in resolution)
         shape = (self.autoencoder.latent_channels, num_views, height, width)
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
@@ -221,6 +237,21 @@ class ViewsPipeline:
     def decode(self, latents_BCVHW: Tensor) -> Tensor:
         """Latents to views in [0, 1], `decoder_bs` views at a time."""
         return self.autoencoder.decode_views(latents_BCVHW.to(*self._place), chunk=self.cfg.decoder_bs)
+
+
+def check_fit(cfg: RunConfig, device: torch.device) -> None:
+    """Refuse, before anything is loaded, sizes that the networks cannot take and a backend that the device cannot run.
+
+    Raises:
+        ConfigError: names the setting and what would do.
+    """
+    unet = MODEL.resolve(cfg.UNet, where="UNet")[1]
+    autoencoder = AUTO_ENCODER.resolve(cfg.auto_encoder, where="auto_encoder")[1]
+    multiple = 2 ** (len(unet.dim_mult) - 1 + len(autoencoder.ddconfig.ch_mult) - 1)
+    if any(side % multiple for side in cfg.resolution):
+        raise ConfigError(f"resolution={list(cfg.resolution)} must be multiples of {multiple} for these networks")
+    if unet.attention == "xformers" and device.type != "cuda":
+        raise ConfigError(f"UNet.attention=xformers needs a GPU, but device is {device.type}; use sdpa")
 
 
 def load_unet(cfg: RunConfig) -> nn.Module:

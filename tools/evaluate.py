@@ -64,7 +64,7 @@ def open_held_out(folder: Path, cfg: RunConfig) -> tuple[Any, list[dict[str, Any
         DataError: the folder holds neither.
     """
     common = {
-        "resolution": list(cfg.resolution)[::-1],
+        "resolution": list(cfg.resolution),
         "num_views": cfg.cameras.num_views,
         "background": cfg.vid_dataset.get("background", 1.0),
         "caption_suffix": "",

@@ -144,7 +144,7 @@ def input_view(path: str | Path, *, resolution: tuple[int, int], recenter: bool,
     """Read the picture that an orbit starts from.
 
     Args:
-        resolution: height and width of the result in pixels.
+        resolution: width and height of the result in pixels.
         recenter: cut out and centre the object, unless it is centred already; without, the picture is taken whole.
         object_share: the longer side of a centred object, as a share of the shorter side of the result.
 
@@ -168,8 +168,8 @@ def input_view(path: str | Path, *, resolution: tuple[int, int], recenter: bool,
 
 
 def fit(rgb_HW3: np.ndarray, resolution: tuple[int, int]) -> np.ndarray:
-    """Scale a picture into (height, width) without distorting it; white fills the rest."""
-    height, width = resolution
+    """Scale a picture into (width, height) without distorting it; white fills the rest."""
+    width, height = resolution
     if rgb_HW3.shape[:2] == (height, width):
         return rgb_HW3.copy()
     image = Image.fromarray(rgb_HW3)

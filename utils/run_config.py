@@ -13,6 +13,7 @@ from torch import Tensor
 
 from utils.cameras import cameras_at, orbit_cameras
 from utils.errors import ConfigError
+from utils.prompts import PROMPT_SUFFIX
 
 # Keys of the original that are spelt or placed differently here: carrying them over silently would change results.
 REPLACED_KEYS = {
@@ -38,6 +39,8 @@ RETIRED_KEYS = {
     "depth_clamp": "no depth condition",
     "misc_size": "no depth condition",
     "depth_std": "no depth condition",
+    "img_dataset": "training on images beside orbits is not part of this version",
+    "use_fsdp": "training on several devices is not part of this version",
     "sample_fps": "orbits have no frame rate",
     "scale": "the autoencoder knows its reduction",
     "scale_factor": "the autoencoder owns it",
@@ -137,7 +140,6 @@ class RunConfig:
     Diffusion: dict[str, Any] = section("DIFFUSION")
     sampler: dict[str, Any] = section("SAMPLERS", type="DDIM")
     vid_dataset: dict[str, Any] = section("DATASETS")
-    img_dataset: dict[str, Any] = section("DATASETS")
     Pretrain: dict[str, Any] = section("PRETRAIN")
     visual_train: dict[str, Any] = section("VISUAL")
     visual_inference: dict[str, Any] = section("VISUAL", type="VisualGeneratedVideos")
@@ -147,7 +149,7 @@ class RunConfig:
     test_list_path: str = ""
     prompts: list[str] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
-    prompt_suffix: str = ", 3d asset"
+    prompt_suffix: str = PROMPT_SUFFIX
     negative_prompt: str = ""
     guide_scale: float = 9.0
     use_zero_infer: bool = True
@@ -159,7 +161,7 @@ class RunConfig:
     round: int = 1
     batch_size: int = 1
     target_fps: int = 8
-    resolution: tuple[int, int] = (256, 256)
+    resolution: tuple[int, int] = (256, 256)  # width, height
     cameras: CamerasConfig = field(default_factory=CamerasConfig)
     chunk_size: int = 4
     decoder_bs: int = 4
@@ -183,7 +185,6 @@ class RunConfig:
     cache_dir: str = "workspace/latents"
     use_ema: bool = False
     ema_decay: float = 0.9999
-    use_fsdp: bool = False
     save_ckp_interval: int = 1000
     viz_interval: int = 1000
     log_interval: int = 100
@@ -205,6 +206,11 @@ class RunConfig:
         for index, view in enumerate(self.known_views):
             if set(view) != {"image", "azimuth_deg"} or not isinstance(view["azimuth_deg"], int | float):
                 raise ConfigError(f"known_views[{index}] must be {{image: FILE, azimuth_deg: NUMBER}}, got {view}")
+        if len(set(self.frame_lens)) != 1:
+            raise ConfigError(
+                f"frame_lens={list(self.frame_lens)}: training on images beside orbits is not part of this version; "
+                "give one number of views"
+            )
         _one_of("precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
         _one_of("tracker", self.tracker, ("none", "tensorboard"))
         _one_of("decay_mode", self.decay_mode, ("cosine", "linear", "constant"))

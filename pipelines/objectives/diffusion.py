@@ -58,6 +58,8 @@ class OrbitDenoising(Objective):
     For an image model, view 0 of each sample is the image: its latent and its image embedding are conditions.
     """
 
+    stem = "t2v"
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """
@@ -71,7 +73,9 @@ class OrbitDenoising(Objective):
 
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         super().__init__(cfg, device=device, num_views=cfg.frame_lens[0])
-        self.of_images, self.stem = config.image, "i2v" if config.image else "t2v"
+        self.of_images = config.image
+        if config.image:
+            self.stem = "i2v"
         # Latents roll here, after encoding, for all ways of reading: encoding works image by image.
         self.random_start_view = DATASETS.resolve(cfg.vid_dataset, where="vid_dataset")[1].random_start_view
         self.dataset = DATASETS.build({**cfg.vid_dataset, "random_start_view": False}, where="vid_dataset")
@@ -135,6 +139,9 @@ class OrbitDenoising(Objective):
             log.info("encoding %d orbits into %s", len(self.dataset), self.cfg.cache_dir)
             write_cache(self.cfg.cache_dir, self._encode_all(), wanted)
         return read_cache(self.cfg.cache_dir)
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        return self.network.parts_to_compile()
 
     def preview(self, folder: Path, step: int) -> None:
         if not self.cfg.visual_train:

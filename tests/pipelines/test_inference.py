@@ -21,7 +21,7 @@ from pipelines.inference import plan_jobs
 from pipelines.inputs import prompt_sources, read_prompts
 from pipelines.views_pipeline import ViewsPipeline
 from tests.conftest import ROOT
-from tests.tiny import write_config, write_family
+from tests.tiny import UNET, write_config, write_family
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
 from utils.registry import INFER_ENGINE
@@ -89,7 +89,7 @@ def test_one_seed_gives_one_result_for_any_batch_size(tmp_path, family):
 
 def test_views_resolution_and_cameras_are_settings(tmp_path, family):
     family["cameras"] = {"views": [{"azimuth_deg": 0}, {"azimuth_deg": 90, "elevation_deg": -30, "distance": 1.5}]}
-    orbits = ViewsPipeline.from_config(load(tmp_path, family, "resolution=[16,48]"))("a red mug")
+    orbits = ViewsPipeline.from_config(load(tmp_path, family, "resolution=[48,16]"))("a red mug")
     assert orbits.views_BVCHW.shape == (1, 2, 3, 16, 48)
     assert orbits.c2w_V44[1, 2, 3] == pytest.approx(-0.75, abs=1e-5)
     assert 0 <= orbits.views_BVCHW.min() <= orbits.views_BVCHW.max() <= 1
@@ -100,6 +100,16 @@ def test_pipeline_from_a_folder(tmp_path, family):
     write_config(tmp_path / "config.yaml", family)
     pipeline = ViewsPipeline.from_folder(tmp_path, "sampler.num_steps=2")
     assert pipeline("a red mug").views_BVCHW.shape == (1, 3, 3, 32, 32)
+
+
+def test_a_saved_pipeline_opens_again(tmp_path, family):
+    pipeline = ViewsPipeline.from_config(load(tmp_path, family))
+    pipeline.save(tmp_path / "saved")
+    again = ViewsPipeline.from_folder(tmp_path / "saved")
+    assert again.cfg.guide_scale == family["guide_scale"]
+    # Weights went through float16.
+    difference = again("a red mug").views_BVCHW - pipeline("a red mug").views_BVCHW
+    assert float(difference.abs().max()) < 0.05
 
 
 def test_prompt_list_skips_comments_and_rounds_count_seeds(tmp_path):
@@ -130,6 +140,9 @@ def test_command_line(tmp_path, family):
         ({"test_model": ""}, "configs/mini/t2v_infer.yaml"),
         ({"test_list_path": "nowhere.txt"}, "no such file"),
         ({"resolution": [30, 32]}, "resolution must be multiples"),
+        ({"resolution": [40, 32]}, "resolution=[40, 32] must be multiples of 16"),
+        ({"UNet": {**UNET, "attention": "xformers"}}, "UNet.attention=xformers"),
+        ({"frame_lens": [1, 24]}, "frame_lens=[1, 24]"),
         ({"device": "cuda:99"}, "device=cuda:99"),
         ({"vldm_cfg": "x.yaml"}, "vldm_cfg is replaced: write `base:"),
     ],

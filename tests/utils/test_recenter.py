@@ -73,7 +73,7 @@ def test_inference_sees_the_same_as_after_the_tool(tmp_path):
     raw, done = (input_view(tmp_path / name, recenter=True, **options) for name in ("raw.png", "done.png"))
     assert raw.equal(done)
     assert raw.shape == (3, 256, 256)
-    whole = input_view(tmp_path / "raw.png", recenter=False, resolution=(32, 64), object_share=0.5)
+    whole = input_view(tmp_path / "raw.png", recenter=False, resolution=(64, 32), object_share=0.5)
     assert whole[:, :, 0].min() == 1  # 60 x 40 into 64 x 32: white left and right
     assert abs(whole[1, 7, 18] - 120 / 255) < 0.02
 

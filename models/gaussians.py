@@ -1,0 +1,81 @@
+"""A set of 3D Gaussians with activated values, and how a head's raw numbers become one.
+
+Letters: B batch, N Gaussians.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+# How the four rotation numbers are normalised. The published VideoMV weights were trained with the length taken over
+# the Gaussians (an axis slip that they learnt to live with); later LGM weights with that of each quaternion.
+ROTATION_RULES = ("over_gaussians", "per_gaussian")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussians:
+    """Gaussians of a batch of scenes.
+
+    Attributes:
+        means_BN3: centres, world units.
+        opacities_BN1: in [0, 1].
+        scales_BN3: standard deviations along the axes, positive.
+        quats_BN4: rotations, w first, used as they are: not necessarily of length one.
+        colors_BN3: RGB in [0, 1].
+    """
+
+    means_BN3: Tensor
+    opacities_BN1: Tensor
+    scales_BN3: Tensor
+    quats_BN4: Tensor
+    colors_BN3: Tensor
+
+    def __post_init__(self) -> None:
+        lead = self.means_BN3.shape[:2]
+        for name, width in {
+            "means_BN3": 3,
+            "opacities_BN1": 1,
+            "scales_BN3": 3,
+            "quats_BN4": 4,
+            "colors_BN3": 3,
+        }.items():
+            shape = tuple(getattr(self, name).shape)
+            if shape != (*lead, width):
+                raise ValueError(f"{name} has shape {shape}, expected {(*lead, width)}")
+
+    @property
+    def packed_BN14(self) -> Tensor:
+        """Position 3, opacity 1, scale 3, rotation 4, colour 3."""
+        return torch.cat([self.means_BN3, self.opacities_BN1, self.scales_BN3, self.quats_BN4, self.colors_BN3], dim=-1)
+
+    def covariances(self) -> Tensor:
+        """R S S R^T with the quaternion formula applied to the four numbers as they are: (B, N, 3, 3)."""
+        axes_BN33 = rotation_formula(self.quats_BN4) * self.scales_BN3[..., None, :]
+        return axes_BN33 @ axes_BN33.transpose(-1, -2)
+
+
+def activate(raw_BN14: Tensor, *, rotation: str) -> Gaussians:
+    """Raw numbers of the head to Gaussians (arXiv:2402.05054, with the published constants)."""
+    position, opacity, scale, quaternion, color = raw_BN14.split([3, 1, 3, 4, 3], dim=-1)
+    return Gaussians(
+        means_BN3=position.clamp(-1, 1),
+        opacities_BN1=opacity.sigmoid(),
+        scales_BN3=0.1 * functional.softplus(scale),
+        quats_BN4=functional.normalize(quaternion, dim=1 if rotation == "over_gaussians" else -1),
+        colors_BN3=0.5 * color.tanh() + 0.5,
+    )
+
+
+def rotation_formula(quats_N4: Tensor) -> Tensor:
+    """The matrix of a quaternion (w, x, y, z), without normalising it: (..., 3, 3). A rotation if its length is one."""
+    w, x, y, z = quats_N4.unbind(-1)
+    rows = [
+        torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], dim=-1),
+        torch.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], dim=-1),
+        torch.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], dim=-1),
+    ]
+    return torch.stack(rows, dim=-2)

@@ -1,0 +1,284 @@
+"""What the pages say, runs: their commands parse, their code works, their tables are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import datasets
+import models
+import pipelines
+from datasets.zoo import COLORS, KINDS, is_held_out
+from tests.conftest import ROOT
+from utils import registry
+from utils.config import load_config
+from utils.registry import ENGINE, INFER_ENGINE
+from utils.run_config import REPLACED_KEYS, RETIRED_KEYS
+
+assert datasets
+assert models
+assert pipelines
+
+PAGES = [ROOT / "README.md", ROOT / "configs" / "README.md", ROOT / "data" / "README.md"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def command_lines() -> list[str]:
+    """Every single command of the pages; `A && B` counts as two."""
+    lines = [line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()]
+    return list(dict.fromkeys(part.strip() for line in lines for part in line.split("&&")))
+
+
+def commands(*names: str) -> list[str]:
+    return [line for line in command_lines() if line.startswith(tuple(f"python {name}" for name in names))]
+
+
+def arguments(line: str) -> list[str]:
+    """What follows `python script.py`."""
+    return shlex.split(line)[2:]
+
+
+def section(page: Path, heading: str) -> str:
+    """The text under a heading, up to the next one of any level."""
+    found = re.search(rf"^#+ {heading}\n(.*?)(?=^#|\Z)", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    assert found, f"{page.name} has no heading {heading}"
+    return found[1]
+
+
+def table(text: str, header: str) -> list[list[str]]:
+    """Cells of the rows of the table whose first header cell is `header`."""
+    found = re.search(rf"^\| {header} \|.*\n\|[ -|]+\n((?:\|.*\n?)+)", text, flags=re.M)
+    assert found, f"no table {header}"
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in found[1].splitlines()]
+
+
+def names_in(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_the_pages_hold_commands_of_every_entry():
+    starts = {tuple(shlex.split(line)[:2]) for line in commands("")}
+    scripts = {"inference.py", "train_net.py", *(f"tools/{path.name}" for path in (ROOT / "tools").glob("*.py"))}
+    scripts -= {"tools/__init__.py", "tools/render_jobs.py"}
+    assert {script for _, script in starts} - {"-m"} == scripts
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_commands_name_files_that_exist(line):
+    ours = re.compile(r"^(configs|tools|tests|datasets)(/|$)|^data/mini/|^[\w/]+\.(py|sh)$")
+    for word in shlex.split(line):
+        if ours.match(word):
+            assert (ROOT / word).exists(), word
+
+
+@pytest.mark.parametrize("marker", ["first-line", "second-line"])
+def test_the_check_finds_the_marked_lines(marker):
+    script = f"sed -n '/<!-- {marker} -->/,/^```$/p' README.md | sed '1,2d;$d'"
+    assert "/<!-- $1 -->/,/^\\`\\`\\`\\$/p" in (ROOT / ".ci" / "run").read_text()
+    found = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert found.count("\n") == 1
+    assert found.strip().endswith({"first-line": "configs/mini/t2v_infer.yaml", "second-line": "tests"}[marker])
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Replaces the work of every script by a note of what it was asked to do."""
+    notes = []
+
+    class Nothing:
+        def run(self):
+            return []
+
+    def note(*args, **options):
+        notes.append((args, options))
+        return Nothing()
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(INFER_ENGINE, "build", note)
+    monkeypatch.setattr("pipelines.trainer.train", note)
+    monkeypatch.setattr("tools.evaluate.evaluate", lambda *args, **options: notes.append((args, options)))
+    monkeypatch.setattr("tools.evaluate.table_text", lambda result: "")
+    monkeypatch.setattr("tools.random_weights.write_random_weights", lambda *args: notes.append((args, {})) or [])
+    monkeypatch.setattr("tools.random_weights.writable_folder", lambda path, option: path)
+    return notes
+
+
+def run_main(line: str, monkeypatch) -> None:
+    script = shlex.split(line)[1]
+    monkeypatch.setattr(sys, "argv", [script, *arguments(line)])
+    importlib.import_module(script.removesuffix(".py").replace("/", ".")).main()
+
+
+@pytest.mark.parametrize(
+    "line", commands("inference.py", "train_net.py", "tools/evaluate.py", "tools/random_weights.py")
+)
+def test_a_configured_command_is_accepted(line, started, monkeypatch):
+    run_main(line, monkeypatch)
+    [(args, options)] = started
+    cfg = options["cfg"] if "cfg" in options else args[0]
+    words = arguments(line)
+    prompts = [words[place + 1] for place, word in enumerate(words) if word == "--prompt"]
+    assert cfg.prompts == prompts
+    cfg.cameras.c2w()
+    kinds = INFER_ENGINE if "infer" in words[words.index("--cfg") + 1] else ENGINE
+    assert cfg.TASK_TYPE in kinds.names()
+
+
+@pytest.mark.parametrize("line", commands("tools/make_zoo.py", "tools/render_orbit.py", "tools/index_dataset.py"))
+def test_a_data_command_is_accepted(line):
+    tool = importlib.import_module(shlex.split(line)[1].removesuffix(".py").replace("/", "."))
+    options = vars(tool.parse_args(arguments(line)))
+    given = {word.removeprefix("--").replace("-", "_") for word in arguments(line) if word.startswith("--")}
+    assert given <= set(options)
+
+
+def test_a_wrong_command_would_be_noticed(started, monkeypatch):
+    with pytest.raises(ValueError, match="did you mean guide_scale"):
+        run_main("python inference.py --cfg configs/mini/t2v_infer.yaml guide_scal=3", monkeypatch)
+    with pytest.raises(SystemExit):
+        run_main("python train_net.py --config configs/t2v_train.yaml", monkeypatch)
+    assert not started
+
+
+def test_what_is_copied_is_what_training_writes():
+    written = {}
+    for line in commands("train_net.py"):
+        words = arguments(line)
+        cfg = load_config(ROOT / words[words.index("--cfg") + 1])
+        objective, _ = ENGINE.resolve({"type": cfg.TASK_TYPE, **cfg.objective})
+        written[f"{cfg.log_dir}/{objective.stem}.safetensors"] = cfg
+    copies = [shlex.split(line)[1:] for line in command_lines() if line.startswith("cp ")]
+    assert len(copies) == 4
+    assert {source for source, _ in copies} <= set(written)
+    infer = load_config(ROOT / "configs" / "mini" / "t2v_infer.yaml")
+    used = {infer.test_model, infer.auto_encoder["pretrained"], infer.embedder["pretrained"]}
+    assert used < {target for _, target in copies}
+
+
+TINY_RUN = """
+from pathlib import Path
+from tests.tiny import write_config, write_family
+family = write_family(Path()) | {"sampler": {"type": "DDIM", "num_steps": 1}}
+write_config(Path("run.yaml"), family | {"vid_dataset": {"type": "PackedOrbits", "data_dir_list": ["nowhere"]}})
+"""
+
+
+def test_the_python_code_runs_in_a_fresh_interpreter(tmp_path):
+    """Its imports also register what the mini configuration names."""
+    [code] = blocks(ROOT / "README.md", "python")
+    assert code.count('"configs/mini/t2v_infer.yaml"') == 1
+    code = TINY_RUN + code.replace("configs/mini/t2v_infer.yaml", "run.yaml")
+    code += "print(tuple(orbits.views_BVCHW.shape), orbits.seeds, cfg.guide_scale)"
+    # one thread: threads of tiny operations only wait for each other on a busy machine
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(2, 3, 3, 32, 32) [3, 4] 5.0"
+    assert (tmp_path / "mug.mp4").stat().st_size > 0
+
+
+def test_shapes_in_the_python_code_are_those_of_the_mini_family():
+    [code] = blocks(ROOT / "README.md", "python")
+    cfg = load_config(ROOT / "configs" / "mini" / "t2v_infer.yaml")
+    num_views, (width, height) = len(cfg.cameras.c2w()), cfg.resolution
+    reduction = 2 ** (len(cfg.auto_encoder["ddconfig"]["ch_mult"]) - 1)
+    latents = (2, cfg.auto_encoder["embed_dim"], num_views, height // reduction, width // reduction)
+    shown = [ast.literal_eval(shape) for shape in re.findall(r"# (\([\d, ]+\))", code)]
+    assert shown == [(2, num_views, 3, height, width), latents, (num_views, 4, 4)]
+
+
+def test_every_setting_that_the_page_names_exists():
+    cfg = load_config(ROOT / "configs" / "t2v_infer.yaml")
+    rows = table(section(ROOT / "README.md", "Sampling"), "setting")
+    names = [name for cell, *_ in rows for name in names_in(cell)]
+    assert len(names) > 12
+    for name in names:
+        head, _, tail = name.partition(".")
+        value = getattr(cfg, head)
+        if isinstance(value, dict):
+            kind = {"UNet": registry.MODEL, "sampler": registry.SAMPLERS}[head]
+            value = kind.resolve(value)[1]
+        assert not tail or tail == "type" or hasattr(value, tail), name
+
+
+def test_keys_of_the_original_are_those_of_the_code():
+    text = section(ROOT / "configs" / "README.md", "What changed")
+    refused, ignored = re.split(r"^Keys in this table are accepted", text, flags=re.M)
+    listed = [name for cell, *_ in table(refused, "key of the original") for name in names_in(cell)]
+    assert sorted(listed) == sorted(REPLACED_KEYS)
+    expected = set(RETIRED_KEYS)
+    for name, kind in (
+        ("UNet", "MODEL"), ("auto_encoder", "AUTO_ENCODER"), ("embedder", "EMBEDDER"), ("Diffusion", "DIFFUSION"),
+        ("vid_dataset", "DATASETS"), ("Pretrain", "PRETRAIN"), ("visual_train", "VISUAL"),
+    ):  # fmt: skip
+        entries = getattr(registry, kind)
+        section_cfg = getattr(load_config(ROOT / "configs" / "t2v_train.yaml"), name)
+        cls, _ = entries.resolve(section_cfg)
+        expected |= {f"{name}.{key}" for key in getattr(cls, "retired_keys", {})}
+    listed = [name for cell, *_ in table(ignored, "key of the original") for name in names_in(cell)]
+    assert sorted(listed) == sorted(expected)
+
+
+def test_paths_of_weights_and_data_are_those_of_the_configurations():
+    train, infer = (load_config(ROOT / "configs" / f"t2v_{name}.yaml") for name in ("train", "infer"))
+    for cells in table(section(ROOT / "configs" / "README.md", "Where weights and data go"), "setting"):
+        [setting], [path] = names_in(cells[0]), names_in(cells[1])
+        head, _, tail = setting.partition(".")
+        for cfg in {"both": (train, infer), "`t2v_train.yaml`": (train,), "`t2v_infer.yaml`": (infer,)}[cells[2]]:
+            value = getattr(cfg, head)
+            assert path in (value[tail] if tail else value, *(value[tail] if tail.startswith("data_") else ())), setting
+
+
+def test_the_zoo_is_described_as_it_is():
+    text = section(ROOT / "data" / "README.md", "The zoo")
+    described = {kind: tuple(parts.split(", ")) for kind, parts in table(text, "kind")}
+    assert described == {name: kind.parts for name, kind in KINDS.items()}
+    [colors] = re.findall(r"^Colours: (.*)\.$", text, flags=re.M)
+    assert colors.split(", ") == list(COLORS)
+    assert f"{len(KINDS)} kinds of objects and {len(COLORS)} colours" in (ROOT / "README.md").read_text()
+    combinations = [
+        (kind.name, color, part, part_color)
+        for kind in KINDS.values()
+        for part in kind.parts
+        for color in COLORS
+        for part_color in COLORS
+        if color != part_color
+    ]
+    num_held_out = sum(is_held_out(*combination) for combination in combinations)
+    assert f"Of the {len(combinations):,} combinations" in text
+    assert f"a fixed tenth ({num_held_out:,})" in text
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "data" / "README.md"], ids=["README", "data"])
+def test_sizes_of_the_small_weights_are_true(page):
+    text = page.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(?:data/)?(mini/\w+\.safetensors)` \| ([\d.]+) MB \|", text, flags=re.M)
+    shipped = sorted(f"mini/{path.name}" for path in (ROOT / "data" / "mini").glob("*.safetensors"))
+    assert sorted(name for name, _ in rows) == shipped
+    for name, size in rows:
+        assert (ROOT / "data" / name).stat().st_size / 1e6 == pytest.approx(float(size), abs=0.006)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        if path.startswith("https:") or path == "data/mini/orbits.png":
+            continue
+        file = (page.parent / path) if path else page
+        assert file.is_file(), target
+        headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), flags=re.M)
+        assert not anchor or anchor in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings], target
