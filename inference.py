@@ -1,4 +1,4 @@
-"""Sample: `python inference.py --cfg configs/mini/t2v_infer.yaml [--prompt "a red mug"] [key=value ...]`."""
+"""Sample: `python inference.py --cfg configs/mini/t2v_infer.yaml [--prompt TEXT | --image FILE] [key=value ...]`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from utils.script import config_arguments, run_script
 def main() -> None:
     parser = config_arguments(__doc__)
     parser.add_argument("--prompt", action="append", help="a sentence; replaces the list of test_list_path; repeatable")
+    parser.add_argument("--image", action="append", help="a picture for an image model; likewise")
     args = parser.parse_intermixed_args()
 
     import datasets  # noqa: F401 - registers
@@ -16,7 +17,7 @@ def main() -> None:
     from utils.config import config_text, load_config
     from utils.registry import INFER_ENGINE
 
-    cfg = load_config(args.cfg, args.overrides, prompts=args.prompt)
+    cfg = load_config(args.cfg, args.overrides, prompts=args.prompt, images=args.image)
     print(config_text(cfg))
     INFER_ENGINE.build({"type": cfg.TASK_TYPE}, where="TASK_TYPE", cfg=cfg).run()
 

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from torch.utils.data import Dataset
 
 from datasets.orbit_sample import orbit_sample, write_prompt
-from datasets.video_dataset import check_image_options
+from datasets.video_dataset import check_image_options, draw_start_view
 from utils.errors import ConfigError, DataError
 from utils.files import atomic_path
 from utils.prompts import PROMPT_SUFFIX
@@ -75,6 +75,7 @@ class PackedOrbits(Dataset):
         background: float = 1.0
         caption_suffix: str = PROMPT_SUFFIX
         empty_captions: bool = False
+        random_start_view: bool = False
 
         def __post_init__(self) -> None:
             check_image_options(
@@ -168,6 +169,7 @@ class PackedOrbits(Dataset):
             object_id=self.object_ids[index],
             resolution=tuple(self.config.resolution),
             background=self.config.background,
+            start_view=draw_start_view(self.config),
         )
 
     def __getstate__(self) -> dict[str, Any]:

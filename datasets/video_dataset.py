@@ -38,8 +38,12 @@ def check_image_options(*, resolution: list[int], background: float, num_views: 
 
 
 @DATASETS.register
+@DATASETS.register(name="Video_I2V_Dataset", background=1.0, empty_captions=True, random_start_view=True)
 class VideoDataset(Dataset):
-    """Views 0..num_views-1 of each object, in order, with its caption."""
+    """Views 0..num_views-1 of each object, in order, with its caption.
+
+    Under its second name it has the published settings of the image model.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -52,6 +56,8 @@ class VideoDataset(Dataset):
         prepare_lgm: add the views as stored, `full_rgba_V4HW`, straight alpha: targets of the Gaussian head.
         background: grey in [0, 1] behind the object; published: 128/255 for text, 1 for image.
         empty_captions: give "" instead of the sentence, as the image model is trained.
+        random_start_view: begin at a random view, drawn from torch's generator each time: the images roll together
+            and the cameras stay, so that the camera at azimuth 0 always belongs to the first image.
         """
 
         data_list: list[str] = field(default_factory=list)
@@ -66,6 +72,7 @@ class VideoDataset(Dataset):
         background: float = 128 / 255
         caption_suffix: str = PROMPT_SUFFIX
         empty_captions: bool = False
+        random_start_view: bool = False
 
         def __post_init__(self) -> None:
             check_image_options(
@@ -127,6 +134,7 @@ class VideoDataset(Dataset):
             caption = self.caption_of(object_id)
         except DataError as err:
             raise DataError(f"object {object_id}: {err}") from err
+        start_view = draw_start_view(self.config)
         sample = orbit_sample(
             rgba_VHW4,
             c2w_V44,
@@ -135,13 +143,14 @@ class VideoDataset(Dataset):
             object_id=object_id,
             resolution=tuple(self.config.resolution),
             background=self.config.background,
+            start_view=start_view,
         )
         if self.config.get_first_frame:
             view_HWC = sample["views_VCHW"][:1].permute(0, 2, 3, 1).numpy()
             resized_HWC = resize_views(view_HWC, tuple(self.config.vit_resolution))[0]
             sample["first_frame_CHW"] = torch.from_numpy(np.ascontiguousarray(resized_HWC.transpose(2, 0, 1)))
         if self.config.prepare_lgm:
-            full = np.ascontiguousarray(rgba_VHW4.transpose(0, 3, 1, 2))
+            full = np.ascontiguousarray(np.roll(rgba_VHW4, -start_view, axis=0).transpose(0, 3, 1, 2))
             sample["full_rgba_V4HW"] = torch.from_numpy(full).float() / 255.0
         return sample
 
@@ -157,6 +166,11 @@ class VideoDataset(Dataset):
         if not isinstance(caption, str) or not caption.strip():
             raise DataError(f"no caption in {self.config.caption_dir}; add one, or take the object out of the index")
         return write_prompt(caption, suffix=self.config.caption_suffix, max_words=self.config.max_words)
+
+
+def draw_start_view(config: Any) -> int:
+    """The view that a sample begins with, from a data set's options `random_start_view` and `num_views`."""
+    return int(torch.randint(config.num_views, ())) if config.random_start_view else 0
 
 
 def read_orbit(object_dir: Path, *, num_views: int) -> tuple[np.ndarray, np.ndarray, float]:

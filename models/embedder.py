@@ -102,6 +102,11 @@ class FrozenOpenCLIPTtxtVisualEmbedder(nn.Module):
         return self.model.ln_final.weight.shape[0]
 
     @property
+    def image_width(self) -> int:
+        """Channels of an image embedding."""
+        return self.model.visual.output_dim
+
+    @property
     def context_length(self) -> int:
         """L, tokens of a text."""
         return self.model.context_length

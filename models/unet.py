@@ -55,7 +55,8 @@ class OrbitUNet(nn.Module):
             out_dim: channels of the prediction.
             dim: channels of the first level.
             dim_mult: channels of each level, in units of dim.
-            y_dim: channels of the text tokens and of the image embedding.
+            y_dim: channels of the text tokens.
+            image_dim: channels of the image embedding; y_dim when null, as published.
             context_dim: channels of the context; must equal y_dim.
             concat_dim: channels that the image condition adds to the latents.
             num_heads: heads of the temporal transformer after the first convolution.
@@ -72,6 +73,7 @@ class OrbitUNet(nn.Module):
         dim: int = 320
         dim_mult: tuple[int, ...] = (1, 2, 4, 4)
         y_dim: int = 1024
+        image_dim: int | None = None
         context_dim: int = 1024
         concat_dim: int = 4
         num_heads: int = 8
@@ -92,6 +94,8 @@ class OrbitUNet(nn.Module):
             for width in {self.dim * mult for mult in self.dim_mult}:
                 if width % 32 or width % self.head_dim:
                     raise ConfigError(f"UNet.dim x dim_mult = {width} must be a multiple of 32 and of head_dim")
+            if self.dim_mult[0] != 1:
+                raise ConfigError(f"UNet.dim_mult must begin with 1 (the output has dim channels), got {self.dim_mult}")
             if self.temporal_attn_times != 1:
                 raise ConfigError(f"UNet.temporal_attn_times must be 1, got {self.temporal_attn_times}")
             if self.context_dim != self.y_dim:
@@ -118,7 +122,8 @@ class OrbitUNet(nn.Module):
         nn.init.zeros_(self.out[-1].weight)
 
     def _add_image_condition(self, config: Config, embed_dim: int) -> None:
-        self.context_embedding = embedding_mlp(config.y_dim, embed_dim, out_dim=NUM_IMAGE_TOKENS * config.context_dim)
+        image_dim = config.image_dim or config.y_dim
+        self.context_embedding = embedding_mlp(image_dim, embed_dim, out_dim=NUM_IMAGE_TOKENS * config.context_dim)
         self.local_image_concat = local_image_concat(config.in_dim, config.concat_dim)
         self.local_temporal_encoder = ViewsEncoder(config.concat_dim)
         self.local_image_embedding = local_image_embedding(config.in_dim, config.concat_dim, config.context_dim)
@@ -203,7 +208,7 @@ class OrbitUNet(nn.Module):
             y: text tokens (B, S, y_dim).
             camera_data: camera condition (B, V, 16), see utils.cameras.camera_condition.
             fps: (B,), used by the image model and with use_fps_condition.
-            image: CLIP image embedding (B, 1, y_dim), image model only; left out, its tokens are left out.
+            image: CLIP image embedding (B, 1, image_dim), image model only; left out, its tokens are left out.
             local_image: latent of the conditioning view (B, C, V, H, W), image model only.
 
         Returns:

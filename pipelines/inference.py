@@ -1,11 +1,10 @@
-"""The inference entrance: a list of prompts to a folder of orbits, resumable."""
+"""The inference entrance: a list of prompts or pictures to a folder of orbits, resumable."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
-import re
 import sys
 import time
 import zlib
@@ -16,10 +15,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from pipelines.inputs import Source, known_view_files, sources_of
 from pipelines.views_pipeline import Orbits, ViewsPipeline
 from pipelines.visual import RESULT_FILE
 from utils.config import save_config
-from utils.errors import DataError
 from utils.files import writable_folder
 from utils.registry import INFER_ENGINE, VISUAL
 from utils.run_config import RunConfig
@@ -28,7 +27,7 @@ log = logging.getLogger(__name__)
 
 # Settings that may differ between two runs that make the same samples.
 NOT_IN_A_SAMPLE = {"log_dir", "device", "round", "seed", "batch_size", "test_list_path", "chunk_size", "decoder_bs"}
-NOT_IN_A_SAMPLE |= {"visual_inference", "prompts", "compile"}
+NOT_IN_A_SAMPLE |= {"visual_inference", "prompts", "images", "compile"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,26 +35,33 @@ class Job:
     """One sample to make.
 
     Attributes:
-        prompt: the sentence.
+        source: what it starts from.
         seed: of its noise.
         folder: where it goes.
     """
 
-    prompt: str
+    source: Source
     seed: int
     folder: Path
 
 
-@INFER_ENGINE.register(name="inference_text2video_entrance")
+@INFER_ENGINE.register(name="inference_text2video_entrance", kind="prompt")
+@INFER_ENGINE.register(name="inference_i2vgen_entrance", kind="image")
 class OrbitInference:
-    """Sample every prompt of a list; what is already there with the same settings is kept."""
+    """Sample every prompt or picture of a list; what is already there with the same settings is kept."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """No options of its own: everything is in the run's configuration."""
+        """Set by the type's name; everything else is in the run's configuration.
+
+        Attributes:
+            kind: what the list holds, prompt or image.
+        """
+
+        kind: str = "prompt"
 
     def __init__(self, config: Config, *, cfg: RunConfig) -> None:
-        self.cfg = cfg
+        self.config, self.cfg = config, cfg
 
     def run(self) -> list[Path]:
         """Make what is missing.
@@ -67,19 +73,19 @@ class OrbitInference:
             ConfigError, DataError: something does not fit; said before any weight is loaded wherever possible.
         """
         cfg = self.cfg
-        prompts = list(cfg.prompts) or read_prompts(cfg.test_list_path)
-        cfg.cameras.c2w()
+        sources = sources_of(cfg, kind=self.config.kind)
+        known = known_view_files(cfg, cfg.cameras.c2w())
         out = writable_folder(cfg.log_dir, option="log_dir")
         save_config(cfg, out / "config.yaml")
         settings = sample_settings(cfg)
-        jobs = plan_jobs(prompts, num_rounds=cfg.round, seed=cfg.seed, out=out)
+        jobs = plan_jobs(sources, num_rounds=cfg.round, seed=cfg.seed, out=out)
         todo = [job for job in jobs if not is_done(job, settings)]
         log.info("%d of %d samples to make, in %s", len(todo), len(jobs), out)
         if todo:
-            self._make(todo, settings)
+            self._make(todo, known, settings)
         return [job.folder for job in jobs]
 
-    def _make(self, jobs: list[Job], settings: dict[str, Any]) -> None:
+    def _make(self, jobs: list[Job], known: dict[int, str], settings: dict[str, Any]) -> None:
         started = time.perf_counter()
         pipeline = ViewsPipeline.from_config(self.cfg)
         log.info("built and loaded in %.1f s", time.perf_counter() - started)
@@ -88,10 +94,16 @@ class OrbitInference:
         seconds = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
         with tqdm(total=len(batches) * pipeline.sampler.config.num_steps, unit="step", mininterval=seconds) as bar:
             for batch in batches:
-                bar.set_description(batch[0].prompt[:40])
-                orbits = pipeline([job.prompt for job in batch], seeds=[job.seed for job in batch], on_step=bar.update)
+                bar.set_description(batch[0].source.slug[:40])
+                orbits = pipeline(
+                    [job.source.text for job in batch],
+                    seeds=[job.seed for job in batch],
+                    known_views={view: [image] * len(batch) for view, image in known.items()},
+                    on_step=bar.update,
+                )
                 for index, job in enumerate(batch):
-                    writer.write(job.folder, orbits, index, fps=self.cfg.target_fps, settings=settings)
+                    record = {**job.source.record, "seed": job.seed, "settings": settings}
+                    writer.write(job.folder, orbits, index, fps=self.cfg.target_fps, record=record)
                     bar.write(
                         file=sys.stderr,
                         s=f"wrote {job.folder}/ (orbit.mp4, sheet.png, views/, transforms.json, {RESULT_FILE})",
@@ -108,40 +120,16 @@ def cost_of(orbits: Orbits, *, num_steps: int) -> str:
     return line
 
 
-def read_prompts(path: str) -> list[str]:
-    """Prompts of a text file, one a line; empty lines and lines that begin with # are skipped.
-
-    Raises:
-        DataError: the file is missing, is no UTF-8 text, or holds no prompt.
-    """
-    if not path or not Path(path).is_file():
-        raise DataError(f"test_list_path={path}: no such file; give a text file with one prompt a line, or --prompt")
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as err:
-        raise DataError(f"test_list_path={path} is no UTF-8 text ({err.reason}); give one prompt a line") from err
-    prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    if not prompts:
-        raise DataError(f"test_list_path={path} holds no prompt; write one a line (lines with # are comments)")
-    return prompts
-
-
-def plan_jobs(prompts: list[str], *, num_rounds: int, seed: int, out: Path) -> list[Job]:
-    """Round r of every prompt uses seed + r, wherever the prompt stands in the list."""
-    prompts = list(dict.fromkeys(prompts))
-    slugs = [slug_of(prompt) for prompt in prompts]
+def plan_jobs(sources: list[Source], *, num_rounds: int, seed: int, out: Path) -> list[Job]:
+    """Round r of every source uses seed + r, wherever the source stands in the list."""
+    slugs = [source.slug for source in sources]
     jobs = []
     for number in range(num_rounds):
-        for prompt, slug in zip(prompts, slugs, strict=True):
+        for source, slug in zip(sources, slugs, strict=True):
             if slugs.count(slug) > 1:
-                slug = f"{slug}-{zlib.crc32(prompt.encode()):08x}"
-            jobs.append(Job(prompt=prompt, seed=seed + number, folder=out / f"{slug}_seed{seed + number}"))
+                slug = f"{slug}-{zlib.crc32(source.text.encode()):08x}"
+            jobs.append(Job(source=source, seed=seed + number, folder=out / f"{slug}_seed{seed + number}"))
     return jobs
-
-
-def slug_of(prompt: str) -> str:
-    """A file name that says the prompt: at most 60 letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or f"{zlib.crc32(prompt.encode()):08x}"
 
 
 def sample_settings(cfg: RunConfig) -> dict[str, Any]:
@@ -159,7 +147,8 @@ def is_done(job: Job, settings: dict[str, Any]) -> bool:
         result = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         return False
-    same = (result.get("prompt"), result.get("seed"), result.get("settings")) == (job.prompt, job.seed, settings)
+    expected = {**job.source.record, "seed": job.seed, "settings": settings}
+    same = all(result.get(name) == value for name, value in expected.items())
     if not same:
         log.info("%s was made with other settings and is made again", job.folder)
     return same

@@ -1,13 +1,14 @@
 """Latents of a whole data set, encoded once and kept beside what made them.
 
 A cache folder holds safetensors shards, `samples.json` and `fingerprint.json`. The fingerprint is written last and
-names the autoencoder's weights, the data set and its index: when any of it differs, the cache is made again.
+names the weights of the encoders, the data set and its index: when any of it differs, the cache is made again.
 
 Letters: N samples, V views, C channels, H W latent pixels.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -38,12 +39,14 @@ class CachedLatents:
         std_NCVHW: scaled deviations, or None when the mode is taken.
         c2w_NV44: cameras, float32.
         captions: N sentences.
+        image_NVC: image embedding of every view, float16, or None when the network takes none.
     """
 
     mean_NCVHW: Tensor
     std_NCVHW: Tensor | None
     c2w_NV44: Tensor
     captions: list[str]
+    image_NVC: Tensor | None = None
 
     def draw(self, index_B: Tensor, *, generator: torch.Generator) -> Tensor:
         """Latents (B, C, V, H, W) float32: a fresh sample of the posterior, or its mode."""
@@ -55,13 +58,8 @@ class CachedLatents:
 
     def to(self, device: torch.device) -> CachedLatents:
         """The same on another device."""
-        std = None if self.std_NCVHW is None else self.std_NCVHW.to(device)
-        return CachedLatents(
-            mean_NCVHW=self.mean_NCVHW.to(device),
-            std_NCVHW=std,
-            c2w_NV44=self.c2w_NV44.to(device),
-            captions=self.captions,
-        )
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,28 +70,42 @@ class EncodedChunk:
     std_BCVHW: Tensor | None
     c2w_BV44: Tensor
     captions: list[str]
+    image_BVC: Tensor | None = None
 
 
-def fingerprint(autoencoder: nn.Module, *, options: Mapping[str, Any], index: Iterable[Any]) -> dict[str, Any]:
+def fingerprint(
+    autoencoder: nn.Module,
+    *,
+    options: Mapping[str, Any],
+    index: Iterable[Any],
+    image_encoder: nn.Module | None = None,
+) -> dict[str, Any]:
     """What latents depend on, as plain values.
 
     Args:
         autoencoder: its weights, scale and kind of posterior count.
         options: of the data set.
         index: whatever names the samples and their captions, in order.
+        image_encoder: its weights count where image embeddings are kept.
     """
-    weights = hashlib.sha256()
-    for name, value in sorted(autoencoder.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return {
+    embeddings = {} if image_encoder is None else {"image_weights": digest_of(image_encoder)}
+    return embeddings | {
         "layout": LAYOUT,
-        "weights": weights.hexdigest(),
+        "weights": digest_of(autoencoder),
         "scale_factor": autoencoder.scale_factor,
         "posterior": autoencoder.config.posterior,
         "dataset": json.loads(json.dumps(dict(options), sort_keys=True, default=str)),
         "index": hashlib.sha256(json.dumps(list(index), default=str).encode()).hexdigest(),
     }
+
+
+def digest_of(module: nn.Module) -> str:
+    """SHA-256 of a module's weights, the same on any device."""
+    weights = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return weights.hexdigest()
 
 
 def is_current(folder: str | Path, wanted: Mapping[str, Any]) -> bool:
@@ -122,6 +134,8 @@ def write_cache(folder: str | Path, chunks: Iterable[EncodedChunk], wanted: Mapp
         tensors = {"mean": chunk.mean_BCVHW.half(), "c2w": chunk.c2w_BV44.float()}
         if chunk.std_BCVHW is not None:
             tensors["std"] = chunk.std_BCVHW.half()
+        if chunk.image_BVC is not None:
+            tensors["image"] = chunk.image_BVC.half()
         with atomic_path(folder / f"latents_{number:05d}.safetensors") as part:
             save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, part)
         captions += chunk.captions
@@ -142,5 +156,9 @@ def read_cache(folder: str | Path) -> CachedLatents:
         raise DataError(f"cache_dir={folder} is incomplete; delete the folder to encode again")
     joined = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
     return CachedLatents(
-        mean_NCVHW=joined["mean"], std_NCVHW=joined.get("std"), c2w_NV44=joined["c2w"], captions=captions
+        mean_NCVHW=joined["mean"],
+        std_NCVHW=joined.get("std"),
+        c2w_NV44=joined["c2w"],
+        captions=captions,
+        image_NVC=joined.get("image"),
     )

@@ -18,6 +18,7 @@ from torch import Tensor
 from models.diffusion import DiffusionDDIM
 from pipelines.conditioner import Conditions
 from pipelines.guidance import ClassifierFreeGuidance
+from pipelines.known_views import KnownViews
 from utils.errors import ConfigError
 from utils.registry import SAMPLERS
 
@@ -97,6 +98,7 @@ class Sampler:
         diffusion: DiffusionDDIM,
         guidance: ClassifierFreeGuidance,
         refiner: Refiner | None = None,
+        known_views: KnownViews | None = None,
         generators: list[torch.Generator] | None = None,
         on_step: Callable[[], None] | None = None,
     ) -> Tensor:
@@ -109,6 +111,7 @@ class Sampler:
             diffusion: says what the prediction means.
             guidance: mixes the two x0.
             refiner: replaces x0 at its steps, in each branch before they are mixed (as published).
+            known_views: holds given views by replacing their x0 at every step, after guidance.
             generators: one per sample, for eta > 0.
             on_step: called after every step.
 
@@ -123,6 +126,8 @@ class Sampler:
             if step in refine_at:
                 branches = [refiner(x0, step) for x0 in branches]
             x0 = guidance(*branches) if len(branches) == 2 else branches[0]
+            if known_views:
+                x0 = known_views(x0)
             x_t = self._step(scheduler, x0, t, x_t, generators)
             if on_step:
                 on_step()

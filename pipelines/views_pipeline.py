@@ -1,4 +1,4 @@
-"""Prompts to orbits: the main path as a list of verbs.
+"""Prompts or pictures to orbits: the main path as a list of verbs.
 
 Letters: B batch, V views, C channels, H W pixels or latent pixels.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from models.autoencoder import AutoencoderKL
 from models.diffusion import DiffusionDDIM
 from models.weights import load_strict, save_safetensors
-from pipelines.conditioner import TextConditioner
+from pipelines.conditioner import CallFrame, Conditions, ImageConditioner, OrbitInput, conditioner_for
 from pipelines.guidance import ClassifierFreeGuidance
+from pipelines.known_views import KnownViews
 from pipelines.sampler import Sampler
 from utils.cameras import DATA_FOV_DEG
 from utils.compilation import compile_parts
@@ -39,7 +40,7 @@ class Orbits:
     """What a call of the pipeline returns.
 
     Attributes:
-        prompts: B sentences, as given.
+        inputs: B sentences or pictures, as given.
         seeds: one per sample.
         views_BVCHW: (B, V, 3, H, W) float32 in [0, 1], on the CPU.
         latents_BCVHW: (B, C, V, h, w) float32, scaled, on the CPU.
@@ -48,7 +49,7 @@ class Orbits:
         seconds: what the call took, by part (denoise, decode).
     """
 
-    prompts: list[str]
+    inputs: list[OrbitInput]
     seeds: list[int]
     views_BVCHW: Tensor
     latents_BCVHW: Tensor
@@ -64,7 +65,7 @@ class ViewsPipeline:
         cfg: settings of the run, the defaults of every call.
         unet: the network, on its device and in its dtype.
         autoencoder: decodes latents, same device and dtype.
-        embedder: text encoder, same device.
+        embedder: text and image encoder, same device.
         diffusion: the process that the network was trained for.
         sampler: denoising loop.
     """
@@ -82,12 +83,7 @@ class ViewsPipeline:
         self.cfg = cfg
         self.unet, self.autoencoder = unet, autoencoder
         self.diffusion, self.sampler = diffusion, sampler
-        self.conditioner = TextConditioner(
-            embedder=embedder,
-            negative_prompt=cfg.negative_prompt,
-            prompt_suffix=cfg.prompt_suffix,
-            fps=cfg.target_fps,
-        )
+        self.conditioner = conditioner_for(cfg, unet, embedder=embedder, autoencoder=autoencoder)
 
     @classmethod
     def from_config(cls, cfg: RunConfig) -> ViewsPipeline:
@@ -131,47 +127,60 @@ class ViewsPipeline:
 
     def __call__(
         self,
-        prompts: str | Sequence[str],
+        inputs: OrbitInput | Sequence[OrbitInput],
         *,
         seeds: int | Sequence[int] | None = None,
         c2w_V44: Tensor | None = None,
         guide_scale: float | None = None,
         resolution: tuple[int, int] | None = None,
+        known_views: Mapping[int, Sequence[OrbitInput]] | None = None,
         on_step: Callable[[], None] | None = None,
     ) -> Orbits:
-        """Sample one orbit a prompt.
+        """Sample one orbit an input.
 
         Args:
-            prompts: a sentence or several.
-            seeds: one for all, or one a prompt; a sample depends on its own seed only. The config's when left out.
+            inputs: one or several: sentences for a text model; for an image model pictures, as files or as (3, H, W)
+                in [0, 1] over white.
+            seeds: one for all, or one an input; a sample depends on its own seed only. The config's when left out.
             c2w_V44: cameras; the config's when left out.
             guide_scale: the config's when left out.
             resolution: width and height in pixels; the config's when left out.
+            known_views: place in the orbit -> pictures of that view, one an input; these views are held, and with them
+                the input itself as view 0. Image models only.
             on_step: called after every denoising step.
 
         Raises:
-            ValueError: no prompt, or another number of seeds than prompts.
+            ValueError: no input, another number of seeds than inputs, or known views for a text model.
+            DataError: a picture cannot be used.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        inputs = [inputs] if isinstance(inputs, OrbitInput) else list(inputs)
         seeds = self.cfg.seed if seeds is None else seeds
-        seeds = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
-        if not prompts or len(prompts) != len(seeds):
-            raise ValueError(f"need as many seeds as prompts and at least one, got {len(seeds)} and {len(prompts)}")
-        c2w_V44 = self.cfg.cameras.c2w() if c2w_V44 is None else c2w_V44
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        noise = self.draw_noise(generators, num_views=len(c2w_V44), resolution=resolution or self.cfg.resolution)
+        seeds = [seeds] * len(inputs) if isinstance(seeds, int) else list(seeds)
+        if not inputs or len(inputs) != len(seeds):
+            raise ValueError(f"need as many seeds as inputs and at least one, got {len(seeds)} and {len(inputs)}")
+        device, dtype = self._place
+        frame = CallFrame(
+            c2w_V44=self.cfg.cameras.c2w() if c2w_V44 is None else c2w_V44,
+            resolution=tuple(resolution or self.cfg.resolution),
+            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+            device=device,
+            dtype=dtype,
+        )
+        noise = self.draw_noise(frame.generators, num_views=len(frame.c2w_V44), resolution=frame.resolution)
         with torch.no_grad():
             started = time.perf_counter()
-            latents = self._denoise(prompts, noise, c2w_V44, guide_scale, generators, on_step).cpu()
+            conditions = self.conditioner(inputs, frame)
+            known = self._hold(known_views, conditions, frame) if known_views else None
+            latents = self._denoise(noise, conditions, known, frame, guide_scale, on_step).cpu()
             denoised = time.perf_counter()
             views = self.decode(latents).float().cpu()
             decoded = time.perf_counter()
         return Orbits(
-            prompts=prompts,
+            inputs=inputs,
             seeds=seeds,
             views_BVCHW=views,
             latents_BCVHW=latents,
-            c2w_V44=c2w_V44,
+            c2w_V44=frame.c2w_V44,
             fov_deg=self.cfg.cameras.fov_deg or DATA_FOV_DEG,
             seconds={"denoise": denoised - started, "decode": decoded - denoised},
         )
@@ -202,16 +211,26 @@ class ViewsPipeline:
         shape = (self.autoencoder.latent_channels, num_views, height, width)
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
-    def _denoise(self, prompts, noise, c2w_V44, guide_scale, generators, on_step) -> Tensor:
-        device, dtype = self._place
-        conditions = self.conditioner(prompts, c2w_V44, device=device, dtype=dtype)
+    def _hold(
+        self, known_views: Mapping[int, Sequence[OrbitInput]], conditions: Conditions, frame: CallFrame
+    ) -> KnownViews:
+        """The known views and, unless it is among them, the input as view 0, as latents."""
+        if not isinstance(self.conditioner, ImageConditioner):
+            raise ValueError("known views need an image model; this one samples from text")
+        latents = {0: conditions.conditional["local_image"][:, :, :1].float()}
+        for view, images in known_views.items():
+            latents[view] = self.conditioner.encode(self.conditioner.views(images, frame), frame)
+        return KnownViews(views=tuple(latents), latents_BCKHW=torch.cat(list(latents.values()), dim=2))
+
+    def _denoise(self, noise, conditions, known, frame, guide_scale, on_step) -> Tensor:
         return self.sampler(
-            lambda x, t, **arguments: self.unet(x.to(dtype), t, **arguments),
-            noise.to(device),
+            lambda x, t, **arguments: self.unet(x.to(frame.dtype), t, **arguments),
+            noise.to(frame.device),
             conditions,
             diffusion=self.diffusion,
             guidance=ClassifierFreeGuidance(scale=self.cfg.guide_scale if guide_scale is None else guide_scale),
-            generators=list(generators),
+            known_views=known,
+            generators=list(frame.generators),
             on_step=on_step,
         )
 

@@ -37,12 +37,12 @@ class VisualGeneratedVideos:
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def write(self, folder: Path, orbits: Orbits, index: int, *, fps: int, settings: dict[str, Any]) -> None:
+    def write(self, folder: Path, orbits: Orbits, index: int, *, fps: int, record: dict[str, Any]) -> None:
         """Write sample `index` of a batch as `folder`, replacing an older one.
 
         Args:
             fps: of the video.
-            settings: what the sample was made with; kept in result.json.
+            record: what the sample was made from and with; begins result.json.
         """
         views_VCHW = orbits.views_BVCHW[index]
         part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
@@ -55,17 +55,15 @@ class VisualGeneratedVideos:
                 save_png(part / "views" / f"{number:03d}.png", view)
             size = views_VCHW.shape[-2:]
             write_json(part / "transforms.json", nerf_transforms(orbits.c2w_V44, orbits.fov_deg, size))
-            write_json(part / RESULT_FILE, self._result(orbits, index, settings))
+            write_json(part / RESULT_FILE, self._result(orbits, record))
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
-    def _result(self, orbits: Orbits, index: int, settings: dict[str, Any]) -> dict[str, Any]:
+    def _result(self, orbits: Orbits, record: dict[str, Any]) -> dict[str, Any]:
         return {
-            "prompt": orbits.prompts[index],
-            "seed": orbits.seeds[index],
-            "settings": settings,
+            **record,
             "fov_deg": orbits.fov_deg,
             "camera_convention": "c2w, camera to world, OpenCV axes (x right, y down, z forward), world z up",
             "c2w": orbits.c2w_V44.tolist(),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from PIL import Image
 
 import models  # noqa: F401
 from models.weights import save_published, save_safetensors
@@ -26,6 +28,10 @@ EMBEDDER_ = {
         "text_cfg": {"context_length": 16, "width": 24, "heads": 2, "layers": 2},
     },
 }
+V_DIFFUSION = {
+    "type": "DiffusionDDIM", "schedule": "cosine", "mean_type": "v", "noise_strength": 0.1,
+    "schedule_param": {"zero_terminal_snr": True},
+}  # fmt: skip
 
 
 def write_family(folder: Path) -> dict[str, Any]:
@@ -54,6 +60,28 @@ def write_family(folder: Path) -> dict[str, Any]:
         "device": "cpu",
         "seed": 11,
         "guide_scale": 3.0,
+    }
+
+
+def write_image_family(folder: Path) -> dict[str, Any]:
+    """The same for an image model, with two pictures to start from: a red square and a blue disc, off the middle."""
+    config = write_family(folder)
+    network = {**UNET, "type": "UNetSD_I2VGen", "image_dim": EMBEDDER_["model_cfg"]["embed_dim"]}
+    unet = MODEL.build(network)
+    torch.nn.init.normal_(unet.out[-1].weight, std=0.1)
+    save_published(folder / "i2v_00000005.pth", unet.state_dict(), 5)
+    y, x = np.mgrid[:60, :80]
+    shapes = {"square.png": ((abs(x - 20) < 9) & (abs(y - 30) < 9), (220, 30, 30))}
+    shapes["disc.png"] = (np.hypot(x - 50, y - 20) < 15, (30, 30, 220))
+    for name, (inside, rgb) in shapes.items():
+        Image.fromarray((inside[..., None] * np.array([*rgb, 255])).astype(np.uint8)).save(folder / name)
+    (folder / "images.txt").write_text(f"# two pictures\n{folder / 'square.png'}\n\n{folder / 'disc.png'}\n")
+    return config | {
+        "TASK_TYPE": "inference_i2vgen_entrance",
+        "UNet": network,
+        "Diffusion": V_DIFFUSION,
+        "test_model": str(folder / "i2v_00000005.pth"),
+        "test_list_path": str(folder / "images.txt"),
     }
 
 

@@ -148,10 +148,16 @@ class RunConfig:
     test_model: str = ""
     test_list_path: str = ""
     prompts: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
     prompt_suffix: str = PROMPT_SUFFIX
     negative_prompt: str = ""
     guide_scale: float = 9.0
     use_zero_infer: bool = True
+    zero_local_image: bool = False
+    image_prompt: str = ""
+    recenter: bool = True
+    object_share: float = 200 / 256
+    known_views: list[dict[str, Any]] = field(default_factory=list)
     round: int = 1
     batch_size: int = 1
     target_fps: int = 8
@@ -195,6 +201,11 @@ class RunConfig:
         for name in ("p_zero", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if not 0 < self.object_share <= 1:
+            raise ConfigError(f"object_share must lie in (0, 1], got {self.object_share}")
+        for index, view in enumerate(self.known_views):
+            if set(view) != {"image", "azimuth_deg"} or not isinstance(view["azimuth_deg"], int | float):
+                raise ConfigError(f"known_views[{index}] must be {{image: FILE, azimuth_deg: NUMBER}}, got {view}")
         if len(set(self.frame_lens)) != 1:
             raise ConfigError(
                 f"frame_lens={list(self.frame_lens)}: training on images beside orbits is not part of this version; "

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from pipelines.conditioner import check_model_kind
 from pipelines.latent_cache import (
     SHARD_SIZE,
     CachedLatents,
@@ -34,16 +35,28 @@ log = logging.getLogger(__name__)
 
 
 class DiffusionBatch(NamedTuple):
-    """One step's data: scaled latents (B, C, V, h, w), token numbers (B, L), camera conditions (B, V, 16)."""
+    """One step's data.
+
+    Attributes:
+        latents_BCVHW: scaled latents.
+        token_ids_BL: token numbers of the captions.
+        camera_data_BV16: camera conditions.
+        image_B1C: image embedding of view 0; None for a text model.
+    """
 
     latents_BCVHW: Tensor
     token_ids_BL: Tensor
     camera_data_BV16: Tensor
+    image_B1C: Tensor | None = None
 
 
 @ENGINE.register(name="train_t2v_entrance")
-class TextToOrbit(Objective):
-    """Text and cameras to orbits, as published."""
+@ENGINE.register(name="train_i2v_entrance", image=True)
+class OrbitDenoising(Objective):
+    """Text or an image, and cameras, to orbits, as published.
+
+    For an image model, view 0 of each sample is the image: its latent and its image embedding are conditions.
+    """
 
     stem = "t2v"
 
@@ -52,17 +65,25 @@ class TextToOrbit(Objective):
         """
         Attributes:
             dropped_prompt: the text that replaces a prompt with probability `p_zero`.
+            image: train an image model; set by the type's name.
         """
 
         dropped_prompt: str = ""
+        image: bool = False
 
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         super().__init__(cfg, device=device, num_views=cfg.frame_lens[0])
-        self.dataset = DATASETS.build(cfg.vid_dataset, where="vid_dataset")
+        self.of_images = config.image
+        if config.image:
+            self.stem = "i2v"
+        # Latents roll here, after encoding, for all ways of reading: encoding works image by image.
+        self.random_start_view = DATASETS.resolve(cfg.vid_dataset, where="vid_dataset")[1].random_start_view
+        self.dataset = DATASETS.build({**cfg.vid_dataset, "random_start_view": False}, where="vid_dataset")
         self.diffusion = DIFFUSION.build(cfg.Diffusion, where="Diffusion")
         self.network = MODEL.build(cfg.UNet, where="UNet")
         self.autoencoder = _frozen(AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder"), device)
         self.embedder = _frozen(EMBEDDER.build(cfg.embedder, where="embedder"), device)
+        check_model_kind(self.network, self.embedder, image=config.image, option=f"TASK_TYPE={cfg.TASK_TYPE}")
         self.dropped_ids_1L = self.embedder.tokenize([config.dropped_prompt])
 
     def batches(self) -> Iterator[DiffusionBatch]:
@@ -76,10 +97,12 @@ class TextToOrbit(Objective):
         if self.cfg.Pretrain.get("fix_weight"):
             # A group norm of channels_last data that needs no gradient crashes on the CPU (torch 2.10).
             x_t.requires_grad_()
+        drop_B = torch.rand(len(x0), generator=self.generator, device=x0.device) < self.cfg.p_zero
         prediction = self.network(
             x_t,
             t_B,
-            self.words(batch.token_ids_BL),
+            self.words(batch.token_ids_BL, drop_B),
+            **self.image_conditions(batch, drop_B),
             camera_data=batch.camera_data_BV16,
             fps=torch.full_like(t_B, self.cfg.target_fps),
         )
@@ -87,15 +110,31 @@ class TextToOrbit(Objective):
         return loss, {}
 
     @torch.no_grad()
-    def words(self, token_ids_BL: Tensor) -> Tensor:
-        """Text tokens (B, L, C); a share of `p_zero` of the prompts is dropped for guidance."""
-        drop_B = torch.rand(len(token_ids_BL), generator=self.generator, device=token_ids_BL.device) < self.cfg.p_zero
+    def words(self, token_ids_BL: Tensor, drop_B: Tensor) -> Tensor:
+        """Text tokens (B, L, C); where `drop_B` is true those of the dropped prompt, for guidance."""
         token_ids_BL = torch.where(drop_B[:, None], self.dropped_ids_1L.to(token_ids_BL), token_ids_BL)
         return self.embedder.embed_tokens(token_ids_BL)[1]
 
+    def image_conditions(self, batch: DiffusionBatch, drop_B: Tensor) -> dict[str, Tensor]:
+        """Embedding and latent of view 0, dropped just as sampling leaves them out of its unconditional branch."""
+        if not self.of_images:
+            return {}
+        kept_B1C, kept_BCVHW = batch.image_B1C, batch.latents_BCVHW[:, :, :1]
+        if self.cfg.use_zero_infer:
+            kept_B1C = kept_B1C.masked_fill(drop_B[:, None, None], 0)
+        if self.cfg.zero_local_image:
+            kept_BCVHW = kept_BCVHW.masked_fill(drop_B[:, None, None, None, None], 0)
+        return {"image": kept_B1C, "local_image": kept_BCVHW.expand_as(batch.latents_BCVHW)}
+
     def cached_latents(self) -> CachedLatents:
         """The whole data set as latents, encoded now unless the cache is up to date."""
-        wanted = fingerprint(self.autoencoder, options=self.cfg.vid_dataset, index=_index_of(self.dataset))
+        options = {name: value for name, value in self.cfg.vid_dataset.items() if name != "random_start_view"}
+        wanted = fingerprint(
+            self.autoencoder,
+            options=options,
+            index=_index_of(self.dataset),
+            image_encoder=self.embedder.model.visual if self.of_images else None,
+        )
         if not is_current(self.cfg.cache_dir, wanted):
             log.info("encoding %d orbits into %s", len(self.dataset), self.cfg.cache_dir)
             write_cache(self.cfg.cache_dir, self._encode_all(), wanted)
@@ -124,7 +163,8 @@ class TextToOrbit(Objective):
         camera_data_NV16 = camera_condition(cached.c2w_NV44)
         for index_B in shuffled(len(token_ids_NL), self.batch_size, generator=self.generator):
             latents_BCVHW = cached.draw(index_B, generator=self.generator)
-            yield DiffusionBatch(latents_BCVHW, token_ids_NL[index_B], camera_data_NV16[index_B])
+            image_BVC = cached.image_NVC[index_B].float() if self.of_images else None
+            yield self._batch(latents_BCVHW, token_ids_NL[index_B], camera_data_NV16[index_B], image_BVC)
 
     def _encoded_batches(self) -> Iterator[DiffusionBatch]:
         for views_BVCHW, c2w_BV44, captions in self._samples(self.batch_size, endless=True):
@@ -132,8 +172,27 @@ class TextToOrbit(Objective):
                 latents_BCVHW = self.autoencoder.encode_views(
                     views_BVCHW, generator=self.generator, chunk=self.cfg.chunk_size
                 )
+                image_BVC = self._embed_views(views_BVCHW)
             camera_data_BV16 = camera_condition(c2w_BV44.to(self.device))
-            yield DiffusionBatch(latents_BCVHW.float(), self.embedder.tokenize(captions), camera_data_BV16)
+            yield self._batch(latents_BCVHW.float(), self.embedder.tokenize(captions), camera_data_BV16, image_BVC)
+
+    def _batch(self, latents_BCVHW, token_ids_BL, camera_data_BV16, image_BVC) -> DiffusionBatch:
+        """The batch; with `random_start_view` its images roll, each sample's by its own number, and cameras stay."""
+        if self.random_start_view:
+            start_B = torch.randint(
+                latents_BCVHW.shape[2], latents_BCVHW.shape[:1], generator=self.generator, device=latents_BCVHW.device
+            )
+            latents_BCVHW = roll_views(latents_BCVHW.transpose(1, 2), start_B).transpose(1, 2)
+            image_BVC = None if image_BVC is None else roll_views(image_BVC, start_B)
+        image_B1C = None if image_BVC is None else image_BVC[:, :1]
+        return DiffusionBatch(latents_BCVHW, token_ids_BL, camera_data_BV16, image_B1C)
+
+    def _embed_views(self, views_BVCHW: Tensor) -> Tensor | None:
+        """Image embedding of every view, (B, V, C), if the network takes one."""
+        if not self.of_images:
+            return None
+        parts = [self.embedder.encode_image(part) for part in views_BVCHW.flatten(0, 1).split(self.cfg.chunk_size)]
+        return torch.cat(parts).float().unflatten(0, views_BVCHW.shape[:2])
 
     @torch.no_grad()
     def _encode_all(self) -> Iterator[EncodedChunk]:
@@ -148,6 +207,7 @@ class TextToOrbit(Objective):
                 std_BCVHW=std_BCVHW if keep_std else None,
                 c2w_BV44=c2w_BV44,
                 captions=captions,
+                image_BVC=self._embed_views(views_BVCHW),
             )
 
     def _samples(self, batch_size: int, *, endless: bool) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
@@ -181,6 +241,13 @@ class TextToOrbit(Objective):
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(self.cfg.seed),
         )
+
+
+def roll_views(values_BV: Tensor, start_B: Tensor) -> Tensor:
+    """Let each sample's dimension 1 begin at its own place and go round."""
+    B, V = values_BV.shape[:2]
+    order_BV = (start_B[:, None] + torch.arange(V, device=start_B.device)) % V
+    return values_BV[torch.arange(B, device=start_B.device)[:, None], order_BV]
 
 
 def _frozen(module: nn.Module, device: torch.device) -> Any:

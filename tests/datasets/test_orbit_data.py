@@ -115,6 +115,27 @@ def test_another_start_view_rolls_images_and_keeps_cameras(orbit):
     torch.testing.assert_close(rolled["c2w_V44"], plain["c2w_V44"])
 
 
+def test_the_image_data_set_rolls_everything_but_the_cameras(folder):
+    options = {"type": "Video_I2V_Dataset", "prepare_lgm": True, "caption_dir": ""}
+    rolled = build(folder, **options)
+    assert (rolled.config.background, rolled.config.empty_captions) == (1.0, True)
+    still = build(folder, **options, random_start_view=False)[0]
+    torch.manual_seed(0)
+    starts = set()
+    for _ in range(12):
+        sample = rolled[0]
+        matches = [torch.equal(still["masks_V1HW"].roll(-k, 0), sample["masks_V1HW"]) for k in range(NUM_VIEWS)]
+        start = matches.index(True)
+        starts.add(start)
+        for name in ("views_VCHW", "full_rgba_V4HW"):
+            assert torch.equal(sample[name], still[name].roll(-start, 0))
+        assert torch.equal(sample["c2w_V44"], still["c2w_V44"])
+        assert sample["caption"] == ""
+        if start:
+            assert not torch.equal(sample["first_frame_CHW"], still["first_frame_CHW"])
+    assert len(starts) > 1
+
+
 def test_prompts():
     assert write_prompt("a  red mug", suffix=", 3d asset", max_words=1000) == "a red mug, 3d asset"
     assert write_prompt("a red mug, 3d asset", suffix=", 3d asset", max_words=1000) == "a red mug, 3d asset"

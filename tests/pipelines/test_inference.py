@@ -17,7 +17,8 @@ from PIL import Image
 import datasets
 import pipelines
 from models.weights import read_weights, save_published
-from pipelines.inference import plan_jobs, read_prompts
+from pipelines.inference import plan_jobs
+from pipelines.inputs import prompt_sources, read_prompts
 from pipelines.views_pipeline import ViewsPipeline
 from tests.conftest import ROOT
 from tests.tiny import UNET, write_config, write_family
@@ -115,9 +116,9 @@ def test_prompt_list_skips_comments_and_rounds_count_seeds(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("# comment\n\n a cat \na dog\na cat\n")
     prompts = read_prompts(str(path))
-    jobs = plan_jobs(prompts, num_rounds=2, seed=3, out=tmp_path)
-    assert [(job.prompt, job.seed) for job in jobs] == [("a cat", 3), ("a dog", 3), ("a cat", 4), ("a dog", 4)]
-    clash = plan_jobs(["a cat", "a  cat!"], num_rounds=1, seed=0, out=tmp_path)
+    jobs = plan_jobs(prompt_sources(prompts), num_rounds=2, seed=3, out=tmp_path)
+    assert [(job.source.text, job.seed) for job in jobs] == [("a cat", 3), ("a dog", 3), ("a cat", 4), ("a dog", 4)]
+    clash = plan_jobs(prompt_sources(["a cat", "a  cat!"]), num_rounds=1, seed=0, out=tmp_path)
     assert len({job.folder for job in clash}) == 2
 
 

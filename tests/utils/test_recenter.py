@@ -1,0 +1,251 @@
+"""Recentring: the recorded picture to the bit, every odd kind of file, and what a folder of them ends with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+from tests.reference_cases import REFERENCE, load_case
+from utils.errors import DataError
+from utils.object_image import cut_out, input_view, is_centred, object_box, open_picture, over_white, recentre
+from utils.recenter_i2v import add_to_list, background_remover, find_pictures, recentre_files
+
+
+def square(width=60, height=40, *, left=5, top=4, side=16, rgb=(200, 40, 40)):
+    rgba = np.zeros((height, width, 4), dtype=np.uint8)
+    rgba[top : top + side, left : left + side] = (*rgb, 255)
+    return rgba
+
+
+def command(folder, *arguments):
+    line = [sys.executable, "-m", "utils.recenter_i2v", *map(str, arguments)]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    return subprocess.run(line, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+
+
+def test_agrees_with_the_recorded_picture():
+    spec, outputs = load_case("recenter")
+    rgba_HW4 = np.asarray(Image.open(REFERENCE / spec["inputs"]["image"]))
+    sizes = {"size": spec["inputs"]["image_size"], "object_size": spec["inputs"]["crop_size"]}
+    assert np.array_equal(recentre(rgba_HW4, **sizes), outputs["image"])
+
+
+@pytest.mark.parametrize(("size", "object_size"), [(256, 200), (128, 64), (100, 100), (64, 1)])
+def test_the_longer_side_and_the_middle_are_as_asked(size, object_size):
+    result = recentre(square(side=30, height=50), size=size, object_size=object_size)
+    left, top, right, bottom = object_box(result)
+    assert result.shape == (size, size, 4)
+    assert (right - left + 1, bottom - top + 1) == (object_size, object_size)
+    assert abs(left + right + 1 - size) <= 1
+    corner = [255, 255, 255, 0] if object_size < size else [199, 39, 39, 255]  # truncated, as published
+    assert result[0, 0].tolist() == corner
+
+
+def test_refuses_sizes_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"\[1, size=64\]"):
+        recentre(square(), size=64, object_size=65)
+
+
+def test_what_recentring_made_is_left_alone():
+    rgba_HW4 = square()
+    rgba_HW4[3, 5:21] = (200, 40, 40, 100)  # a soft edge
+    once = recentre(rgba_HW4)
+    assert is_centred(once, object_share=200 / 256)
+    assert not is_centred(rgba_HW4, object_share=200 / 256)
+    assert np.array_equal(over_white(once), once[..., :3])
+    straight = over_white(rgba_HW4)
+    assert straight[3, 6].tolist() == [round(c * 100 / 255 + 155) for c in (200, 40, 40)]
+    assert straight[0, 0].tolist() == [255, 255, 255]
+
+
+def test_inference_sees_the_same_as_after_the_tool(tmp_path):
+    rgba_HW4 = square(rgb=(10, 120, 60))
+    Image.fromarray(rgba_HW4).save(tmp_path / "raw.png")
+    Image.fromarray(recentre(rgba_HW4)).save(tmp_path / "done.png")
+    options = {"resolution": (256, 256), "object_share": 200 / 256}
+    raw, done = (input_view(tmp_path / name, recenter=True, **options) for name in ("raw.png", "done.png"))
+    assert raw.equal(done)
+    assert raw.shape == (3, 256, 256)
+    whole = input_view(tmp_path / "raw.png", recenter=False, resolution=(64, 32), object_share=0.5)
+    assert whole[:, :, 0].min() == 1  # 60 x 40 into 64 x 32: white left and right
+    assert abs(whole[1, 7, 18] - 120 / 255) < 0.02
+
+
+def palette(path):
+    image = Image.fromarray(square()).convert("RGB").quantize(4)
+    image.info["transparency"] = image.getpixel((0, 0))
+    image.save(path, transparency=image.getpixel((0, 0)))
+
+
+def animated(path):
+    frames = [Image.fromarray(square(left=left)) for left in (5, 25)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+GOOD = {
+    "palette.png": palette,
+    "sixteen.png": lambda path: cv2.imwrite(str(path), square()[..., [2, 1, 0, 3]].astype(np.uint16) * 257),
+    "grey_alpha.png": lambda path: Image.fromarray(square()).convert("LA").save(path),
+    "animated.webp": animated,
+    "wide.png": lambda path: Image.fromarray(square(20000, 4, left=10, top=1, side=2)).save(path),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_odd_kinds_of_pictures_are_done(tmp_path, name, caplog):
+    caplog.set_level("INFO")
+    GOOD[name](tmp_path / name)
+    results, failures = recentre_files([tmp_path / name], out=tmp_path / "out", size=64, object_size=32)
+    assert (failures, [result.name for result in results]) == ([], [f"{name.split('.')[0]}.png"])
+    result = np.asarray(Image.open(results[0]))
+    left, top, right, bottom = object_box(result)
+    assert (max(right - left, bottom - top) + 1, result.shape) == (32, (64, 64, 4))
+    if "grey" not in name:
+        assert np.abs(result[32, 32, :3].astype(int) - (200, 40, 40)).max() <= 8  # webp is lossy
+    assert ("animated" in caplog.text) == ("animated" in name)
+
+
+def test_a_line_20000_pixels_wide_becomes_a_line(tmp_path):
+    rgba_HW4 = np.full((6, 20000, 4), 255, dtype=np.uint8)
+    rgba_HW4[:2, :, 3] = 0
+    _, top, _, bottom = object_box(recentre(rgba_HW4))
+    assert bottom == top
+    Image.fromarray(rgba_HW4).save(tmp_path / "line.png")
+    view = input_view(tmp_path / "line.png", resolution=(128, 128), recenter=False, object_share=0.5)
+    assert view.shape == (3, 128, 128)
+
+
+BAD = {
+    "cmyk.jpg": (lambda path: Image.new("CMYK", (20, 20)).save(path), "no alpha channel (CMYK)"),
+    "plain.jpg": (lambda path: Image.new("RGB", (20, 20)).save(path), "no alpha channel (RGB)"),
+    "grey16.png": (
+        lambda path: cv2.imwrite(str(path), np.full((9, 9), 999, dtype=np.uint16)),
+        "no alpha channel (I;16",
+    ),
+    "opaque.png": (lambda path: Image.new("RGBA", (20, 20), "red").save(path), "opaque everywhere"),
+    "empty.png": (lambda path: Image.new("RGBA", (20, 20)).save(path), "transparent everywhere"),
+    "text.png": (lambda path: path.write_text("no picture"), "no image that can be read"),
+    "nothing.png": (lambda path: path.write_bytes(b""), "no image that can be read"),
+    "missing.png": (lambda path: None, "no such file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_pictures_are_named_in_one_line(tmp_path, name):
+    make, message = BAD[name]
+    make(tmp_path / name)
+    with pytest.raises(DataError) as caught:
+        input_view(tmp_path / name, resolution=(64, 64), recenter=True, object_share=0.8)
+    assert message in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_cut_of_a_file_is_read_or_refused(tmp_path):
+    rgba_HW4 = square() + np.random.default_rng(0).integers(0, 20, (40, 60, 4), dtype=np.uint8)
+    Image.fromarray(rgba_HW4).save(tmp_path / "whole.png")
+    content = (tmp_path / "whole.png").read_bytes()
+    refused = 0
+    for length in range(0, len(content), 97):
+        (tmp_path / "cut.png").write_bytes(content[:length])
+        try:
+            open_picture(tmp_path / "cut.png")
+        except DataError:
+            refused += 1
+    assert refused >= len(content) // 97
+
+
+def test_too_many_pixels_are_refused(tmp_path, monkeypatch):
+    Image.fromarray(square()).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match="more pixels"):
+        open_picture(tmp_path / "large.png")
+
+
+def test_a_folder_with_broken_files_still_does_the_others(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(square()).save(folder / name)
+    Image.fromarray(square()).save(folder / "b.webp")
+    (folder / "broken.png").write_text("text")
+    (folder / "notes.txt").write_text("not looked at")
+    done = command(tmp_path, "in", "gone.png", "--list", "list.txt")
+    assert done.returncode == 1
+    failures = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
+    assert all(any(name in line for line in failures) for name in ("in/broken.png", "in/b.webp", "gone.png"))
+    assert len(failures) == 3
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in (tmp_path / "data" / "images").iterdir()) == ["a.png", "b.png"]
+    assert (tmp_path / "list.txt").read_text().split() == ["data/images/a.png", "data/images/b.png"]
+    again = command(
+        tmp_path, "in/a.png", "--out", "data/images", "--list", "list.txt", "--size", 64, "--object-size", 40
+    )
+    assert again.returncode == 0, again.stderr
+    assert Image.open(tmp_path / "data" / "images" / "a.png").size == (64, 64)
+    assert len((tmp_path / "list.txt").read_text().split()) == 2
+
+
+def test_wrong_options_end_with_2(tmp_path):
+    done = command(tmp_path, "x.png", "--object-size", 300)
+    assert (done.returncode, "--object-size must lie" in done.stderr) == (2, True)
+
+
+def test_a_picture_is_never_overwritten_by_its_result(tmp_path):
+    Image.fromarray(square()).save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    _, failures = recentre_files([tmp_path / "a.png"], out=tmp_path, size=64, object_size=32)
+    assert "choose another folder" in failures[0]
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_a_folder_without_pictures_is_a_failure(tmp_path):
+    files, failures = find_pictures([str(tmp_path)])
+    assert (files, len(failures)) == ([], 1)
+
+
+def test_the_list_keeps_its_lines(tmp_path):
+    (tmp_path / "list.txt").write_text("# mine\nx.png")
+    add_to_list(tmp_path / "list.txt", [tmp_path / "y.png"])
+    assert (tmp_path / "list.txt").read_text() == f"# mine\nx.png\n{tmp_path / 'y.png'}\n"
+
+
+def fake_rembg(monkeypatch, mask):
+    def remove(image, *, session, only_mask):
+        assert only_mask
+        return mask
+
+    monkeypatch.setitem(sys.modules, "rembg", SimpleNamespace(new_session=lambda: "session", remove=remove))
+
+
+def test_background_removal_gives_alpha_to_pictures_without(tmp_path, monkeypatch):
+    mask = np.full((20, 20), 3, dtype=np.uint8)  # faint everywhere, as networks give it
+    mask[5:9, 6:16] = 255
+    fake_rembg(monkeypatch, Image.fromarray(mask))
+    remover = background_remover()
+    rgba_HW4 = cut_out(Image.new("CMYK", (20, 20)), path="x.jpg", remove_background=remover)
+    assert object_box(rgba_HW4) == (6, 5, 15, 8)
+    deep = Image.fromarray(np.full((20, 20), 0x8000, dtype=np.uint16))
+    assert cut_out(deep, path="x.png", remove_background=remover)[6, 7].tolist() == [127, 127, 127, 255]
+    own = square()
+    assert np.array_equal(cut_out(Image.fromarray(own), path="x.png", remove_background=remover), own)
+
+
+def test_background_removal_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rembg", None)
+    with pytest.raises(DataError, match=r"pip install 'rembg\[cpu\]'"):
+        background_remover()
+
+    def unreachable():
+        raise OSError("no route to host")
+
+    monkeypatch.setitem(sys.modules, "rembg", SimpleNamespace(new_session=unreachable))
+    with pytest.raises(DataError, match="could not fetch or read its weights \\(no route to host\\)"):
+        background_remover()(Image.new("RGB", (4, 4)))

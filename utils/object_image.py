@@ -1,0 +1,192 @@
+"""A picture of one object as the image model takes it: read, cut out by its alpha, centred, over white.
+
+Letters: H W pixels; 4 is RGBA with straight alpha, 3 is RGB, both uint8 sRGB unless a docstring says otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from utils.errors import DataError
+
+log = logging.getLogger(__name__)
+
+PUBLISHED_SIZE = 256
+PUBLISHED_OBJECT_SIZE = 200
+CENTRED_TOLERANCE = 0.02  # of the side: published inputs lie within 0.01 of the middle, uncentred ones far from it
+NO_ALPHA = (
+    "{path}: {what}, so the object cannot be told from the background; cut it out, e.g. with "
+    "`python -m utils.recenter_i2v --remove-background {path}`"
+)
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Read an image file: its first frame, turned upright.
+
+    Raises:
+        DataError: no such file, no image, or a broken one; names the file and the remedy.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; check the path (it is relative to where you run)")
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                log.info("%s is animated: its first frame of %d is taken", path, image.n_frames)
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except Image.DecompressionBombError as err:
+        raise DataError(f"{path}: more pixels than are read safely; make it smaller first") from err
+    except (OSError, SyntaxError, ValueError) as err:  # what Pillow's readers raise, by format
+        raise DataError(f"{path}: no image that can be read ({_first_line(err)}); export it as PNG again") from err
+
+
+def cut_out(
+    image: Image.Image, *, path: str | Path, remove_background: Callable[[Image.Image], Image.Image] | None = None
+) -> np.ndarray:
+    """The object of a picture, told from the background by the alpha channel.
+
+    Args:
+        path: the picture's file, for messages.
+        remove_background: gives a picture without alpha one; left out, such a picture is refused.
+
+    Returns:
+        rgba_HW4.
+
+    Raises:
+        DataError: no alpha, opaque everywhere, or transparent everywhere.
+    """
+    rgba_HW4 = np.asarray(image.convert("RGBA")) if image.has_transparency_data else None
+    if rgba_HW4 is None or rgba_HW4[..., 3].min() == 255:
+        if remove_background is None:
+            what = f"has no alpha channel ({image.mode})" if rgba_HW4 is None else "is opaque everywhere"
+            raise DataError(NO_ALPHA.format(path=path, what=what))
+        rgba_HW4 = np.asarray(remove_background(_rgb(image)).convert("RGBA"))
+    if not rgba_HW4[..., 3].any():
+        raise DataError(f"{path}: transparent everywhere, there is no object in it; export it again with the object")
+    return rgba_HW4
+
+
+def object_box(rgba_HW4: np.ndarray) -> tuple[int, int, int, int]:
+    """The first and last columns and rows of the object: (left, top, right, bottom), the last two included."""
+    columns = np.flatnonzero(rgba_HW4[..., 3].any(axis=0))
+    rows = np.flatnonzero(rgba_HW4[..., 3].any(axis=1))
+    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+
+
+def recentre(
+    image_rgba: np.ndarray, *, size: int = PUBLISHED_SIZE, object_size: int = PUBLISHED_OBJECT_SIZE
+) -> np.ndarray:
+    """Crop the object by its alpha, scale its longer side and put it in the middle of a square.
+
+    Args:
+        image_rgba: (H, W, 4) uint8, straight alpha, not empty.
+        size: side of the square, pixels.
+        object_size: longer side of the object, pixels, at most `size`.
+
+    Returns:
+        (size, size, 4) uint8: colours over white, alpha kept.
+
+    Raises:
+        ValueError: a size out of range, or no pixel has alpha.
+
+    Source: the published recentring, pixel by pixel.
+    """
+    if not 1 <= object_size <= size:
+        raise ValueError(f"object_size must lie in [1, size={size}], got {object_size}")
+    if not image_rgba[..., 3].any():
+        raise ValueError("image_rgba is transparent everywhere")
+    left, top, right, bottom = object_box(image_rgba)
+    # As published, the last column and row of the box are left out.
+    box_HW4 = image_rgba[top : max(bottom, top + 1), left : max(right, left + 1)]
+    crop = Image.fromarray(np.ascontiguousarray(box_HW4))
+    scale = object_size / max(crop.size)
+    width, height = (max(1, int(scale * side)) for side in crop.size)
+    canvas = Image.new("RGBA", (size, size))
+    canvas.paste(crop.resize((width, height), Image.Resampling.BICUBIC), ((size - width) // 2, (size - height) // 2))
+    rgba_HW4 = np.asarray(canvas)
+    alpha_HW1 = rgba_HW4[..., 3:].astype(np.float32) / 255
+    rgb_HW3 = rgba_HW4[..., :3].astype(np.float32) / 255 * alpha_HW1 + 1 - alpha_HW1
+    return np.concatenate([(rgb_HW3 * 255).astype(np.uint8), rgba_HW4[..., 3:]], axis=-1)
+
+
+def is_centred(rgba_HW4: np.ndarray, *, object_share: float) -> bool:
+    """Whether the picture is square and its object as large, and as much in the middle, as recentring makes it."""
+    height, width = rgba_HW4.shape[:2]
+    if height != width:
+        return False
+    left, top, right, bottom = object_box(rgba_HW4)
+    share = max(right - left + 1, bottom - top + 1) / width
+    offset = max(abs(left + right + 1 - width), abs(top + bottom + 1 - height)) / 2 / width
+    return abs(share - object_share) <= CENTRED_TOLERANCE and offset <= CENTRED_TOLERANCE
+
+
+def over_white(rgba_HW4: np.ndarray) -> np.ndarray:
+    """Composite over white: (H, W, 3) uint8; a picture that `recentre` made is over white already and stays.
+
+    Over white no colour is darker than the white that shows through: colour + alpha >= 255 (254 after truncation).
+    """
+    rgb_HW3, alpha_HW1 = rgba_HW4[..., :3], rgba_HW4[..., 3:]
+    if int((rgb_HW3.astype(np.uint16) + alpha_HW1).min()) >= 254:
+        return np.ascontiguousarray(rgb_HW3)
+    share_HW1 = alpha_HW1.astype(np.float32) / 255
+    return np.rint(rgb_HW3 * share_HW1 + 255 * (1 - share_HW1)).astype(np.uint8)
+
+
+def input_view(path: str | Path, *, resolution: tuple[int, int], recenter: bool, object_share: float) -> Tensor:
+    """Read the picture that an orbit starts from.
+
+    Args:
+        resolution: width and height of the result in pixels.
+        recenter: cut out and centre the object, unless it is centred already; without, the picture is taken whole.
+        object_share: the longer side of a centred object, as a share of the shorter side of the result.
+
+    Returns:
+        (3, H, W) float32 in [0, 1], over white.
+
+    Raises:
+        DataError: the file cannot be read; with `recenter`, also when it has no alpha or nothing in it.
+    """
+    image = open_picture(path)
+    if recenter:
+        rgba_HW4, size = cut_out(image, path=path), min(resolution)
+        if not is_centred(rgba_HW4, object_share=object_share):
+            rgba_HW4 = recentre(rgba_HW4, size=size, object_size=max(1, round(object_share * size)))
+        rgb_HW3 = over_white(rgba_HW4)
+    elif image.has_transparency_data:
+        rgb_HW3 = over_white(np.asarray(image.convert("RGBA")))
+    else:
+        rgb_HW3 = np.asarray(_rgb(image))
+    return torch.from_numpy(fit(rgb_HW3, resolution)).permute(2, 0, 1).float() / 255
+
+
+def fit(rgb_HW3: np.ndarray, resolution: tuple[int, int]) -> np.ndarray:
+    """Scale a picture into (width, height) without distorting it; white fills the rest."""
+    width, height = resolution
+    if rgb_HW3.shape[:2] == (height, width):
+        return rgb_HW3.copy()
+    image = Image.fromarray(rgb_HW3)
+    scale = min(width / image.width, height / image.height)
+    inner = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
+    canvas = Image.new("RGB", (width, height), "white")
+    resized = image.resize(inner, Image.Resampling.BICUBIC)
+    canvas.paste(resized, ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return np.array(canvas)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode to 8-bit RGB; Pillow itself would clip 16-bit grey instead of scaling it."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _first_line(err: BaseException) -> str:
+    return (str(err).splitlines() or [type(err).__name__])[0]
