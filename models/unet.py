@@ -91,11 +91,11 @@ class OrbitUNet(nn.Module):
         attention: str = "sdpa"
 
         def __post_init__(self) -> None:
+            if self.dim % 32:
+                raise ConfigError(f"UNet.dim must be a multiple of 32, got {self.dim}")
             for width in {self.dim * mult for mult in self.dim_mult}:
-                if width % 32 or width % self.head_dim:
-                    raise ConfigError(f"UNet.dim x dim_mult = {width} must be a multiple of 32 and of head_dim")
-            if self.dim_mult[0] != 1:
-                raise ConfigError(f"UNet.dim_mult must begin with 1 (the output has dim channels), got {self.dim_mult}")
+                if width % self.head_dim:
+                    raise ConfigError(f"UNet.dim x dim_mult = {width} must be a multiple of head_dim={self.head_dim}")
             if self.temporal_attn_times != 1:
                 raise ConfigError(f"UNet.temporal_attn_times must be 1, got {self.temporal_attn_times}")
             if self.context_dim != self.y_dim:
@@ -117,8 +117,8 @@ class OrbitUNet(nn.Module):
             self.camera_embedding = embedding_mlp(CAMERA_DIM, embed_dim)
         widths = self._build_encoder(config, embed_dim)
         self._build_middle(config, embed_dim)
-        self._build_decoder(config, embed_dim, widths)
-        self.out = nn.Sequential(nn.GroupNorm(32, dim), nn.SiLU(), nn.Conv2d(dim, config.out_dim, 3, padding=1))
+        width = self._build_decoder(config, embed_dim, widths)
+        self.out = nn.Sequential(nn.GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, config.out_dim, 3, padding=1))
         nn.init.zeros_(self.out[-1].weight)
 
     def _add_image_condition(self, config: Config, embed_dim: int) -> None:
@@ -171,7 +171,8 @@ class OrbitUNet(nn.Module):
             ]
         )
 
-    def _build_decoder(self, config: Config, embed_dim: int, widths: list[int]) -> None:
+    def _build_decoder(self, config: Config, embed_dim: int, widths: list[int]) -> int:
+        """Add the way up; `widths` are those of the skips. Returns the last width."""
         self.output_blocks = nn.ModuleList()
         width, num_levels = widths[-1], len(config.dim_mult)
         for level in reversed(range(num_levels)):
@@ -184,6 +185,7 @@ class OrbitUNet(nn.Module):
                 if level > 0 and index == config.num_res_blocks:
                     block.append(Upsample(width))
                 self.output_blocks.append(block)
+        return width
 
     def parts_to_compile(self) -> list[nn.Module]:
         """The blocks that repeat, each worth compiling by itself."""
@@ -207,7 +209,7 @@ class OrbitUNet(nn.Module):
             t: timesteps (B,).
             y: text tokens (B, S, y_dim).
             camera_data: camera condition (B, V, 16), see utils.cameras.camera_condition.
-            fps: (B,), used by the image model and with use_fps_condition.
+            fps: (B,) or one number, used by the image model and with use_fps_condition.
             image: CLIP image embedding (B, 1, image_dim), image model only; left out, its tokens are left out.
             local_image: latent of the conditioning view (B, C, V, H, W), image model only.
 
@@ -253,6 +255,7 @@ class OrbitUNet(nn.Module):
         dtype = self.time_embed[0].weight.dtype
         embedding_BE = self.time_embed(sinusoidal_embedding(t, self.config.dim).to(dtype))
         if hasattr(self, "fps_embedding") and fps is not None:
+            fps = torch.as_tensor(fps, device=t.device).expand(len(t))
             embedding_BE = embedding_BE + self.fps_embedding(sinusoidal_embedding(fps, self.config.dim).to(dtype))
         embedding_BVE = embedding_BE[:, None].expand(-1, num_views, -1)
         if camera_data is not None and self.config.use_camera_condition:

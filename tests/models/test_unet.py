@@ -62,6 +62,13 @@ def test_orbits_of_a_batch_do_not_mix():
 
 
 @torch.no_grad()
+def test_a_first_level_may_be_wider_than_dim():
+    unet = fill_by_recipe(MODEL.build({"type": "UNetSD_T2VBase", **TINY, "dim_mult": [2, 3]}))
+    out = unet(torch.randn(1, 4, 2, 8, 8), torch.tensor([5]), torch.randn(1, 5, 24), fps=8)
+    assert out.shape == (1, 4, 2, 8, 8)
+
+
+@torch.no_grad()
 def test_views_talk_to_each_other():
     torch.manual_seed(0)
     unet = fill_by_recipe(MODEL.build({"type": "UNetSD_T2VBase", **TINY}))

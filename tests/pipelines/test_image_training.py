@@ -181,7 +181,6 @@ def test_previews_start_from_pictures(folder):
         ({"UNet": UNET}, "TASK_TYPE=train_i2v_entrance needs an image model; set UNet.type=UNetSD_I2VGen"),
         ({"UNet": {**IMAGE_UNET, "image_dim": None}}, "UNet.image_dim is 24, but the embedder's images have 16"),
         ({"TASK_TYPE": "train_t2v_entrance"}, "TASK_TYPE=train_t2v_entrance needs a text model"),
-        ({"UNet": {**UNET, "dim_mult": [2, 2]}}, "dim_mult must begin with 1"),
     ],
 )
 def test_networks_of_the_wrong_kind_are_refused(folder, changes, message):
