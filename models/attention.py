@@ -159,7 +159,7 @@ class SpatialTransformer(nn.Module):
             inner, num_heads=num_heads, head_dim=head_dim, axis="space", context_dim=context_dim, backend=backend
         )
         self.transformer_blocks = nn.ModuleList([block])
-        self.proj_out = _zeroed(nn.Linear(inner, dim))
+        self.proj_out = zeroed(nn.Linear(inner, dim))
 
     def forward(self, x_FCHW: Tensor, num_views: int, context_BSC: Tensor) -> Tensor:
         tokens_BVLC = to_tokens(self.norm(x_FCHW), num_views)
@@ -184,7 +184,7 @@ class TemporalTransformer(nn.Module):
             inner, num_heads=num_heads, head_dim=head_dim, axis="views", context_dim=None, backend=backend
         )
         self.transformer_blocks = nn.ModuleList([block])
-        self.proj_out = _zeroed(nn.Conv1d(inner, dim, 1))
+        self.proj_out = zeroed(nn.Conv1d(inner, dim, 1))
 
     def forward(self, x_FCHW: Tensor, num_views: int) -> Tensor:
         normed = self.norm(to_orbit(x_FCHW, num_views))
@@ -218,7 +218,7 @@ def from_orbit(x_BCVL: Tensor, like_FCHW: Tensor) -> Tensor:
     return from_tokens(x_BCVL.permute(0, 2, 3, 1), like_FCHW)
 
 
-def _zeroed(layer: nn.Module) -> nn.Module:
+def zeroed(layer: nn.Module) -> nn.Module:
     """A branch that starts silent: its last layer is zero."""
     with torch.no_grad():
         for parameter in layer.parameters():

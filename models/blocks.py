@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import _zeroed, from_orbit, to_orbit
+from models.attention import from_orbit, to_orbit, zeroed
 
 
 def sinusoidal_embedding(position_B: Tensor, dim: int) -> Tensor:
@@ -47,7 +47,7 @@ class TemporalConvBlock(nn.Module):
         self.conv2, self.conv3, self.conv4 = (
             nn.Sequential(nn.GroupNorm(32, dim), nn.SiLU(), nn.Dropout(dropout), TemporalConv(dim)) for _ in range(3)
         )
-        _zeroed(self.conv4[-1])
+        zeroed(self.conv4[-1])
 
     def forward(self, x_FCHW: Tensor, num_views: int) -> Tensor:
         x_BCVL = to_orbit(x_FCHW, num_views)
@@ -69,7 +69,7 @@ class ResBlock(nn.Module):
             nn.GroupNorm(32, out_dim),
             nn.SiLU(),
             nn.Dropout(dropout),
-            _zeroed(nn.Conv2d(out_dim, out_dim, 3, padding=1)),
+            zeroed(nn.Conv2d(out_dim, out_dim, 3, padding=1)),
         )
         self.skip_connection = nn.Identity() if in_dim == out_dim else nn.Conv2d(in_dim, out_dim, 1)
         self.temopral_conv = TemporalConvBlock(out_dim, dropout)

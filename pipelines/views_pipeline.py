@@ -222,7 +222,15 @@ class ViewsPipeline:
             latents[view] = self.conditioner.encode(self.conditioner.views(images, frame), frame)
         return KnownViews(views=tuple(latents), latents_BCKHW=torch.cat(list(latents.values()), dim=2))
 
-    def _denoise(self, noise, conditions, known, frame, guide_scale, on_step) -> Tensor:
+    def _denoise(
+        self,
+        noise: Tensor,
+        conditions: Conditions,
+        known: KnownViews | None,
+        frame: CallFrame,
+        guide_scale: float | None,
+        on_step: Callable[[], None] | None,
+    ) -> Tensor:
         return self.sampler(
             lambda x, t, **arguments: self.unet(x.to(frame.dtype), t, **arguments),
             noise.to(frame.device),

@@ -10,15 +10,24 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
+import torch
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 
+@pytest.fixture
+def one_thread():
+    """Tiny work is slower on several threads, and much slower where others want them too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def pytest_collection_modifyitems(items):
     """Tests with the marker `gpu` need a CUDA device; without one they are skipped, and say so."""
-    import pytest
-    import torch
-
     if torch.cuda.is_available():
         return
     for item in items:

@@ -10,9 +10,11 @@ import torch
 import yaml
 from PIL import Image
 
-import models  # noqa: F401
+import pipelines  # noqa: F401 - registers
 from models.weights import save_published, save_safetensors
-from utils.registry import AUTO_ENCODER, EMBEDDER, MODEL
+from utils.config import load_config
+from utils.registry import AUTO_ENCODER, EMBEDDER, INFER_ENGINE, MODEL
+from utils.run_config import RunConfig
 
 UNET = {
     "type": "UNetSD_T2VBase", "dim": 32, "dim_mult": [1, 2], "num_heads": 2, "head_dim": 16, "num_res_blocks": 1,
@@ -89,3 +91,13 @@ def write_config(path: Path, config: dict[str, Any]) -> Path:
     """Write a configuration as YAML."""
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def load(folder: Path, config: dict[str, Any], *overrides: str) -> RunConfig:
+    """Write a configuration to `folder` and read it as the scripts do."""
+    return load_config(write_config(folder / "run.yaml", config), overrides)
+
+
+def run(cfg: RunConfig) -> list[Path]:
+    """Sample as inference.py does; returns the samples' folders."""
+    return INFER_ENGINE.build({"type": cfg.TASK_TYPE}, cfg=cfg).run()

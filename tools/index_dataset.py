@@ -16,9 +16,10 @@ if not __package__:
 
 from datasets.orbit_layout import find_objects, read_camera, read_rgba, view_file
 from datasets.video_dataset import read_orbit
-from tools.render_jobs import main_with_errors, run_jobs
+from tools.render_jobs import run_jobs
 from utils.errors import DataError
 from utils.files import read_json, write_json
+from utils.script import run_script
 
 
 def check_object(object_id: str, root: Path, num_views: int, quick: bool) -> tuple[str, list[str]]:
@@ -90,4 +91,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    main_with_errors(main)
+    run_script(main)

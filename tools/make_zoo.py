@@ -24,10 +24,11 @@ from datasets.mesh_renderer import Rendering, render_views
 from datasets.orbit_layout import is_complete, write_orbit
 from datasets.packed_orbits import PackedShard, shard_file, write_shard
 from datasets.zoo import KINDS, ZooObject, sample_object
-from tools.render_jobs import add_camera_options, check_camera_options, hold_settings, main_with_errors, run_jobs
+from tools.render_jobs import add_camera_options, check_camera_options, hold_settings, run_jobs
 from utils.cameras import orbit_cameras
 from utils.errors import ConfigError
 from utils.files import writable_folder, write_json
+from utils.script import run_script
 
 # Objects for each dictionary id, so that no folder becomes too large.
 DICTIONARY_SIZE = 1000
@@ -178,4 +179,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    main_with_errors(main)
+    run_script(main)

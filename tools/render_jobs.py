@@ -93,15 +93,3 @@ def _one_thread() -> None:
     import cv2
 
     cv2.setNumThreads(0)
-
-
-def main_with_errors(main: Callable[[], int]) -> None:
-    """Run a command; a user's mistake becomes one line and exit code 2."""
-    try:
-        sys.exit(main())
-    except (ConfigError, DataError, PermissionError) as err:
-        print(f"error: {err}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)

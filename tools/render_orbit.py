@@ -20,10 +20,11 @@ import numpy as np
 from datasets.mesh_renderer import render_views
 from datasets.mesh_scene import UP_BY_SUFFIX, load_mesh, normalise
 from datasets.orbit_layout import is_complete, write_orbit
-from tools.render_jobs import add_camera_options, check_camera_options, hold_settings, main_with_errors, run_jobs
+from tools.render_jobs import add_camera_options, check_camera_options, hold_settings, run_jobs
 from utils.cameras import orbit_cameras
 from utils.errors import DataError
 from utils.files import writable_folder
+from utils.script import run_script
 
 
 def render_mesh(mesh_file: Path, object_dir: Path, c2w_V44: np.ndarray, options: argparse.Namespace) -> None:
@@ -115,4 +116,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    main_with_errors(main)
+    run_script(main)

@@ -18,14 +18,15 @@ def config_arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Run `main`; a user's mistake is one line on stderr and exit code 2, an interruption exit code 130."""
+def run_script(main: Callable[[], int | None]) -> None:
+    """Run `main` and exit with what it returns; a user's mistake is one line on stderr and exit code 2, an interruption
+    exit code 130."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "matplotlib", "PIL", "imageio_ffmpeg"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        main()
-    except (ConfigError, DataError) as err:
+        sys.exit(main())
+    except (ConfigError, DataError, PermissionError) as err:
         print(f"error: {err}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -18,12 +18,11 @@ from pipelines.guidance import ClassifierFreeGuidance
 from pipelines.known_views import KnownViews, view_at
 from pipelines.views_pipeline import ViewsPipeline
 from tests.conftest import ROOT
-from tests.tiny import V_DIFFUSION, write_config, write_family, write_image_family
+from tests.tiny import V_DIFFUSION, load, run, write_config, write_family, write_image_family
 from utils.cameras import orbit_cameras
-from utils.config import load_config
 from utils.errors import ConfigError, DataError
 from utils.object_image import input_view, recentre
-from utils.registry import DIFFUSION, INFER_ENGINE, SAMPLERS
+from utils.registry import DIFFUSION, SAMPLERS
 
 assert datasets
 assert pipelines
@@ -31,26 +30,12 @@ assert pipelines
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny work is slower on several threads, and much slower where others want them too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def family(tmp_path):
     return write_image_family(tmp_path)
-
-
-def load(tmp_path, config, *overrides):
-    return load_config(write_config(tmp_path / "run.yaml", config), overrides)
-
-
-def run(cfg):
-    return INFER_ENGINE.build({"type": cfg.TASK_TYPE}, cfg=cfg).run()
 
 
 def frame(seeds=(1, 2), **changes):

@@ -33,13 +33,7 @@ TOLERANCE = 0.03
 LEVELS = np.array([[60, 90, 120], [150, 180, 210], [30, 105, 240], [75, 135, 195]], dtype=np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny work is slower on several threads, and much slower where others want them too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

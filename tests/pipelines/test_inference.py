@@ -21,10 +21,9 @@ from pipelines.inference import plan_jobs
 from pipelines.inputs import prompt_sources, read_prompts
 from pipelines.views_pipeline import ViewsPipeline
 from tests.conftest import ROOT
-from tests.tiny import UNET, write_config, write_family
+from tests.tiny import UNET, load, run, write_config, write_family
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
-from utils.registry import INFER_ENGINE
 
 assert datasets
 assert pipelines
@@ -33,14 +32,6 @@ assert pipelines
 @pytest.fixture
 def family(tmp_path):
     return write_family(tmp_path)
-
-
-def load(tmp_path, config, *overrides):
-    return load_config(write_config(tmp_path / "run.yaml", config), overrides)
-
-
-def run(cfg):
-    return INFER_ENGINE.build({"type": cfg.TASK_TYPE}, cfg=cfg).run()
 
 
 def command(tmp_path, config, *arguments):

@@ -32,13 +32,7 @@ assert pipelines
 TEMPORAL = "input_blocks.1.0.temopral_conv.conv4.3.weight"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny work is slower on several threads, and much slower where others want them too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
