@@ -27,6 +27,7 @@ from utils.compilation import compile_parts
 from utils.config import load_config, save_config
 from utils.errors import ConfigError, DataError
 from utils.files import writable_folder
+from utils.memory_format import channels_last
 from utils.registry import AUTO_ENCODER, DIFFUSION, EMBEDDER, MODEL, SAMPLERS
 from utils.run_config import RunConfig
 
@@ -102,7 +103,7 @@ class ViewsPipeline:
         autoencoder = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder").to(device, dtype).eval()
         embedder = EMBEDDER.build(cfg.embedder, where="embedder").to(device).eval()
         if cfg.channels_last:
-            autoencoder = autoencoder.to(memory_format=torch.channels_last)
+            unet, autoencoder = channels_last(unet), channels_last(autoencoder)
         if cfg.compile:
             compile_parts(unet.parts_to_compile())
         return cls(

@@ -28,6 +28,7 @@ from pipelines.latent_cache import (
 from pipelines.objectives.base import Objective
 from pipelines.orbit_pixels import load_orbits, shuffled
 from utils.cameras import camera_condition
+from utils.memory_format import channels_last
 from utils.registry import AUTO_ENCODER, DATASETS, DIFFUSION, EMBEDDER, ENGINE, MODEL, VISUAL
 from utils.run_config import RunConfig
 
@@ -81,6 +82,8 @@ class OrbitDenoising(Objective):
         self.dataset = DATASETS.build({**cfg.vid_dataset, "random_start_view": False}, where="vid_dataset")
         self.diffusion = DIFFUSION.build(cfg.Diffusion, where="Diffusion")
         self.network = MODEL.build(cfg.UNet, where="UNet")
+        if cfg.channels_last:
+            channels_last(self.network)
         self.autoencoder = _frozen(AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder"), device)
         self.embedder = _frozen(EMBEDDER.build(cfg.embedder, where="embedder"), device)
         check_model_kind(self.network, self.embedder, image=config.image, option=f"TASK_TYPE={cfg.TASK_TYPE}")
