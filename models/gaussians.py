@@ -55,7 +55,8 @@ class Gaussians:
     def covariances(self) -> Tensor:
         """R S S R^T with the quaternion formula applied to the four numbers as they are: (B, N, 3, 3)."""
         axes_BN33 = rotation_formula(self.quats_BN4) * self.scales_BN3[..., None, :]
-        return axes_BN33 @ axes_BN33.transpose(-1, -2)
+        # Sums instead of a matrix product, which training may have set to a reduced precision.
+        return (axes_BN33[..., :, None, :] * axes_BN33[..., None, :, :]).sum(-1)
 
 
 def activate(raw_BN14: Tensor, *, rotation: str) -> Gaussians:
