@@ -14,6 +14,9 @@ from torch import Tensor
 # How the four rotation numbers are normalised. The published VideoMV weights were trained with the length taken over
 # the Gaussians (an axis slip that they learnt to live with); later LGM weights with that of each quaternion.
 ROTATION_RULES = ("over_gaussians", "per_gaussian")
+# What the three position numbers are: a point, as published; or steps from the ray's point nearest to the origin, along
+# the ray and to its sides, which a small head learns with less.
+POSITION_RULES = ("absolute", "on_ray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +62,16 @@ class Gaussians:
         return (axes_BN33[..., :, None, :] * axes_BN33[..., None, :, :]).sum(-1)
 
 
-def activate(raw_BN14: Tensor, *, rotation: str) -> Gaussians:
-    """Raw numbers of the head to Gaussians (arXiv:2402.05054, with the published constants)."""
+def activate(raw_BN14: Tensor, *, rotation: str, rays_BN6: Tensor | None = None) -> Gaussians:
+    """Raw numbers of the head to Gaussians (arXiv:2402.05054, with the published constants).
+
+    Args:
+        rotation: one of ROTATION_RULES.
+        rays_BN6: Plücker rays of the Gaussians' pixels; positions are then steps from these.
+    """
     position, opacity, scale, quaternion, color = raw_BN14.split([3, 1, 3, 4, 3], dim=-1)
+    if rays_BN6 is not None:
+        position = _along_rays(position, rays_BN6)
     return Gaussians(
         means_BN3=position.clamp(-1, 1),
         opacities_BN1=opacity.sigmoid(),
@@ -69,6 +79,17 @@ def activate(raw_BN14: Tensor, *, rotation: str) -> Gaussians:
         quats_BN4=functional.normalize(quaternion, dim=1 if rotation == "over_gaussians" else -1),
         colors_BN3=0.5 * color.tanh() + 0.5,
     )
+
+
+def _along_rays(steps_BN3: Tensor, rays_BN6: Tensor) -> Tensor:
+    """Points reached from each ray's point nearest to the origin: along the ray, then level and upright across it."""
+    moment, direction = rays_BN6.split(3, dim=-1)
+    direction = functional.normalize(direction, dim=-1)
+    level = torch.linalg.cross(direction, torch.tensor([0.0, 1.0, 0.0]).to(direction).expand_as(direction))
+    level = functional.normalize(level, dim=-1)
+    upright = torch.linalg.cross(level, direction)
+    forward, across, up = steps_BN3.split(1, dim=-1)
+    return torch.linalg.cross(direction, moment) + forward * direction + across * level + up * upright
 
 
 def rotation_formula(quats_N4: Tensor) -> Tensor:

@@ -14,13 +14,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from models.attention import attention, check_backend
-from models.gaussians import ROTATION_RULES, Gaussians, activate
+from models.gaussians import POSITION_RULES, ROTATION_RULES, Gaussians, activate
 from utils.errors import ConfigError
 from utils.registry import MODEL
 
 IN_CHANNELS = 9  # RGB normalised as for ImageNet, and six Plücker channels
 GAUSSIAN_CHANNELS = 14
 NUM_HEADS = 16
+# Untrained heads begin with Gaussians of about a pixel, half transparent, on a plane through the object: as large and
+# dense as random numbers make them, thousands would cover each pixel.
+FIRST_GUESS = (*(0.0,) * 3, -1.0, *(-2.0,) * 3, 1.0, *(0.0,) * 6)
 # Every residual sum is scaled so that its variance does not grow with depth.
 SKIP_SCALE = math.sqrt(0.5)
 
@@ -126,7 +129,9 @@ class HeadUNet(nn.Module):
                 x = attend(net(torch.cat([x, skips.pop()], dim=1)), num_views)
             if hasattr(level, "upsample"):
                 x = level.upsample(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return self.conv_out(functional.silu(self.norm_out(x)))
+        # Positions in bfloat16 would be off by a hundredth: the last layers are exact.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.conv_out(functional.silu(self.norm_out(x.to(self.norm_out.weight.dtype))))
 
 
 @MODEL.register
@@ -142,6 +147,7 @@ class LGM(nn.Module):
             splat_size: Gaussians of a view: splat_size squared; follows from the channels, and is checked.
             num_input_views: V.
             rotation: `over_gaussians` for the published VideoMV weights, `per_gaussian` for later LGM weights.
+            position: `absolute` as published, or `on_ray`, see models.gaussians.
             attention: backend of models.attention.
         """
 
@@ -154,11 +160,14 @@ class LGM(nn.Module):
         up_channels: tuple[int, ...] = (1024, 1024, 512, 256, 128)
         up_attention: tuple[bool, ...] = (True, True, True, False, False)
         rotation: str = "over_gaussians"
+        position: str = "absolute"
         attention: str = "sdpa"
 
         def __post_init__(self) -> None:
             if self.rotation not in ROTATION_RULES:
                 raise ConfigError(f"rotation={self.rotation} is unknown; valid: {', '.join(ROTATION_RULES)}")
+            if self.position not in POSITION_RULES:
+                raise ConfigError(f"position={self.position} is unknown; valid: {', '.join(POSITION_RULES)}")
             if len(self.up_channels) >= len(self.down_channels) + 1 or self.num_input_views < 1:
                 raise ConfigError("up_channels must be no longer than down_channels, num_input_views at least 1")
             halvings = len(self.down_channels) - len(self.up_channels)
@@ -173,6 +182,9 @@ class LGM(nn.Module):
         self.config = config
         self.unet = HeadUNet(config)
         self.conv = nn.Conv2d(GAUSSIAN_CHANNELS, GAUSSIAN_CHANNELS, 1)
+        if config.position == "on_ray":
+            with torch.no_grad():
+                self.conv.bias.copy_(torch.tensor(FIRST_GUESS))
 
     def forward(self, views_BV9HW: Tensor) -> Gaussians:
         """Reconstruct.
@@ -189,5 +201,18 @@ class LGM(nn.Module):
             raise ValueError(
                 f"views of shape {tuple(views_BV9HW.shape)} do not fit the head, which takes (B, {wanted})"
             )
-        raw_FCHW = self.conv(self.unet(views_BV9HW.flatten(0, 1), V))
-        return activate(rearrange(raw_FCHW, "(b v) c h w -> b (v h w) c", b=B), rotation=self.config.rotation)
+        features_FCHW = self.unet(views_BV9HW.flatten(0, 1), V)
+        with torch.autocast(features_FCHW.device.type, enabled=False):
+            raw_BNC = rearrange(self.conv(features_FCHW).float(), "(b v) c h w -> b (v h w) c", b=B)
+            return activate(raw_BNC, rotation=self.config.rotation, rays_BN6=self._rays(views_BV9HW))
+
+    def _rays(self, views_BV9HW: Tensor) -> Tensor | None:
+        """The ray through the middle of each Gaussian's pixels, (B, N, 6), where positions begin there."""
+        if self.config.position == "absolute":
+            return None
+        rays_FCHW = functional.adaptive_avg_pool2d(views_BV9HW[:, :, 3:].flatten(0, 1).float(), self.config.splat_size)
+        return rearrange(rays_FCHW, "(b v) c h w -> b (v h w) c", b=len(views_BV9HW))
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        """Modules whose forward pass is worth compiling."""
+        return [part for part in self.modules() if isinstance(part, ResnetBlock | ViewsAttention)]
