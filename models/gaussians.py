@@ -14,9 +14,10 @@ from torch import Tensor
 # How the four rotation numbers are normalised. The published VideoMV weights were trained with the length taken over
 # the Gaussians (an axis slip that they learnt to live with); later LGM weights with that of each quaternion.
 ROTATION_RULES = ("over_gaussians", "per_gaussian")
-# What the three position numbers are: a point, as published; or steps from the ray's point nearest to the origin, along
-# the ray and to its sides, which a small head learns with less.
-POSITION_RULES = ("absolute", "on_ray")
+# What position and colour are: themselves, as published; or steps from the input pixel's own, from the point of its ray
+# nearest to the origin and from its colour, which a small head learns sooner.
+ANCHORS = ("none", "pixels")
+MAX_ANCHOR_COLOR = 0.98  # of the range [-1, 1]; beyond it a step would have to be huge to change anything
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +63,17 @@ class Gaussians:
         return (axes_BN33[..., :, None, :] * axes_BN33[..., None, :, :]).sum(-1)
 
 
-def activate(raw_BN14: Tensor, *, rotation: str, rays_BN6: Tensor | None = None) -> Gaussians:
+def activate(raw_BN14: Tensor, *, rotation: str, pixels_BN9: Tensor | None = None) -> Gaussians:
     """Raw numbers of the head to Gaussians (arXiv:2402.05054, with the published constants).
 
     Args:
         rotation: one of ROTATION_RULES.
-        rays_BN6: Plücker rays of the Gaussians' pixels; positions are then steps from these.
+        pixels_BN9: colours in [0, 1] and Plücker rays of the Gaussians' pixels; numbers are then steps from these.
     """
     position, opacity, scale, quaternion, color = raw_BN14.split([3, 1, 3, 4, 3], dim=-1)
-    if rays_BN6 is not None:
-        position = _along_rays(position, rays_BN6)
+    if pixels_BN9 is not None:
+        position = _along_rays(position, pixels_BN9[..., 3:])
+        color = color + (2 * pixels_BN9[..., :3] - 1).clamp(-MAX_ANCHOR_COLOR, MAX_ANCHOR_COLOR).atanh()
     return Gaussians(
         means_BN3=position.clamp(-1, 1),
         opacities_BN1=opacity.sigmoid(),

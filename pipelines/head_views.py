@@ -8,10 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.lgm import IMAGENET_MEAN, IMAGENET_STD
 from utils.cameras import plucker_rays
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def head_input(views_BVCHW: Tensor, poses_BV44: Tensor, *, fov_deg: float) -> Tensor:
