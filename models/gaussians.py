@@ -14,6 +14,10 @@ from torch import Tensor
 # How the four rotation numbers are normalised. The published VideoMV weights were trained with the length taken over
 # the Gaussians (an axis slip that they learnt to live with); later LGM weights with that of each quaternion.
 ROTATION_RULES = ("over_gaussians", "per_gaussian")
+# What position and colour are: themselves, as published; or steps from the input pixel's own, from the point of its ray
+# nearest to the origin and from its colour, which a small head learns sooner.
+ANCHORS = ("none", "pixels")
+MAX_ANCHOR_COLOR = 0.98  # of the range [-1, 1]; beyond it a step would have to be huge to change anything
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +59,21 @@ class Gaussians:
     def covariances(self) -> Tensor:
         """R S S R^T with the quaternion formula applied to the four numbers as they are: (B, N, 3, 3)."""
         axes_BN33 = rotation_formula(self.quats_BN4) * self.scales_BN3[..., None, :]
-        return axes_BN33 @ axes_BN33.transpose(-1, -2)
+        # Sums instead of a matrix product, which training may have set to a reduced precision.
+        return (axes_BN33[..., :, None, :] * axes_BN33[..., None, :, :]).sum(-1)
 
 
-def activate(raw_BN14: Tensor, *, rotation: str) -> Gaussians:
-    """Raw numbers of the head to Gaussians (arXiv:2402.05054, with the published constants)."""
+def activate(raw_BN14: Tensor, *, rotation: str, pixels_BN9: Tensor | None = None) -> Gaussians:
+    """Raw numbers of the head to Gaussians (arXiv:2402.05054, with the published constants).
+
+    Args:
+        rotation: one of ROTATION_RULES.
+        pixels_BN9: colours in [0, 1] and Plücker rays of the Gaussians' pixels; numbers are then steps from these.
+    """
     position, opacity, scale, quaternion, color = raw_BN14.split([3, 1, 3, 4, 3], dim=-1)
+    if pixels_BN9 is not None:
+        position = _along_rays(position, pixels_BN9[..., 3:])
+        color = color + (2 * pixels_BN9[..., :3] - 1).clamp(-MAX_ANCHOR_COLOR, MAX_ANCHOR_COLOR).atanh()
     return Gaussians(
         means_BN3=position.clamp(-1, 1),
         opacities_BN1=opacity.sigmoid(),
@@ -68,6 +81,17 @@ def activate(raw_BN14: Tensor, *, rotation: str) -> Gaussians:
         quats_BN4=functional.normalize(quaternion, dim=1 if rotation == "over_gaussians" else -1),
         colors_BN3=0.5 * color.tanh() + 0.5,
     )
+
+
+def _along_rays(steps_BN3: Tensor, rays_BN6: Tensor) -> Tensor:
+    """Points reached from each ray's point nearest to the origin: along the ray, then level and upright across it."""
+    moment, direction = rays_BN6.split(3, dim=-1)
+    direction = functional.normalize(direction, dim=-1)
+    level = torch.linalg.cross(direction, torch.tensor([0.0, 1.0, 0.0]).to(direction).expand_as(direction))
+    level = functional.normalize(level, dim=-1)
+    upright = torch.linalg.cross(level, direction)
+    forward, across, up = steps_BN3.split(1, dim=-1)
+    return torch.linalg.cross(direction, moment) + forward * direction + across * level + up * upright
 
 
 def rotation_formula(quats_N4: Tensor) -> Tensor:

@@ -14,13 +14,18 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from models.attention import attention, check_backend
-from models.gaussians import ROTATION_RULES, Gaussians, activate
+from models.gaussians import ANCHORS, ROTATION_RULES, Gaussians, activate
 from utils.errors import ConfigError
 from utils.registry import MODEL
 
 IN_CHANNELS = 9  # RGB normalised as for ImageNet, and six Plücker channels
 GAUSSIAN_CHANNELS = 14
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 NUM_HEADS = 16
+# Untrained heads begin with Gaussians of about a pixel, half transparent, on a plane through the object: as large and
+# dense as random numbers make them, thousands would cover each pixel.
+FIRST_GUESS = (*(0.0,) * 3, -1.0, *(-2.0,) * 3, 1.0, *(0.0,) * 6)
 # Every residual sum is scaled so that its variance does not grow with depth.
 SKIP_SCALE = math.sqrt(0.5)
 
@@ -126,7 +131,9 @@ class HeadUNet(nn.Module):
                 x = attend(net(torch.cat([x, skips.pop()], dim=1)), num_views)
             if hasattr(level, "upsample"):
                 x = level.upsample(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return self.conv_out(functional.silu(self.norm_out(x)))
+        # Positions in bfloat16 would be off by a hundredth: the last layers are exact.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.conv_out(functional.silu(self.norm_out(x.to(self.norm_out.weight.dtype))))
 
 
 @MODEL.register
@@ -142,6 +149,7 @@ class LGM(nn.Module):
             splat_size: Gaussians of a view: splat_size squared; follows from the channels, and is checked.
             num_input_views: V.
             rotation: `over_gaussians` for the published VideoMV weights, `per_gaussian` for later LGM weights.
+            anchor: `none` as published, or `pixels`: steps from the input pixels, see models.gaussians.
             attention: backend of models.attention.
         """
 
@@ -154,11 +162,14 @@ class LGM(nn.Module):
         up_channels: tuple[int, ...] = (1024, 1024, 512, 256, 128)
         up_attention: tuple[bool, ...] = (True, True, True, False, False)
         rotation: str = "over_gaussians"
+        anchor: str = "none"
         attention: str = "sdpa"
 
         def __post_init__(self) -> None:
             if self.rotation not in ROTATION_RULES:
                 raise ConfigError(f"rotation={self.rotation} is unknown; valid: {', '.join(ROTATION_RULES)}")
+            if self.anchor not in ANCHORS:
+                raise ConfigError(f"anchor={self.anchor} is unknown; valid: {', '.join(ANCHORS)}")
             if len(self.up_channels) >= len(self.down_channels) + 1 or self.num_input_views < 1:
                 raise ConfigError("up_channels must be no longer than down_channels, num_input_views at least 1")
             halvings = len(self.down_channels) - len(self.up_channels)
@@ -173,6 +184,9 @@ class LGM(nn.Module):
         self.config = config
         self.unet = HeadUNet(config)
         self.conv = nn.Conv2d(GAUSSIAN_CHANNELS, GAUSSIAN_CHANNELS, 1)
+        if config.anchor == "pixels":
+            with torch.no_grad():
+                self.conv.bias.copy_(torch.tensor(FIRST_GUESS))
 
     def forward(self, views_BV9HW: Tensor) -> Gaussians:
         """Reconstruct.
@@ -189,5 +203,20 @@ class LGM(nn.Module):
             raise ValueError(
                 f"views of shape {tuple(views_BV9HW.shape)} do not fit the head, which takes (B, {wanted})"
             )
-        raw_FCHW = self.conv(self.unet(views_BV9HW.flatten(0, 1), V))
-        return activate(rearrange(raw_FCHW, "(b v) c h w -> b (v h w) c", b=B), rotation=self.config.rotation)
+        features_FCHW = self.unet(views_BV9HW.flatten(0, 1), V)
+        with torch.autocast(features_FCHW.device.type, enabled=False):
+            raw_BNC = rearrange(self.conv(features_FCHW).float(), "(b v) c h w -> b (v h w) c", b=B)
+            return activate(raw_BNC, rotation=self.config.rotation, pixels_BN9=self._pixels(views_BV9HW))
+
+    def _pixels(self, views_BV9HW: Tensor) -> Tensor | None:
+        """Mean colour and ray of each Gaussian's pixels, (B, N, 9), where its numbers are steps from those."""
+        if self.config.anchor == "none":
+            return None
+        pixels_FCHW = functional.adaptive_avg_pool2d(views_BV9HW.flatten(0, 1).float(), self.config.splat_size)
+        pixels_BN9 = rearrange(pixels_FCHW, "(b v) c h w -> b (v h w) c", b=len(views_BV9HW))
+        mean, std = (pixels_BN9.new_tensor(value) for value in (IMAGENET_MEAN, IMAGENET_STD))
+        return torch.cat([pixels_BN9[..., :3] * std + mean, pixels_BN9[..., 3:]], dim=-1)
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        """Modules whose forward pass is worth compiling."""
+        return [part for part in self.modules() if isinstance(part, ResnetBlock | ViewsAttention)]

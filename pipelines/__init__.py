@@ -2,4 +2,4 @@
 
 import datasets  # noqa: F401 - registers
 import models  # noqa: F401 - registers
-from pipelines import inference, objectives, pretrain, preview, sampler, visual  # noqa: F401
+from pipelines import inference, objectives, pretrain, preview, reconstruction, sampler, visual  # noqa: F401

@@ -61,13 +61,21 @@ class OrbitPixels:
         Returns:
             (..., 3, H, W) and (..., 1, H, W), float32 in [0, 1]; the leading shape is B, or B V.
         """
+        return composite(self.rgba(orbits_B, views_B), self.background)
+
+    def rgba(self, orbits_B: Tensor, views_B: Tensor | None = None) -> Tensor:
+        """Bytes (..., H, W, 4) on the device; the two indices may have any shape that they share."""
         source = self.rgba_NVHW4.device
         index = (orbits_B.to(source),) if views_B is None else (orbits_B.to(source), views_B.to(source))
-        return composite(self.rgba_NVHW4[index].to(self.device, non_blocking=True), self.background)
+        return self.rgba_NVHW4[index].to(self.device, non_blocking=True)
 
 
-def composite(rgba_HW4: Tensor, background: float) -> tuple[Tensor, Tensor]:
-    """Straight-alpha bytes (..., H, W, 4) to images (..., 3, H, W) over grey, and masks (..., 1, H, W), in [0, 1]."""
+def composite(rgba_HW4: Tensor, background: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Straight-alpha bytes (..., H, W, 4) to images (..., 3, H, W) and masks (..., 1, H, W), in [0, 1].
+
+    Args:
+        background: grey value, or colours of a shape that broadcasts to the images.
+    """
     rgba = rgba_HW4.movedim(-1, -3).float() / 255
     rgb, alpha = rgba[..., :3, :, :], rgba[..., 3:, :, :]
     return rgb * alpha + background * (1 - alpha), alpha

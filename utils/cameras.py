@@ -142,7 +142,7 @@ def head_cameras(
     """Move an orbit into the frame of the Gaussian head.
 
     Args:
-        c2w_V44: (V, 4, 4) cameras; the first one defines the frame and the distance.
+        c2w_V44: (..., V, 4, 4) cameras; the first of each orbit defines the frame and the distance.
         fov_deg: vertical field of view of the square images.
         znear: near plane of the projection matrix.
         zfar: far plane.
@@ -152,10 +152,9 @@ def head_cameras(
     Source: the published head's convention, recorded as reference cases.
     """
     axes_V44 = (c2w_V44 if published_sampling_axes else opencv_to_opengl(c2w_V44)).double()
-    anchor_44 = torch.eye(4, dtype=torch.float64, device=c2w_V44.device)
-    anchor_44[2, 3] = camera_distance(c2w_V44[0]).double()
-    poses_V44 = anchor_44 @ torch.linalg.inv(axes_V44[0]) @ axes_V44
-    view_V44 = torch.linalg.inv(opencv_to_opengl(poses_V44)).transpose(1, 2)
+    # `inv_ex`, because `inv` waits for the device to report success.
+    poses_V44 = _anchor(c2w_V44) @ torch.linalg.inv_ex(axes_V44[..., :1, :, :])[0] @ axes_V44
+    view_V44 = torch.linalg.inv_ex(opencv_to_opengl(poses_V44))[0].transpose(-1, -2)
     proj_44 = torch.zeros(4, 4, dtype=torch.float64, device=c2w_V44.device)
     proj_44[0, 0] = proj_44[1, 1] = 1.0 / math.tan(math.radians(fov_deg) / 2)
     proj_44[2, 2] = (zfar + znear) / (zfar - znear)
@@ -165,8 +164,25 @@ def head_cameras(
         poses_V44=poses_V44.float(),
         cam_view_V44=view_V44.float(),
         cam_view_proj_V44=(view_V44 @ proj_44).float(),
-        cam_pos_V3=-poses_V44[:, :3, 3].float(),
+        cam_pos_V3=-poses_V44[..., :3, 3].float(),
     )
+
+
+def head_to_world(c2w_V44: Tensor) -> Tensor:
+    """From the frame of the Gaussian head to the world: (..., 4, 4) float32, a rotation and a shift.
+
+    Args:
+        c2w_V44: (..., V, 4, 4), the cameras that `head_cameras` was given.
+    """
+    first_44 = opencv_to_opengl(c2w_V44[..., 0, :, :]).double()
+    return (first_44 @ torch.linalg.inv_ex(_anchor(c2w_V44)[..., 0, :, :])[0]).float()
+
+
+def _anchor(c2w_V44: Tensor) -> Tensor:
+    """Where the first camera of each orbit stands in the head's frame: (..., 1, 4, 4) float64."""
+    anchor_44 = torch.eye(4, dtype=torch.float64, device=c2w_V44.device).repeat(*c2w_V44.shape[:-3], 1, 1, 1)
+    anchor_44[..., 0, 2, 3] = camera_distance(c2w_V44[..., 0, :, :]).double()
+    return anchor_44
 
 
 def plucker_rays(poses_V44: Tensor, *, fov_deg: float, size: int) -> Tensor:
@@ -184,7 +200,8 @@ def plucker_rays(poses_V44: Tensor, *, fov_deg: float, size: int) -> Tensor:
     pixel = (torch.arange(size, dtype=poses_V44.dtype, device=poses_V44.device) + 0.5 - size / 2) / focal
     y_HW, x_HW = torch.meshgrid(pixel, pixel, indexing="ij")
     local_3HW = torch.stack([x_HW, -y_HW, -torch.ones_like(x_HW)])
-    direction_V3HW = torch.einsum("vij,jhw->vihw", poses_V44[:, :3, :3], local_3HW)
+    # A sum, not a matrix product: training may have set a reduced precision for those.
+    direction_V3HW = (poses_V44[:, :3, :3, None, None] * local_3HW).sum(2)
     direction_V3HW = direction_V3HW / direction_V3HW.norm(dim=1, keepdim=True)
     origin_V3HW = poses_V44[:, :3, 3, None, None].expand_as(direction_V3HW)
     return torch.cat([torch.linalg.cross(origin_V3HW, direction_V3HW, dim=1), direction_V3HW], dim=1)

@@ -130,6 +130,7 @@ class RunConfig:
     device: str = "auto"
     precision: str = "auto"
     channels_last: bool = True
+    rasterizer: str = "auto"
     compile: bool = False
 
     # The parts, each built by its registry.
@@ -139,6 +140,7 @@ class RunConfig:
     classifier: dict[str, Any] = section("MODEL")
     Diffusion: dict[str, Any] = section("DIFFUSION")
     sampler: dict[str, Any] = section("SAMPLERS", type="DDIM")
+    reconstruction: dict[str, Any] = section("RECONSTRUCTORS")
     vid_dataset: dict[str, Any] = section("DATASETS")
     Pretrain: dict[str, Any] = section("PRETRAIN")
     visual_train: dict[str, Any] = section("VISUAL")

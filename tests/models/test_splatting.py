@@ -6,8 +6,9 @@ import time
 import pytest
 import torch
 
+from models import rendering
 from models.gaussians import Gaussians, rotation_formula
-from models.splatting import LOW_PASS, MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, project, render
+from models.splatting import LOW_PASS, MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE, project
 from utils.cameras import intrinsics, orbit_cameras
 
 CAMERA = orbit_cameras(num_views=1, elevation_deg=0.0, radius=2.0)
@@ -40,9 +41,15 @@ def one_ball(sigma: float, opacity: float, **changes) -> Gaussians:
     return Gaussians(**(values | changes))
 
 
+def render(gaussians: Gaussians, c2w_V44, K_33, *, size, background):
+    """One scene: colours (V, 3, H, W) and alphas (V, 1, H, W)."""
+    drawn = rendering.render(gaussians, c2w_V44[None], K_33, size=size, background=background, backend="torch")
+    return drawn.colors_BV3HW[0], drawn.alphas_BV1HW[0]
+
+
 def loop_render(gaussians: Gaussians, c2w_44, K_33, size: int):
     """One pixel and one Gaussian after the other."""
-    splats = project(gaussians, 0, c2w_44, K_33)
+    splats = project(gaussians, c2w_44[None, None], K_33, size=(size, size))
     image = torch.zeros(4, size, size, dtype=c2w_44.dtype)
     for row in range(size):
         for column in range(size):
@@ -56,7 +63,7 @@ def loop_render(gaussians: Gaussians, c2w_44, K_33, size: int):
                     continue
                 if transmittance * (1 - alpha) < MIN_TRANSMITTANCE:
                     break
-                image[:3, row, column] += transmittance * alpha * splats.colors_M3[n]
+                image[:3, row, column] += transmittance * alpha * splats.features_MC[n, :3]
                 image[3, row, column] += transmittance * alpha
                 transmittance *= 1 - alpha
     return image

@@ -1,0 +1,163 @@
+"""The one door to rasterisers of 3D Gaussians.
+
+`torch` (models/splatting.py) runs everywhere and is the reference; `gsplat` is several times faster and needs CUDA and
+the gsplat package. Remaining differences of gsplat 1.5 from the published rules, which `torch` follows:
+
+- alpha is capped at 0.999 instead of 0.99. Only pixels where one Gaussian alone is more opaque than 0.99 differ, by
+  less than 0.01 in colour and alpha, and there its opacity still gets a gradient up to 0.999.
+- `exp` is the approximate one of the GPU: about 1e-6.
+
+Everything else agrees: low-pass 0.3, alphas under 1/255 skipped, rays stopped at a transmittance of 1e-4, near plane
+0.2, covariance from the numbers as they are. tests/models/test_rendering.py measures it.
+
+Letters: B scenes, V cameras of each, N Gaussians, H W pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models import splatting
+from models.gaussians import Gaussians
+from utils.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+RASTERIZERS = ("auto", "torch", "gsplat")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendering:
+    """Images of each scene from each of its cameras.
+
+    Attributes:
+        colors_BV3HW: over the background, in [0, 1].
+        alphas_BV1HW: in [0, 1].
+        depths_BV1HW: distance along the camera's axis, the mean over what a pixel shows; 0 where it shows nothing.
+    """
+
+    colors_BV3HW: Tensor
+    alphas_BV1HW: Tensor
+    depths_BV1HW: Tensor
+
+
+def render(
+    gaussians: Gaussians,
+    c2w_BV44: Tensor,
+    K_33: Tensor,
+    *,
+    size: tuple[int, int],
+    background: float | Tensor,
+    backend: str = "auto",
+) -> Rendering:
+    """Render scenes from cameras, differentiably, in the dtype that the Gaussians have (float32 with gsplat).
+
+    Args:
+        gaussians: B scenes.
+        c2w_BV44: camera to world, OpenCV axes, on any device.
+        K_33: intrinsics in pixels, pixel centres at +0.5.
+        size: height and width.
+        background: grey, or RGB of shape (3,), (B, 3) or (B, V, 3).
+        backend: see `pick_rasterizer`.
+
+    Raises:
+        ValueError: cameras of another number of scenes than the Gaussians.
+        ConfigError: the backend cannot run here.
+    """
+    means = gaussians.means_BN3
+    if c2w_BV44.shape[:1] != means.shape[:1] or c2w_BV44.shape[2:] != (4, 4):
+        raise ValueError(f"cameras of shape {tuple(c2w_BV44.shape)} do not fit {len(means)} scenes; want (B, V, 4, 4)")
+    c2w_BV44, K_33 = c2w_BV44.to(means), K_33.to(means)
+    draw = {"torch": _torch, "gsplat": _gsplat}[pick_rasterizer(backend, means.device)]
+    with torch.autocast(means.device.type, enabled=False):
+        painted_BV5HW = draw(gaussians, c2w_BV44, K_33, size)
+    rgb, depth, alpha = painted_BV5HW.split([3, 1, 1], dim=2)
+    behind = torch.as_tensor(background, dtype=means.dtype, device=means.device)
+    if behind.ndim == 2:
+        behind = behind[:, None]
+    return Rendering(
+        colors_BV3HW=rgb + (1 - alpha) * behind.expand(*c2w_BV44.shape[:2], 3)[..., None, None],
+        alphas_BV1HW=alpha,
+        depths_BV1HW=depth / alpha.clamp_min(splatting.MIN_ALPHA),
+    )
+
+
+def pick_rasterizer(name: str, device: torch.device) -> str:
+    """The backend that draws: `auto` is gsplat on a CUDA device where its compiled part is installed, else torch.
+
+    A gsplat without it compiles itself when first used, for minutes and with CUDA's compiler; that happens only when
+    gsplat is asked for by name.
+
+    Raises:
+        ConfigError: an unknown name, or gsplat where it cannot run.
+    """
+    if name not in RASTERIZERS:
+        raise ConfigError(f"rasterizer={name} is unknown; valid: {', '.join(RASTERIZERS)}")
+    if name == "auto":
+        name = _automatic(device.type)
+    if name == "gsplat":
+        if device.type != "cuda":
+            raise ConfigError(f"rasterizer=gsplat needs a CUDA device, this is {device.type}; use auto or torch")
+        if not _importable("gsplat"):
+            raise ConfigError("rasterizer=gsplat: the package is not installed (pip install gsplat); use auto or torch")
+    return name
+
+
+@functools.cache
+def _automatic(device_type: str) -> str:
+    if device_type != "cuda":
+        chosen, reason = "torch", f"the device is {device_type}"
+    elif not _importable("gsplat"):
+        chosen, reason = "torch", "gsplat is not installed; with it rendering is several times faster"
+    elif not _importable("gsplat.csrc"):
+        chosen = "torch"
+        reason = "this gsplat is not compiled yet; rasterizer=gsplat compiles it (minutes, needs CUDA's compiler)"
+    else:
+        chosen, reason = "gsplat", "its compiled part is installed"
+    log.info("rasterizer: %s (%s)", chosen, reason)
+    return chosen
+
+
+@functools.cache
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # a parent that does not import
+        return False
+
+
+def _torch(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, size: tuple[int, int]) -> Tensor:
+    B, V = c2w_BV44.shape[:2]
+    splats = splatting.project(gaussians, c2w_BV44, K_33, size=size)
+    return splatting.rasterise(splats, num_images=B * V, size=size).unflatten(0, (B, V))
+
+
+def _gsplat(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, size: tuple[int, int]) -> Tensor:
+    from gsplat import rasterization
+
+    height, width = size
+    # Covariances, because gsplat would normalise quaternions.
+    painted, alpha, _ = rasterization(
+        means=gaussians.means_BN3.float().contiguous(),
+        quats=None,
+        scales=None,
+        covars=gaussians.covariances().float(),
+        opacities=gaussians.opacities_BN1[..., 0].float().contiguous(),
+        colors=gaussians.colors_BN3.float().contiguous(),
+        viewmats=torch.linalg.inv_ex(c2w_BV44.float())[0].contiguous(),
+        Ks=K_33.float().expand(*c2w_BV44.shape[:2], 3, 3).contiguous(),
+        width=width,
+        height=height,
+        near_plane=splatting.NEAR,
+        eps2d=splatting.LOW_PASS,
+        tile_size=splatting.TILE,
+        render_mode="RGB+D",
+        packed=False,
+    )
+    return torch.cat([painted, alpha], dim=-1).movedim(-1, 2)

@@ -1,0 +1,216 @@
+"""The Gaussian head learns to reconstruct objects from a few of their views.
+
+Letters: B batch, K views of a sample of which the first I are the head's input, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.gaussians import Gaussians
+from models.rendering import pick_rasterizer, render
+from pipelines.head_views import evenly_spaced, head_input
+from pipelines.objectives.base import Objective
+from pipelines.objectives.head_augment import disturb_views, jitter_poses
+from pipelines.objectives.perceptual import load_lpips
+from pipelines.orbit_pixels import composite, load_orbits, shuffled
+from utils.cameras import head_cameras, intrinsics, opencv_to_opengl
+from utils.errors import ConfigError
+from utils.images import save_png
+from utils.registry import AUTO_ENCODER, DATASETS, ENGINE, MODEL, RECONSTRUCTORS
+from utils.run_config import RunConfig
+
+NUM_PREVIEWS = 6
+PREVIEW_VIEWS = 6
+FOV_TOLERANCE_DEG = 0.1
+
+
+class HeadBatch(NamedTuple):
+    """One step's data: bytes with straight alpha, and cameras; the first I views are the input."""
+
+    rgba_BKHW4: Tensor
+    c2w_BK44: Tensor
+
+
+@ENGINE.register(name="train_head_entrance")
+class ObjectFromViews(Objective):
+    """Input views evenly around the orbit from a random start, as at sampling; loss at these and other views."""
+
+    stem = "head"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """
+        Attributes:
+            num_output_views: K, rendered and compared; the input views are among them.
+            alpha_weight: of the squared error of the masks.
+            lambda_lpips: of LPIPS; 0 leaves it out and needs no weights.
+            p_distort: share of samples whose input views, but the first, are distorted.
+            distortion: size of it, as a share of the picture.
+            p_jitter: share of samples whose input cameras, but the first, are off.
+            jitter_deg: by about so much.
+            p_autoencoded: share of steps whose input views went through the autoencoder.
+        """
+
+        num_output_views: int = 8
+        alpha_weight: float = 1.0
+        lambda_lpips: float = 0.0
+        p_distort: float = 0.5
+        distortion: float = 0.01
+        p_jitter: float = 0.5
+        jitter_deg: float = 2.0
+        p_autoencoded: float = 0.5
+
+        def __post_init__(self) -> None:
+            for name in ("alpha_weight", "lambda_lpips", "distortion", "jitter_deg"):
+                if getattr(self, name) < 0:
+                    raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+            for name in ("p_distort", "p_jitter", "p_autoencoded"):
+                if not 0 <= getattr(self, name) <= 1:
+                    raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
+    def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
+        super().__init__(cfg, device=device, num_views=cfg.frame_lens[0])
+        self.config = config
+        options = RECONSTRUCTORS.resolve(cfg.reconstruction, where="reconstruction")[1]
+        self.fov_deg, self.num_inputs = options.fov, options.head_config.num_input_views
+        pick_rasterizer(cfg.rasterizer, device)
+        dataset = DATASETS.build(cfg.vid_dataset, where="vid_dataset")
+        self._check(config, dataset, input_size=options.head_config.input_size)
+        self.lpips = load_lpips(device) if config.lambda_lpips else None
+        self.network = MODEL.build({"type": "LGM", **options.head}, where="reconstruction.head")
+        self.autoencoder: Any = None
+        if config.p_autoencoded:
+            self.autoencoder = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder")
+            self.autoencoder.requires_grad_(False).to(device).eval()
+        if device.type == "cuda" and cfg.channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        self.orbits = load_orbits(dataset, device=device)
+        self.c2w_NV44 = self.orbits.c2w_NV44.to(device)
+        self.K_33 = intrinsics(self.fov_deg, cfg.resolution[0]).to(device)
+        self.views_per_step = self.batch_size * config.num_output_views
+        # Which steps take decoded views is decided here, without asking the device.
+        self.choices = torch.Generator().manual_seed(cfg.seed)
+
+    def _check(self, config: Config, dataset: Any, *, input_size: int) -> None:
+        width, height = self.cfg.resolution
+        if width != height or width != input_size:
+            raise ConfigError(
+                f"resolution={[width, height]}, but the head takes {input_size} x {input_size}; set "
+                "reconstruction.head.input_size or resolution"
+            )
+        num_views = dataset.config.num_views
+        if not self.num_inputs <= config.num_output_views <= num_views:
+            raise ConfigError(
+                f"num_output_views={config.num_output_views} must lie between the head's {self.num_inputs} input views "
+                f"and the data's {num_views}"
+            )
+        for fov_deg in getattr(dataset, "fovs", []):
+            if abs(fov_deg - self.fov_deg) > FOV_TOLERANCE_DEG:
+                raise ConfigError(
+                    f"reconstruction.fov_deg={self.fov_deg:.4g}, but vid_dataset was rendered with {fov_deg:.4g}"
+                )
+
+    def batches(self) -> Iterator[HeadBatch]:
+        for orbits_B in shuffled(self.orbits.num_orbits, self.batch_size, generator=self.generator):
+            yield self.draw(orbits_B, self.draw_views(len(orbits_B)))
+
+    def draw_views(self, num_samples: int) -> Tensor:
+        """Which views (B, K): the input evenly around the orbit from a random one, then others."""
+        V, device = self.orbits.num_views, self.device
+        start_B1 = torch.randint(V, (num_samples, 1), generator=self.generator, device=device)
+        inputs_BI = (start_B1 + torch.tensor(evenly_spaced(V, self.num_inputs), device=device)) % V
+        order_BV = torch.rand(num_samples, V, generator=self.generator, device=device).scatter(1, inputs_BI, -1.0)
+        others_BK = order_BV.topk(self.config.num_output_views - self.num_inputs, dim=1).indices
+        return torch.cat([inputs_BI, others_BK], dim=1)
+
+    def draw(self, orbits_B: Tensor, views_BK: Tensor) -> HeadBatch:
+        """The images and cameras of those views."""
+        orbits_BK = orbits_B[:, None].expand_as(views_BK)
+        cameras = (orbits_BK.to(self.device), views_BK.to(self.device))
+        return HeadBatch(self.orbits.rgba(orbits_BK, views_BK), self.c2w_NV44[cameras])
+
+    def forward(self, batch: HeadBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Errors of colour and mask over random backgrounds (arXiv:2402.05054, section 3.3)."""
+        background_B3 = torch.rand(len(batch.rgba_BKHW4), 3, generator=self.generator, device=self.device)
+        truth_BKCHW, masks_BK1HW = composite(batch.rgba_BKHW4, background_B3[:, None, :, None, None])
+        poses_BK44 = head_cameras(batch.c2w_BK44, fov_deg=self.fov_deg).poses_V44
+        gaussians = self.network(self.inputs(batch, poses_BK44))
+        drawn = self.render(gaussians, poses_BK44, background=background_B3)
+        squares_BKCHW = (drawn.colors_BV3HW - truth_BKCHW).square()
+        color, mask = squares_BKCHW.mean(), (drawn.alphas_BV1HW - masks_BK1HW).square().mean()
+        loss = color + self.config.alpha_weight * mask
+        unseen = squares_BKCHW[:, self.num_inputs :].detach()
+        figures = {"color": color.detach(), "mask": mask.detach()}
+        if unseen.numel():
+            figures["psnr_unseen"] = -10 * unseen.mean(dim=(1, 2, 3, 4)).log10().mean()
+        if self.lpips is not None:
+            distance = self.lpips(drawn.colors_BV3HW.flatten(0, 1), truth_BKCHW.flatten(0, 1))
+            loss = loss + self.config.lambda_lpips * distance
+            figures["lpips"] = distance.detach()
+        return loss, figures
+
+    def inputs(self, batch: HeadBatch, poses_BK44: Tensor) -> Tensor:
+        """The head's input: views over the generator's background, as flawed as generated ones are."""
+        config, num_inputs = self.config, self.num_inputs
+        views_BICHW, _ = composite(batch.rgba_BKHW4[:, :num_inputs], self.orbits.background)
+        poses_BI44 = poses_BK44[:, :num_inputs]
+        if self.autoencoder is not None and float(torch.rand((), generator=self.choices)) < config.p_autoencoded:
+            views_BICHW = self._through_autoencoder(views_BICHW)
+        if config.p_distort:
+            views_BICHW = disturb_views(
+                views_BICHW, share=config.p_distort, strength=config.distortion, generator=self.generator
+            )
+        if config.p_jitter:
+            poses_BI44 = jitter_poses(
+                poses_BI44, share=config.p_jitter, angle_deg=config.jitter_deg, generator=self.generator
+            )
+        return head_input(views_BICHW, poses_BI44, fov_deg=self.fov_deg)
+
+    @torch.no_grad()
+    def _through_autoencoder(self, views_BICHW: Tensor) -> Tensor:
+        """Encoded and decoded, as a generator's views are decoded."""
+        mean_FCHW = self.autoencoder.encode(views_BICHW.flatten(0, 1) * 2 - 1).mean
+        restored_FCHW = self.autoencoder.decode(mean_FCHW).float() / 2 + 0.5
+        return restored_FCHW.clamp(0, 1).view_as(views_BICHW)
+
+    def render(self, gaussians: Gaussians, poses_BK44: Tensor, *, background: float | Tensor) -> Any:
+        """See models.rendering."""
+        return render(
+            gaussians,
+            opencv_to_opengl(poses_BK44),
+            self.K_33,
+            size=self.cfg.resolution[::-1],
+            background=background,
+            backend=self.cfg.rasterizer,
+        )
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        return self.network.parts_to_compile()
+
+    @torch.no_grad()
+    def preview(self, folder: Path, step: int) -> None:
+        """Per object two rows: true views that the head has not seen, and its renders there."""
+        V = self.orbits.num_views
+        inputs = evenly_spaced(V, self.num_inputs)
+        unseen = [view for view in range(V) if view not in inputs]
+        shown = unseen[:: max(1, len(unseen) // PREVIEW_VIEWS)][:PREVIEW_VIEWS] or inputs
+        numbers_B = torch.linspace(0, self.orbits.num_orbits - 1, NUM_PREVIEWS).round().long().unique()
+        rows = []
+        for number_1 in numbers_B.split(1):
+            batch = self.draw(number_1, torch.tensor([inputs + shown]))
+            views_BKCHW, _ = composite(batch.rgba_BKHW4, self.orbits.background)
+            poses_BK44 = head_cameras(batch.c2w_BK44, fov_deg=self.fov_deg).poses_V44
+            num_inputs = self.num_inputs
+            gaussians = self.network(
+                head_input(views_BKCHW[:, :num_inputs], poses_BK44[:, :num_inputs], fov_deg=self.fov_deg)
+            )
+            drawn = self.render(gaussians, poses_BK44[:, num_inputs:], background=self.orbits.background)
+            rows += [torch.cat(list(images), dim=2) for images in (views_BKCHW[0, num_inputs:], drawn.colors_BV3HW[0])]
+        save_png(folder / f"head_{step:08d}.png", torch.cat(rows, dim=1).clamp(0, 1).float().cpu())
