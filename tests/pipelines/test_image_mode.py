@@ -18,6 +18,7 @@ from pipelines.guidance import ClassifierFreeGuidance
 from pipelines.known_views import KnownViews, view_at
 from pipelines.views_pipeline import ViewsPipeline
 from tests.conftest import ROOT
+from tests.odd_pictures import BAD, GOOD
 from tests.tiny import V_DIFFUSION, load, run, write_config, write_family, write_image_family
 from utils.cameras import orbit_cameras
 from utils.errors import ConfigError, DataError
@@ -200,6 +201,28 @@ def test_refuses_in_one_line_before_any_weight_is_read(tmp_path, family, change,
     assert not list(tmp_path.glob("out/*/"))
 
 
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_picture_in_the_list_is_named_before_anything_is_written(tmp_path, family, name):
+    make, message = BAD[name]
+    make(tmp_path / name)
+    (tmp_path / "images.txt").write_text(f"{tmp_path / 'disc.png'}\n{tmp_path / name}\n")
+    with pytest.raises(DataError) as error:
+        run(load(tmp_path, {**family, "test_model": "nowhere.pth"}))
+    assert str(tmp_path / name) in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_odd_pictures_become_orbits(tmp_path, family):
+    for name, make in GOOD.items():
+        make(tmp_path / name)
+    images = [str(tmp_path / name) for name in GOOD]
+    folders = run(load(tmp_path, {**family, "images": images, "batch_size": 5}))
+    assert len({folder.name for folder in folders}) == len(GOOD)  # also where only the suffix differs
+    assert all((folder / "views" / "002.png").is_file() for folder in folders)
+
+
 def test_pictures_and_known_views_are_refused_by_a_text_model(tmp_path):
     family = write_family(tmp_path)
     with pytest.raises(ConfigError, match="belong to image models"):
@@ -226,3 +249,9 @@ def test_command_line(tmp_path, family):
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "disc_seed2" / "orbit.mp4").is_file()
+    (tmp_path / "text.png").write_text("no picture")
+    line[line.index("disc.png")] = "text.png"
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().startswith("error: text.png: no image that can be read")
+    assert len(done.stderr.strip().splitlines()) == 1
