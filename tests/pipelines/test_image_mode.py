@@ -166,6 +166,18 @@ def test_known_pictures_come_out_as_they_are(tmp_path, family, caplog):
     assert (free - expected).abs().max() > 0.05
 
 
+def test_the_elevation_of_the_picture_is_that_of_view_0(tmp_path, family, caplog):
+    assert load(tmp_path, family).input_elevation_deg is None
+    one = {**family, "images": [str(tmp_path / "disc.png")], "input_elevation_deg": 40.0}
+    run(load(tmp_path, one, "cameras.elevation_deg=40"))
+    assert "other elevations" not in caplog.text
+    views = [{"elevation_deg": 40}, {"elevation_deg": 10, "azimuth_deg": 90}]
+    (folder,) = run(load(tmp_path, {**one, "cameras": {"views": views}}))
+    assert "other elevations than view 0" in caplog.text
+    centres = np.array(json.loads((folder / "result.json").read_text())["c2w"])[:, :3, 3]
+    assert np.degrees(np.arcsin(centres[:, 2] / 2)) == pytest.approx([40, 10], abs=1e-4)
+
+
 def test_azimuths_count_from_the_input():
     c2w_V44 = orbit_cameras(num_views=24, elevation_deg=-20, radius=2, azimuth_start_deg=70)
     assert [view_at(c2w_V44, angle, where="x") for angle in (0, 90, -15, 360, 345.2)] == [0, 6, 23, 0, 23]
@@ -185,6 +197,10 @@ def test_azimuths_count_from_the_input():
         ({"known_views": [{"image": "ok.png", "azimuth_deg": 120}]}, "give one --image"),
         ({"known_views": [{"image": "ok.png", "azimut": 120}]}, "known_views[0] must be {image: FILE"),
         ({"known_views": [{"image": "ok.png", "azimuth_deg": a} for a in (120, 480)], "images": ["ok.png"]}, "already"),
+        (
+            {"input_elevation_deg": 40},
+            "view 0 of the orbit, which the picture is, stands at 15; set cameras.elevation_",
+        ),
         ({"object_share": 1.5}, "object_share must lie in (0, 1]"),
         ({"test_list_path": "gone.txt"}, "with one image a line, or --image"),
     ],
@@ -227,6 +243,8 @@ def test_pictures_and_known_views_are_refused_by_a_text_model(tmp_path):
     family = write_family(tmp_path)
     with pytest.raises(ConfigError, match="belong to image models"):
         run(load(tmp_path, {**family, "images": ["x.png"]}))
+    with pytest.raises(ConfigError, match="input_elevation_deg"):
+        run(load(tmp_path, {**family, "input_elevation_deg": 15.0}))
     pipeline = ViewsPipeline.from_config(load(tmp_path, family))
     with pytest.raises(ValueError, match="known views need an image model"):
         pipeline("a mug", known_views={1: [torch.zeros(3, 32, 32)]})
