@@ -13,10 +13,11 @@ from pathlib import Path
 from torch import Tensor
 
 from pipelines.known_views import view_at
+from utils.cameras import camera_elevations_deg
 from utils.errors import ConfigError, DataError
 from utils.object_image import input_view
 from utils.registry import MODEL
-from utils.run_config import RunConfig
+from utils.run_config import ELEVATION_TOLERANCE_DEG, RunConfig
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +73,18 @@ def sources_of(cfg: RunConfig, *, kind: str) -> list[Source]:
         entrance = "inference_i2vgen_entrance" if of_images else "inference_text2video_entrance"
         raise ConfigError(f"UNet.type={cfg.UNet['type']} does not fit TASK_TYPE={cfg.TASK_TYPE}; use {entrance}")
     if kind == "prompt":
-        for name in ("images", "known_views"):
-            if getattr(cfg, name):
+        for name in ("images", "known_views", "input_elevation_deg"):
+            if getattr(cfg, name) not in ([], None):
                 raise ConfigError(f"{name} (--image) belong to image models; use e.g. configs/mini/i2v_infer.yaml")
         return prompt_sources(list(cfg.prompts) or read_prompts(cfg.test_list_path))
     if cfg.prompts:
         raise ConfigError("prompts (--prompt) belong to text models; give --image, and words with image_prompt=...")
+    elevations_V = camera_elevations_deg(cfg.cameras.c2w())
+    if float((elevations_V - elevations_V[0]).abs().max()) > ELEVATION_TOLERANCE_DEG:
+        log.warning(
+            "cameras.views: views at other elevations than view 0, which the picture is; only a network that was "
+            "trained on such orbits draws them well (those of configs/ were trained on one elevation an orbit)"
+        )
     sources = image_sources(list(cfg.images) or read_list(cfg.test_list_path, of="image"), cfg)
     if cfg.known_views and len(sources) > 1:
         raise ConfigError(f"known_views belong to one object, but {len(sources)} images are listed; give one --image")

@@ -38,6 +38,12 @@ class KnownViews:
         return held_BCVHW
 
 
+def relative_azimuths(c2w_V44: Tensor) -> Tensor:
+    """Azimuth of each camera from that of view 0, degrees, counter-clockwise seen from above, in (-360, 360)."""
+    angle_V = torch.atan2(c2w_V44[:, 1, 3], c2w_V44[:, 0, 3]).double()
+    return torch.rad2deg(angle_V - angle_V[0])
+
+
 def view_at(c2w_V44: Tensor, azimuth_deg: float, *, where: str) -> int:
     """The view of an orbit at an azimuth.
 
@@ -48,8 +54,7 @@ def view_at(c2w_V44: Tensor, azimuth_deg: float, *, where: str) -> int:
     Raises:
         ConfigError: no view stands there.
     """
-    angle_V = torch.atan2(c2w_V44[:, 1, 3], c2w_V44[:, 0, 3]).double()
-    relative_V = torch.rad2deg(angle_V - angle_V[0])
+    relative_V = relative_azimuths(c2w_V44)
     off_V = ((relative_V - azimuth_deg + 180) % 360 - 180).abs()
     if not math.isfinite(azimuth_deg) or float(off_V.min()) > AZIMUTH_TOLERANCE_DEG:
         angles = ", ".join(f"{angle % 360:g}" for angle in relative_V.round(decimals=2).tolist())

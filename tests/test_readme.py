@@ -27,7 +27,7 @@ assert datasets
 assert models
 assert pipelines
 
-PAGES = [ROOT / "README.md", ROOT / "configs" / "README.md", ROOT / "data" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "configs" / "README.md", ROOT / "data" / "README.md", ROOT / "data" / "metrics.md"]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -109,7 +109,6 @@ def started(monkeypatch):
     monkeypatch.setattr(INFER_ENGINE, "build", note)
     monkeypatch.setattr("pipelines.trainer.train", note)
     monkeypatch.setattr("tools.evaluate.evaluate", lambda *args, **options: notes.append((args, options)))
-    monkeypatch.setattr("tools.evaluate.table_text", lambda result: "")
     monkeypatch.setattr("tools.random_weights.write_random_weights", lambda *args: notes.append((args, {})) or [])
     monkeypatch.setattr("tools.random_weights.writable_folder", lambda path, option: path)
     return notes

@@ -43,6 +43,26 @@ def write_orbits(folder: Path, *, copies: int = 4) -> Path:
     return folder
 
 
+def write_turning_orbits(folder: Path, *, elevations: tuple[float, ...], num_views: int = 8) -> Path:
+    """Write one orbit an elevation of a disc that circles the origin, so that each view differs from the others."""
+    y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
+    images = np.zeros((len(elevations), num_views, SIZE, SIZE, 4), dtype=np.uint8)
+    for number, view in np.ndindex(len(elevations), num_views):
+        inside = np.hypot(x - 7 * np.cos(2 * np.pi * view / num_views), y) < 6 + number
+        images[number, view][inside] = (200 - 20 * view, 40 + 25 * view, 60, 255)
+    cameras = [orbit_cameras(num_views=num_views, elevation_deg=angle, radius=2).numpy() for angle in elevations]
+    shard = PackedShard(
+        rgba_NVHW4=images,
+        c2w_NV44=np.stack(cameras),
+        fov_deg=39.6,
+        object_ids=[f"0/{number}" for number in range(len(elevations))],
+        captions=["a disc"] * len(elevations),
+        attributes=[{}] * len(elevations),
+    )
+    write_shard(shard_file(folder, 0), shard)
+    return folder
+
+
 def training_config(folder: Path, **changes: Any) -> dict[str, Any]:
     """A configuration that trains on the orbits of `folder / "orbits"`, writing to `folder / "run"`."""
     return {

@@ -106,6 +106,12 @@ def camera_distance(c2w_V44: Tensor) -> Tensor:
     return c2w_V44[..., :3, 3].norm(dim=-1)
 
 
+def camera_elevations_deg(c2w_V44: Tensor) -> Tensor:
+    """Height angle of each camera centre seen from the origin: (..., V) degrees in [-90, 90]."""
+    centres_V3 = c2w_V44[..., :3, 3].double()
+    return torch.rad2deg(torch.atan2(centres_V3[..., 2], centres_V3[..., :2].norm(dim=-1)))
+
+
 def project_points(points_N3: Tensor, c2w_44: Tensor, K_33: Tensor) -> Tensor:
     """World points to pixels: (N, 2), x right and y down from the image's top left corner."""
     w2c_44 = torch.linalg.inv(c2w_44.double())

@@ -6,6 +6,7 @@ Letters: H W pixels; 4 is RGBA with straight alpha, 3 is RGB, both uint8 sRGB un
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +38,11 @@ def open_picture(path: str | Path) -> Image.Image:
     if not path.is_file():
         raise DataError(f"{path}: no such file; check the path (it is relative to where you run)")
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            # Pillow warns of large pictures that it reads all the same, and refuses those of twice that size.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        with image:
             if getattr(image, "n_frames", 1) > 1:
                 log.info("%s is animated: its first frame of %d is taken", path, image.n_frames)
             image.load()

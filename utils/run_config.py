@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.cameras import cameras_at, orbit_cameras
+from utils.cameras import camera_elevations_deg, cameras_at, orbit_cameras
 from utils.errors import ConfigError
 from utils.prompts import PROMPT_SUFFIX
+
+ELEVATION_TOLERANCE_DEG = 0.5
 
 # Keys of the original that are spelt or placed differently here: carrying them over silently would change results.
 REPLACED_KEYS = {
@@ -159,6 +161,7 @@ class RunConfig:
     image_prompt: str = ""
     recenter: bool = True
     object_share: float = 200 / 256
+    input_elevation_deg: float | None = None
     known_views: list[dict[str, Any]] = field(default_factory=list)
     round: int = 1
     batch_size: int = 1
@@ -208,6 +211,7 @@ class RunConfig:
         for index, view in enumerate(self.known_views):
             if set(view) != {"image", "azimuth_deg"} or not isinstance(view["azimuth_deg"], int | float):
                 raise ConfigError(f"known_views[{index}] must be {{image: FILE, azimuth_deg: NUMBER}}, got {view}")
+        self._check_input_camera()
         if len(set(self.frame_lens)) != 1:
             raise ConfigError(
                 f"frame_lens={list(self.frame_lens)}: training on images beside orbits is not part of this version; "
@@ -218,6 +222,18 @@ class RunConfig:
         _one_of("decay_mode", self.decay_mode, ("cosine", "linear", "constant"))
         if min(self.resolution) < 8 or any(side % 8 for side in self.resolution):
             raise ConfigError(f"resolution must be multiples of 8, at least 8, got {list(self.resolution)}")
+
+    def _check_input_camera(self) -> None:
+        """The picture is view 0, so the two elevations are one."""
+        if self.input_elevation_deg is None:
+            return
+        elevation_deg = float(camera_elevations_deg(self.cameras.c2w()[:1])[0])
+        if not abs(elevation_deg - self.input_elevation_deg) <= ELEVATION_TOLERANCE_DEG:
+            raise ConfigError(
+                f"input_elevation_deg={self.input_elevation_deg:g}, but view 0 of the orbit, which the picture is, "
+                f"stands at {elevation_deg:g}; set cameras.elevation_deg={self.input_elevation_deg:g} too (or "
+                "cameras.views, with view 0 as the picture was taken)"
+            )
 
 
 def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:

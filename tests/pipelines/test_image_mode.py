@@ -18,6 +18,7 @@ from pipelines.guidance import ClassifierFreeGuidance
 from pipelines.known_views import KnownViews, view_at
 from pipelines.views_pipeline import ViewsPipeline
 from tests.conftest import ROOT
+from tests.odd_pictures import BAD, GOOD
 from tests.tiny import V_DIFFUSION, load, run, write_config, write_family, write_image_family
 from utils.cameras import orbit_cameras
 from utils.errors import ConfigError, DataError
@@ -165,6 +166,18 @@ def test_known_pictures_come_out_as_they_are(tmp_path, family, caplog):
     assert (free - expected).abs().max() > 0.05
 
 
+def test_the_elevation_of_the_picture_is_that_of_view_0(tmp_path, family, caplog):
+    assert load(tmp_path, family).input_elevation_deg is None
+    one = {**family, "images": [str(tmp_path / "disc.png")], "input_elevation_deg": 40.0}
+    run(load(tmp_path, one, "cameras.elevation_deg=40"))
+    assert "other elevations" not in caplog.text
+    views = [{"elevation_deg": 40}, {"elevation_deg": 10, "azimuth_deg": 90}]
+    (folder,) = run(load(tmp_path, {**one, "cameras": {"views": views}}))
+    assert "other elevations than view 0" in caplog.text
+    centres = np.array(json.loads((folder / "result.json").read_text())["c2w"])[:, :3, 3]
+    assert np.degrees(np.arcsin(centres[:, 2] / 2)) == pytest.approx([40, 10], abs=1e-4)
+
+
 def test_azimuths_count_from_the_input():
     c2w_V44 = orbit_cameras(num_views=24, elevation_deg=-20, radius=2, azimuth_start_deg=70)
     assert [view_at(c2w_V44, angle, where="x") for angle in (0, 90, -15, 360, 345.2)] == [0, 6, 23, 0, 23]
@@ -184,6 +197,10 @@ def test_azimuths_count_from_the_input():
         ({"known_views": [{"image": "ok.png", "azimuth_deg": 120}]}, "give one --image"),
         ({"known_views": [{"image": "ok.png", "azimut": 120}]}, "known_views[0] must be {image: FILE"),
         ({"known_views": [{"image": "ok.png", "azimuth_deg": a} for a in (120, 480)], "images": ["ok.png"]}, "already"),
+        (
+            {"input_elevation_deg": 40},
+            "view 0 of the orbit, which the picture is, stands at 15; set cameras.elevation_",
+        ),
         ({"object_share": 1.5}, "object_share must lie in (0, 1]"),
         ({"test_list_path": "gone.txt"}, "with one image a line, or --image"),
     ],
@@ -200,10 +217,34 @@ def test_refuses_in_one_line_before_any_weight_is_read(tmp_path, family, change,
     assert not list(tmp_path.glob("out/*/"))
 
 
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_picture_in_the_list_is_named_before_anything_is_written(tmp_path, family, name):
+    make, message = BAD[name]
+    make(tmp_path / name)
+    (tmp_path / "images.txt").write_text(f"{tmp_path / 'disc.png'}\n{tmp_path / name}\n")
+    with pytest.raises(DataError) as error:
+        run(load(tmp_path, {**family, "test_model": "nowhere.pth"}))
+    assert str(tmp_path / name) in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_odd_pictures_become_orbits(tmp_path, family):
+    for name, make in GOOD.items():
+        make(tmp_path / name)
+    images = [str(tmp_path / name) for name in GOOD]
+    folders = run(load(tmp_path, {**family, "images": images, "batch_size": 5}))
+    assert len({folder.name for folder in folders}) == len(GOOD)  # also where only the suffix differs
+    assert all((folder / "views" / "002.png").is_file() for folder in folders)
+
+
 def test_pictures_and_known_views_are_refused_by_a_text_model(tmp_path):
     family = write_family(tmp_path)
     with pytest.raises(ConfigError, match="belong to image models"):
         run(load(tmp_path, {**family, "images": ["x.png"]}))
+    with pytest.raises(ConfigError, match="input_elevation_deg"):
+        run(load(tmp_path, {**family, "input_elevation_deg": 15.0}))
     pipeline = ViewsPipeline.from_config(load(tmp_path, family))
     with pytest.raises(ValueError, match="known views need an image model"):
         pipeline("a mug", known_views={1: [torch.zeros(3, 32, 32)]})
@@ -226,3 +267,9 @@ def test_command_line(tmp_path, family):
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "disc_seed2" / "orbit.mp4").is_file()
+    (tmp_path / "text.png").write_text("no picture")
+    line[line.index("disc.png")] = "text.png"
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().startswith("error: text.png: no image that can be read")
+    assert len(done.stderr.strip().splitlines()) == 1

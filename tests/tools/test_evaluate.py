@@ -1,88 +1,28 @@
-"""Recognition figures: closed forms, and the command on tiny files."""
+"""The command, on tiny models."""
 
 from __future__ import annotations
 
-import json
+import subprocess
+import sys
 
-import pytest
-import torch
-
-from models.weights import save_safetensors
-from pipelines.recognition import Recognition, hit_rate, labels_of, recognise, recognition_table, shuffled_rate
-from tests.tiny import write_config, write_family
-from tests.tiny_orbits import SIZE, write_orbits
-from tools.evaluate import evaluate, open_held_out, table_text
-from utils.config import load_config
-from utils.errors import DataError
-from utils.registry import MODEL
+from tests.conftest import ROOT
+from tests.tiny import write_config, write_image_family
+from tests.tiny_orbits import write_turning_orbits
 
 
-class ByMeanColor(torch.nn.Module):
-    """Names an image by its strongest channel; red is a square, blue is a disc."""
-
-    kinds, colors = ["square", "none", "disc"], ["red", "green", "blue"]
-
-    def __init__(self):
-        super().__init__()
-        self.unused = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, images):
-        mean = images.mean(dim=(2, 3))
-        return Recognition(kind=mean, color=mean)
-
-
-def test_views_vote_by_their_mean():
-    views = torch.zeros(3, 3, 4, 4)
-    views[0, 0], views[1:, 2] = 1.0, 0.6  # one strong red view against two blue ones
-    found = recognise(ByMeanColor(), [views, views[:1]])
-    assert found.kind.tolist() == [2, 0]
-
-
-def test_rates_in_closed_form():
-    true = torch.tensor([0, 1, 2, 0])
-    found = torch.tensor([0, 1, 1, 0])
-    assert hit_rate(found, true) == 0.75
-    # of the 12 pairs of different objects, found 0 meets true 0 twice, and the wrong 1 meets the true 1 once
-    assert shuffled_rate(found, true) == pytest.approx(3 / 12)
-
-
-def test_both_needs_kind_and_colour():
-    true = Recognition(kind=torch.tensor([0, 1]), color=torch.tensor([1, 0]))
-    found = Recognition(kind=torch.tensor([0, 0]), color=torch.tensor([1, 0]))
-    table = recognition_table(generated=found, rendered=true, true=true)
-    assert (table["kind"]["generated"], table["color"]["generated"], table["both"]["generated"]) == (0.5, 1.0, 0.5)
-    assert table["both"]["ceiling"] == 1.0
-    assert table["kind"]["of_ceiling"] == 0.5
-
-
-def test_unknown_names_are_refused():
-    with pytest.raises(DataError, match="knows no kind 'car'"):
-        labels_of(ByMeanColor(), [{"kind": "car", "color": "red"}])
-
-
-def test_sampling_and_measuring_end_to_end(tmp_path):
-    config = write_family(tmp_path)
-    held_out = write_orbits(tmp_path / "held_out", copies=1)
-    network = MODEL.build({"type": "ViewClassifier", "kinds": ["disc", "square"], "colors": ["blue", "red"]})
-    save_safetensors(tmp_path / "classifier.safetensors", network.state_dict(), metadata=network.metadata())
-    cfg = load_config(write_config(tmp_path / "run.yaml", config))
-    options = {"held_out": held_out, "classifier": str(tmp_path / "classifier.safetensors"), "out": tmp_path / "out"}
-    result = evaluate(cfg, **options, runs=None, limit=3)
-    assert result["num_prompts"] == 3
-    assert json.loads((tmp_path / "out" / "recognition.json").read_text()) == result
-    assert {sample["prompt"] for sample in result["samples"]} == {"a red square", "a blue square", "a red disc"}
-    again = evaluate(cfg, **options, runs=tmp_path / "out" / "runs", limit=10)
-    assert again["rates"] == result["rates"]
-    assert "3 held-out prompts" in table_text(again)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no sample is of a prompt"):
-        evaluate(cfg, **options, runs=tmp_path / "empty", limit=3)
-
-
-def test_true_renders_come_in_the_size_of_the_samples(tmp_path):
-    cfg = load_config(write_config(tmp_path / "run.yaml", write_family(tmp_path)))
-    dataset, attributes = open_held_out(write_orbits(tmp_path / "held_out", copies=1), cfg)
-    assert dataset[0]["views_VCHW"].shape == (3, 3, SIZE, SIZE)
-    assert attributes[0] == {"kind": "square", "color": "red"}
-    with pytest.raises(DataError, match=r"no attributes\.json"):
-        open_held_out(tmp_path, cfg)
+def test_an_image_model_is_measured_against_the_truth(tmp_path):
+    family = write_image_family(tmp_path) | {"cameras": {"num_views": 8}}
+    cfg = write_config(tmp_path / "run.yaml", family)
+    write_turning_orbits(tmp_path / "held_out", elevations=(10.0, 20.0))
+    line = [sys.executable, str(ROOT / "tools" / "evaluate.py"), "--cfg", str(cfg), "--held-out", "held_out"]
+    line += ["--num", "2", "sampler.num_steps=1", "--known", "2", "--out", "out"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 objects, over the orbit: 6 views that were not given (1-3, 5-7)" in done.stdout
+    assert "model, 2 given views:" in done.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "given_1", "given_2", "metrics.json", "azimuth.png", "sheet.png"
+    }  # fmt: skip
+    wrong = subprocess.run([*line, "guide_scal=2"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert wrong.returncode == 2
+    assert wrong.stderr.strip().splitlines()[-1].startswith("error: guide_scal is unknown")

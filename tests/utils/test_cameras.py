@@ -9,6 +9,7 @@ import torch
 from tests.reference_cases import REFERENCE, load_case
 from utils.cameras import (
     camera_condition,
+    camera_elevations_deg,
     head_cameras,
     intrinsics,
     opencv_to_opengl,
@@ -86,3 +87,9 @@ def test_opengl_conversion_is_its_own_inverse():
 def test_orbit_refuses(options, name):
     with pytest.raises(ValueError, match=name):
         orbit_cameras(**({"num_views": 4, "elevation_deg": 0.0, "radius": 1.0} | options))
+
+
+@pytest.mark.parametrize("elevation_deg", [-60.0, 0.0, 5.0, 89.0])
+def test_elevations_are_read_off_cameras(elevation_deg):
+    c2w_V44 = orbit_cameras(num_views=5, elevation_deg=elevation_deg, radius=1.7)
+    assert camera_elevations_deg(c2w_V44).tolist() == pytest.approx([elevation_deg] * 5, abs=1e-3)

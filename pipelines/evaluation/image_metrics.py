@@ -1,0 +1,161 @@
+"""How near views come to the true ones: PSNR, SSIM and LPIPS per view, and how they become one figure.
+
+Letters: O objects, V views, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from utils.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# Views that agree to the bit would be infinitely good; rounding to 8 bits alone costs 58.9 dB.
+MAX_PSNR_DB = 60.0
+MASK_MARGIN = 1 / 32  # of the picture's side, around the true object
+# In order of preference: the network of the LGM and NeRF literature first.
+LPIPS_NETWORKS = {"vgg": "VGG16_Weights", "alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights"}
+METRICS = ("psnr", "psnr_of_views", "masked_psnr", "ssim", "lpips")
+
+
+class Lpips:
+    """LPIPS (arXiv:1801.03924) of torchmetrics, one number a view.
+
+    Args:
+        network: vgg, alex or squeeze; its weights must be in torch's cache.
+    """
+
+    def __init__(self, network: str, *, device: torch.device) -> None:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        self.network = network
+        self.net = LearnedPerceptualImagePatchSimilarity(net_type=network, normalize=True).net.to(device)
+
+    @torch.no_grad()
+    def __call__(self, views_VCHW: Tensor, true_VCHW: Tensor) -> Tensor:
+        return self.net(views_VCHW, true_VCHW, normalize=True).flatten()
+
+
+def find_lpips(*, device: torch.device) -> Lpips | None:
+    """LPIPS on the first of its networks whose weights are in torch's cache; None, and one line, where none is.
+
+    Nothing is downloaded.
+    """
+    import torchvision.models
+
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    names = {
+        network: Path(getattr(torchvision.models, weights).DEFAULT.url).name
+        for network, weights in LPIPS_NETWORKS.items()
+    }
+    for network, name in names.items():
+        if (folder / name).is_file():
+            return Lpips(network, device=device)
+    log.warning("LPIPS stays empty: none of %s is in %s; put one there, from torchvision", list(names.values()), folder)
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewScores:
+    """Scores of each view of several objects; None where a metric has no value.
+
+    Attributes:
+        psnr_OV: dB, of all pixels of the view, at most MAX_PSNR_DB.
+        masked_psnr_OV: dB, of the pixels within MASK_MARGIN of the true object.
+        ssim_OV: structural similarity (Gaussian window of 11 pixels, sigma 1.5).
+        lpips_OV: perceptual distance.
+    """
+
+    psnr_OV: Tensor
+    masked_psnr_OV: Tensor | None
+    ssim_OV: Tensor
+    lpips_OV: Tensor | None
+
+    def over(self, views: Sequence[int]) -> dict[str, float | None]:
+        """One figure each over some views, by the definitions of data/metrics.md; None where there is none.
+
+        `psnr` and `masked_psnr`: the mean over the objects of the PSNR of an object's mean squared error over all the
+        views. `psnr_of_views`: the plain mean of the views' PSNR, which is never lower.
+        """
+        if not len(views):
+            return dict.fromkeys(METRICS)
+        pick = list(views)
+        return {
+            "psnr": pooled_psnr(self.psnr_OV[:, pick]).mean().item(),
+            "psnr_of_views": self.psnr_OV[:, pick].mean().item(),
+            "masked_psnr": None
+            if self.masked_psnr_OV is None
+            else pooled_psnr(self.masked_psnr_OV[:, pick]).mean().item(),
+            "ssim": self.ssim_OV[:, pick].mean().item(),
+            "lpips": None if self.lpips_OV is None else self.lpips_OV[:, pick].mean().item(),
+        }
+
+    def curves(self) -> dict[str, list[float] | None]:
+        """Each metric by view, mean over the objects."""
+        values = {field.name.removesuffix("_OV"): getattr(self, field.name) for field in fields(self)}
+        return {name: None if value is None else value.mean(dim=0).tolist() for name, value in values.items()}
+
+
+def pooled_psnr(psnr_OV: Tensor) -> Tensor:
+    """PSNR of the views' mean squared error: (O,)."""
+    return -10 * (10 ** (-psnr_OV / 10)).mean(dim=-1).log10()
+
+
+def near_object(masks_V1HW: Tensor) -> Tensor:
+    """Pixels that the object covers at all, and those within MASK_MARGIN of the side around them: (V, 1, H, W)."""
+    reach = max(1, round(MASK_MARGIN * masks_V1HW.shape[-1]))
+    return functional.max_pool2d((masks_V1HW > 0).float(), 2 * reach + 1, stride=1, padding=reach)
+
+
+@torch.no_grad()
+def score_views(
+    views_VCHW: Tensor, true_VCHW: Tensor, *, masks_V1HW: Tensor | None = None, lpips: Lpips | None = None
+) -> ViewScores:
+    """Score the views of one object, as O = 1.
+
+    Args:
+        views_VCHW: in [0, 1].
+        true_VCHW: the same views as they should be.
+        masks_V1HW: coverage of the true object; left out, there is no masked PSNR.
+        lpips: left out, there is no LPIPS.
+
+    Raises:
+        ConfigError: the views are too small for the window of SSIM.
+    """
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    assert views_VCHW.shape == true_VCHW.shape, (views_VCHW.shape, true_VCHW.shape)
+    if min(views_VCHW.shape[-2:]) < 11:
+        raise ConfigError(f"resolution: views of {tuple(views_VCHW.shape[-2:])} are too small for SSIM, 11 at least")
+    views_VCHW, true_VCHW = views_VCHW.float().clamp(0, 1), true_VCHW.float()
+    psnr_V = peak_signal_noise_ratio(views_VCHW, true_VCHW, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    ssim_V = structural_similarity_index_measure(views_VCHW, true_VCHW, data_range=1.0, reduction="none")
+    masked_V = None
+    if masks_V1HW is not None:
+        weight_V1HW = near_object(masks_V1HW)
+        error_V = (weight_V1HW * (views_VCHW - true_VCHW) ** 2).mean(dim=1).sum(dim=(1, 2))
+        masked_V = -10 * (error_V / weight_V1HW.sum(dim=(1, 2, 3)).clamp_min(1)).log10()
+    return ViewScores(
+        psnr_OV=psnr_V.clamp_max(MAX_PSNR_DB)[None].cpu(),
+        masked_psnr_OV=None if masked_V is None else masked_V.clamp_max(MAX_PSNR_DB)[None].cpu(),
+        ssim_OV=ssim_V.reshape(1, -1).cpu(),
+        lpips_OV=None if lpips is None else lpips(views_VCHW, true_VCHW)[None].cpu(),
+    )
+
+
+def join(scores: Sequence[ViewScores]) -> ViewScores:
+    """Scores of several objects as one; a metric that one of them lacks is left out."""
+
+    def column(name: str) -> Tensor | None:
+        values = [getattr(one, name) for one in scores]
+        return None if any(value is None for value in values) else torch.cat(values)
+
+    return ViewScores(**{field.name: column(field.name) for field in fields(ViewScores)})

@@ -1,0 +1,154 @@
+"""An image model against the truth: held-out objects are sampled from one or more of their views, and compared.
+
+Letters: O objects, V views, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pipelines.evaluation.held_out import TrueOrbit, TrueOrbits, mean_image
+from pipelines.evaluation.image_metrics import Lpips, ViewScores, find_lpips, join, score_views
+from pipelines.evaluation.quality_report import MODEL_ROW, REPEATED, plot_curves, quality_sheet, spread_by_psnr, summary
+from pipelines.evaluation.samples import given_views, read_views, sample_orbits, views_folders
+from pipelines.inference import sample_settings
+from pipelines.known_views import relative_azimuths
+from pipelines.views_pipeline import ViewsPipeline
+from utils.errors import ConfigError
+from utils.files import writable_folder, write_json
+from utils.images import save_png
+from utils.registry import MODEL
+from utils.run_config import RunConfig
+
+CEILING = "autoencoder (ceiling)"
+NUM_MEAN_OBJECTS = 1000  # of the training set, for the mean image
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityOptions:
+    """What to measure.
+
+    Attributes:
+        held_out: folder of objects that training never saw.
+        train: folder of training objects, for the mean image.
+        num_objects: at most.
+        known: how many views are given, in further runs beside the one with view 0 alone.
+        start_seed: see `TrueOrbits`.
+        num_sheet: objects on the contact sheet.
+        out: where samples and results go.
+    """
+
+    held_out: Path
+    train: Path | None
+    num_objects: int
+    known: Sequence[int]
+    start_seed: int | None
+    num_sheet: int
+    out: Path
+
+
+def evaluate_quality(cfg: RunConfig, options: QualityOptions) -> dict[str, Any]:
+    """Sample what is missing, measure, and write metrics.json, azimuth.png and sheet.png; returns the first's content.
+
+    Raises:
+        ConfigError, DataError: a setting or a folder does not fit.
+    """
+    if not MODEL.resolve(cfg.UNet, where="UNet")[1].image_condition:
+        raise ConfigError("views of a text model have no truth to compare with; use --measure recognition")
+    out = writable_folder(options.out, option="--out")
+    given_by_run = {num: given_views(num, cfg.cameras.num_views) for num in dict.fromkeys((1, *options.known))}
+    shared = {"scratch": out, "start_seed": options.start_seed}
+    orbits = TrueOrbits(options.held_out, cfg, limit=options.num_objects, option="--held-out", **shared)
+    means = MeanImages(orbits, cfg, options)
+    pipeline = ViewsPipeline.from_config(cfg)
+    device = next(pipeline.autoencoder.parameters()).device
+    samples = {
+        num: sample_orbits(pipeline, orbits, given=given, out=out / f"given_{num}", seed=cfg.seed)
+        for num, given in given_by_run.items()
+    }
+    lpips = find_lpips(device=device)
+    scores: dict[str, list[ViewScores]] = {}
+    for index, orbit in enumerate(tqdm(orbits, total=len(orbits), unit="object", desc="measuring")):
+        rows = sampled_rows({num: folders[index] for num, folders in samples.items()})
+        rows[REPEATED] = orbit.views_VCHW[:1].expand_as(orbit.views_VCHW)
+        if means.name:
+            rows[means.name] = means(index).expand_as(orbit.views_VCHW)
+        rows[CEILING] = through_autoencoder(pipeline, orbit, seed=cfg.seed)
+        for name, views_VCHW in rows.items():
+            scores.setdefault(name, []).append(_score(views_VCHW, orbit, lpips=lpips, device=device))
+    result = {
+        "held_out": str(options.held_out),
+        "start_seed": options.start_seed,
+        "seed": cfg.seed,
+        "lpips_network": lpips and lpips.network,
+        "settings": sample_settings(cfg),
+        **summary({name: join(values) for name, values in scores.items()}, orbits.object_ids, given_by_run),
+    }
+    _write_pictures(options, result, orbits, samples[1])
+    write_json(out / "metrics.json", result)
+    return result
+
+
+class MeanImages:
+    """The mean image: of the training objects where their folder is given, else of the other held-out objects.
+
+    Attributes:
+        name: of the row; empty when there is nothing to take a mean of.
+    """
+
+    def __init__(self, orbits: TrueOrbits, cfg: RunConfig, options: QualityOptions) -> None:
+        self.means_O3HW: Tensor | None = None
+        if options.train:
+            train = TrueOrbits(options.train, cfg, limit=NUM_MEAN_OBJECTS, scratch=options.out, option="--train")
+            self.mean_3HW, self.name = mean_image(train), f"mean image of {len(train)} training objects (floor)"
+            return
+        self.name = "mean image of the other held-out objects (floor)" if len(orbits) > 1 else ""
+        self.means_O3HW = torch.stack([orbit.views_VCHW.mean(dim=0) for orbit in orbits])
+        self.mean_3HW = self.means_O3HW.mean(dim=0)
+
+    def __call__(self, index: int) -> Tensor:
+        """The mean that held-out object `index` is compared with: (3, H, W)."""
+        if self.means_O3HW is None:
+            return self.mean_3HW
+        num = len(self.means_O3HW)
+        return (self.mean_3HW * num - self.means_O3HW[index]) / (num - 1)
+
+
+def sampled_rows(samples: dict[int, Path]) -> dict[str, Tensor]:
+    """Row's name -> views, for each number of given views and each result that its sample has."""
+    rows = {}
+    for num, folder in samples.items():
+        for views in views_folders(folder):
+            name = MODEL_ROW if num == 1 else f"{MODEL_ROW}, {num} given views"
+            rows[name if views == "views" else f"{name} ({views})"] = read_views(folder / views)
+    return rows
+
+
+@torch.no_grad()
+def through_autoencoder(pipeline: ViewsPipeline, orbit: TrueOrbit, *, seed: int) -> Tensor:
+    """The true views encoded and decoded: what a perfect model of latents would show. (V, 3, H, W)"""
+    parameter = next(pipeline.autoencoder.parameters())
+    views_1VCHW = orbit.views_VCHW[None].to(parameter.device, parameter.dtype)
+    generator = torch.Generator().manual_seed(seed)
+    latents = pipeline.autoencoder.encode_views(views_1VCHW, generator=generator, chunk=pipeline.cfg.chunk_size)
+    return pipeline.decode(latents)[0].float().cpu()
+
+
+def _score(views_VCHW: Tensor, orbit: TrueOrbit, *, lpips: Lpips | None, device: torch.device) -> ViewScores:
+    masks = None if orbit.masks_V1HW is None else orbit.masks_V1HW.to(device)
+    return score_views(views_VCHW.to(device), orbit.views_VCHW.to(device), masks_V1HW=masks, lpips=lpips)
+
+
+def _write_pictures(options: QualityOptions, result: dict[str, Any], orbits: TrueOrbits, samples: list[Path]) -> None:
+    plot_curves(options.out / "azimuth.png", result, azimuths_deg=relative_azimuths(orbits[0].c2w_V44).tolist())
+    shown = spread_by_psnr(result, count=options.num_sheet)
+    pairs = [(orbits[index].views_VCHW, read_views(samples[index] / "views")) for index in shown]
+    save_png(options.out / "sheet.png", quality_sheet(pairs))
+    result["sheet"] = [result["psnr_by_object"][index] for index in shown]

@@ -1,0 +1,159 @@
+"""What an evaluation of image models leaves to read: figures, a table, curves and a contact sheet.
+
+Letters: O objects, V views, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.evaluation.image_metrics import METRICS, ViewScores, pooled_psnr
+from utils.files import atomic_path
+from utils.images import contact_sheet
+
+MODEL_ROW, REPEATED = "model", "input repeated (floor)"
+HEADINGS = {"psnr": "PSNR", "psnr_of_views": "of views", "masked_psnr": "near object", "ssim": "SSIM", "lpips": "LPIPS"}
+SHEET_COLUMNS = 8
+
+
+def summary(
+    scores: Mapping[str, ViewScores], object_ids: Sequence[str], given_by_run: Mapping[int, Sequence[int]]
+) -> dict[str, Any]:
+    """The figures of all rows, over three sets of views, and what further given views gain.
+
+    `unseen` are the views that no run was given, so that runs with more given views are compared on equal terms;
+    `back` are those of them at most 45 degrees from the one opposite the input (9 to 15 of 24); `all` are all.
+
+    Args:
+        scores: row's name -> scores of the O objects.
+        given_by_run: number of given views -> which.
+    """
+    num_views = scores[MODEL_ROW].psnr_OV.shape[1]
+    unseen = [view for view in range(num_views) if not any(view in given for given in given_by_run.values())]
+    back = [view for view in unseen if 3 * num_views <= 8 * view <= 5 * num_views]
+    sets = {"unseen": unseen, "back": back, "all": list(range(num_views))}
+    rows = {
+        name: {which: row.over(views) for which, views in sets.items()} | {"by_view": row.curves()}
+        for name, row in scores.items()
+    }
+    psnr_O = {name: pooled_psnr(row.psnr_OV[:, unseen]) for name, row in scores.items()}
+    return {
+        "num_objects": len(object_ids),
+        "views": sets,
+        "given_views": {str(num): list(given) for num, given in given_by_run.items()},
+        "rows": rows,
+        "psnr_over_repeated_input": {name: gain(value_O, psnr_O[REPEATED]) for name, value_O in psnr_O.items()},
+        "psnr_over_one_given_view": {
+            name: gain(value_O, psnr_O[MODEL_ROW]) for name, value_O in psnr_O.items() if "given views" in name
+        },
+        "psnr_by_object": [
+            {"object": object_id} | {name: round(value_O[index].item(), 3) for name, value_O in psnr_O.items()}
+            for index, object_id in enumerate(object_ids)
+        ],
+    }
+
+
+def gain(psnr_O: Tensor, other_O: Tensor) -> dict[str, float | None]:
+    """By how many dB one row is better than another: mean over the objects, and its standard error."""
+    gain_O = psnr_O - other_O
+    error = gain_O.std().item() / len(gain_O) ** 0.5 if len(gain_O) > 1 else None
+    return {"mean_db": gain_O.mean().item(), "standard_error_db": error}
+
+
+def quality_table(result: Mapping[str, Any]) -> str:
+    """The figures as text."""
+    width = max(len(name) for name in result["rows"]) + 2
+    lines = []
+    for which, title in (("unseen", "over the orbit"), ("back", "the back")):
+        views = result["views"][which]
+        lines += [f"{result['num_objects']} objects, {title}: {len(views)} views that were not given {_ranges(views)}"]
+        lines += [" " * width + "".join(f"{heading:>13}" for heading in HEADINGS.values())]
+        for name, row in result["rows"].items():
+            lines.append(f"{name:<{width}}" + "".join(_cell(row[which][metric], metric) for metric in METRICS))
+        lines.append("")
+    for name, better in result["psnr_over_repeated_input"].items():
+        if name.startswith(MODEL_ROW):
+            lines.append(f"{name}: {_gained(better)} over the input repeated")
+    for name, better in result["psnr_over_one_given_view"].items():
+        lines.append(f"{name}: {_gained(better)} over one given view")
+    return "\n".join(lines)
+
+
+def plot_curves(path: Path, result: Mapping[str, Any], *, azimuths_deg: Sequence[float]) -> None:
+    """Each metric by azimuth from the input, one line a row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = [name for name in ("psnr", "masked_psnr", "ssim", "lpips") if _has(result, name)]
+    figure = Figure(figsize=(6 * len(names), 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    order = sorted(range(len(azimuths_deg)), key=lambda view: azimuths_deg[view] % 360)
+    for axes, metric in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        highest = 0.0
+        for name, row in result["rows"].items():
+            values = row["by_view"][metric]
+            points = [(azimuths_deg[view] % 360, values[view]) for view in order]
+            if metric.endswith("psnr"):
+                highest = max([highest, *(values[view] for view in result["views"]["unseen"])])
+            axes.plot(*zip(*points, strict=True), marker=".", label=name)
+        if highest:  # the given view itself may be exact, far above all others
+            axes.set_ylim(top=highest + 2)
+        unit = ", dB" if metric.endswith("psnr") else ""
+        axes.set(title=HEADINGS[metric] + unit, xlabel="azimuth from the input, degrees")
+        axes.set_xticks(range(0, 361, 45))
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    with atomic_path(path) as part:
+        figure.savefig(part, dpi=100)
+
+
+def spread_by_psnr(result: Mapping[str, Any], *, count: int) -> list[int]:
+    """Objects evenly spaced from the worst to the best of the model."""
+    order = sorted(range(result["num_objects"]), key=lambda index: result["psnr_by_object"][index][MODEL_ROW])
+    count = min(count, len(order))
+    return [order[round(place * (len(order) - 1) / max(1, count - 1))] for place in range(count)]
+
+
+def quality_sheet(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Three rows an object: truth, result and one minus their absolute difference; views evenly around the orbit.
+
+    Args:
+        pairs: (true_VCHW, views_VCHW) in [0, 1].
+    """
+    rows = []
+    for true_VCHW, views_VCHW in pairs:
+        pick = [place * len(true_VCHW) // SHEET_COLUMNS for place in range(min(SHEET_COLUMNS, len(true_VCHW)))]
+        true, views = true_VCHW[pick], views_VCHW[pick]
+        rows += [true, views, 1 - (true - views).abs()]
+    return contact_sheet(torch.cat(rows), columns=len(rows[0]))
+
+
+def _has(result: Mapping[str, Any], metric: str) -> bool:
+    return all(row["by_view"][metric] is not None for row in result["rows"].values())
+
+
+def _cell(value: float | None, metric: str) -> str:
+    if value is None:
+        return f"{'':>13}"
+    return f"{value:>10.2f} dB" if "psnr" in metric else f"{value:>13.4f}"
+
+
+def _gained(better: Mapping[str, float | None]) -> str:
+    error = better["standard_error_db"]
+    return f"{better['mean_db']:+.2f} dB" + ("" if error is None else f" (standard error {error:.2f})")
+
+
+def _ranges(views: Sequence[int]) -> str:
+    """[1, 2, 3, 5] as "(1-3, 5)"."""
+    groups: list[list[int]] = []
+    for view in views:
+        if groups and view == groups[-1][-1] + 1:
+            groups[-1].append(view)
+        else:
+            groups.append([view])
+    return "(" + ", ".join(f"{g[0]}-{g[-1]}" if len(g) > 1 else str(g[0]) for g in groups) + ")"

@@ -1,0 +1,188 @@
+"""How often the kind and colour that a prompt names are recognised in views, by a classifier nothing was trained with.
+
+Letters: N objects, V views, C channels, H W pixels, K names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.classifier import ViewClassifier
+from pipelines.evaluation.held_out import open_held_out
+from pipelines.evaluation.samples import read_views, sample_folders
+from pipelines.views_pipeline import pick_device
+from pipelines.visual import RESULT_FILE
+from utils.errors import DataError
+from utils.files import read_json, writable_folder, write_json
+from utils.registry import INFER_ENGINE, MODEL
+from utils.run_config import RunConfig
+
+ATTRIBUTES = ("kind", "color")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognition:
+    """Which name won for each object, as indices: N of kinds and N of colours."""
+
+    kind: Tensor
+    color: Tensor
+
+
+@torch.no_grad()
+def recognise(classifier: ViewClassifier, orbits: Iterable[Tensor]) -> Recognition:
+    """Name each orbit by its mean logits over the views.
+
+    Args:
+        orbits: views_VCHW in [0, 1], one for each object, on any device.
+    """
+    device = next(classifier.parameters()).device
+    logits = [classifier(views_VCHW.to(device)) for views_VCHW in orbits]
+    return Recognition(
+        kind=torch.stack([one.kind.mean(dim=0).argmax() for one in logits]).cpu(),
+        color=torch.stack([one.color.mean(dim=0).argmax() for one in logits]).cpu(),
+    )
+
+
+def labels_of(classifier: ViewClassifier, records: Sequence[dict[str, Any]]) -> Recognition:
+    """What is true, in the classifier's numbers.
+
+    Raises:
+        DataError: an object is of a kind or colour that the classifier does not know.
+    """
+    known = {"kind": classifier.kinds, "color": classifier.colors}
+    for record in records:
+        for key, names in known.items():
+            if record.get(key) not in names:
+                raise DataError(f"the classifier knows no {key} {record.get(key)!r}; train it on a set that has it")
+    return Recognition(
+        **{key: torch.tensor([names.index(record[key]) for record in records]) for key, names in known.items()}
+    )
+
+
+def hit_rate(found_N: Tensor, true_N: Tensor) -> float:
+    """Share of objects named right."""
+    return (found_N == true_N).float().mean().item()
+
+
+def shuffled_rate(found_N: Tensor, true_N: Tensor) -> float:
+    """Share named right when each object is held against the prompt of another, over all pairs."""
+    right_NN = (found_N[:, None] == true_N[None]).float()
+    right_NN.fill_diagonal_(0)
+    return (right_NN.sum() / max(1, len(found_N) * (len(found_N) - 1))).item()
+
+
+def recognition_table(
+    *, generated: Recognition, rendered: Recognition, true: Recognition
+) -> dict[str, dict[str, float]]:
+    """For kind, colour and both: rate in generated views, in true renders (ceiling), against shuffled prompts (floor).
+
+    `of_ceiling` is the rate in generated views as a share of the ceiling.
+    """
+    table = {}
+    for name in (*ATTRIBUTES, "both"):
+        found, seen, labels = (_column(value, name) for value in (generated, rendered, true))
+        rate, ceiling = hit_rate(found, labels), hit_rate(seen, labels)
+        table[name] = {
+            "generated": rate,
+            "ceiling": ceiling,
+            "floor": shuffled_rate(found, labels),
+            "of_ceiling": rate / ceiling if ceiling else float("nan"),
+        }
+    return table
+
+
+def _column(value: Recognition, name: str) -> Tensor:
+    """Kind, colour, or the two as one number."""
+    if name != "both":
+        return getattr(value, name)
+    return value.kind * 1000 + value.color
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """An object that training never saw.
+
+    Attributes:
+        prompt: its caption, without the suffix.
+        attributes: what is true of it, at least kind and color.
+        number: its place in the data set.
+    """
+
+    prompt: str
+    attributes: dict[str, Any]
+    number: int
+
+
+def held_out_objects(dataset: Any, attributes: list[dict[str, Any]], *, limit: int) -> list[HeldOut]:
+    """The first `limit` objects whose captions differ."""
+    objects: dict[str, HeldOut] = {}
+    for number, record in enumerate(attributes):
+        prompt = (
+            dataset.prompt(number) if hasattr(dataset, "prompt") else dataset.caption_of(dataset.entries[number][1])
+        )
+        objects.setdefault(prompt, HeldOut(prompt=prompt, attributes=record, number=number))
+    return list(objects.values())[:limit]
+
+
+def evaluate_recognition(
+    cfg: RunConfig, *, held_out: Path, runs: Path | None, classifier: str, num_objects: int, out: Path
+) -> dict[str, Any]:
+    """Sample where needed, measure, write recognition.json; returns its content.
+
+    Args:
+        runs: measure the samples in this folder instead of sampling.
+
+    Raises:
+        ConfigError, DataError: a setting or a folder does not fit.
+    """
+    out = writable_folder(out, option="--out")
+    dataset, attributes = open_held_out(held_out, cfg)
+    network = MODEL.build({"type": "ViewClassifier", **cfg.classifier, "pretrained": classifier}, where="classifier")
+    network = network.to(pick_device(cfg.device)).eval()
+    objects = held_out_objects(dataset, attributes, limit=num_objects)
+    if runs is None:
+        sampling = dataclasses.replace(cfg, prompts=[one.prompt for one in objects], round=1, log_dir=str(out / "runs"))
+        folders = INFER_ENGINE.build({"type": cfg.TASK_TYPE}, where="TASK_TYPE", cfg=sampling).run()
+    else:
+        folders = sample_folders(runs)
+    results = {folder: read_json(folder / RESULT_FILE, option="--runs") for folder in folders}
+    samples = {
+        result["prompt"].removesuffix(cfg.prompt_suffix): folder
+        for folder, result in results.items()
+        if "prompt" in result
+    }
+    objects = [one for one in objects if one.prompt in samples]
+    if not objects:
+        raise DataError(f"--runs {runs}: no sample is of a prompt of {held_out}; leave --runs out to sample them")
+    true = labels_of(network, [one.attributes for one in objects])
+    generated = recognise(network, (read_views(samples[one.prompt] / "views") for one in objects))
+    rendered = recognise(network, (dataset[one.number]["views_VCHW"] for one in objects))
+    result = {
+        "num_prompts": len(objects),
+        "rates": recognition_table(generated=generated, rendered=rendered, true=true),
+        "samples": [
+            {"prompt": one.prompt, "kind": network.kinds[kind], "color": network.colors[color]}
+            for one, kind, color in zip(objects, generated.kind.tolist(), generated.color.tolist(), strict=True)
+        ],
+    }
+    write_json(out / "recognition.json", result)
+    return result
+
+
+def recognition_text(result: dict[str, Any]) -> str:
+    """The figures as a table."""
+    lines = [
+        f"{result['num_prompts']} held-out prompts",
+        f"{'':8}{'generated':>11}{'ceiling':>9}{'floor':>8}{'of ceiling':>12}",
+    ]
+    for name, rates in result["rates"].items():
+        cells = f"{rates['generated']:>11.1%}{rates['ceiling']:>9.1%}{rates['floor']:>8.1%}{rates['of_ceiling']:>12.1%}"
+        lines.append(f"{name:8}{cells}")
+    return "\n".join(lines)

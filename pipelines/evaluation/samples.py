@@ -1,0 +1,189 @@
+"""Samples on disk: orbits made from true views, and what `inference.py` wrote.
+
+Letters: V views, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from pipelines.evaluation.held_out import TrueOrbit, TrueOrbits
+from pipelines.inference import Job, is_done, sample_settings
+from pipelines.inputs import Source, slug_of
+from pipelines.views_pipeline import ViewsPipeline
+from pipelines.visual import RESULT_FILE, nerf_transforms
+from utils.errors import ConfigError, DataError
+from utils.files import atomic_folder, read_json, write_json
+from utils.images import save_png
+
+log = logging.getLogger(__name__)
+
+
+def given_views(num_given: int, num_views: int) -> tuple[int, ...]:
+    """The views that a sample starts from: view 0 and others at even azimuths around the orbit.
+
+    Raises:
+        ConfigError: the orbit's views cannot be divided so.
+    """
+    if num_given < 1 or num_views % num_given or num_given == num_views:
+        raise ConfigError(f"--known {num_given}: must divide the {num_views} views of the orbit and be fewer")
+    return tuple(range(0, num_views, num_views // num_given))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """A sample that is not there yet."""
+
+    orbit: TrueOrbit
+    job: Job
+
+
+def sample_orbits(
+    pipeline: ViewsPipeline, orbits: TrueOrbits, *, given: Sequence[int], out: Path, seed: int
+) -> list[Path]:
+    """Sample the orbit of each object from some of its true views, with the object's own cameras.
+
+    Samples that were made with the same settings, from the same views, are kept.
+
+    Args:
+        given: places in the orbit, 0 among them: view 0 is the input, the others are held (`pipelines.known_views`).
+        out: gets a folder a sample: `views/`, `transforms.json` and `result.json`.
+        seed: of the noise, the same for every object.
+
+    Returns:
+        One folder an object.
+    """
+    settings = sample_settings(pipeline.cfg)
+    folders, missing = [], []
+    for index, orbit in enumerate(orbits):
+        job = _job_of(orbit, index, given=given, out=out, seed=seed)
+        folders.append(job.folder)
+        if not is_done(job, settings):
+            missing.append(index)
+    log.info("%d of %d orbits to sample from %d given views, in %s", len(missing), len(orbits), len(given), out)
+    num_steps, seconds = pipeline.sampler.config.num_steps, 0.1 if sys.stderr.isatty() else 10.0
+    wanted = (
+        _Wanted(orbit=orbits[index], job=_job_of(orbits[index], index, given=given, out=out, seed=seed))
+        for index in missing
+    )
+    with tqdm(total=len(missing) * num_steps, unit="step", mininterval=seconds, desc=f"{len(given)} given") as bar:
+        for batch in _batches(wanted, pipeline.cfg.batch_size):
+            results = _sample(pipeline, batch, given=given, on_step=partial(bar.update, len(batch)))
+            for index, one in enumerate(batch):
+                record = {**one.job.source.record, "seed": one.job.seed, "settings": settings}
+                own = {name: views_BVCHW[index] for name, views_BVCHW in results.items()}
+                write_sample(one.job.folder, own, orbit=one.orbit, record=record)
+    return folders
+
+
+def write_sample(folder: Path, results: dict[str, Tensor], *, orbit: TrueOrbit, record: dict[str, Any]) -> None:
+    """Write views and cameras as a folder, whole or not at all.
+
+    Args:
+        results: name of the folder, `views` or one that begins so -> (V, 3, H, W) in [0, 1].
+    """
+    with atomic_folder(folder) as part:
+        for name, views_VCHW in results.items():
+            for number, view in enumerate(views_VCHW):
+                save_png(part / name / f"{number:03d}.png", view)
+        size = results["views"].shape[-2:]
+        write_json(part / "transforms.json", nerf_transforms(orbit.c2w_V44, orbit.fov_deg, size))
+        write_json(part / RESULT_FILE, {**record, "fov_deg": orbit.fov_deg, "c2w": orbit.c2w_V44.tolist()})
+
+
+def read_views(folder: Path) -> Tensor:
+    """The pictures of a folder in the order of their names: (V, 3, H, W) in [0, 1].
+
+    Raises:
+        DataError: there are none, they differ in size, or one cannot be read.
+    """
+    files = sorted(folder.glob("*.png"))
+    if not files:
+        raise DataError(f"{folder} holds no pictures; sample again")
+    try:
+        views = [np.asarray(Image.open(file).convert("RGB"), dtype=np.float32) / 255 for file in files]
+        return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
+    except (OSError, ValueError) as err:
+        raise DataError(f"{folder}: {err}; sample again") from err
+
+
+def views_folders(sample: Path) -> list[str]:
+    """Which results a sample has: `views`, and others whose names begin so, such as `views_gs`."""
+    return sorted(path.name for path in sample.glob("views*") if path.is_dir())
+
+
+def sample_folders(runs: Path) -> list[Path]:
+    """The samples in a folder that inference.py or evaluate.py wrote.
+
+    Raises:
+        DataError: there are none.
+    """
+    folders = sorted(path.parent for path in runs.glob(f"*/{RESULT_FILE}"))
+    if not folders:
+        raise DataError(f"--runs {runs}: holds no samples; give the log_dir of a run of inference.py")
+    return folders
+
+
+def read_cameras(sample: Path) -> tuple[Tensor, float]:
+    """c2w_V44 and the field of view in degrees of a sample.
+
+    Raises:
+        DataError: result.json lacks them.
+    """
+    result = read_json(sample / RESULT_FILE, option="--runs")
+    try:
+        return torch.tensor(result["c2w"], dtype=torch.float32).reshape(-1, 4, 4), float(result["fov_deg"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as err:
+        raise DataError(f"{sample / RESULT_FILE}: holds no cameras ({err}); sample again") from err
+
+
+def _job_of(orbit: TrueOrbit, index: int, *, given: Sequence[int], out: Path, seed: int) -> Job:
+    """Where the sample of an object goes, and what it is made from."""
+    start_from = orbit.views_VCHW[list(given)].numpy().tobytes() + orbit.c2w_V44.numpy().tobytes()
+    record = {
+        "object": orbit.object_id,
+        "start_view": orbit.start_view,
+        "given_views": list(given),
+        "sha256": hashlib.sha256(start_from).hexdigest(),
+    }
+    slug = f"{index:04d}-{slug_of(orbit.object_id)}"
+    source = Source(text=orbit.object_id, slug=slug, record=record)
+    return Job(source=source, seed=seed, folder=out / f"{slug}_seed{seed}")
+
+
+def _batches(wanted: Iterator[_Wanted], batch_size: int) -> Iterator[list[_Wanted]]:
+    """Neighbours that share their cameras, at most `batch_size` at once: a call of the pipeline has one orbit."""
+    batch: list[_Wanted] = []
+    for one in wanted:
+        if batch and (len(batch) == batch_size or not torch.equal(one.orbit.c2w_V44, batch[0].orbit.c2w_V44)):
+            yield batch
+            batch = []
+        batch.append(one)
+    if batch:
+        yield batch
+
+
+def _sample(pipeline: ViewsPipeline, batch: list[_Wanted], *, given: Sequence[int], on_step: Any) -> dict[str, Tensor]:
+    """Results of a batch by the name of their folder: (B, V, 3, H, W) each."""
+    held = {view: [one.orbit.views_VCHW[view] for one in batch] for view in given if view > 0}
+    orbits = pipeline(
+        [one.orbit.views_VCHW[0] for one in batch],
+        seeds=[one.job.seed for one in batch],
+        c2w_V44=batch[0].orbit.c2w_V44,
+        known_views=held,
+        on_step=on_step,
+    )
+    return {"views": orbits.views_BVCHW}

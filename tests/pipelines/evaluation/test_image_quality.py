@@ -1,0 +1,183 @@
+"""An image model against the truth, on untrained tiny models: rows, views, resuming, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.orbit_layout import write_orbit
+from pipelines.evaluation.held_out import TrueOrbits
+from pipelines.evaluation.image_metrics import ViewScores
+from pipelines.evaluation.image_quality import CEILING, QualityOptions, evaluate_quality
+from pipelines.evaluation.quality_report import (
+    MODEL_ROW,
+    REPEATED,
+    gain,
+    quality_sheet,
+    quality_table,
+    spread_by_psnr,
+    summary,
+)
+from pipelines.evaluation.samples import given_views, read_views
+from tests.tiny import load, write_family, write_image_family
+from tests.tiny_orbits import SIZE, write_turning_orbits
+from utils.cameras import orbit_cameras
+from utils.errors import ConfigError, DataError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+OTHERS = "mean image of the other held-out objects (floor)"
+
+
+@pytest.fixture
+def family(tmp_path):
+    auto_encoder = write_image_family(tmp_path)["auto_encoder"] | {"posterior": "mode"}
+    config = write_image_family(tmp_path) | {"auto_encoder": auto_encoder, "cameras": {"num_views": 8}}
+    return config | {"sampler": {"type": "DPMSolver++", "num_steps": 2}, "batch_size": 2}
+
+
+def options(tmp_path, **changes):
+    held_out = tmp_path / "held_out"
+    if "held_out" not in changes and not held_out.is_dir():
+        write_turning_orbits(held_out, elevations=(10.0, 10.0, 25.0))
+    values = {"held_out": held_out, "train": None, "num_objects": 3, "known": (), "start_seed": None, "num_sheet": 2}
+    return QualityOptions(**values | {"out": tmp_path / "eval"} | changes)
+
+
+def test_rows_and_files(tmp_path, family):
+    cfg = load(tmp_path, family)
+    result = evaluate_quality(cfg, options(tmp_path, known=(2, 4)))
+    assert json.loads((tmp_path / "eval" / "metrics.json").read_text()) == result
+    names = [MODEL_ROW, f"{MODEL_ROW}, 2 given views", f"{MODEL_ROW}, 4 given views", REPEATED, OTHERS, CEILING]
+    assert list(result["rows"]) == names
+    assert result["views"] == {"unseen": [1, 3, 5, 7], "back": [3, 5], "all": list(range(8))}
+    assert result["given_views"] == {"1": [0], "2": [0, 4], "4": [0, 2, 4, 6]}
+    assert (result["num_objects"], result["lpips_network"]) == (3, None)
+    repeated = result["rows"][REPEATED]["by_view"]
+    assert repeated["psnr"][0] == 60
+    assert max(repeated["psnr"][1:]) < 30
+    # the views that are given come out as the autoencoder shows them, but for 8 bits
+    ceiling, given = result["rows"][CEILING]["by_view"]["psnr"], result["rows"][names[2]]["by_view"]["psnr"]
+    assert [given[view] for view in (2, 4, 6)] == pytest.approx([ceiling[view] for view in (2, 4, 6)], abs=0.1)
+    assert set(result["psnr_over_one_given_view"]) == set(names[1:3])
+    assert result["psnr_over_repeated_input"][REPEATED]["mean_db"] == 0
+    sheet = Image.open(tmp_path / "eval" / "sheet.png")
+    assert sheet.size == (8 * (SIZE + 2) - 2, 2 * 3 * (SIZE + 2) - 2)
+    assert len(result["sheet"]) == 2
+    assert Image.open(tmp_path / "eval" / "azimuth.png").width > 500
+    text = quality_table(result)
+    assert "4 views that were not given (1, 3, 5, 7)" in text
+    assert all(name in text for name in names)
+
+
+def test_each_object_has_its_own_cameras_and_known_views_their_place(tmp_path, family):
+    evaluate_quality(load(tmp_path, family), options(tmp_path, known=(2,)))
+    folders = sorted((tmp_path / "eval" / "given_2").iterdir())
+    assert [folder.name for folder in folders] == [f"000{n}-0-{n}_seed11" for n in range(3)]
+    for folder, elevation in zip(folders, (10, 10, 25), strict=True):
+        c2w = torch.tensor(json.loads((folder / "result.json").read_text())["c2w"])
+        expected = orbit_cameras(num_views=8, elevation_deg=elevation, radius=2)
+        torch.testing.assert_close(c2w, expected, atol=1e-6, rtol=0)
+        assert len(json.loads((folder / "transforms.json").read_text())["frames"]) == 8
+        assert read_views(folder / "views").shape == (8, 3, SIZE, SIZE)
+
+
+def test_what_is_there_is_kept_and_what_changed_is_made_again(tmp_path, family):
+    def stamps():
+        return {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("eval/given_1/*/result.json")}
+
+    cfg = load(tmp_path, family)
+    first = evaluate_quality(cfg, options(tmp_path))
+    before = stamps()
+    assert len(before) == 3
+    (tmp_path / "eval" / "given_1" / "0001-0-1_seed11" / "result.json").write_text("{")
+    again = evaluate_quality(cfg, options(tmp_path))
+    # in a batch of another size, rounding to 8 bits may fall otherwise here and there
+    assert again["rows"][MODEL_ROW]["unseen"] == pytest.approx(first["rows"][MODEL_ROW]["unseen"], abs=1e-3)
+    assert [name for name, stamp in stamps().items() if stamp != before[name]] == ["0001-0-1_seed11"]
+    before = stamps()
+    second = evaluate_quality(cfg, options(tmp_path, start_seed=1))
+    starts = TrueOrbits(tmp_path / "held_out", cfg, limit=3, scratch=tmp_path, option="--held-out", start_seed=1).starts
+    assert any(starts)
+    assert [name for name, stamp in sorted(stamps().items()) if stamp != before[name]] == [
+        name for name, start in zip(sorted(before), starts, strict=True) if start
+    ]
+    assert second["rows"][REPEATED]["unseen"] != first["rows"][REPEATED]["unseen"]
+    sampler = cfg.sampler | {"num_steps": 3}
+    other = evaluate_quality(dataclasses.replace(cfg, sampler=sampler), options(tmp_path))
+    assert other["rows"][MODEL_ROW] != first["rows"][MODEL_ROW]
+    assert other["rows"][REPEATED] == first["rows"][REPEATED]
+
+
+def test_a_random_start_rolls_pictures_and_not_cameras(tmp_path, family):
+    cfg, folder = load(tmp_path, family), write_turning_orbits(tmp_path / "held_out", elevations=(10.0,) * 5)
+    shared = {"limit": 5, "scratch": tmp_path, "option": "--held-out"}
+    plain, rolled = TrueOrbits(folder, cfg, **shared), TrueOrbits(folder, cfg, start_seed=3, **shared)
+    assert len(set(rolled.starts)) > 1
+    for index, start in enumerate(rolled.starts):
+        assert rolled[index].start_view == start
+        assert rolled[index].views_VCHW[0].equal(plain[index].views_VCHW[start])
+        assert rolled[index].masks_V1HW[1].equal(plain[index].masks_V1HW[(start + 1) % 8])
+        assert rolled[index].c2w_V44.equal(plain[index].c2w_V44)
+
+
+def test_rendered_meshes_need_no_index_and_opaque_pictures_no_mask(tmp_path, family):
+    rgba = np.random.default_rng(0).integers(0, 255, (8, SIZE, SIZE, 4), dtype=np.uint8)
+    rgba[..., 3] = 255
+    camera = {"c2w_V44": orbit_cameras(num_views=8, elevation_deg=5, radius=2).numpy(), "fov_deg": 39.6}
+    write_orbit(tmp_path / "meshes" / "real" / "cow", rgba_VHW4=rgba, **camera, bounds_23=np.zeros((2, 3)))
+    train = write_turning_orbits(tmp_path / "train", elevations=(10.0, 20.0))
+    changes = {"held_out": tmp_path / "meshes", "train": train}
+    result = evaluate_quality(load(tmp_path, family), options(tmp_path, **changes))
+    assert result["psnr_by_object"][0]["object"] == "real/cow"
+    assert "mean image of 2 training objects (floor)" in result["rows"]
+    assert all(row["all"]["masked_psnr"] is None for row in result["rows"].values())
+    assert result["psnr_over_repeated_input"][MODEL_ROW]["standard_error_db"] is None
+    alone = evaluate_quality(load(tmp_path, family), options(tmp_path, held_out=tmp_path / "meshes"))
+    assert list(alone["rows"]) == [MODEL_ROW, REPEATED, CEILING]  # one object has no others
+
+
+def test_gains_are_counted_object_by_object():
+    found = gain(torch.tensor([3.0, 5.0]), torch.tensor([1.0, 1.0]))
+    assert found == pytest.approx({"mean_db": 3.0, "standard_error_db": 1.0})
+    psnr_OV = torch.arange(24.0)[None].repeat(3, 1) + torch.tensor([[2.0], [0.0], [1.0]])
+    row = ViewScores(psnr_OV=psnr_OV, masked_psnr_OV=None, ssim_OV=psnr_OV, lpips_OV=None)
+    result = summary({MODEL_ROW: row, REPEATED: row}, ["a", "b", "c"], {1: (0,)})
+    assert result["views"]["back"] == list(range(9, 16))
+    assert result["views"]["unseen"] == list(range(1, 24))
+    assert spread_by_psnr(result, count=3) == [1, 2, 0]
+    assert spread_by_psnr(result, count=1) == [1]
+    white = torch.ones(24, 3, 4, 4)
+    assert quality_sheet([(white, white)]).shape == (3, 3 * 6 - 2, 8 * 6 - 2)
+    assert quality_sheet([(white, white * 0)])[:, 12:].max() == 1  # the gap
+
+
+@pytest.mark.parametrize(("num", "views"), [(1, (0,)), (2, (0, 12)), (4, (0, 6, 12, 18))])
+def test_given_views_are_even(num, views):
+    assert given_views(num, 24) == views
+
+
+@pytest.mark.parametrize("num", [0, 5, 24])
+def test_uneven_given_views_are_refused(num):
+    with pytest.raises(ConfigError, match=f"--known {num}"):
+        given_views(num, 24)
+
+
+def test_refusals_come_before_any_weight_is_read(tmp_path, family):
+    cfg = load(tmp_path, family | {"test_model": "nowhere.pth"})
+    (tmp_path / "empty").mkdir()
+    for changes, kind, message in (
+        ({"held_out": tmp_path / "empty"}, DataError, "--held-out .*/empty: holds no orbits"),
+        ({"train": tmp_path / "gone"}, DataError, "--train .*/gone: holds no orbits"),
+        ({"known": (3,)}, ConfigError, "--known 3: must divide the 8 views"),
+    ):
+        with pytest.raises(kind, match=message):
+            evaluate_quality(cfg, options(tmp_path, **changes))
+    text = tmp_path / "text"
+    text.mkdir()
+    with pytest.raises(ConfigError, match="use --measure recognition"):
+        evaluate_quality(load(text, write_family(text)), options(tmp_path))
