@@ -113,6 +113,21 @@ class Gaussians:
             scales_BN3[bent_BN] = deviations_M3.to(scales_BN3)
         return dataclasses.replace(self, scales_BN3=scales_BN3, quats_BN4=quats_BN4)
 
+    def moved(self, transform_44: Tensor) -> Gaussians:
+        """The same objects in another frame, described by true rotations.
+
+        Args:
+            transform_44: rotation and shift from the present frame, (4, 4).
+        """
+        unit = self.with_unit_quats()
+        turn_33 = transform_44[:3, :3].to(self.means_BN3)
+        quat = Rotation.from_matrix(transform_44[:3, :3].detach().cpu().double().numpy()).as_quat(scalar_first=True)
+        return dataclasses.replace(
+            unit,
+            means_BN3=(self.means_BN3[..., None, :] * turn_33).sum(-1) + transform_44[:3, 3].to(self.means_BN3),
+            quats_BN4=quaternion_product(torch.from_numpy(quat).to(self.quats_BN4), unit.quats_BN4),
+        )
+
     def covariances(self) -> Tensor:
         """R S S R^T with the quaternion formula applied to the four numbers as they are: (B, N, 3, 3)."""
         axes_BN33 = rotation_formula(self.quats_BN4) * self.scales_BN3[..., None, :]
@@ -149,6 +164,19 @@ def _along_rays(steps_BN3: Tensor, rays_BN6: Tensor) -> Tensor:
     upright = torch.linalg.cross(level, direction)
     forward, across, up = steps_BN3.split(1, dim=-1)
     return torch.linalg.cross(direction, moment) + forward * direction + across * level + up * upright
+
+
+def quaternion_product(left_N4: Tensor, right_N4: Tensor) -> Tensor:
+    """The rotation `right` followed by `left`, w first: (..., 4)."""
+    w, x, y, z = left_N4.unbind(-1)
+    a, b, c, d = right_N4.unbind(-1)
+    parts = [
+        w * a - x * b - y * c - z * d,
+        w * b + x * a + y * d - z * c,
+        w * c - x * d + y * a + z * b,
+        w * d + x * c - y * b + z * a,
+    ]
+    return torch.stack(parts, dim=-1)
 
 
 def rotation_formula(quats_N4: Tensor) -> Tensor:
