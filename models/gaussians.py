@@ -5,11 +5,16 @@ Letters: B batch, N Gaussians.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as functional
+from scipy.spatial.transform import Rotation
 from torch import Tensor
+
+from utils.errors import DataError
 
 # How the four rotation numbers are normalised. The published VideoMV weights were trained with the length taken over
 # the Gaussians (an axis slip that they learnt to live with); later LGM weights with that of each quaternion.
@@ -18,6 +23,8 @@ ROTATION_RULES = ("over_gaussians", "per_gaussian")
 # nearest to the origin and from its colour, which a small head learns sooner.
 ANCHORS = ("none", "pixels")
 MAX_ANCHOR_COLOR = 0.98  # of the range [-1, 1]; beyond it a step would have to be huge to change anything
+# A quaternion whose length is so near to one was meant to be normalised; float16 weights leave about that much.
+UNIT_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,75 @@ class Gaussians:
         """Position 3, opacity 1, scale 3, rotation 4, colour 3."""
         return torch.cat([self.means_BN3, self.opacities_BN1, self.scales_BN3, self.quats_BN4, self.colors_BN3], dim=-1)
 
+    def scene(self, index: int) -> Gaussians:
+        """One scene of the batch, as a batch of one, detached and in float32: what files are made from."""
+        return self._each(lambda values: values[index : index + 1].detach().float())
+
+    def to(self, device: torch.device | str) -> Gaussians:
+        """The same on a device."""
+        return self._each(lambda values: values.to(device))
+
+    def only(self, keep_N: Tensor) -> Gaussians:
+        """The Gaussians that a mask or an index list chooses, in every scene of the batch."""
+        return self._each(lambda values: values[:, keep_N])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Gaussians:
+        return Gaussians(**{field.name: change(getattr(self, field.name)) for field in dataclasses.fields(self)})
+
+    def check_values(self, *, name: str) -> None:
+        """Refuse numbers that no rasteriser draws.
+
+        Args:
+            name: what the error message calls these Gaussians.
+
+        Raises:
+            DataError: not finite, an opacity or a colour outside [0, 1], or a scale that is not positive.
+        """
+        for field in dataclasses.fields(self):
+            if not bool(getattr(self, field.name).isfinite().all()):
+                raise DataError(f"{name}: {field.name[:-4]} are not finite; use another seed or other weights")
+        for values, what in ((self.opacities_BN1, "opacities"), (self.colors_BN3, "colors")):
+            if values.numel() and not 0 <= float(values.min()) <= float(values.max()) <= 1:
+                span = f"[{float(values.min()):.3g}, {float(values.max()):.3g}]"
+                raise DataError(f"{name}: {what} span {span}, they must lie in [0, 1]; activate them first")
+        if self.scales_BN3.numel() and float(self.scales_BN3.min()) <= 0:
+            raise DataError(f"{name}: scales go down to {float(self.scales_BN3.min()):.3g}, they must be positive")
+
+    def with_unit_quats(self) -> Gaussians:
+        """The same Gaussians, described by true rotations.
+
+        Only the covariance has a meaning. Where a quaternion has length one nothing changes. Elsewhere R S, whose R is
+        no rotation, is decomposed: its left singular vectors are the axes of the covariance R S S R^T and its singular
+        values their standard deviations.
+        """
+        lengths_BN = self.quats_BN4.norm(dim=-1)
+        bent_BN = (lengths_BN - 1).abs() > UNIT_TOLERANCE
+        scales_BN3 = self.scales_BN3.clone()
+        quats_BN4 = functional.normalize(self.quats_BN4, dim=-1)
+        if bool(bent_BN.any()):
+            R_M33 = rotation_formula(self.quats_BN4[bent_BN].double())
+            axes_M33, deviations_M3, _ = torch.linalg.svd(R_M33 * self.scales_BN3[bent_BN].double()[:, None, :])
+            axes_M33 = axes_M33 * axes_M33.det().sign()[:, None, None]  # a mirrored frame has the same covariance
+            quats = Rotation.from_matrix(axes_M33.detach().cpu().numpy()).as_quat(scalar_first=True)
+            quats_BN4[bent_BN] = torch.from_numpy(quats).to(quats_BN4)
+            scales_BN3[bent_BN] = deviations_M3.to(scales_BN3)
+        return dataclasses.replace(self, scales_BN3=scales_BN3, quats_BN4=quats_BN4)
+
+    def moved(self, transform_44: Tensor) -> Gaussians:
+        """The same objects in another frame, described by true rotations.
+
+        Args:
+            transform_44: rotation and shift from the present frame, (4, 4).
+        """
+        unit = self.with_unit_quats()
+        turn_33 = transform_44[:3, :3].to(self.means_BN3)
+        quat = Rotation.from_matrix(transform_44[:3, :3].detach().cpu().double().numpy()).as_quat(scalar_first=True)
+        return dataclasses.replace(
+            unit,
+            means_BN3=(self.means_BN3[..., None, :] * turn_33).sum(-1) + transform_44[:3, 3].to(self.means_BN3),
+            quats_BN4=quaternion_product(torch.from_numpy(quat).to(self.quats_BN4), unit.quats_BN4),
+        )
+
     def covariances(self) -> Tensor:
         """R S S R^T with the quaternion formula applied to the four numbers as they are: (B, N, 3, 3)."""
         axes_BN33 = rotation_formula(self.quats_BN4) * self.scales_BN3[..., None, :]
@@ -92,6 +168,19 @@ def _along_rays(steps_BN3: Tensor, rays_BN6: Tensor) -> Tensor:
     upright = torch.linalg.cross(level, direction)
     forward, across, up = steps_BN3.split(1, dim=-1)
     return torch.linalg.cross(direction, moment) + forward * direction + across * level + up * upright
+
+
+def quaternion_product(left_N4: Tensor, right_N4: Tensor) -> Tensor:
+    """The rotation `right` followed by `left`, w first: (..., 4)."""
+    w, x, y, z = left_N4.unbind(-1)
+    a, b, c, d = right_N4.unbind(-1)
+    parts = [
+        w * a - x * b - y * c - z * d,
+        w * b + x * a + y * d - z * c,
+        w * c - x * d + y * a + z * b,
+        w * d + x * c - y * b + z * a,
+    ]
+    return torch.stack(parts, dim=-1)
 
 
 def rotation_formula(quats_N4: Tensor) -> Tensor:

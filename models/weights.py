@@ -101,6 +101,24 @@ def load_strict(
     return weights.step
 
 
+def load_head(module: nn.Module, path: str | Path, *, option: str) -> int | None:
+    """Load the Gaussian head from its own file, or from one of a generator that holds it under HEAD_PREFIX.
+
+    Returns:
+        The step of the file, if it is known.
+
+    Raises:
+        DataError: see `load_strict`; or a generator's file holds no head.
+    """
+    weights = read_weights(path, option=option)
+    if not weights.head and not any(key.startswith("conv.") for key in weights.state):
+        raise DataError(
+            f"{option}={path} holds no Gaussian head (no {HEAD_PREFIX}*); name its own file, model.safetensors"
+        )
+    load_state(module, weights.head or weights.state, source=f"{option}={path}")
+    return weights.step
+
+
 def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
     """Load tensors into a module after comparing every name and shape.
 

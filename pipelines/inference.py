@@ -27,7 +27,11 @@ log = logging.getLogger(__name__)
 
 # Settings that may differ between two runs that make the same samples.
 NOT_IN_A_SAMPLE = {"log_dir", "device", "round", "seed", "batch_size", "test_list_path", "chunk_size", "decoder_bs"}
+<<<<<<< HEAD
 NOT_IN_A_SAMPLE |= {"visual_inference", "prompts", "images", "compile", "input_elevation_deg"}
+=======
+NOT_IN_A_SAMPLE |= {"visual_inference", "prompts", "images", "compile", "rasterizer"}
+>>>>>>> gaussians
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +96,10 @@ class OrbitInference:
         writer = VISUAL.build(self.cfg.visual_inference, where="visual_inference")
         batches = [jobs[start : start + self.cfg.batch_size] for start in range(0, len(jobs), self.cfg.batch_size)]
         seconds = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
-        with tqdm(total=len(batches) * pipeline.sampler.config.num_steps, unit="step", mininterval=seconds) as bar:
+        written = f"orbit.mp4, sheet.png, views/, transforms.json, {RESULT_FILE}"
+        if pipeline.results_of() == "both":
+            written += "; with 3D-aware sampling: orbit_gs.mp4, sheet_gs.png, views_gs/"
+        with tqdm(total=len(batches) * pipeline.steps_per_call, unit="step", mininterval=seconds) as bar:
             for batch in batches:
                 bar.set_description(batch[0].source.slug[:40])
                 orbits = pipeline(
@@ -106,15 +113,20 @@ class OrbitInference:
                     writer.write(job.folder, orbits, index, fps=self.cfg.target_fps, record=record)
                     bar.write(
                         file=sys.stderr,
-                        s=f"wrote {job.folder}/ (orbit.mp4, sheet.png, views/, transforms.json, {RESULT_FILE})",
+                        s=f"wrote {job.folder}/ ({written})",
                     )
-                bar.write(file=sys.stderr, s=cost_of(orbits, num_steps=pipeline.sampler.config.num_steps))
+                bar.write(file=sys.stderr, s=cost_of(orbits, num_steps=pipeline.steps_per_call))
 
 
 def cost_of(orbits: Orbits, *, num_steps: int) -> str:
     """One line about the time and, on a GPU, the memory that a call took."""
-    denoise, decode = orbits.seconds["denoise"], orbits.seconds["decode"]
-    line = f"denoising {denoise:.2f} s ({1000 * denoise / num_steps:.0f} ms a step), decoding {decode:.2f} s"
+    seconds = {"refine": 0.0, **orbits.seconds}
+    step = 1000 * (seconds["denoise"] - seconds["refine"]) / num_steps
+    line = f"denoising {seconds['denoise']:.2f} s ({step:.0f} ms a step"
+    line += f", {seconds['refine']:.2f} s for 3D-aware sampling)" if seconds["refine"] else ")"
+    line += f", decoding {seconds['decode']:.2f} s"
+    if "reconstruct" in seconds:
+        line += f", Gaussians {seconds['reconstruct']:.2f} s"
     if torch.cuda.is_available():
         line += f", peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     return line

@@ -8,6 +8,7 @@ Letters: B batch, C channels, V views, H W latent pixels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,6 +29,9 @@ SOLVERS = ("ddim", "dpmsolver++", "unipc")
 
 class Refiner(Protocol):
     """Replaces x0 at some steps, e.g. by renders of a reconstruction (3D-aware sampling)."""
+
+    # Whether guidance mixes the branches first, so that there is one x0 to refine; else each branch is refined.
+    after_guidance: bool
 
     def steps(self, num_steps: int) -> set[int]:
         """Indices of the steps, out of num_steps, at which to refine."""
@@ -110,34 +114,124 @@ class Sampler:
             conditions: of both guidance branches.
             diffusion: says what the prediction means.
             guidance: mixes the two x0.
-            refiner: replaces x0 at its steps, in each branch before they are mixed (as published).
+            refiner: replaces x0 at its steps, in each branch before they are mixed (as published) or after.
             known_views: holds given views by replacing their x0 at every step, after guidance.
             generators: one per sample, for eta > 0.
-            on_step: called after every step.
+            on_step: called after every call of the network.
 
         Returns:
             latents_BCVHW float32.
         """
-        scheduler = self.scheduler(diffusion)
-        refine_at = refiner.steps(self.config.num_steps) if refiner else set()
-        x_t = noise_BCVHW * float(scheduler.init_noise_sigma)
-        for step, t in enumerate(scheduler.timesteps.tolist()):
-            branches = predict_x0(network, x_t, t, conditions, diffusion=diffusion, guidance=guidance)
-            if step in refine_at:
-                branches = [refiner(x0, step) for x0 in branches]
-            x0 = guidance(*branches) if len(branches) == 2 else branches[0]
-            if known_views:
-                x0 = known_views(x0)
-            x_t = self._step(scheduler, x0, t, x_t, generators)
-            if on_step:
-                on_step()
-        return x_t
+        start = self._start(noise_BCVHW, diffusion, generators)
+        (end,) = self._run([start], network, conditions, diffusion, guidance, refiner, known_views, on_step)
+        return end.x_t
 
-    def _step(self, scheduler: Any, x0: Tensor, t: int, x_t: Tensor, generators: Any) -> Tensor:
+    @torch.no_grad()
+    def both(
+        self,
+        network: Network,
+        noise_BCVHW: Tensor,
+        conditions: Conditions,
+        *,
+        diffusion: DiffusionDDIM,
+        guidance: ClassifierFreeGuidance,
+        refiner: Refiner,
+        known_views: KnownViews | None = None,
+        generators: list[torch.Generator] | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Without and with the refiner, to the bit as in two calls, at the cost of one until the first refinement.
+
+        `generators` end where the refined run leaves them. Other arguments as of a call.
+        """
+        start = self._start(noise_BCVHW, diffusion, generators)
+        start.refined = False  # until it forks
+        ends = self._run([start], network, conditions, diffusion, guidance, refiner, known_views, on_step)
+        return ends[0].x_t, ends[-1].x_t
+
+    def num_calls(self, *, refiner_steps: set[int], both: bool) -> int:
+        """How often the network is called for one result, or for both."""
+        shared = min(refiner_steps) + 1 if both and refiner_steps else self.config.num_steps
+        return 2 * self.config.num_steps - shared
+
+    def _start(self, noise_BCVHW: Tensor, diffusion: DiffusionDDIM, generators: Any) -> _Trajectory:
+        scheduler = self.scheduler(diffusion)
+        return _Trajectory(scheduler, noise_BCVHW * float(scheduler.init_noise_sigma), generators)
+
+    def _run(
+        self,
+        tracks: list[_Trajectory],
+        network: Network,
+        conditions: Conditions,
+        diffusion: DiffusionDDIM,
+        guidance: ClassifierFreeGuidance,
+        refiner: Refiner | None,
+        known_views: KnownViews | None,
+        on_step: Callable[[], None] | None,
+    ) -> list[_Trajectory]:
+        refine_at = refiner.steps(self.config.num_steps) if refiner else set()
+        for step, t in enumerate(tracks[0].scheduler.timesteps.tolist()):
+            forks = step in refine_at and not any(track.refined for track in tracks)
+            for index, track in enumerate(list(tracks)):
+                branches = predict_x0(network, track.x_t, t, conditions, diffusion=diffusion, guidance=guidance)
+                if forks:
+                    tracks[index:] = [track.copy(), track]
+                    self._step(tracks[0], _mixed(branches, guidance), t, known_views)
+                    track.refined = True
+                if track.refined and step in refine_at:
+                    x0 = _refined(branches, guidance, refiner, step)
+                else:
+                    x0 = _mixed(branches, guidance)
+                self._step(track, x0, t, known_views)
+                if on_step:
+                    on_step()
+        return tracks
+
+    def _step(self, track: _Trajectory, x0: Tensor, t: int, known_views: KnownViews | None) -> None:
+        x_t, scheduler = track.x_t, track.scheduler
+        if known_views:
+            x0 = known_views(x0)
         if self.config.eta == 0:
-            return scheduler.step(x0, t, x_t).prev_sample
-        noise = torch.stack([torch.randn(x_t.shape[1:], generator=generator) for generator in generators])
-        return scheduler.step(x0, t, x_t, eta=self.config.eta, variance_noise=noise.to(x_t)).prev_sample
+            track.x_t = scheduler.step(x0, t, x_t).prev_sample
+            return
+        noise = torch.stack([torch.randn(x_t.shape[1:], generator=generator) for generator in track.generators])
+        track.x_t = scheduler.step(x0, t, x_t, eta=self.config.eta, variance_noise=noise.to(x_t)).prev_sample
+
+
+@dataclass
+class _Trajectory:
+    """Where one run of the loop stands.
+
+    Attributes:
+        scheduler: with the x0 that it remembers.
+        x_t: latents.
+        generators: of the samples.
+        refined: whether the refiner acts on it.
+    """
+
+    scheduler: Any
+    x_t: Tensor
+    generators: list[torch.Generator] | None
+    refined: bool = True
+
+    def copy(self) -> _Trajectory:
+        """One that goes on by itself."""
+        generators = None
+        if self.generators is not None:
+            generators = [torch.Generator(one.device) for one in self.generators]
+            for copied, one in zip(generators, self.generators, strict=True):
+                copied.set_state(one.get_state())
+        return _Trajectory(copy.deepcopy(self.scheduler), self.x_t, generators, self.refined)
+
+
+def _mixed(branches: list[Tensor], guidance: ClassifierFreeGuidance) -> Tensor:
+    return guidance(*branches) if len(branches) == 2 else branches[0]
+
+
+def _refined(branches: list[Tensor], guidance: ClassifierFreeGuidance, refiner: Refiner, step: int) -> Tensor:
+    if refiner.after_guidance:
+        return refiner(_mixed(branches, guidance), step)
+    return _mixed([refiner(x0, step) for x0 in branches], guidance)
 
 
 def predict_x0(

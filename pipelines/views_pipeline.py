@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from models.autoencoder import AutoencoderKL
 from models.diffusion import DiffusionDDIM
+from models.gaussians import Gaussians
 from models.weights import load_strict, save_safetensors
 from pipelines.conditioner import CallFrame, Conditions, ImageConditioner, OrbitInput, conditioner_for
 from pipelines.guidance import ClassifierFreeGuidance
+from pipelines.head_loading import check_reconstruction, load_reconstruction
 from pipelines.known_views import KnownViews
+from pipelines.reconstruction import GaussianReconstruction, OrbitRefiner
 from pipelines.sampler import Sampler
 from utils.cameras import DATA_FOV_DEG
 from utils.compilation import compile_parts
@@ -29,7 +32,7 @@ from utils.errors import ConfigError, DataError
 from utils.files import writable_folder
 from utils.memory_format import channels_last
 from utils.registry import AUTO_ENCODER, DIFFUSION, EMBEDDER, MODEL, SAMPLERS
-from utils.run_config import RunConfig
+from utils.run_config import RESULTS, RunConfig
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +46,17 @@ class Orbits:
     Attributes:
         inputs: B sentences or pictures, as given.
         seeds: one per sample.
-        views_BVCHW: (B, V, 3, H, W) float32 in [0, 1], on the CPU.
+        views_BVCHW: (B, V, 3, H, W) float32 in [0, 1], on the CPU; sampled without 3D-aware sampling, or with it when
+            only that was asked for.
         latents_BCVHW: (B, C, V, h, w) float32, scaled, on the CPU.
         c2w_V44: the cameras, see utils.cameras.
         fov_deg: field of view of the views.
-        seconds: what the call took, by part (denoise, decode).
+        seconds: what the call took, by part (denoise, of that refine; decode; reconstruct).
+        refined_views_BVCHW: the same samples with 3D-aware sampling, when both were asked for.
+        refined_latents_BCVHW: their latents.
+        gaussians: the objects, B scenes on the CPU in the world of `c2w_V44`, from the refined views if there are any;
+            None without a head.
+        gaussians_fov_deg: field of view with which they look like the views (the published head has its own).
     """
 
     inputs: list[OrbitInput]
@@ -57,6 +66,15 @@ class Orbits:
     c2w_V44: Tensor
     fov_deg: float
     seconds: dict[str, float]
+    refined_views_BVCHW: Tensor | None = None
+    refined_latents_BCVHW: Tensor | None = None
+    gaussians: Gaussians | None = None
+    gaussians_fov_deg: float | None = None
+
+    @property
+    def best_views_BVCHW(self) -> Tensor:
+        """The refined views, or the plain ones where there are no others."""
+        return self.views_BVCHW if self.refined_views_BVCHW is None else self.refined_views_BVCHW
 
 
 class ViewsPipeline:
@@ -69,6 +87,7 @@ class ViewsPipeline:
         embedder: text and image encoder, same device.
         diffusion: the process that the network was trained for.
         sampler: denoising loop.
+        reconstruction: makes the Gaussians, and 3D-aware sampling when `cfg.UNet.use_lgm_refine`; None: views only.
     """
 
     def __init__(
@@ -80,8 +99,10 @@ class ViewsPipeline:
         embedder: nn.Module,
         diffusion: DiffusionDDIM,
         sampler: Sampler,
+        reconstruction: GaussianReconstruction | None = None,
     ) -> None:
         self.cfg = cfg
+        self.reconstruction = reconstruction
         self.unet, self.autoencoder = unet, autoencoder
         self.diffusion, self.sampler = diffusion, sampler
         self.conditioner = conditioner_for(cfg, unet, embedder=embedder, autoencoder=autoencoder)
@@ -93,19 +114,22 @@ class ViewsPipeline:
         Raises:
             ConfigError, DataError: a setting or a weight file does not fit; nothing has been sampled then.
         """
-        if cfg.UNet.get("use_lgm_refine"):
-            raise ConfigError(
-                "UNet.use_lgm_refine=true: 3D-aware sampling is not part of this version; set it to false"
-            )
         device, dtype = pick_device(cfg.device), pick_dtype(cfg)
         check_fit(cfg, device)
         unet = load_unet(cfg).to(device, dtype).eval()
         autoencoder = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder").to(device, dtype).eval()
         embedder = EMBEDDER.build(cfg.embedder, where="embedder").to(device).eval()
         if cfg.channels_last:
+<<<<<<< HEAD
             unet, autoencoder = channels_last(unet), channels_last(autoencoder)
+=======
+            autoencoder = autoencoder.to(memory_format=torch.channels_last)
+        reconstruction = load_reconstruction(cfg, autoencoder=autoencoder, device=device)
+>>>>>>> gaussians
         if cfg.compile:
             compile_parts(unet.parts_to_compile())
+            if reconstruction:
+                compile_parts(reconstruction.head.parts_to_compile())
         return cls(
             cfg,
             unet=unet,
@@ -113,6 +137,7 @@ class ViewsPipeline:
             embedder=embedder,
             diffusion=DIFFUSION.build(cfg.Diffusion, where="Diffusion"),
             sampler=SAMPLERS.build(cfg.sampler, where="sampler"),
+            reconstruction=reconstruction,
         )
 
     @classmethod
@@ -135,6 +160,7 @@ class ViewsPipeline:
         guide_scale: float | None = None,
         resolution: tuple[int, int] | None = None,
         known_views: Mapping[int, Sequence[OrbitInput]] | None = None,
+        results: str | None = None,
         on_step: Callable[[], None] | None = None,
     ) -> Orbits:
         """Sample one orbit an input.
@@ -148,10 +174,12 @@ class ViewsPipeline:
             resolution: width and height in pixels; the config's when left out.
             known_views: place in the orbit -> pictures of that view, one an input; these views are held, and with them
                 the input itself as view 0. Image models only.
+            results: `plain`, `refined` (by 3D-aware sampling) or `both`; the config's when left out.
             on_step: called after every denoising step.
 
         Raises:
             ValueError: no input, another number of seeds than inputs, or known views for a text model.
+            ConfigError: refined results without a head, or an input view of the head that is not sampled.
             DataError: a picture cannot be used.
         """
         inputs = [inputs] if isinstance(inputs, OrbitInput) else list(inputs)
@@ -159,6 +187,7 @@ class ViewsPipeline:
         seeds = [seeds] * len(inputs) if isinstance(seeds, int) else list(seeds)
         if not inputs or len(inputs) != len(seeds):
             raise ValueError(f"need as many seeds as inputs and at least one, got {len(seeds)} and {len(inputs)}")
+        results = self.results_of(results)
         device, dtype = self._place
         frame = CallFrame(
             c2w_V44=self.cfg.cameras.c2w() if c2w_V44 is None else c2w_V44,
@@ -167,34 +196,87 @@ class ViewsPipeline:
             device=device,
             dtype=dtype,
         )
+        reconstruction = self._reconstruction_for(frame, needed=results != "plain")
+        refiner = reconstruction.refiner(frame.c2w_V44, frame.generators) if results != "plain" else None
         noise = self.draw_noise(frame.generators, num_views=len(frame.c2w_V44), resolution=frame.resolution)
         with torch.no_grad():
             started = time.perf_counter()
             conditions = self.conditioner(inputs, frame)
             known = self._hold(known_views, conditions, frame) if known_views else None
-            latents = self._denoise(noise, conditions, known, frame, guide_scale, on_step).cpu()
+            latents = self._denoise(noise, conditions, known, frame, guide_scale, on_step, refiner, results)
             denoised = time.perf_counter()
-            views = self.decode(latents).float().cpu()
+            views = [self.decode(one).float().cpu() for one in latents]
             decoded = time.perf_counter()
+            gaussians = reconstruction and reconstruction.world_gaussians(views[-1], frame.c2w_V44).to("cpu")
+            reconstructed = time.perf_counter()
+        seconds = {"denoise": denoised - started, "decode": decoded - denoised}
+        if refiner:
+            seconds["refine"] = sum(refiner.seconds)
+        if gaussians:
+            seconds["reconstruct"] = reconstructed - decoded
         return Orbits(
             inputs=inputs,
             seeds=seeds,
-            views_BVCHW=views,
-            latents_BCVHW=latents,
+            views_BVCHW=views[0],
+            latents_BCVHW=latents[0],
             c2w_V44=frame.c2w_V44,
             fov_deg=self.cfg.cameras.fov_deg or DATA_FOV_DEG,
-            seconds={"denoise": denoised - started, "decode": decoded - denoised},
+            seconds=seconds,
+            refined_views_BVCHW=views[1] if len(views) == 2 else None,
+            refined_latents_BCVHW=latents[1] if len(latents) == 2 else None,
+            gaussians=gaussians,
+            gaussians_fov_deg=reconstruction.config.fov if reconstruction else None,
         )
+
+    def results_of(self, asked: str | None = None) -> str:
+        """Which results a call gives: what is asked for, or the config's where 3D-aware sampling is on.
+
+        Raises:
+            ConfigError: an unknown name, or refined results without a head.
+        """
+        if asked is None:
+            asked = self.cfg.results if self.cfg.UNet.get("use_lgm_refine") else "plain"
+        if asked not in RESULTS:
+            raise ConfigError(f"results={asked} is unknown; valid: {', '.join(RESULTS)}")
+        if asked != "plain" and self.reconstruction is None:
+            raise ConfigError(f"results={asked} needs a Gaussian head; name one with reconstruction.pretrained")
+        return asked
+
+    @property
+    def steps_per_call(self) -> int:
+        """How often `on_step` is called."""
+        results = self.results_of()
+        steps = self.reconstruction.refine_steps(self.sampler.config.num_steps) if results != "plain" else set()
+        return self.sampler.num_calls(refiner_steps=steps, both=results == "both")
+
+    def _reconstruction_for(self, frame: CallFrame, *, needed: bool) -> GaussianReconstruction | None:
+        """The reconstruction, if it can work on the views of a call.
+
+        Raises:
+            ConfigError: it cannot, and it is needed.
+        """
+        if self.reconstruction is None:
+            return None
+        obstacle = self.reconstruction.config.obstacle(num_views=len(frame.c2w_V44), resolution=frame.resolution)
+        if obstacle is None:
+            return self.reconstruction
+        if needed:
+            raise ConfigError(f"{obstacle}; ask for results=plain")
+        log.warning("no Gaussians: %s", obstacle)
+        return None
 
     def save(self, folder: str | Path) -> None:
         """Write the parts and the settings as a folder that `from_folder` opens, weights as float16 safetensors."""
         folder = writable_folder(folder, option="folder")
         files = {"unet": self.unet, "autoencoder": self.autoencoder, "embedder": self.conditioner.embedder.model}
+        parts = [("auto_encoder", "autoencoder"), ("embedder", "embedder")]
+        if self.reconstruction:
+            files["head"] = self.reconstruction.head
+            parts.append(("reconstruction", "head"))
         for name, part in files.items():
             save_safetensors(folder / f"{name}.safetensors", part.state_dict())
         sections = {
-            section: {**getattr(self.cfg, section), "pretrained": f"{name}.safetensors"}
-            for section, name in (("auto_encoder", "autoencoder"), ("embedder", "embedder"))
+            section: {**getattr(self.cfg, section), "pretrained": f"{name}.safetensors"} for section, name in parts
         }
         cfg = dataclasses.replace(self.cfg, test_model="unet.safetensors", **sections)
         save_config(cfg, folder / "config.yaml")
@@ -231,17 +313,23 @@ class ViewsPipeline:
         frame: CallFrame,
         guide_scale: float | None,
         on_step: Callable[[], None] | None,
-    ) -> Tensor:
-        return self.sampler(
+        refiner: OrbitRefiner | None,
+        results: str,
+    ) -> list[Tensor]:
+        """Latents on the CPU: one result, or the plain and the refined one."""
+        sample = self.sampler.both if results == "both" else self.sampler
+        latents = sample(
             lambda x, t, **arguments: self.unet(x.to(frame.dtype), t, **arguments),
             noise.to(frame.device),
             conditions,
             diffusion=self.diffusion,
             guidance=ClassifierFreeGuidance(scale=self.cfg.guide_scale if guide_scale is None else guide_scale),
+            refiner=refiner,
             known_views=known,
             generators=list(frame.generators),
             on_step=on_step,
         )
+        return [one.cpu() for one in (latents if results == "both" else [latents])]
 
     def decode(self, latents_BCVHW: Tensor) -> Tensor:
         """Latents to views in [0, 1], `decoder_bs` views at a time."""
@@ -261,6 +349,7 @@ def check_fit(cfg: RunConfig, device: torch.device) -> None:
         raise ConfigError(f"resolution={list(cfg.resolution)} must be multiples of {multiple} for these networks")
     if unet.attention == "xformers" and device.type != "cuda":
         raise ConfigError(f"UNet.attention=xformers needs a GPU, but device is {device.type}; use sdpa")
+    check_reconstruction(cfg, device)
 
 
 def load_unet(cfg: RunConfig) -> nn.Module:
@@ -310,6 +399,7 @@ def _weights_in(cfg: RunConfig, folder: Path) -> RunConfig:
 
     sections = {
         name: {**getattr(cfg, name), "pretrained": inside(getattr(cfg, name).get("pretrained"))}
-        for name in ("auto_encoder", "embedder")
+        for name in ("auto_encoder", "embedder", "reconstruction")
+        if getattr(cfg, name)
     }
     return dataclasses.replace(cfg, test_model=inside(cfg.test_model), **sections)

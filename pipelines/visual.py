@@ -22,7 +22,10 @@ RESULT_FILE = "result.json"
 
 @VISUAL.register
 class VisualGeneratedVideos:
-    """One folder a sample: orbit.mp4, sheet.png, views/, transforms.json and result.json; whole or not at all."""
+    """One folder a sample: orbit.mp4, sheet.png, views/, transforms.json and result.json; whole or not at all.
+
+    Where there are results without and with 3D-aware sampling, the second are orbit_gs.mp4, sheet_gs.png and views_gs/.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -44,22 +47,29 @@ class VisualGeneratedVideos:
             fps: of the video.
             record: what the sample was made from and with; begins result.json.
         """
-        views_VCHW = orbits.views_BVCHW[index]
+        results = {"": orbits.views_BVCHW}
+        if orbits.refined_views_BVCHW is not None:
+            results["_gs"] = orbits.refined_views_BVCHW
         part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
         shutil.rmtree(part, ignore_errors=True)
-        (part / "views").mkdir(parents=True)
+        part.mkdir(parents=True)
         try:
-            save_video(part / "orbit.mp4", views_VCHW, fps=fps)
-            save_png(part / "sheet.png", contact_sheet(views_VCHW, columns=self.config.columns))
-            for number, view in enumerate(views_VCHW):
-                save_png(part / "views" / f"{number:03d}.png", view)
-            size = views_VCHW.shape[-2:]
+            for suffix, views_BVCHW in results.items():
+                self._write_views(part, views_BVCHW[index], suffix=suffix, fps=fps)
+            size = orbits.views_BVCHW.shape[-2:]
             write_json(part / "transforms.json", nerf_transforms(orbits.c2w_V44, orbits.fov_deg, size))
             write_json(part / RESULT_FILE, self._result(orbits, record))
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+    def _write_views(self, part: Path, views_VCHW: Tensor, *, suffix: str, fps: int) -> None:
+        save_video(part / f"orbit{suffix}.mp4", views_VCHW, fps=fps)
+        save_png(part / f"sheet{suffix}.png", contact_sheet(views_VCHW, columns=self.config.columns))
+        (part / f"views{suffix}").mkdir()
+        for number, view in enumerate(views_VCHW):
+            save_png(part / f"views{suffix}" / f"{number:03d}.png", view)
 
     def _result(self, orbits: Orbits, record: dict[str, Any]) -> dict[str, Any]:
         return {

@@ -65,6 +65,26 @@ def write_family(folder: Path) -> dict[str, Any]:
     }
 
 
+def write_head(folder: Path, *, seed: int = 3, **changes: Any) -> dict[str, Any]:
+    """Write an untrained Gaussian head and return what a configuration needs to sample 8 views with it."""
+    options = {
+        "input_size": 32, "splat_size": 16, "down_channels": [32, 32], "down_attention": [False, True],
+        "up_channels": [32], "up_attention": [True], "rotation": "per_gaussian", "anchor": "pixels",
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    head = MODEL.build({"type": "LGM", **options})
+    with torch.no_grad():
+        head.conv.bias[3] = 2.0  # opaque enough to be seen
+    path = folder / "model.safetensors"
+    save_safetensors(path, head.state_dict())
+    section = {"type": "GaussianReconstruction", "head": options, "pretrained": str(path), "render_size": 32}
+    return {
+        "reconstruction": section | changes,
+        "cameras": {"num_views": 8},
+        "sampler": {"type": "DDIM", "num_steps": 5},
+    }
+
+
 def write_image_family(folder: Path) -> dict[str, Any]:
     """The same for an image model, with two pictures to start from: a red square and a blue disc, off the middle."""
     config = write_family(folder)

@@ -95,11 +95,11 @@ def _read_tree(path: Path, *, seen: tuple[Path, ...]) -> DictConfig:
 
 
 def _merge(below: DictConfig, above: DictConfig) -> DictConfig:
-    """Lay `above` over `below`; a section whose type changes replaces the one below."""
+    """Lay `above` over `below`; a section whose type changes, or an empty one, replaces the one below."""
     merged = below.copy()
     for key, value in above.items():
         old = merged.get(key)
-        if isinstance(value, DictConfig) and isinstance(old, DictConfig):
+        if isinstance(value, DictConfig) and isinstance(old, DictConfig) and value:
             if value.get("type", old.get("type")) == old.get("type"):
                 value = OmegaConf.merge(old, value)
         merged[key] = value

@@ -16,6 +16,8 @@ from utils.errors import ConfigError
 from utils.prompts import PROMPT_SUFFIX
 
 ELEVATION_TOLERANCE_DEG = 0.5
+# What a run with 3D-aware sampling gives for each input: without it, with it, or both as published.
+RESULTS = ("plain", "refined", "both")
 
 # Keys of the original that are spelt or placed differently here: carrying them over silently would change results.
 REPLACED_KEYS = {
@@ -156,6 +158,7 @@ class RunConfig:
     prompt_suffix: str = PROMPT_SUFFIX
     negative_prompt: str = ""
     guide_scale: float = 9.0
+    results: str = "both"
     use_zero_infer: bool = True
     zero_local_image: bool = False
     image_prompt: str = ""
@@ -218,6 +221,7 @@ class RunConfig:
                 "give one number of views"
             )
         _one_of("precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
+        _one_of("results", self.results, RESULTS)
         _one_of("tracker", self.tracker, ("none", "tensorboard"))
         _one_of("decay_mode", self.decay_mode, ("cosine", "linear", "constant"))
         if min(self.resolution) < 8 or any(side % 8 for side in self.resolution):

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 from tests.reference_cases import REFERENCE
 from utils.config import load_config
 from utils.object_image import input_view
-from utils.registry import AUTO_ENCODER, DATASETS, EMBEDDER, ENGINE, INFER_ENGINE, MODEL
+from utils.registry import AUTO_ENCODER, DATASETS, EMBEDDER, ENGINE, INFER_ENGINE, MODEL, RECONSTRUCTORS
 
 assert datasets
 assert models
@@ -98,3 +98,14 @@ def test_the_listed_example_pictures_are_there():
         view_3HW = input_view(ROOT / picture, resolution=(128, 128), recenter=True, object_share=0.7)
         assert view_3HW[:, 64, 64].min() < 0.99  # the object, in the middle of white
         assert view_3HW[:, 0, 0].min() == 1
+
+
+@pytest.mark.parametrize(("name", "background"), [("t2v_infer", 0.5), ("i2vgen_xl_infer", 0.7)])
+def test_3d_aware_sampling_has_the_published_settings(name, background):
+    cfg = load_config(ROOT / "configs" / f"{name}.yaml")
+    cls, options = RECONSTRUCTORS.resolve(cfg.reconstruction)
+    assert options.views_of(24) == [0, 6, 12, 18]
+    assert cls(options, head=None, autoencoder=None).refine_steps(50) == {20, 30, 40}
+    assert (options.render_size, options.resize, options.background, options.fov) == (512, "nearest", background, 49.1)
+    assert (options.guidance, options.published_sampling_axes) == ("after", True)
+    assert (options.head_config.rotation, options.head_config.anchor, cfg.results) == ("over_gaussians", "none", "both")

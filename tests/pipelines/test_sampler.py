@@ -38,6 +38,8 @@ def case_network(name: str, inputs: dict):
 class MeanOverViews:
     """The reconstruction of the recorded cases."""
 
+    after_guidance = False
+
     def __init__(self):
         self.seen = []
 
@@ -167,3 +169,52 @@ def test_offset_noise_is_constant_inside_a_view():
 def test_refuses(options, message):
     with pytest.raises(ConfigError, match=message):
         SAMPLERS.build({"type": "DDIM", **options}, where="sampler")
+
+
+def fork_arguments(*, eta=0.0):
+    inputs, _, diffusion = build_case("ddim_v")
+    network, conditions = case_network("ddim_v", inputs)
+    calls = []
+
+    def counted(x, t, *, y):
+        calls.append(len(x))
+        return network(x, t, y=y)
+
+    options = {
+        "diffusion": diffusion,
+        "guidance": ClassifierFreeGuidance(scale=3.0),
+        "generators": [torch.Generator().manual_seed(7)] if eta else None,
+    }
+    return (counted, case_input("ddim_v", "noise", inputs["noise"]), conditions), options, calls
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"type": "DDIM", "num_steps": 10},
+        {"type": "DDIM", "num_steps": 10, "eta": 1.0},
+        {"type": "DPMSolver++", "num_steps": 10},
+        {"type": "UniPC", "num_steps": 10},
+    ],
+    ids=lambda options: f"{options['type']}-{options.get('eta', 0)}",
+)
+def test_both_results_are_those_of_two_runs_to_the_bit(options):
+    sampler, eta = SAMPLERS.build(options), options.get("eta", 0.0)
+    places, shared, calls = fork_arguments(eta=eta)
+    plain, refined = sampler.both(*places, refiner=MeanOverViews(), **shared)
+    assert len(calls) == sampler.num_calls(refiner_steps={4, 6, 8}, both=True) == 10 + 5  # steps 0 to 4 are shared
+    assert not torch.equal(plain, refined)
+    for result, refiner in ((plain, None), (refined, MeanOverViews())):
+        places, shared, _ = fork_arguments(eta=eta)
+        assert torch.equal(sampler(*places, refiner=refiner, **shared), result)
+
+
+def test_guidance_before_the_reconstruction_refines_once():
+    class Once(MeanOverViews):
+        after_guidance = True
+
+    inputs, _, diffusion = build_case("ddim_eps")
+    each, once = MeanOverViews(), Once()
+    # this refiner is linear, so the order does not change the result
+    torch.testing.assert_close(run("ddim_eps", refiner=each), run("ddim_eps", refiner=once), atol=1e-4, rtol=0)
+    assert (each.seen, once.seen) == ([20, 20, 30, 30, 40, 40], [20, 30, 40])

@@ -1,0 +1,92 @@
+"""The Gaussian head of a run: whether it can be used, and its weights."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from models.autoencoder import AutoencoderKL
+from models.lgm import LGM
+from models.rendering import pick_rasterizer
+from models.weights import load_head, read_weights
+from pipelines.reconstruction import GaussianReconstruction
+from utils.errors import ConfigError, DataError
+from utils.registry import MODEL, RECONSTRUCTORS
+from utils.run_config import RunConfig
+
+log = logging.getLogger(__name__)
+
+
+def check_reconstruction(cfg: RunConfig, device: torch.device) -> None:
+    """Refuse, before anything is loaded, a head that is wanted and cannot work on what the run samples.
+
+    Raises:
+        ConfigError: names the setting and what would do.
+    """
+    refines = cfg.UNet.get("use_lgm_refine")
+    if not cfg.reconstruction:
+        if refines:
+            raise ConfigError("UNet.use_lgm_refine=true needs a section reconstruction; see configs/t2v_infer.yaml")
+        return
+    pick_rasterizer(cfg.rasterizer, device)
+    obstacle = _obstacle(cfg)
+    if obstacle and (refines or cfg.reconstruction.get("pretrained")):
+        raise ConfigError(f"{obstacle}; change it, or sample without the head: reconstruction={{}}")
+
+
+def load_reconstruction(
+    cfg: RunConfig, *, autoencoder: AutoencoderKL, device: torch.device
+) -> GaussianReconstruction | None:
+    """What `cfg.reconstruction` describes, with weights; None when there is none to load and none is needed.
+
+    Raises:
+        DataError: the weights are missing or do not fit.
+    """
+    if not cfg.reconstruction:
+        return None
+    config = RECONSTRUCTORS.resolve(cfg.reconstruction, where="reconstruction")[1]
+    option, path = "reconstruction.pretrained", config.pretrained
+    if path is None:
+        option, path = "test_model", cfg.test_model
+        if not read_weights(path, option=option).head:
+            if cfg.UNet.get("use_lgm_refine"):
+                raise DataError(
+                    f"test_model={path} holds no Gaussian head (lgm_big.*), which UNet.use_lgm_refine=true needs; name "
+                    "its own file with reconstruction.pretrained, or set UNet.use_lgm_refine=false"
+                )
+            log.info("no Gaussians: test_model holds no head, and reconstruction.pretrained names none")
+            return None
+        if obstacle := _obstacle(cfg):
+            log.info("no Gaussians: %s", obstacle)
+            return None
+    head = load_lgm(config.head, path, option=option).to(device)
+    if device.type == "cuda" and cfg.channels_last:
+        head = head.to(memory_format=torch.channels_last)
+    return RECONSTRUCTORS.build(
+        cfg.reconstruction,
+        where="reconstruction",
+        head=head,
+        autoencoder=autoencoder,
+        rasterizer=cfg.rasterizer,
+        decode_chunk=cfg.decoder_bs,
+        encode_chunk=cfg.chunk_size,
+    )
+
+
+def load_lgm(options: dict[str, object], path: str, *, option: str) -> LGM:
+    """A head for inference, on the CPU, without drawing random weights first.
+
+    Raises:
+        DataError: the weights are missing or do not fit.
+    """
+    with torch.device("meta"):
+        head = MODEL.build({"type": "LGM", **options}, where="reconstruction.head")
+    head = head.to_empty(device="cpu")
+    load_head(head, path, option=option)
+    return head.requires_grad_(False).eval()
+
+
+def _obstacle(cfg: RunConfig) -> str | None:
+    config = RECONSTRUCTORS.resolve(cfg.reconstruction, where="reconstruction")[1]
+    return config.obstacle(num_views=len(cfg.cameras.c2w()), resolution=cfg.resolution)
