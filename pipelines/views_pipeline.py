@@ -120,12 +120,8 @@ class ViewsPipeline:
         autoencoder = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder").to(device, dtype).eval()
         embedder = EMBEDDER.build(cfg.embedder, where="embedder").to(device).eval()
         if cfg.channels_last:
-<<<<<<< HEAD
             unet, autoencoder = channels_last(unet), channels_last(autoencoder)
-=======
-            autoencoder = autoencoder.to(memory_format=torch.channels_last)
         reconstruction = load_reconstruction(cfg, autoencoder=autoencoder, device=device)
->>>>>>> gaussians
         if cfg.compile:
             compile_parts(unet.parts_to_compile())
             if reconstruction:
