@@ -195,10 +195,9 @@ def chamfer(points_P3: Tensor, others_P3: Tensor) -> float | None:
 
 def one_sheet(orbit: OrbitViews, measured: Measured) -> Tensor:
     """Views, and under each the render of the set that was not fitted to it."""
-    num_views = len(orbit.views_VCHW)
-    stride = max(1, num_views // SHEET_COLUMNS)
-    # every other one is moved by one view, so that both halves are shown
-    pick = [min(view + number % 2, num_views - 1) for number, view in enumerate(range(0, num_views, stride))]
+    # an odd stride shows views of both halves
+    stride = max(1, len(orbit.views_VCHW) // SHEET_COLUMNS) | 1
+    pick = list(range(0, len(orbit.views_VCHW), stride))
     return contact_sheet(torch.cat([orbit.views_VCHW[pick], measured.held_out_VCHW[pick]]), columns=len(pick))
 
 

@@ -124,9 +124,10 @@ def read_sample(folder: Path, views: str, *, background: float) -> OrbitViews:
 
 
 def mixed(true: Sequence[TrueOrbit] | TrueOrbits, index: int, background: float) -> OrbitViews:
-    """View v of object index + v, each with its own camera: views that cannot be of one object."""
-    num_views = len(true[index].views_VCHW)
-    orbits = [true[(index + view) % len(true)] for view in range(num_views)]
+    """Each view of an object drawn at random, with its own camera: views that cannot be of one object."""
+    num_views = len(true[0].views_VCHW)
+    drawn = torch.randint(len(true), (num_views,), generator=torch.Generator().manual_seed(index))
+    orbits = [true[number] for number in drawn.tolist()]
     return OrbitViews(
         views_VCHW=torch.stack([orbit.views_VCHW[view] for view, orbit in enumerate(orbits)]),
         c2w_V44=torch.stack([orbit.c2w_V44[view] for view, orbit in enumerate(orbits)]),

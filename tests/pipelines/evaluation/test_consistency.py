@@ -14,16 +14,19 @@ from datasets.packed_orbits import PackedShard, shard_file, write_shard
 from models.gaussians import Gaussians
 from pipelines.evaluation.consistency import (
     ConsistencyOptions,
+    Measured,
     chamfer,
     consistency_table,
     evaluate_consistency,
     measure,
+    one_sheet,
     row_figures,
     surface_points,
 )
-from pipelines.evaluation.consistency_rows import CEILING, FLOOR, OrbitViews, read_sample
+from pipelines.evaluation.consistency_rows import CEILING, FLOOR, OrbitViews, mixed, read_sample
 from pipelines.evaluation.gaussian_fit import FitOptions, Shots, fit, render_scenes, start_values
 from pipelines.evaluation.held_out import TrueOrbit
+from pipelines.evaluation.image_metrics import ViewScores
 from pipelines.evaluation.samples import write_sample
 from tests.tiny import load, write_family
 from utils.cameras import orbit_cameras
@@ -104,9 +107,8 @@ def test_points_start_inside_the_visual_hull(things):
 
 def test_mixed_views_fit_worse_than_true_ones(things):
     true = [OrbitViews(views_VCHW=views, c2w_V44=C2W, fov_deg=FOV, background=1.0) for views, _ in things]
-    mixed_views = torch.stack([things[view % 4][0][view] for view in range(NUM_VIEWS)])
-    mixed = dataclasses.replace(true[0], views_VCHW=mixed_views)
-    good, bad = measure([true[0], mixed], FIT, device=CPU, lpips=None)
+    views = torch.stack([things[view % 4][0][view] for view in range(NUM_VIEWS)])
+    good, bad = measure([true[0], dataclasses.replace(true[0], views_VCHW=views)], FIT, device=CPU, lpips=None)
     assert good.held_out.psnr_OV.mean() > bad.held_out.psnr_OV.mean() + 5
     assert good.own.psnr_OV.mean() > bad.own.psnr_OV.mean() + 5
     assert good.own.ssim_OV.mean() > bad.own.ssim_OV.mean()
@@ -115,6 +117,31 @@ def test_mixed_views_fit_worse_than_true_ones(things):
     odd = fit(Shots(views_BVCHW=things[0][0][None, 1::2], c2w_BV44=C2W[None, 1::2], fov_deg=FOV, background=1.0), FIT)
     render = render_scenes(odd, C2W[None, :1], fov_deg=FOV, size=(SIZE, SIZE), background=1.0)[0][0, 0]
     torch.testing.assert_close(good.held_out_VCHW[0], render.clamp(0, 1), atol=0.05, rtol=0)
+
+
+def test_the_floor_mixes_objects_within_both_halves(things):
+    true = [
+        TrueOrbit(object_id="x", start_view=0, views_VCHW=views, masks_V1HW=None, c2w_V44=C2W + n, fov_deg=FOV)
+        for n, (views, _) in enumerate(things[:2])
+    ]
+    orbits = [mixed(true, index, 1.0) for index in range(4)]
+    numbers = torch.stack([(orbit.c2w_V44 - C2W)[:, 0, 0].round().int() for orbit in orbits])
+    for orbit, row in zip(orbits, numbers.tolist(), strict=True):
+        for view, number in enumerate(row):
+            assert orbit.views_VCHW[view].equal(true[number].views_VCHW[view])
+    assert all(set(numbers[:, half::2].flatten().tolist()) == {0, 1} for half in (0, 1))
+    assert len(set(map(tuple, numbers.tolist()))) > 1
+
+
+def test_the_sheet_shows_views_of_both_halves(things):
+    views = torch.zeros(24, 3, 2, 2)
+    views[1::2] = 1
+    orbit = OrbitViews(views_VCHW=views, c2w_V44=C2W, fov_deg=FOV, background=1.0)
+    none = ViewScores(psnr_OV=torch.zeros(1, 24), masked_psnr_OV=None, ssim_OV=torch.zeros(1, 24), lpips_OV=None)
+    sheet = one_sheet(orbit, Measured(held_out=none, own=none, chamfer=None, held_out_VCHW=1 - views))
+    assert sheet.shape == (3, 6, 8 * 4 - 2)
+    assert [sheet[0, 0, 4 * column].item() for column in range(8)] == [0, 1] * 4
+    assert [sheet[0, 4, 4 * column].item() for column in range(8)] == [1, 0] * 4
 
 
 def test_chamfer_in_closed_form():
