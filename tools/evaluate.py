@@ -49,8 +49,9 @@ def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
     Raises:
         ConfigError, DataError: an option, a setting or a folder does not fit.
     """
-    if args.num < 1:
-        raise ConfigError(f"--num must be at least 1, got {args.num}")
+    for name in ("num", "sheet"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
     if args.measure == "consistency":
         if not args.runs:
             raise ConfigError("--measure consistency needs --runs FOLDER, which inference.py or this command wrote")
