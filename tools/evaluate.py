@@ -1,8 +1,8 @@
-"""Measure a model on objects that training never saw.
+r"""Measure a model on objects that training never saw.
 
     python tools/make_zoo.py workspace/zoo_held_out --num 100 --packed --split held_out
     python tools/evaluate.py --cfg configs/mini/t2v_infer.yaml --held-out workspace/zoo_held_out --num 64
-    python tools/evaluate.py --cfg configs/mini/i2v_infer.yaml --held-out workspace/zoo_held_out --num 64 --known 2 4
+    python tools/evaluate.py --cfg configs/mini/i2v_infer.yaml --held-out workspace/zoo_held_out --num 64 --known 2
 
 A text model: how often kind and colour of the captions are recognised in the generated views, by a classifier that the
 generator never saw, next to true renders (ceiling) and prompts exchanged among the objects (floor). `--runs FOLDER`
@@ -10,7 +10,15 @@ measures a folder that inference.py wrote. Figures go to recognition.json in `--
 
 An image model: PSNR, SSIM and LPIPS of the views that it makes from view 0 of an object, against the true ones, next to
 the input repeated and a mean image (floors) and the true views through the autoencoder (ceiling). Figures go to
-metrics.json, azimuth.png and sheet.png in `--out`. data/metrics.md defines every figure.
+metrics.json, azimuth.png and sheet.png in `--out`.
+
+    python tools/evaluate.py --measure consistency --cfg configs/mini/i2v_infer.yaml \
+        --held-out workspace/zoo_held_out --runs workspace/visualization/mini_i2v --num 32
+
+Consistency of the samples in `--runs` (repeatable): do 3D Gaussians that are fitted to half of the views explain the
+other half? Next to true views (ceiling) and views of different objects mixed (floor). Figures go to consistency.json.
+
+data/metrics.md defines every figure.
 """
 
 from __future__ import annotations
@@ -23,6 +31,8 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pipelines  # noqa: F401 - registers
+from pipelines.evaluation.consistency import ConsistencyOptions, consistency_table, evaluate_consistency
+from pipelines.evaluation.gaussian_fit import FitOptions
 from pipelines.evaluation.image_quality import QualityOptions, evaluate_quality
 from pipelines.evaluation.quality_report import quality_table
 from pipelines.evaluation.recognition import evaluate_recognition, recognition_text
@@ -34,11 +44,30 @@ from utils.script import config_arguments, run_script
 
 
 def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
-    """Measure what the model is for; returns the table."""
-    of_images = MODEL.resolve(cfg.UNet, where="UNet")[1].image_condition
-    if args.num < 1:
-        raise ConfigError(f"--num must be at least 1, got {args.num}")
-    if of_images:
+    """Measure what is asked for; returns the table.
+
+    Raises:
+        ConfigError, DataError: an option, a setting or a folder does not fit.
+    """
+    for name in ("num", "sheet"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.measure == "consistency":
+        if not args.runs:
+            raise ConfigError("--measure consistency needs --runs FOLDER, which inference.py or this command wrote")
+        fit = FitOptions(num_gaussians=args.fit_gaussians, num_steps=args.fit_steps, views_per_step=args.fit_views)
+        options = ConsistencyOptions(
+            held_out=args.held_out,
+            runs=args.runs,
+            num_objects=args.num,
+            fit=fit,
+            batch_size=args.fit_batch,
+            out=args.out,
+        )
+        return consistency_table(evaluate_consistency(cfg, options))
+    if MODEL.resolve(cfg.UNet, where="UNet")[1].image_condition:
+        if args.runs:
+            raise ConfigError("--runs: an image model is sampled from the true views here; leave it out")
         options = QualityOptions(
             held_out=args.held_out,
             train=args.train,
@@ -49,32 +78,47 @@ def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
             out=args.out,
         )
         return quality_table(evaluate_quality(cfg, options))
+    if len(args.runs) > 1:
+        raise ConfigError(f"--runs: recognition measures one folder at a time, got {len(args.runs)}")
     result = evaluate_recognition(
-        cfg, held_out=args.held_out, runs=args.runs, classifier=args.classifier, num_objects=args.num, out=args.out
+        cfg,
+        held_out=args.held_out,
+        runs=args.runs[0] if args.runs else None,
+        classifier=args.classifier,
+        num_objects=args.num,
+        out=args.out,
     )
     return recognition_text(result)
 
 
-def main() -> None:
+def arguments() -> argparse.ArgumentParser:
+    """All options."""
     parser = config_arguments(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--held-out", type=Path, required=True, help="orbits: tools/make_zoo.py --split held_out, or render_orbit.py")
+    add("--measure", choices=("auto", "consistency"), default="auto", help="auto: recognition or quality, by the model")
     add("--num", type=int, default=64, help="objects or prompts at most (default 64)")
+    add("--runs", type=Path, action="append", default=[], help="measure these samples instead of sampling; repeatable")
     add("--out", type=Path, default=Path("workspace/evaluation"), help="where results go")
-    text = parser.add_argument_group("text models")
-    text.add_argument("--runs", type=Path, help="measure these samples of inference.py instead of sampling")
-    text.add_argument(
-        "--classifier", default="data/mini/classifier.safetensors", help="from configs/mini/classifier.yaml"
-    )
-    image = parser.add_argument_group("image models")
-    image.add_argument("--train", type=Path, help="orbits whose mean image is a floor (else: of the other objects)")
-    image.add_argument(
-        "--known", type=int, nargs="+", default=[], metavar="N", help="sample from N given views too, evenly around"
-    )
-    image.add_argument("--random-start", type=int, metavar="SEED", help="begin each orbit at a random view")
-    image.add_argument("--sheet", type=int, default=5, help="objects on the contact sheet (default 5)")
-    args = parser.parse_intermixed_args()
+    text = parser.add_argument_group("recognition (text models)").add_argument
+    text("--classifier", default="data/mini/classifier.safetensors", help="from configs/mini/classifier.yaml")
+    image = parser.add_argument_group("quality (image models)").add_argument
+    image("--train", type=Path, help="orbits whose mean image is a floor (else: of the other objects)")
+    image("--known", type=int, action="append", default=[], metavar="N", help="also from N given views; repeatable")
+    image("--random-start", type=int, metavar="SEED", help="begin each orbit at a random view")
+    image("--sheet", type=int, default=5, help="objects on the contact sheet (default 5)")
+    fit = parser.add_argument_group("consistency").add_argument
+    default = FitOptions()
+    fit("--fit-gaussians", type=int, default=default.num_gaussians, help="(default %(default)s)")
+    fit("--fit-steps", type=int, default=default.num_steps, help="(default %(default)s; 100 on a CPU)")
+    fit("--fit-views", type=int, default=default.views_per_step, help="views in a step (default %(default)s)")
+    fit("--fit-batch", type=int, default=8, help="objects that are fitted at once (default %(default)s)")
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_intermixed_args()
     print(evaluate(load_config(args.cfg, args.overrides), args))
 
 

@@ -61,7 +61,7 @@ def evaluate_quality(cfg: RunConfig, options: QualityOptions) -> dict[str, Any]:
         ConfigError, DataError: a setting or a folder does not fit.
     """
     if not MODEL.resolve(cfg.UNet, where="UNet")[1].image_condition:
-        raise ConfigError("views of a text model have no truth to compare with; use --measure recognition")
+        raise ConfigError(f"UNet.type={cfg.UNet['type']}: only views of an image model have a truth to compare with")
     out = writable_folder(options.out, option="--out")
     given_by_run = {num: given_views(num, cfg.cameras.num_views) for num in dict.fromkeys((1, *options.known))}
     shared = {"scratch": out, "start_seed": options.start_seed}

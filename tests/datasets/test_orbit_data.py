@@ -260,3 +260,18 @@ def test_camera_files_of_the_recorded_case(tmp_path):
     expected = np.load(REFERENCE / "cameras_dataset.npz")["camera_data"]
     np.testing.assert_allclose(condition_V16.numpy(), expected, atol=1e-6)
     assert cameras[0].fov_deg == pytest.approx(49.1, abs=0.01)
+
+
+def test_a_shard_holds_arrays_that_lie_otherwise_in_memory(tmp_path):
+    rgba_NVHW4 = np.random.default_rng(0).integers(0, 255, (1, 2, 4, 6, 5), dtype=np.uint8).transpose(0, 1, 3, 4, 2)
+    shard = PackedShard(
+        rgba_NVHW4=rgba_NVHW4,
+        c2w_NV44=np.broadcast_to(np.eye(4), (1, 2, 4, 4)),
+        fov_deg=40.0,
+        object_ids=["0/0"],
+        captions=["a thing"],
+        attributes=[{}],
+    )
+    write_shard(shard_file(tmp_path, 0), shard)
+    dataset = DATASETS.build({"type": "PackedOrbits", "data_dir_list": [str(tmp_path)], "num_views": 2})
+    assert np.array_equal(dataset.stored(0)[0], rgba_NVHW4[0])

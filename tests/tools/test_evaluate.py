@@ -5,9 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+from pipelines.evaluation.held_out import TrueOrbits
+from pipelines.evaluation.samples import write_sample
 from tests.conftest import ROOT
 from tests.tiny import write_config, write_image_family
 from tests.tiny_orbits import write_turning_orbits
+from tools.evaluate import main
+from utils.config import load_config
+from utils.errors import ConfigError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_an_image_model_is_measured_against_the_truth(tmp_path):
@@ -23,6 +32,31 @@ def test_an_image_model_is_measured_against_the_truth(tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "given_1", "given_2", "metrics.json", "azimuth.png", "sheet.png"
     }  # fmt: skip
-    wrong = subprocess.run([*line, "guide_scal=2"], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert wrong.returncode == 2
-    assert wrong.stderr.strip().splitlines()[-1].startswith("error: guide_scal is unknown")
+
+
+def test_samples_are_tested_for_consistency_and_mistakes_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cfg = write_config(tmp_path / "run.yaml", write_image_family(tmp_path) | {"cameras": {"num_views": 8}})
+    held_out = write_turning_orbits(tmp_path / "held_out", elevations=(10.0, 20.0))
+    orbit = TrueOrbits(held_out, load_config(cfg), limit=1, scratch=tmp_path, option="--held-out")[0]
+    write_sample(tmp_path / "run" / "one", {"views": orbit.views_VCHW}, orbit=orbit, record={})
+
+    def measure(*options):
+        line = ["evaluate.py", "--cfg", "run.yaml", "--held-out", "held_out", "--out", "out", *options]
+        monkeypatch.setattr(sys, "argv", line)
+        main()
+        return capsys.readouterr().out
+
+    consistency = ("--measure", "consistency", "--fit-steps", "2", "--fit-gaussians", "50", "--fit-batch", "1")
+    table = measure(*consistency, "--runs", "run", "seed=3")
+    assert all(name in table for name in ("run ", "true views (ceiling)", "mixed (floor)", "Chamfer"))
+    assert (tmp_path / "out" / "consistency.json").is_file()
+    for options, message in (
+        (consistency, "--measure consistency needs --runs FOLDER"),
+        (("--runs", "run"), "--runs: an image model is sampled from the true views here"),
+        (("--num", "0"), "--num must be at least 1, got 0"),
+        (("--sheet", "0"), "--sheet must be at least 1, got 0"),
+        (("--known", "3"), "--known 3: must divide the 8 views"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            measure(*options)

@@ -179,5 +179,5 @@ def test_refusals_come_before_any_weight_is_read(tmp_path, family):
             evaluate_quality(cfg, options(tmp_path, **changes))
     text = tmp_path / "text"
     text.mkdir()
-    with pytest.raises(ConfigError, match="use --measure recognition"):
+    with pytest.raises(ConfigError, match="only views of an image model"):
         evaluate_quality(load(text, write_family(text)), options(tmp_path))

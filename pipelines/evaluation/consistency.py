@@ -1,0 +1,246 @@
+"""Whether the views of an orbit show one object: 3D Gaussians are fitted to half of them and held against the rest.
+
+Held-out refit: one set is fitted to the even views and scored on the odd ones, one the other way round
+(arXiv:2210.04628, "3D consistency scoring", there with neural fields). Self-consistency: the two sets are rendered from
+the same cameras and compared with each other, and so are their surfaces (arXiv:2507.00006, MVGBench). Definitions and
+differences to the sources: data/metrics.md.
+
+Letters: B objects, V views, C channels, H W pixels, P points.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from models.gaussians import Gaussians
+from pipelines.evaluation.consistency_rows import OrbitViews, Row, rows_of
+from pipelines.evaluation.gaussian_fit import FitOptions, Shots, fit, render_scenes
+from pipelines.evaluation.image_metrics import Lpips, ViewScores, find_lpips, join, score_views
+from pipelines.views_pipeline import pick_device
+from utils.errors import ConfigError
+from utils.files import read_json, writable_folder, write_json
+from utils.images import contact_sheet, save_png
+from utils.run_config import RunConfig
+
+log = logging.getLogger(__name__)
+
+NUM_SURFACE_POINTS = 4096
+SOLID = 0.5  # alpha from which a pixel shows a surface
+SHEET_COLUMNS = 8
+METRICS = ("psnr", "ssim", "lpips")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyOptions:
+    """What to measure.
+
+    Attributes:
+        held_out: folder of true orbits, for ceiling and floor.
+        runs: folders of samples; each result that the samples have becomes a row.
+        num_objects: of each row at most.
+        fit: how Gaussians are fitted.
+        batch_size: objects that are fitted at once; changes the speed, not the figures.
+        out: where results go.
+    """
+
+    held_out: Path
+    runs: Sequence[Path]
+    num_objects: int
+    fit: FitOptions
+    batch_size: int
+    out: Path
+
+
+def evaluate_consistency(cfg: RunConfig, options: ConsistencyOptions) -> dict[str, Any]:
+    """Fit, compare, write consistency.json and a sheet a row; objects that were done with the same options are kept.
+
+    Raises:
+        ConfigError, DataError: a setting or a folder does not fit.
+    """
+    if options.batch_size < 1:
+        raise ConfigError(f"--fit-batch must be at least 1, got {options.batch_size}")
+    out = writable_folder(options.out, option="--out")
+    device = pick_device(cfg.device)
+    rows = rows_of(cfg, held_out=options.held_out, runs=options.runs, num_objects=options.num_objects, scratch=out)
+    lpips = find_lpips(device=device)
+    settings = {**asdict(options.fit), "lpips_network": lpips and lpips.network}
+    jobs = [(row, index) for row in rows for index in range(len(row))]
+    todo = [(row, index) for row, index in jobs if not _is_done(_record(out, row, index), row[index], settings)]
+    log.info("%d of %d objects to fit, on %s", len(todo), len(jobs), device)
+    with tqdm(total=2 * options.fit.num_steps * len(todo), unit="step", mininterval=1.0) as bar:
+        for row in rows:
+            indices = [index for other, index in todo if other is row]
+            bar.set_description(row.name[:40])
+            for start in range(0, len(indices), options.batch_size):
+                batch = indices[start : start + options.batch_size]
+                started = time.perf_counter()
+                orbits = [row[index] for index in batch]
+                on_step = partial(bar.update, len(batch))
+                measured = measure(orbits, options.fit, device=device, lpips=lpips, on_step=on_step)
+                seconds = (time.perf_counter() - started) / len(batch)
+                for index, orbit, one in zip(batch, orbits, measured, strict=True):
+                    record = {"orbit": orbit.digest, "settings": settings, "seconds": seconds, **one.record()}
+                    write_json(_record(out, row, index), record)
+                if batch[0] == 0:
+                    save_png(_record(out, row, 0).parent / "sheet.png", one_sheet(orbits[0], measured[0]))
+    figures = {}
+    for row in rows:
+        records = [read_json(_record(out, row, index), option="--out") for index in range(len(row))]
+        figures[row.name] = row_figures(records)
+    result = {"fit": settings, "held_out": str(options.held_out), "device": str(device), "rows": figures}
+    write_json(out / "consistency.json", result)
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One object's result.
+
+    Attributes:
+        held_out: each view against the render of the set that was not fitted to it.
+        own: each camera's render of one set against that of the other.
+        chamfer: between the two surfaces, world units; None when one of them shows nothing solid.
+        held_out_VCHW: the renders behind `held_out`.
+    """
+
+    held_out: ViewScores
+    own: ViewScores
+    chamfer: float | None
+    held_out_VCHW: Tensor
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values, by view."""
+        return {"held_out": self.held_out.curves(), "self": self.own.curves(), "chamfer": self.chamfer}
+
+
+def measure(
+    orbits: Sequence[OrbitViews], options: FitOptions, *, device: torch.device, lpips: Lpips | None, on_step: Any = None
+) -> list[Measured]:
+    """Fit both halves of several orbits at once and compare.
+
+    Args:
+        orbits: of one size, number of views, field of view and background.
+    """
+    views_BVCHW = torch.stack([orbit.views_VCHW for orbit in orbits]).to(device)
+    c2w_BV44 = torch.stack([orbit.c2w_V44 for orbit in orbits]).to(device)
+    fov_deg, background = orbits[0].fov_deg, orbits[0].background
+    size = tuple(views_BVCHW.shape[-2:])
+    fitted, renders, surfaces = [], [], []
+    for half in (0, 1):
+        shots = Shots(
+            views_BVCHW=views_BVCHW[:, half::2], c2w_BV44=c2w_BV44[:, half::2], fov_deg=fov_deg, background=background
+        )
+        gaussians = fit(shots, options, on_step=on_step)
+        with torch.no_grad():
+            colors, _ = render_scenes(gaussians, c2w_BV44, fov_deg=fov_deg, size=size, background=background)
+        fitted.append(gaussians)
+        renders.append(colors.clamp(0, 1))
+        surfaces.append(surface_points(gaussians, c2w_BV44, fov_deg=fov_deg, size=size, seed=options.seed))
+    even_BVCHW, odd_BVCHW = renders
+    unseen_BVCHW = even_BVCHW.clone()
+    unseen_BVCHW[:, 0::2] = odd_BVCHW[:, 0::2]
+    return [
+        Measured(
+            held_out=score_views(unseen_BVCHW[index], views_BVCHW[index], lpips=lpips),
+            own=score_views(even_BVCHW[index], odd_BVCHW[index], lpips=lpips),
+            chamfer=chamfer(surfaces[0][index], surfaces[1][index]),
+            held_out_VCHW=unseen_BVCHW[index].cpu(),
+        )
+        for index in range(len(orbits))
+    ]
+
+
+@torch.no_grad()
+def surface_points(
+    gaussians: Gaussians, c2w_BV44: Tensor, *, fov_deg: float, size: tuple[int, int], seed: int
+) -> list[Tensor]:
+    """Points that each scene shows to its cameras, (P, 3) with P at most NUM_SURFACE_POINTS, world units.
+
+    A pixel's point is the mean of the centres, weighted as the colours are: positions are drawn as colours.
+    """
+    placed = Gaussians(
+        means_BN3=gaussians.means_BN3,
+        opacities_BN1=gaussians.opacities_BN1,
+        scales_BN3=gaussians.scales_BN3,
+        quats_BN4=gaussians.quats_BN4,
+        colors_BN3=gaussians.means_BN3 / 4 + 0.5,  # positions within 2 of the origin as numbers in [0, 1]
+    )
+    colors, alphas = render_scenes(placed, c2w_BV44, fov_deg=fov_deg, size=size, background=0.0)
+    points = []
+    for colors_VCHW, alphas_V1HW in zip(colors, alphas, strict=True):
+        solid_VHW = alphas_V1HW[:, 0] > SOLID
+        position_P3 = colors_VCHW.movedim(1, -1)[solid_VHW] / alphas_V1HW[:, 0][solid_VHW][:, None]
+        pick = torch.randperm(len(position_P3), generator=torch.Generator().manual_seed(seed))[:NUM_SURFACE_POINTS]
+        points.append((position_P3[pick.to(position_P3.device)] - 0.5) * 4)
+    return points
+
+
+def chamfer(points_P3: Tensor, others_P3: Tensor) -> float | None:
+    """Mean distance to the nearest point of the other set, both ways, halved; None when a set is empty."""
+    if not len(points_P3) or not len(others_P3):
+        return None
+    distance_PP = torch.cdist(points_P3, others_P3)
+    return (distance_PP.amin(dim=0).mean() + distance_PP.amin(dim=1).mean()).item() / 2
+
+
+def one_sheet(orbit: OrbitViews, measured: Measured) -> Tensor:
+    """Views, and under each the render of the set that was not fitted to it."""
+    # an odd stride shows views of both halves
+    stride = max(1, len(orbit.views_VCHW) // SHEET_COLUMNS) | 1
+    pick = list(range(0, len(orbit.views_VCHW), stride))
+    return contact_sheet(torch.cat([orbit.views_VCHW[pick], measured.held_out_VCHW[pick]]), columns=len(pick))
+
+
+def row_figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One row of the result from its objects' records."""
+    figures: dict[str, Any] = {"num_objects": len(records)}
+    for kind in ("held_out", "self"):
+        scores = join([_scores(record[kind]) for record in records])
+        over = scores.over(range(scores.psnr_OV.shape[1]))
+        figures[kind] = {name: over[name] for name in METRICS}
+    distances = [record["chamfer"] for record in records if record["chamfer"] is not None]
+    figures["self"]["chamfer"] = sum(distances) / len(distances) if distances else None
+    figures["without_surface"] = len(records) - len(distances)
+    figures["seconds_per_object"] = sum(record["seconds"] for record in records) / len(records)
+    return figures
+
+
+def consistency_table(result: dict[str, Any]) -> str:
+    """The figures as text."""
+    width = max(len(name) for name in result["rows"]) + 2
+    lines = [
+        f"{'':<{width}}{'held-out refit':^33}{'self-consistency':^44}",
+        f"{'':<{width}}" + f"{'PSNR':>11}{'SSIM':>11}{'LPIPS':>11}" * 2 + f"{'Chamfer':>11}{'objects':>9}{'s each':>8}",
+    ]
+    for name, row in result["rows"].items():
+        values = [row[kind][metric] for kind in ("held_out", "self") for metric in METRICS] + [row["self"]["chamfer"]]
+        places = (2, 4, 4, 2, 4, 4, 4)
+        cells = [f"{'':>11}" if value is None else f"{value:>11.{n}f}" for value, n in zip(values, places, strict=True)]
+        lines.append(f"{name:<{width}}{''.join(cells)}{row['num_objects']:>9}{row['seconds_per_object']:>8.1f}")
+    return "\n".join(lines)
+
+
+def _scores(curves: dict[str, list[float] | None]) -> ViewScores:
+    values = {f"{name}_OV": None if value is None else torch.tensor([value]) for name, value in curves.items()}
+    return ViewScores(**values)
+
+
+def _record(out: Path, row: Row, index: int) -> Path:
+    return out / "consistency" / row.slug / f"{index:04d}.json"
+
+
+def _is_done(path: Path, orbit: OrbitViews, settings: dict[str, Any]) -> bool:
+    if not path.is_file():
+        return False
+    record = read_json(path, option="--out")
+    return (record["orbit"], record["settings"]) == (orbit.digest, settings)
