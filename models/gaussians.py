@@ -60,8 +60,12 @@ class Gaussians:
         return torch.cat([self.means_BN3, self.opacities_BN1, self.scales_BN3, self.quats_BN4, self.colors_BN3], dim=-1)
 
     def scene(self, index: int) -> Gaussians:
-        """One scene of the batch, as a batch of one, detached, on the CPU in float32: what files are written from."""
-        return self._each(lambda values: values[index : index + 1].detach().float().cpu())
+        """One scene of the batch, as a batch of one, detached and in float32: what files are made from."""
+        return self._each(lambda values: values[index : index + 1].detach().float())
+
+    def to(self, device: torch.device | str) -> Gaussians:
+        """The same on a device."""
+        return self._each(lambda values: values.to(device))
 
     def only(self, keep_N: Tensor) -> Gaussians:
         """The Gaussians that a mask or an index list chooses, in every scene of the batch."""
