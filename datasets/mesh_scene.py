@@ -139,6 +139,11 @@ def load_mesh(path: str | Path, *, up: str = "auto") -> RenderMesh:
     except Exception as err:  # trimesh's readers raise whatever their format's parser raises
         reason = f"{type(err).__name__}: {err}"
         raise DataError(f"{path}: cannot be read as a mesh ({reason}); export it again as .glb") from err
+    for geometry in scene.geometry.values():
+        # trimesh keeps the COLOR_0 of a glTF mesh with a material here, and forgets it when it copies the mesh
+        tint = getattr(getattr(geometry, "visual", None), "vertex_attributes", {}).get("color")
+        if tint is not None:
+            geometry.vertex_attributes["color"] = tint
     parts = [g for g in scene.dump() if isinstance(g, trimesh.Trimesh) and len(g.faces)]
     if not parts:
         raise DataError(f"{path}: holds no triangles (a point cloud, or empty); export a triangle mesh")

@@ -240,6 +240,6 @@ def _one_scene(gaussians: Gaussians, name: str | Path) -> Gaussians:
     """On the CPU, checked, described by true rotations."""
     if len(gaussians.means_BN3) != 1:
         raise ValueError(f"a file holds one scene, got {len(gaussians.means_BN3)}; choose one with scene(index)")
-    scene = gaussians.scene(0)
+    scene = gaussians.scene(0).to("cpu")
     scene.check_values(name=str(name))
     return scene.with_unit_quats()

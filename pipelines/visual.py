@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pipelines.views_pipeline import Orbits
+from utils.asset_options import AssetOptions
 from utils.cameras import opencv_to_opengl
 from utils.files import write_json
 from utils.images import contact_sheet, save_png, save_video
@@ -25,6 +26,12 @@ class VisualGeneratedVideos:
     """One folder a sample: orbit.mp4, sheet.png, views/, transforms.json and result.json; whole or not at all.
 
     Where there are results without and with 3D-aware sampling, the second are orbit_gs.mp4, sheet_gs.png and views_gs/.
+
+    A sample that has Gaussians also gets the files of pipelines.asset_files; one of these that cannot be made is named
+    in result.json, with the reason.
+
+    Args:
+        assets: which of them, and how.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -37,8 +44,8 @@ class VisualGeneratedVideos:
 
         columns: int = 6
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, *, assets: AssetOptions | None = None) -> None:
+        self.config, self.assets = config, assets or AssetOptions()
 
     def write(self, folder: Path, orbits: Orbits, index: int, *, fps: int, record: dict[str, Any]) -> None:
         """Write sample `index` of a batch as `folder`, replacing an older one.
@@ -58,7 +65,8 @@ class VisualGeneratedVideos:
                 self._write_views(part, views_BVCHW[index], suffix=suffix, fps=fps)
             size = orbits.views_BVCHW.shape[-2:]
             write_json(part / "transforms.json", nerf_transforms(orbits.c2w_V44, orbits.fov_deg, size))
-            write_json(part / RESULT_FILE, self._result(orbits, record))
+            objects = self._write_object(part, orbits, index, title=record.get("prompt", folder.name))
+            write_json(part / RESULT_FILE, {**self._result(orbits, record), **objects})
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
         finally:
@@ -70,6 +78,21 @@ class VisualGeneratedVideos:
         (part / f"views{suffix}").mkdir()
         for number, view in enumerate(views_VCHW):
             save_png(part / f"views{suffix}" / f"{number:03d}.png", view)
+
+    def _write_object(self, folder: Path, orbits: Orbits, index: int, *, title: str) -> dict[str, Any]:
+        if orbits.gaussians is None:
+            return {}
+        from pipelines.asset_files import write_assets  # meshes need packages that training does not
+
+        facts = write_assets(
+            folder,
+            orbits.gaussians.scene(index),
+            options=self.assets,
+            c2w_44=orbits.c2w_V44[0],
+            fov_deg=orbits.gaussians_fov_deg or orbits.fov_deg,
+            title=title,
+        )
+        return {"assets": facts}
 
     def _result(self, orbits: Orbits, record: dict[str, Any]) -> dict[str, Any]:
         return {

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.asset_options import AssetOptions
 from utils.cameras import camera_elevations_deg, cameras_at, orbit_cameras
 from utils.errors import ConfigError
 from utils.prompts import PROMPT_SUFFIX
@@ -171,6 +172,7 @@ class RunConfig:
     target_fps: int = 8
     resolution: tuple[int, int] = (256, 256)  # width, height
     cameras: CamerasConfig = field(default_factory=CamerasConfig)
+    assets: AssetOptions = field(default_factory=AssetOptions)
     chunk_size: int = 4
     decoder_bs: int = 4
 

@@ -1,0 +1,105 @@
+"""An object seen from all around, rendered from its Gaussians: what its mesh takes depth and colours from.
+
+Letters: V views, H W pixels, N Gaussians.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.gaussians import Gaussians
+from models.rendering import render
+from utils.cameras import cameras_at, intrinsics
+from utils.errors import DataError
+
+FAINT = 0.05  # Gaussians under this opacity are haze around an object, not part of its surface
+# The object's box leaves out this share of the Gaussians at either end of each axis: stray ones would blow it up.
+STRAY_SHARE = 0.002
+CAMERA_DISTANCE = 3.0  # in radii of the object: near enough to look into hollows, far enough for a small field of view
+FRAME = 1.05  # of the object's ball that a picture shows
+SMALLEST_RADIUS = 1e-3
+CHUNK_PIXELS = 1 << 20  # rendered at once; bounds memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectViews:
+    """Renderings of an object.
+
+    Attributes:
+        low_3: lower corner of the object's box.
+        high_3: upper corner.
+        c2w_V44: cameras around its middle.
+        K_33: intrinsics in pixels.
+        colors_V3HW: RGB of the object alone, not darkened where it is transparent; in [0, 1].
+        alphas_V1HW: in [0, 1].
+        depths_V1HW: along the camera's axis, 0 where nothing is.
+    """
+
+    low_3: Tensor
+    high_3: Tensor
+    c2w_V44: Tensor
+    K_33: Tensor
+    colors_V3HW: Tensor
+    alphas_V1HW: Tensor
+    depths_V1HW: Tensor
+
+
+def look_around(gaussians: Gaussians, *, num_views: int, size: int, lowest_deg: float) -> ObjectViews:
+    """Render one scene from cameras spread evenly over a sphere, from `lowest_deg` up to the zenith.
+
+    Args:
+        size: height and width in pixels.
+        lowest_deg: height angle under which no camera stands.
+
+    Raises:
+        DataError: nothing can be seen.
+    """
+    solid = gaussians.only(gaussians.opacities_BN1[0, :, 0] >= FAINT)
+    if solid.means_BN3.shape[1] < 4:
+        raise DataError("fewer than 4 Gaussians are opaque enough to have a surface; use another seed or other weights")
+    low_3, high_3 = object_box(solid)
+    middle_3, radius = (low_3 + high_3) / 2, max(float((high_3 - low_3).norm()) / 2, SMALLEST_RADIUS)
+    distance = CAMERA_DISTANCE * radius
+    fov_deg = 2 * math.degrees(math.asin(min(0.99, FRAME * radius / distance)))
+    c2w_V44 = sphere_cameras(num_views, distance=distance, lowest_deg=lowest_deg).to(middle_3)
+    c2w_V44[:, :3, 3] += middle_3
+    K_33 = intrinsics(fov_deg, size).to(middle_3)
+    chunks = c2w_V44.split(max(1, CHUNK_PIXELS // size**2))
+    with torch.no_grad():
+        drawn = [render(solid, chunk[None], K_33, size=(size, size), background=0.0) for chunk in chunks]
+    alphas_V1HW = torch.cat([chunk.alphas_BV1HW[0] for chunk in drawn])
+    if not bool((alphas_V1HW > 0.5).any()):
+        raise DataError("the Gaussians are too transparent to have a surface; use another seed or other weights")
+    colors_V3HW = torch.cat([chunk.colors_BV3HW[0] for chunk in drawn])
+    return ObjectViews(
+        low_3=low_3,
+        high_3=high_3,
+        c2w_V44=c2w_V44,
+        K_33=K_33,
+        colors_V3HW=(colors_V3HW / alphas_V1HW.clamp_min(1e-3)).clamp(0, 1),
+        alphas_V1HW=alphas_V1HW,
+        depths_V1HW=torch.cat([chunk.depths_BV1HW[0] for chunk in drawn]),
+    )
+
+
+def object_box(gaussians: Gaussians) -> tuple[Tensor, Tensor]:
+    """Corners of the box that holds a scene, but for stray Gaussians: two standard deviations around each centre."""
+    reach_N3 = 2 * gaussians.covariances()[0].diagonal(dim1=-2, dim2=-1).sqrt()
+    lows_N3 = (gaussians.means_BN3[0] - reach_N3).sort(dim=0).values
+    highs_N3 = (gaussians.means_BN3[0] + reach_N3).sort(dim=0).values
+    stray = int(STRAY_SHARE * len(lows_N3))
+    return lows_N3[stray], highs_N3[len(highs_N3) - 1 - stray]
+
+
+def sphere_cameras(num_views: int, *, distance: float, lowest_deg: float) -> Tensor:
+    """Cameras on a spiral of equal areas (a Fibonacci lattice) over a sphere, highest last: (V, 4, 4)."""
+    share_V = (torch.arange(num_views, dtype=torch.float64) + 0.5) / num_views
+    bottom = math.sin(math.radians(lowest_deg))
+    elevation_deg_V = torch.rad2deg((bottom + share_V * (1 - bottom)).asin())
+    golden_deg = 180 * (3 - math.sqrt(5))
+    azimuth_deg_V = golden_deg * torch.arange(num_views, dtype=torch.float64)
+    return cameras_at(azimuth_deg_V, elevation_deg_V, torch.full_like(share_V, distance))

@@ -1,0 +1,103 @@
+"""The commands on files of Gaussians and on meshes, as a user runs them."""
+
+import json
+import subprocess
+import sys
+
+import imageio.v3
+import pytest
+import trimesh
+
+from models.gaussian_files import read_ply, write_ply, write_splat
+from tests.conftest import ROOT
+from tests.tiny_gaussians import SMALL, ball
+from tools import compare_meshes, export_gaussians
+from utils.errors import ConfigError, DataError
+
+FLAGS = [text for name, value in SMALL.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def export(*arguments):
+    return export_gaussians.main([*map(str, arguments), *FLAGS])
+
+
+@pytest.fixture
+def ply(tmp_path):
+    write_ply(tmp_path / "ball.ply", ball())
+    return tmp_path / "ball.ply"
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_everything_but_the_ply_is_made_when_nothing_is_named(ply, tmp_path, capsys):
+    assert export(ply, "--out", tmp_path / "out") == 0
+    assert names(tmp_path / "out" / "ball") == {"gaussians.splat", "mesh.glb", "turntable.mp4", "viewer.html"}
+    assert "mesh.glb (" in capsys.readouterr().out
+
+
+def test_one_kind_with_its_options(ply, tmp_path):
+    line = (ply, "--out", tmp_path / "out", "--turntable", "--turntable-elevation-deg", "50")
+    assert export(*line) == 0
+    assert names(tmp_path / "out" / "ball") == {"turntable.mp4"}
+    assert imageio.v3.imread(tmp_path / "out" / "ball" / "turntable.mp4", plugin="FFMPEG").shape == (4, 48, 48, 3)
+
+
+def test_a_broken_file_does_not_stop_the_others(ply, tmp_path, capsys):
+    (tmp_path / "bad.ply").write_bytes(ply.read_bytes()[:-100])
+    trimesh.creation.box().export(tmp_path / "mesh.ply")
+    write_splat(tmp_path / "small.splat", ball(300))
+    files = [tmp_path / "bad.ply", tmp_path / "mesh.ply", ply, tmp_path / "small.splat"]
+    assert export(*files, "--out", tmp_path / "out", "--splat", "--ply") == 1
+    assert names(tmp_path / "out") == {"ball", "small"}
+    assert read_ply(tmp_path / "out" / "small" / "gaussians.ply").means_BN3.shape == (1, 300, 3)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+    assert "bad.ply: truncated" in errors[0]
+    assert "mesh.ply: holds a mesh" in errors[1]
+
+
+def test_files_of_one_name_get_folders_of_their_own(tmp_path):
+    for kind in ("chair", "duck"):
+        (tmp_path / kind).mkdir()
+        write_ply(tmp_path / kind / "gaussians.ply", ball(50))
+    files = [tmp_path / kind / "gaussians.ply" for kind in ("chair", "duck")]
+    assert export(*files, "--out", tmp_path / "out", "--splat") == 0
+    assert names(tmp_path / "out") == {"chair_gaussians", "duck_gaussians"}
+    with pytest.raises(DataError, match="name each once"):
+        export(files[0], files[0], "--out", tmp_path / "out", "--splat")
+
+
+def test_mistakes_are_one_line(ply, tmp_path):
+    script = [sys.executable, str(ROOT / "tools" / "export_gaussians.py"), str(ply), "--out", str(tmp_path / "out")]
+    done = subprocess.run([*script, "--turntable-size", "33"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: assets.turntable_size must be even for the video codec, got 33"
+    assert "Traceback" not in done.stderr
+    with pytest.raises(ConfigError, match=r"--distance -1\.0 must be positive"):
+        export(ply, "--out", tmp_path / "out", "--distance", "-1")
+
+
+def test_a_made_mesh_is_compared_with_the_true_one(ply, tmp_path, capsys):
+    assert export(ply, "--out", tmp_path / "out", "--glb", "--mesh-lowest-deg", "-80") == 0
+    trimesh.creation.icosphere(subdivisions=4, radius=0.4).export(tmp_path / "true.glb")
+    made = tmp_path / "out" / "ball" / "mesh.glb"
+    line = [str(made), str(tmp_path / "true.glb"), "--points", "5000", "--json", str(tmp_path / "found.json")]
+    assert compare_meshes.main(line) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["chamfer"] < 0.03
+    assert found["f_scores"]["0.05"] > 0.99
+    assert "F-score at 0.05: " in capsys.readouterr().out
+
+
+def test_the_true_mesh_can_be_scaled_into_the_unit_cube(tmp_path, capsys):
+    trimesh.creation.icosphere(subdivisions=4, radius=0.5).export(tmp_path / "made.glb")
+    trimesh.creation.icosphere(subdivisions=4, radius=7.0).apply_translation((3, 0, 0)).export(tmp_path / "true.obj")
+    line = [str(tmp_path / name) for name in ("made.glb", "true.obj")]
+    assert compare_meshes.main([*line, "--points", "5000", "--normalise-true"]) == 0
+    assert "F-score at 0.05: 1.0000" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--points"):
+        compare_meshes.main([*line, "--points", "1"])
+    with pytest.raises(DataError, match="no such file"):
+        compare_meshes.main([line[0], str(tmp_path / "none.glb")])

@@ -1,0 +1,79 @@
+"""Chamfer distance and F-score between a mesh and the true one.
+
+    python tools/compare_meshes.py workspace/duck/mesh.glb meshes/duck.glb --normalise-true
+
+The meshes are compared where they stand, in the z-up world of the project. Distances are in sides of the true mesh's
+bounding cube; definitions: pipelines/mesh_metrics.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from datasets.mesh_scene import RenderMesh, load_mesh, normalise
+from pipelines.mesh_metrics import THRESHOLDS, surface_distance
+from utils.errors import ConfigError, DataError
+from utils.files import write_json
+from utils.script import run_script
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("made", type=Path, help="mesh to judge, e.g. a run's mesh.glb")
+    parser.add_argument("true", type=Path, help="true mesh: .glb, .obj, .ply, .stl, ...")
+    parser.add_argument(
+        "--normalise-true", action="store_true", help="scale the true mesh into the unit cube first, as data sets are"
+    )
+    parser.add_argument("--normalise-made", action="store_true", help="the same for the other one")
+    parser.add_argument("--up-made", choices=("auto", "y", "z"), default="auto", help="up axis; auto: .stl z, else y")
+    parser.add_argument("--up-true", choices=("auto", "y", "z"), default="auto", help="the same for the true one")
+    parser.add_argument("--points", type=int, default=50_000, help="samples of each surface (default 50000)")
+    parser.add_argument(
+        "--thresholds", type=float, nargs="+", default=list(THRESHOLDS), help="of the F-score (default 0.01 0.02 0.05)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (default 0)")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    return parser.parse_args(argv)
+
+
+def read(path: Path, *, up: str, scaled: bool) -> RenderMesh:
+    """A mesh in the world of the project."""
+    mesh = load_mesh(path, up=up)
+    try:
+        return normalise(mesh) if scaled else mesh
+    except DataError as err:
+        raise DataError(f"{path}: {err}; repair and export it again") from err
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse_args(argv)
+    if options.points < 100:
+        raise ConfigError(f"--points must be at least 100, got {options.points}")
+    if min(options.thresholds) <= 0:
+        raise ConfigError(f"--thresholds must be positive, got {min(options.thresholds)}")
+    found = surface_distance(
+        read(options.made, up=options.up_made, scaled=options.normalise_made),
+        read(options.true, up=options.up_true, scaled=options.normalise_true),
+        num_points=options.points,
+        thresholds=tuple(options.thresholds),
+        seed=options.seed,
+    )
+    print(
+        f"Chamfer {found.chamfer:.5f} (accuracy {found.accuracy:.5f}, completeness {found.completeness:.5f}, ", end=""
+    )
+    print(f"floor of the sampling {found.floor:.5f})")
+    for threshold, score in found.f_scores.items():
+        print(f"F-score at {threshold:g}: {score:.4f}")
+    if options.json:
+        write_json(options.json, dataclasses.asdict(found))
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,118 @@
+"""Gaussians on disk to the files that other tools open: .splat, .glb, a page that shows them, a turntable.
+
+    python tools/export_gaussians.py workspace/*/gaussians.ply --out workspace/exported --glb --html
+    python tools/export_gaussians.py chair.ply --out exported --turntable --turntable-elevation-deg 45
+
+reads .ply files of Gaussian splatting (or .splat) with z up and writes to one folder for each. Without --ply, --splat,
+--glb, --html or --turntable, all but the .ply are written. Options of the files: utils/asset_options.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections import Counter
+from pathlib import Path
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from tqdm import tqdm
+
+from models.gaussian_files import read_ply, read_splat
+from pipelines.asset_files import write_assets
+from pipelines.views_pipeline import pick_device
+from utils.asset_options import AssetOptions
+from utils.cameras import DATA_FOV_DEG, cameras_at
+from utils.errors import ConfigError, DataError
+from utils.files import writable_folder
+from utils.script import run_script
+
+KINDS = ("ply", "splat", "glb", "html", "turntable")
+NUMBERS = {"int": int, "float": float, "float | None": float}
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".ply or .splat files of Gaussians")
+    parser.add_argument("--out", type=Path, required=True, help="folder that gets one folder for each file")
+    for kind in KINDS:
+        parser.add_argument(f"--{kind}", action="store_true", help=f"write the {kind}")
+    for field in dataclasses.fields(AssetOptions):
+        flag = f"--{field.name.replace('_', '-')}"
+        if field.type in NUMBERS:
+            shown = f"(default {field.default})"
+            parser.add_argument(flag, type=NUMBERS[field.type], default=field.default, help=shown)
+    parser.add_argument("--lit", action="store_true", help="let viewers of the .glb light its colours again")
+    parser.add_argument("--elevation", type=float, default=15.0, help="of the page's first view, degrees (default 15)")
+    parser.add_argument("--distance", type=float, default=2.0, help="of the cameras to the origin (default 2)")
+    parser.add_argument("--fov", type=float, default=round(DATA_FOV_DEG, 4), help="degrees (default as G-Objaverse)")
+    parser.add_argument("--device", default="auto", help="where to render: auto, cpu, cuda (default auto)")
+    return parser.parse_args(argv)
+
+
+def asset_options(options: argparse.Namespace) -> AssetOptions:
+    """What the command line asks for.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    wanted = {kind: getattr(options, kind) for kind in KINDS}
+    if not any(wanted.values()):
+        wanted = {kind: kind != "ply" for kind in KINDS}
+    values = {
+        field.name: getattr(options, field.name) for field in dataclasses.fields(AssetOptions) if field.type in NUMBERS
+    }
+    return AssetOptions(**values, **wanted, unlit=not options.lit)
+
+
+def folders_of(files: list[Path], out: Path) -> dict[Path, Path]:
+    """A folder for each file, named after it; files that share a name (gaussians.ply) after their folder as well.
+
+    Raises:
+        DataError: a file is named twice.
+    """
+    stems = Counter(file.stem for file in files)
+    names = {
+        file: file.stem if stems[file.stem] == 1 else f"{file.resolve().parent.name}_{file.stem}" for file in files
+    }
+    twice = [name for name, number in Counter(names.values()).items() if number > 1]
+    if twice or len(names) < len(files):
+        raise DataError(f"two files would be written to one folder ({', '.join(twice) or files[0]}); name each once")
+    return {file: out / name for file, name in names.items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse_args(argv)
+    assets = asset_options(options)
+    if options.distance <= 0 or not 1 <= options.fov <= 150 or not -90 < options.elevation < 90:
+        raise ConfigError(
+            f"--distance {options.distance} must be positive, --fov {options.fov} lie in [1, 150], "
+            f"--elevation {options.elevation} in (-90, 90)"
+        )
+    device = pick_device(options.device)
+    folders = folders_of(options.files, writable_folder(options.out, option="--out"))
+    c2w_44 = cameras_at(torch.zeros(1), torch.tensor([options.elevation]), torch.tensor([options.distance]))[0]
+    failures = []
+    for file, folder in tqdm(folders.items(), unit="file"):
+        try:
+            gaussians = read_splat(file) if file.suffix == ".splat" else read_ply(file)
+        except DataError as err:
+            failures.append(str(err))
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = write_assets(
+            folder, gaussians.to(device), options=assets, c2w_44=c2w_44, fov_deg=options.fov, title=folder.name
+        )
+        failures += [f"{file}: no {name}: {fact['error']}" for name, fact in facts.items() if "error" in fact]
+        done = [f"{name} ({fact['seconds']} s)" for name, fact in facts.items() if "error" not in fact]
+        tqdm.write(f"{folder}/: {', '.join(done) or 'nothing'}", file=sys.stdout)
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    run_script(main)

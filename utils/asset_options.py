@@ -1,0 +1,82 @@
+"""What a run writes of the object itself, and how: the section `assets` of a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from utils.errors import ConfigError
+
+# A texture side beyond this is more than any view of the project shows.
+MAX_TEXTURE = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssetOptions:
+    """3D files of a sample.
+
+    Attributes:
+        ply: write gaussians.ply, every Gaussian in the layout of 3D Gaussian viewers.
+        splat: write gaussians.splat, the 32-byte form of web viewers.
+        glb: write mesh.glb, a coloured triangle mesh.
+        html: write viewer.html, which opens from disk.
+        turntable: write turntable.mp4, a video of the Gaussians.
+        faces: triangles of the mesh, at most.
+        grid: voxels along the longest side of the object, from which its surface is taken.
+        mesh_views: cameras all around the object, from which the mesh takes its depth and its colours.
+        mesh_lowest_deg: height angle under which none of these cameras stands. What an orbit never showed, a head makes
+            up: from below, one looks through a missing bottom into the object. Unseen places count as solid.
+        mesh_view_size: their height and width in pixels.
+        texture: side of the mesh's texture in pixels; 0 colours the vertices instead.
+        unlit: say in the .glb that its colours contain the light already, as those of the views do.
+        turntable_frames: of one turn.
+        turntable_size: height and width in pixels, even.
+        turntable_elevation_deg: height angle of its camera.
+        turntable_distance: of its camera to the origin; null means that of the first view.
+        turntable_fps: frames a second.
+        background: grey of the turntable and of the viewer's first page, 0 black to 1 white.
+    """
+
+    ply: bool = True
+    splat: bool = True
+    glb: bool = True
+    html: bool = True
+    turntable: bool = True
+    faces: int = 10000
+    grid: int = 128
+    mesh_views: int = 32
+    mesh_lowest_deg: float = -30.0
+    mesh_view_size: int = 256
+    texture: int = 1024
+    unlit: bool = True
+    turntable_frames: int = 48
+    turntable_size: int = 256
+    turntable_elevation_deg: float = 20.0
+    turntable_distance: float | None = None
+    turntable_fps: int = 16
+    background: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("faces", 4, 10**7),
+            ("grid", 16, 512),
+            ("mesh_views", 4, 1000),
+            ("mesh_lowest_deg", -89, 80),
+            ("mesh_view_size", 32, 2048),
+            ("turntable_frames", 1, 10000),
+            ("turntable_size", 16, 4096),
+            ("turntable_fps", 1, 240),
+            ("background", 0, 1),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"assets.{name} must lie in [{low}, {high}], got {value}")
+        if self.texture and not 64 <= self.texture <= MAX_TEXTURE:
+            raise ConfigError(f"assets.texture must be 0 or lie in [64, {MAX_TEXTURE}], got {self.texture}")
+        if self.turntable_size % 2:
+            raise ConfigError(f"assets.turntable_size must be even for the video codec, got {self.turntable_size}")
+        if not -90 < self.turntable_elevation_deg < 90:
+            raise ConfigError(
+                f"assets.turntable_elevation_deg must lie in (-90, 90), got {self.turntable_elevation_deg}"
+            )
+        if self.turntable_distance is not None and self.turntable_distance <= 0:
+            raise ConfigError(f"assets.turntable_distance must be positive, got {self.turntable_distance}")
