@@ -55,7 +55,11 @@ def write_shard(path: str | Path, shard: PackedShard) -> None:
     }
     # one entry: safetensors would write several in any order, and the same objects shall give the same bytes
     metadata = {HEADER: json.dumps(header)}
-    arrays = {"rgba_NVHW4": shard.rgba_NVHW4, "c2w_NV44": np.ascontiguousarray(shard.c2w_NV44, dtype=np.float32)}
+    # safetensors writes memory as it lies
+    arrays = {
+        "rgba_NVHW4": np.ascontiguousarray(shard.rgba_NVHW4),
+        "c2w_NV44": np.ascontiguousarray(shard.c2w_NV44, dtype=np.float32),
+    }
     with atomic_path(path) as part:
         save_file(arrays, str(part), metadata=metadata)
 
