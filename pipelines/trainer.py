@@ -47,7 +47,7 @@ def train(cfg: RunConfig) -> Path:
     """
     if cfg.TASK_TYPE not in ENGINE.names():
         raise ConfigError(f"TASK_TYPE={cfg.TASK_TYPE} is no training{nearest(cfg.TASK_TYPE, ENGINE.names())}")
-    entrance = {"type": cfg.TASK_TYPE, **cfg.objective}
+    entrance = {"type": entrance_of(cfg), **cfg.objective}
     ENGINE.resolve(entrance, where="objective")
     device = pick_device(cfg.device)
     folder = writable_folder(cfg.log_dir, option="log_dir")
@@ -55,6 +55,12 @@ def train(cfg: RunConfig) -> Path:
     torch.manual_seed(cfg.seed)
     torch.set_float32_matmul_precision("high")
     return Trainer(cfg, ENGINE.build(entrance, where="objective", cfg=cfg, device=device), folder=folder).run()
+
+
+def entrance_of(cfg: RunConfig) -> str:
+    """What trains: a generator's entrance tunes the Gaussian head with `UNet.use_lgm_refine`, as in the original."""
+    tuning = cfg.TASK_TYPE.replace("train_", "tune_", 1)
+    return tuning if cfg.UNet.get("use_lgm_refine") and tuning in ENGINE.names() else cfg.TASK_TYPE
 
 
 class Trainer:
@@ -69,7 +75,7 @@ class Trainer:
     def __init__(self, cfg: RunConfig, objective: Objective, *, folder: Path) -> None:
         self.cfg, self.objective, self.folder = cfg, objective, folder
         self.pretrain = PRETRAIN.build(cfg.Pretrain, where="Pretrain") if cfg.Pretrain else None
-        self.step = self.pretrain.apply(objective.network) if self.pretrain else 0
+        self.step = self.pretrain.apply(objective.pretrained_part) if self.pretrain else 0
         self.accelerator = make_accelerator(cfg, objective.device, folder=folder)
         objective.to(objective.device)
         objective.network.train()
@@ -170,7 +176,7 @@ class Trainer:
             self.objective.network.eval()
             self.objective.finish()
             metadata = {"step": self.step, **self.objective.metadata()}
-            save_safetensors(final, self.objective.network.state_dict(), metadata=metadata)
+            save_safetensors(final, self.objective.final_state(), metadata=metadata)
             log.info("wrote %s (%.2f MB)", final, final.stat().st_size / 1e6)
             self._preview(averaged=False)
         self.accelerator.end_training()

@@ -26,7 +26,7 @@ REPLACED_KEYS = {
     "ddim_timesteps": "use sampler.num_steps",
     "max_frames": "use cameras.num_views",
     "use_fp16": "use precision: float32, bfloat16 or float16",
-    "lgm_pretrain": "belongs to head tuning, which is not part of this version",
+    "lgm_pretrain": "use reconstruction.pretrained",
     "inference_list_path": "use test_list_path",
     "noise_strength": "use Diffusion.noise_strength",
 }

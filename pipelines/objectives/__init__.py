@@ -1,5 +1,5 @@
 """What can be trained. Importing this package registers the entrances."""
 
-from pipelines.objectives import autoencoder, classifier, diffusion, embedder, head
+from pipelines.objectives import autoencoder, classifier, diffusion, embedder, head, head_tuning
 
-__all__ = ["autoencoder", "classifier", "diffusion", "embedder", "head"]
+__all__ = ["autoencoder", "classifier", "diffusion", "embedder", "head", "head_tuning"]

@@ -54,6 +54,15 @@ class Objective(nn.Module):
     def finish(self) -> None:
         """Change the trained network once, before the final file is written."""
 
+    @property
+    def pretrained_part(self) -> nn.Module:
+        """What the section Pretrain loads and slows."""
+        return self.network
+
+    def final_state(self) -> dict[str, Tensor]:
+        """What the final file holds."""
+        return self.network.state_dict()
+
     def metadata(self) -> dict[str, str]:
         """Strings for the header of the final file."""
         return {}

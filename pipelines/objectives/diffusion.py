@@ -89,19 +89,30 @@ class OrbitDenoising(Objective):
         check_model_kind(self.network, self.embedder, image=config.image, option=f"TASK_TYPE={cfg.TASK_TYPE}")
         self.dropped_ids_1L = self.embedder.tokenize([config.dropped_prompt])
 
+    @property
+    def unet(self) -> nn.Module:
+        """The generator."""
+        return self.network
+
     def batches(self) -> Iterator[DiffusionBatch]:
         return self._cached_batches(self.cached_latents()) if self.cfg.cache_latents else self._encoded_batches()
 
     def forward(self, batch: DiffusionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         x0 = batch.latents_BCVHW
         t_B = torch.randint(self.diffusion.num_timesteps, (len(x0),), generator=self.generator, device=x0.device)
+        prediction, _, noise = self.predict(batch, t_B)
+        return self.diffusion.loss(prediction, self.diffusion.training_target(x0, noise, t_B)), {}
+
+    def predict(self, batch: DiffusionBatch, t_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The network's prediction for noised latents, some of its conditions dropped; those latents; their noise."""
+        x0 = batch.latents_BCVHW
         noise = self.diffusion.make_noise(x0, generator=self.generator)
         x_t = self.diffusion.add_noise(x0, noise, t_B)
         if self.cfg.Pretrain.get("fix_weight"):
             # A group norm of channels_last data that needs no gradient crashes on the CPU (torch 2.10).
             x_t.requires_grad_()
         drop_B = torch.rand(len(x0), generator=self.generator, device=x0.device) < self.cfg.p_zero
-        prediction = self.network(
+        prediction = self.unet(
             x_t,
             t_B,
             self.words(batch.token_ids_BL, drop_B),
@@ -109,8 +120,7 @@ class OrbitDenoising(Objective):
             camera_data=batch.camera_data_BV16,
             fps=torch.full_like(t_B, self.cfg.target_fps),
         )
-        loss = self.diffusion.loss(prediction, self.diffusion.training_target(x0, noise, t_B))
-        return loss, {}
+        return prediction, x_t, noise
 
     @torch.no_grad()
     def words(self, token_ids_BL: Tensor, drop_B: Tensor) -> Tensor:

@@ -13,21 +13,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.gaussians import Gaussians
-from models.rendering import pick_rasterizer, render
-from pipelines.head_views import evenly_spaced, head_input
+from pipelines.head_views import head_input
 from pipelines.objectives.base import Objective
 from pipelines.objectives.head_augment import disturb_views, jitter_poses
-from pipelines.objectives.perceptual import load_lpips
+from pipelines.objectives.head_parts import HeadLoss, LossConfig, draw_views, preview_views
 from pipelines.orbit_pixels import composite, load_orbits, shuffled
-from utils.cameras import head_cameras, intrinsics, opencv_to_opengl
+from utils.cameras import head_cameras
 from utils.errors import ConfigError
 from utils.images import save_png
 from utils.registry import AUTO_ENCODER, DATASETS, ENGINE, MODEL, RECONSTRUCTORS
 from utils.run_config import RunConfig
 
 NUM_PREVIEWS = 6
-PREVIEW_VIEWS = 6
 FOV_TOLERANCE_DEG = 0.1
 
 
@@ -45,12 +42,9 @@ class ObjectFromViews(Objective):
     stem = "head"
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(LossConfig):
         """
         Attributes:
-            num_output_views: K, rendered and compared; the input views are among them.
-            alpha_weight: of the squared error of the masks.
-            lambda_lpips: of LPIPS; 0 leaves it out and needs no weights.
             p_distort: share of samples whose input views, but the first, are distorted.
             distortion: size of it, as a share of the picture.
             p_jitter: share of samples whose input cameras, but the first, are off.
@@ -58,8 +52,6 @@ class ObjectFromViews(Objective):
             p_autoencoded: share of steps whose input views went through the autoencoder.
         """
 
-        num_output_views: int = 8
-        alpha_weight: float = 1.0
         lambda_lpips: float = 0.0
         p_distort: float = 0.5
         distortion: float = 0.01
@@ -68,7 +60,8 @@ class ObjectFromViews(Objective):
         p_autoencoded: float = 0.5
 
         def __post_init__(self) -> None:
-            for name in ("alpha_weight", "lambda_lpips", "distortion", "jitter_deg"):
+            super().__post_init__()
+            for name in ("distortion", "jitter_deg"):
                 if getattr(self, name) < 0:
                     raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
             for name in ("p_distort", "p_jitter", "p_autoencoded"):
@@ -80,10 +73,16 @@ class ObjectFromViews(Objective):
         self.config = config
         options = RECONSTRUCTORS.resolve(cfg.reconstruction, where="reconstruction")[1]
         self.fov_deg, self.num_inputs = options.fov, options.head_config.num_input_views
-        pick_rasterizer(cfg.rasterizer, device)
         dataset = DATASETS.build(cfg.vid_dataset, where="vid_dataset")
-        self._check(config, dataset, input_size=options.head_config.input_size)
-        self.lpips = load_lpips(device) if config.lambda_lpips else None
+        self._check(dataset, input_size=options.head_config.input_size)
+        self.loss = HeadLoss(
+            config,
+            fov_deg=self.fov_deg,
+            size=cfg.resolution[0],
+            num_inputs=self.num_inputs,
+            rasterizer=cfg.rasterizer,
+            device=device,
+        )
         self.network = MODEL.build({"type": "LGM", **options.head}, where="reconstruction.head")
         self.autoencoder: Any = None
         if config.p_autoencoded:
@@ -93,24 +92,18 @@ class ObjectFromViews(Objective):
             self.network.to(memory_format=torch.channels_last)
         self.orbits = load_orbits(dataset, device=device)
         self.c2w_NV44 = self.orbits.c2w_NV44.to(device)
-        self.K_33 = intrinsics(self.fov_deg, cfg.resolution[0]).to(device)
         self.views_per_step = self.batch_size * config.num_output_views
         # Which steps take decoded views is decided here, without asking the device.
         self.choices = torch.Generator().manual_seed(cfg.seed)
 
-    def _check(self, config: Config, dataset: Any, *, input_size: int) -> None:
+    def _check(self, dataset: Any, *, input_size: int) -> None:
         width, height = self.cfg.resolution
         if width != height or width != input_size:
             raise ConfigError(
                 f"resolution={[width, height]}, but the head takes {input_size} x {input_size}; set "
                 "reconstruction.head.input_size or resolution"
             )
-        num_views = dataset.config.num_views
-        if not self.num_inputs <= config.num_output_views <= num_views:
-            raise ConfigError(
-                f"num_output_views={config.num_output_views} must lie between the head's {self.num_inputs} input views "
-                f"and the data's {num_views}"
-            )
+        self.config.check_views(num_inputs=self.num_inputs, num_views=dataset.config.num_views)
         for fov_deg in getattr(dataset, "fovs", []):
             if abs(fov_deg - self.fov_deg) > FOV_TOLERANCE_DEG:
                 raise ConfigError(
@@ -119,16 +112,15 @@ class ObjectFromViews(Objective):
 
     def batches(self) -> Iterator[HeadBatch]:
         for orbits_B in shuffled(self.orbits.num_orbits, self.batch_size, generator=self.generator):
-            yield self.draw(orbits_B, self.draw_views(len(orbits_B)))
-
-    def draw_views(self, num_samples: int) -> Tensor:
-        """Which views (B, K): the input evenly around the orbit from a random one, then others."""
-        V, device = self.orbits.num_views, self.device
-        start_B1 = torch.randint(V, (num_samples, 1), generator=self.generator, device=device)
-        inputs_BI = (start_B1 + torch.tensor(evenly_spaced(V, self.num_inputs), device=device)) % V
-        order_BV = torch.rand(num_samples, V, generator=self.generator, device=device).scatter(1, inputs_BI, -1.0)
-        others_BK = order_BV.topk(self.config.num_output_views - self.num_inputs, dim=1).indices
-        return torch.cat([inputs_BI, others_BK], dim=1)
+            views_BK = draw_views(
+                len(orbits_B),
+                num_views=self.orbits.num_views,
+                num_inputs=self.num_inputs,
+                num_outputs=self.config.num_output_views,
+                even=True,
+                generator=self.generator,
+            )
+            yield self.draw(orbits_B, views_BK)
 
     def draw(self, orbits_B: Tensor, views_BK: Tensor) -> HeadBatch:
         """The images and cameras of those views."""
@@ -137,24 +129,9 @@ class ObjectFromViews(Objective):
         return HeadBatch(self.orbits.rgba(orbits_BK, views_BK), self.c2w_NV44[cameras])
 
     def forward(self, batch: HeadBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Errors of colour and mask over random backgrounds (arXiv:2402.05054, section 3.3)."""
-        background_B3 = torch.rand(len(batch.rgba_BKHW4), 3, generator=self.generator, device=self.device)
-        truth_BKCHW, masks_BK1HW = composite(batch.rgba_BKHW4, background_B3[:, None, :, None, None])
         poses_BK44 = head_cameras(batch.c2w_BK44, fov_deg=self.fov_deg).poses_V44
         gaussians = self.network(self.inputs(batch, poses_BK44))
-        drawn = self.render(gaussians, poses_BK44, background=background_B3)
-        squares_BKCHW = (drawn.colors_BV3HW - truth_BKCHW).square()
-        color, mask = squares_BKCHW.mean(), (drawn.alphas_BV1HW - masks_BK1HW).square().mean()
-        loss = color + self.config.alpha_weight * mask
-        unseen = squares_BKCHW[:, self.num_inputs :].detach()
-        figures = {"color": color.detach(), "mask": mask.detach()}
-        if unseen.numel():
-            figures["psnr_unseen"] = -10 * unseen.mean(dim=(1, 2, 3, 4)).log10().mean()
-        if self.lpips is not None:
-            distance = self.lpips(drawn.colors_BV3HW.flatten(0, 1), truth_BKCHW.flatten(0, 1))
-            loss = loss + self.config.lambda_lpips * distance
-            figures["lpips"] = distance.detach()
-        return loss, figures
+        return self.loss(gaussians, poses_BK44, batch.rgba_BKHW4, generator=self.generator)
 
     def inputs(self, batch: HeadBatch, poses_BK44: Tensor) -> Tensor:
         """The head's input: views over the generator's background, as flawed as generated ones are."""
@@ -180,37 +157,18 @@ class ObjectFromViews(Objective):
         restored_FCHW = self.autoencoder.decode(mean_FCHW).float() / 2 + 0.5
         return restored_FCHW.clamp(0, 1).view_as(views_BICHW)
 
-    def render(self, gaussians: Gaussians, poses_BK44: Tensor, *, background: float | Tensor) -> Any:
-        """See models.rendering."""
-        return render(
-            gaussians,
-            opencv_to_opengl(poses_BK44),
-            self.K_33,
-            size=self.cfg.resolution[::-1],
-            background=background,
-            backend=self.cfg.rasterizer,
-        )
-
     def parts_to_compile(self) -> list[nn.Module]:
         return self.network.parts_to_compile()
 
     @torch.no_grad()
     def preview(self, folder: Path, step: int) -> None:
-        """Per object two rows: true views that the head has not seen, and its renders there."""
-        V = self.orbits.num_views
-        inputs = evenly_spaced(V, self.num_inputs)
-        unseen = [view for view in range(V) if view not in inputs]
-        shown = unseen[:: max(1, len(unseen) // PREVIEW_VIEWS)][:PREVIEW_VIEWS] or inputs
+        """True views that the head has not seen, and its renders there."""
+        inputs, shown = preview_views(self.orbits.num_views, self.num_inputs)
         numbers_B = torch.linspace(0, self.orbits.num_orbits - 1, NUM_PREVIEWS).round().long().unique()
-        rows = []
-        for number_1 in numbers_B.split(1):
-            batch = self.draw(number_1, torch.tensor([inputs + shown]))
-            views_BKCHW, _ = composite(batch.rgba_BKHW4, self.orbits.background)
-            poses_BK44 = head_cameras(batch.c2w_BK44, fov_deg=self.fov_deg).poses_V44
-            num_inputs = self.num_inputs
-            gaussians = self.network(
-                head_input(views_BKCHW[:, :num_inputs], poses_BK44[:, :num_inputs], fov_deg=self.fov_deg)
-            )
-            drawn = self.render(gaussians, poses_BK44[:, num_inputs:], background=self.orbits.background)
-            rows += [torch.cat(list(images), dim=2) for images in (views_BKCHW[0, num_inputs:], drawn.colors_BV3HW[0])]
-        save_png(folder / f"head_{step:08d}.png", torch.cat(rows, dim=1).clamp(0, 1).float().cpu())
+        batch = self.draw(numbers_B, torch.tensor([inputs + shown]).expand(len(numbers_B), -1))
+        views_BICHW, _ = composite(batch.rgba_BKHW4[:, : len(inputs)], self.orbits.background)
+        poses_BK44 = head_cameras(batch.c2w_BK44, fov_deg=self.fov_deg).poses_V44
+        gaussians = self.network(head_input(views_BICHW, poses_BK44[:, : len(inputs)], fov_deg=self.fov_deg))
+        unseen = (poses_BK44[:, len(inputs) :], batch.rgba_BKHW4[:, len(inputs) :])
+        picture = self.loss.comparison(gaussians, *unseen, background=self.orbits.background)
+        save_png(folder / f"head_{step:08d}.png", picture)

@@ -216,7 +216,7 @@ def test_refuses_weights_that_are_no_head(tmp_path, family):
     with pytest.raises(DataError, match="holds no Gaussian head"):
         pipeline_of(tmp_path, family, f"reconstruction.pretrained={tmp_path / 't2v_00000007.pth'}")
     with pytest.raises(DataError, match="does not fit LGM"):
-        pipeline_of(tmp_path, family, "reconstruction.head.up_channels=[64]")
+        pipeline_of(tmp_path, family, "reconstruction.head.up_channels=[64,32]")
 
 
 def test_refuses_refined_results_of_a_call_without_a_head(tmp_path, family):
