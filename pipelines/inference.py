@@ -89,12 +89,14 @@ class OrbitInference:
         started = time.perf_counter()
         pipeline = ViewsPipeline.from_config(self.cfg)
         log.info("built and loaded in %.1f s", time.perf_counter() - started)
-        writer = VISUAL.build(self.cfg.visual_inference, where="visual_inference")
+        writer = VISUAL.build(self.cfg.visual_inference, where="visual_inference", assets=self.cfg.assets)
         batches = [jobs[start : start + self.cfg.batch_size] for start in range(0, len(jobs), self.cfg.batch_size)]
         seconds = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
         written = f"orbit.mp4, sheet.png, views/, transforms.json, {RESULT_FILE}"
         if pipeline.results_of() == "both":
             written += "; with 3D-aware sampling: orbit_gs.mp4, sheet_gs.png, views_gs/"
+        if pipeline.reconstruction:
+            written += "; the object: see `assets` there"
         with tqdm(total=len(batches) * pipeline.steps_per_call, unit="step", mininterval=seconds) as bar:
             for batch in batches:
                 bar.set_description(batch[0].source.slug[:40])
@@ -107,10 +109,7 @@ class OrbitInference:
                 for index, job in enumerate(batch):
                     record = {**job.source.record, "seed": job.seed, "settings": settings}
                     writer.write(job.folder, orbits, index, fps=self.cfg.target_fps, record=record)
-                    bar.write(
-                        file=sys.stderr,
-                        s=f"wrote {job.folder}/ ({written})",
-                    )
+                    bar.write(file=sys.stderr, s=f"wrote {job.folder}/ ({written})")
                 bar.write(file=sys.stderr, s=cost_of(orbits, num_steps=pipeline.steps_per_call))
 
 
