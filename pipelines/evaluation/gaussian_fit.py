@@ -17,7 +17,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from models.gaussians import Gaussians
-from models.splatting import render
+from models.rendering import render
 from utils.cameras import intrinsics
 from utils.errors import ConfigError
 
@@ -76,16 +76,9 @@ class Shots:
 def render_scenes(
     gaussians: Gaussians, c2w_BV44: Tensor, *, fov_deg: float, size: tuple[int, int], background: float
 ) -> tuple[Tensor, Tensor]:
-    """Every scene from its own cameras: colours (B, V, 3, H, W) and alphas (B, V, 1, H, W).
-
-    The one place of the evaluation that calls a rasteriser.
-    """
-    K_33 = intrinsics(fov_deg, size[1]).to(c2w_BV44)
-    drawn = [
-        render(gaussians, c2w_V44, K_33, size=size, background=background, scene=scene)
-        for scene, c2w_V44 in enumerate(c2w_BV44)
-    ]
-    return torch.stack([colors for colors, _ in drawn]), torch.stack([alphas for _, alphas in drawn])
+    """Every scene from its own cameras: colours (B, V, 3, H, W) and alphas (B, V, 1, H, W)."""
+    drawn = render(gaussians, c2w_BV44, intrinsics(fov_deg, size[1]), size=size, background=background)
+    return drawn.colors_BV3HW, drawn.alphas_BV1HW
 
 
 def fit(shots: Shots, options: FitOptions, *, on_step: Callable[[], object] | None = None) -> Gaussians:
