@@ -74,7 +74,7 @@ def sample_orbits(
         if not is_done(job, settings):
             missing.append(index)
     log.info("%d of %d orbits to sample from %d given views, in %s", len(missing), len(orbits), len(given), out)
-    num_steps, seconds = pipeline.sampler.config.num_steps, 0.1 if sys.stderr.isatty() else 10.0
+    num_steps, seconds = pipeline.steps_per_call, 0.1 if sys.stderr.isatty() else 10.0
     wanted = (
         _Wanted(orbit=orbits[index], job=_job_of(orbits[index], index, given=given, out=out, seed=seed))
         for index in missing
@@ -186,4 +186,5 @@ def _sample(pipeline: ViewsPipeline, batch: list[_Wanted], *, given: Sequence[in
         known_views=held,
         on_step=on_step,
     )
-    return {"views": orbits.views_BVCHW}
+    refined = {} if orbits.refined_views_BVCHW is None else {"views_gs": orbits.refined_views_BVCHW}
+    return {"views": orbits.views_BVCHW, **refined}
