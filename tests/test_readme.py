@@ -156,13 +156,17 @@ def test_what_is_copied_is_what_training_writes():
     for line in commands("train_net.py"):
         words = arguments(line)
         cfg = load_config(ROOT / words[words.index("--cfg") + 1])
-        objective, _ = ENGINE.resolve({"type": cfg.TASK_TYPE, **cfg.objective})
-        written[f"{cfg.log_dir}/{objective.stem}.safetensors"] = cfg
+        objective, options = ENGINE.resolve({"type": cfg.TASK_TYPE, **cfg.objective})
+        stem = "i2v" if getattr(options, "image", False) else objective.stem
+        written[f"{cfg.log_dir}/{stem}.safetensors"] = cfg
     copies = [shlex.split(line)[1:] for line in command_lines() if line.startswith("cp ")]
-    assert len(copies) == 4
+    assert len(copies) == 6  # two of them twice
     assert {source for source, _ in copies} <= set(written)
-    infer = load_config(ROOT / "configs" / "mini" / "t2v_infer.yaml")
-    used = {infer.test_model, infer.auto_encoder["pretrained"], infer.embedder["pretrained"]}
+    used = set()
+    for name in ("t2v_infer", "i2v_infer"):
+        infer = load_config(ROOT / "configs" / "mini" / f"{name}.yaml")
+        parts = (infer.auto_encoder, infer.embedder, infer.reconstruction)
+        used |= {infer.test_model, *(part["pretrained"] for part in parts)}
     assert used < {target for _, target in copies}
 
 
