@@ -22,7 +22,7 @@ from models.weights import load_strict, save_safetensors
 from pipelines.conditioner import CallFrame, Conditions, ImageConditioner, OrbitInput, conditioner_for
 from pipelines.guidance import ClassifierFreeGuidance
 from pipelines.head_loading import check_reconstruction, load_reconstruction
-from pipelines.known_views import KnownViews
+from pipelines.known_views import EachInTurn, KnownViews, is_even_circle, weights_by_nearness
 from pipelines.reconstruction import GaussianReconstruction, OrbitRefiner
 from pipelines.sampler import Sampler
 from utils.cameras import DATA_FOV_DEG
@@ -169,7 +169,7 @@ class ViewsPipeline:
             guide_scale: the config's when left out.
             resolution: width and height in pixels; the config's when left out.
             known_views: place in the orbit -> pictures of that view, one an input; these views are held, and with them
-                the input itself as view 0. Image models only.
+                the input itself as view 0; each costs one more call of the network a step. Image models only.
             results: `plain`, `refined` (by 3D-aware sampling) or `both`; the config's when left out.
             on_step: called after every denoising step.
 
@@ -198,8 +198,8 @@ class ViewsPipeline:
         with torch.no_grad():
             started = time.perf_counter()
             conditions = self.conditioner(inputs, frame)
-            known = self._hold(known_views, conditions, frame) if known_views else None
-            latents = self._denoise(noise, conditions, known, frame, guide_scale, on_step, refiner, results)
+            given = self._given(known_views or {}, conditions, frame)
+            latents = self._denoise(noise, given, frame, guide_scale, on_step, refiner, results)
             denoised = time.perf_counter()
             views = [self.decode(one).float().cpu() for one in latents]
             decoded = time.perf_counter()
@@ -290,22 +290,18 @@ class ViewsPipeline:
         shape = (self.autoencoder.latent_channels, num_views, height, width)
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
-    def _hold(
+    def _given(
         self, known_views: Mapping[int, Sequence[OrbitInput]], conditions: Conditions, frame: CallFrame
-    ) -> KnownViews:
-        """The known views and, unless it is among them, the input as view 0, as latents."""
-        if not isinstance(self.conditioner, ImageConditioner):
+    ) -> dict[int, Conditions]:
+        """Conditions from each known view, and from the input as view 0 unless that is among them."""
+        if known_views and not isinstance(self.conditioner, ImageConditioner):
             raise ValueError("known views need an image model; this one samples from text")
-        latents = {0: conditions.conditional["local_image"][:, :, :1].float()}
-        for view, images in known_views.items():
-            latents[view] = self.conditioner.encode(self.conditioner.views(images, frame), frame)
-        return KnownViews(views=tuple(latents), latents_BCKHW=torch.cat(list(latents.values()), dim=2))
+        return {0: conditions, **{view: self.conditioner(images, frame) for view, images in known_views.items()}}
 
     def _denoise(
         self,
         noise: Tensor,
-        conditions: Conditions,
-        known: KnownViews | None,
+        given: dict[int, Conditions],
         frame: CallFrame,
         guide_scale: float | None,
         on_step: Callable[[], None] | None,
@@ -315,17 +311,31 @@ class ViewsPipeline:
         """Latents on the CPU: one result, or the plain and the refined one."""
         sample = self.sampler.both if results == "both" else self.sampler
         latents = sample(
-            lambda x, t, **arguments: self.unet(x.to(frame.dtype), t, **arguments),
+            self._network(given, frame),
             noise.to(frame.device),
-            conditions,
+            given[0],
             diffusion=self.diffusion,
             guidance=ClassifierFreeGuidance(scale=self.cfg.guide_scale if guide_scale is None else guide_scale),
             refiner=refiner,
-            known_views=known,
+            known_views=KnownViews.of(given) if len(given) > 1 else None,
             generators=list(frame.generators),
             on_step=on_step,
         )
         return [one.cpu() for one in (latents if results == "both" else [latents])]
+
+    def _network(self, given: dict[int, Conditions], frame: CallFrame) -> Callable[..., Tensor]:
+        """The UNet in its dtype; with several given views on an even circle it is asked from each of them."""
+
+        def network(x: Tensor, t: Tensor, **arguments: Tensor) -> Tensor:
+            return self.unet(x.to(frame.dtype), t, **arguments)
+
+        if len(given) == 1:
+            return network
+        if not is_even_circle(frame.c2w_V44):
+            log.info("known views are held only: the views do not stand evenly on one circle")
+            return network
+        weights_KV = weights_by_nearness(frame.c2w_V44, tuple(given))
+        return EachInTurn(network=network, conditions=given, weights_KV=weights_KV)
 
     def decode(self, latents_BCVHW: Tensor) -> Tensor:
         """Latents to views in [0, 1], `decoder_bs` views at a time."""
