@@ -71,8 +71,14 @@ def test_the_turntable_shows_the_gaussians_at_any_elevation(tmp_path, elevation_
 
 
 def sample(gaussians):
+    """What the writer reads of an orbit, with an object."""
     return types.SimpleNamespace(
-        views_BVCHW=torch.rand(2, 2, 3, 32, 32), c2w_V44=ORBIT, fov_deg=39.6, gaussians=gaussians
+        views_BVCHW=torch.rand(2, 2, 3, 32, 32),
+        refined_views_BVCHW=None,
+        c2w_V44=ORBIT,
+        fov_deg=39.6,
+        gaussians=gaussians,
+        gaussians_fov_deg=None,
     )
 
 
