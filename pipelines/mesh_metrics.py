@@ -67,7 +67,7 @@ def surface_distance(
     made: RenderMesh,
     true: RenderMesh,
     *,
-    num_points: int = 50_000,
+    num_points: int = 100_000,
     thresholds: tuple[float, ...] = THRESHOLDS,
     seed: int = 0,
 ) -> SurfaceDistance:

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from models.gaussians import Gaussians
@@ -17,6 +18,8 @@ from utils.cameras import cameras_at, intrinsics
 from utils.errors import DataError
 
 FAINT = 0.05  # Gaussians under this opacity are haze around an object, not part of its surface
+# A Gaussian floats when its NEIGHBOURS nearest ones are ALONE times as far away as usual, and as its own size.
+NEIGHBOURS, ALONE = 8, 3.0
 # The object's box leaves out this share of the Gaussians at either end of each axis: stray ones would blow it up.
 STRAY_SHARE = 0.002
 CAMERA_DISTANCE = 3.0  # in radii of the object: near enough to look into hollows, far enough for a small field of view
@@ -59,6 +62,7 @@ def look_around(gaussians: Gaussians, *, num_views: int, size: int, lowest_deg: 
         DataError: nothing can be seen.
     """
     solid = gaussians.only(gaussians.opacities_BN1[0, :, 0] >= FAINT)
+    solid = without_floaters(solid)
     if solid.means_BN3.shape[1] < 4:
         raise DataError("fewer than 4 Gaussians are opaque enough to have a surface; use another seed or other weights")
     low_3, high_3 = object_box(solid)
@@ -84,6 +88,17 @@ def look_around(gaussians: Gaussians, *, num_views: int, size: int, lowest_deg: 
         alphas_V1HW=alphas_V1HW,
         depths_V1HW=torch.cat([chunk.depths_BV1HW[0] for chunk in drawn]),
     )
+
+
+def without_floaters(gaussians: Gaussians) -> Gaussians:
+    """One scene without the Gaussians that stand alone: neighbours far away, for this scene and for their own size."""
+    means_N3 = gaussians.means_BN3[0].cpu().numpy()
+    if len(means_N3) <= NEIGHBOURS:
+        return gaussians
+    apart_N = torch.from_numpy(cKDTree(means_N3).query(means_N3, NEIGHBOURS + 1)[0][:, 1:].mean(axis=1))
+    own_N = gaussians.covariances()[0].diagonal(dim1=-2, dim2=-1).amax(-1).sqrt().cpu()
+    alone_N = (apart_N > ALONE * apart_N.median()) & (apart_N > ALONE * own_N)
+    return gaussians.only((~alone_N).to(gaussians.means_BN3.device))
 
 
 def object_box(gaussians: Gaussians) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,7 @@ ALL = {PLY_FILE, SPLAT_FILE, MESH_FILE, TURNTABLE_FILE, VIEWER_FILE}
 
 
 def write(folder, gaussians, **options):
+    folder.mkdir(exist_ok=True)
     options = dataclasses.replace(SMALL_OPTIONS, **options)
     return write_assets(folder, gaussians, options=options, c2w_44=ORBIT[0], fov_deg=39.6, title="a ball")
 
@@ -70,8 +71,14 @@ def test_the_turntable_shows_the_gaussians_at_any_elevation(tmp_path, elevation_
 
 
 def sample(gaussians):
+    """What the writer reads of an orbit, with an object."""
     return types.SimpleNamespace(
-        views_BVCHW=torch.rand(2, 2, 3, 32, 32), c2w_V44=ORBIT, fov_deg=39.6, gaussians=gaussians
+        views_BVCHW=torch.rand(2, 2, 3, 32, 32),
+        refined_views_BVCHW=None,
+        c2w_V44=ORBIT,
+        fov_deg=39.6,
+        gaussians=gaussians,
+        gaussians_fov_deg=None,
     )
 
 
@@ -125,3 +132,13 @@ def test_settings_reach_the_options(tmp_path):
     (tmp_path / "run.yaml").write_text("assets: {faces: 300}\n")
     cfg = load_config(tmp_path / "run.yaml", ["assets.glb=false", f"assets.grid={SMALL['grid']}"])
     assert cfg.assets == AssetOptions(faces=300, glb=False, grid=48)
+
+
+@pytest.mark.gpu
+def test_files_are_made_on_a_gpu_as_on_the_cpu(tmp_path):
+    here, there = (write(tmp_path / device, ball().to(device)) for device in ("cpu", "cuda"))
+    assert set(there) == ALL
+    assert not [fact for fact in there.values() if "error" in fact]
+    assert there[MESH_FILE]["watertight"] == here[MESH_FILE]["watertight"]
+    for name in (PLY_FILE, SPLAT_FILE, VIEWER_FILE):
+        assert (tmp_path / "cuda" / name).read_bytes() == (tmp_path / "cpu" / name).read_bytes()

@@ -14,7 +14,7 @@ import trimesh
 from datasets.mesh_renderer import sample_texture
 from datasets.mesh_scene import linear_to_srgb, load_mesh
 from pipelines.mesh_file import UNLIT, write_glb
-from pipelines.object_views import look_around, sphere_cameras
+from pipelines.object_views import look_around, sphere_cameras, without_floaters
 from pipelines.surface import Volume, clean, close_gaps, extract_surface, triangulate
 from pipelines.texture import cover_texels
 from tests.tiny_gaussians import SMALL_OPTIONS, ball, direction_colors, join, transparent
@@ -73,6 +73,17 @@ def test_floaters_leave_no_parts():
     mesh = trimesh.Trimesh(surface.points_N3, surface.faces_F3, process=False)
     assert mesh.body_count == 1
     assert np.linalg.norm(surface.points_N3, axis=1).max() < RADIUS + 0.06
+
+
+def test_gaussians_that_stand_alone_are_floaters():
+    body = ball(800)
+    alone = ball(20, radius=0.9)
+    alone = dataclasses.replace(alone, scales_BN3=torch.full((1, 20, 3), 0.01))
+    kept = without_floaters(join(body, alone))
+    assert torch.equal(kept.means_BN3, body.means_BN3)
+    # As far apart, but so large that they touch: a coarse part of the object.
+    coarse = dataclasses.replace(alone, scales_BN3=torch.full((1, 20, 3), 0.4))
+    assert without_floaters(join(body, coarse)).means_BN3.shape[1] == 820
 
 
 def test_two_large_parts_both_stay():
