@@ -13,6 +13,7 @@ import datasets
 import models
 import pipelines
 from datasets.packed_orbits import PackedShard, shard_file, write_shard
+from models.rendering import render
 from models.weights import read_weights, save_published, save_safetensors
 from pipelines.head_loading import load_lgm
 from pipelines.objectives.head_augment import disturb_views, jitter_poses
@@ -37,9 +38,11 @@ GENERATOR = torch.Generator().manual_seed(0)
 
 @pytest.fixture
 def folder(tmp_path):
-    """Orbits of balls of Gaussians, rendered: the head can learn them."""
-    from models.rendering import render
+    return make_orbits(tmp_path)
 
+
+def make_orbits(folder):
+    """Write orbits of balls of Gaussians, rendered: the head can learn them."""
     c2w_V44 = orbit_cameras(num_views=NUM_VIEWS, elevation_deg=15, radius=2)
     images = []
     for seed in range(6):
@@ -58,9 +61,9 @@ def folder(tmp_path):
         captions=[f"ball {number}" for number in range(6)],
         attributes=[{}] * 6,
     )
-    (tmp_path / "orbits").mkdir()
-    write_shard(shard_file(tmp_path / "orbits", 0), shard)
-    return tmp_path
+    (folder / "orbits").mkdir()
+    write_shard(shard_file(folder / "orbits", 0), shard)
+    return folder
 
 
 def config(folder, **changes):
