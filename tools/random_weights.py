@@ -77,7 +77,8 @@ def write_random_weights(cfg: RunConfig, out: Path) -> list[str]:
 def random_head(options: dict[str, Any], *, seed: int) -> dict[str, Tensor]:
     """As `random_state`; its Gaussians are about as large as those of a trained head, for rendering to cost as much."""
     with torch.device("meta"):
-        state = random_state(MODEL.build({"type": "LGM", **options}, where="reconstruction.head"), seed=seed)
+        head = MODEL.build({"type": "LGM", **options}, where="reconstruction.head")
+    state = random_state(head, seed=seed)
     return state | {"conv.bias": torch.tensor(FIRST_GUESS), "conv.weight": 0.3 * state["conv.weight"]}
 
 
