@@ -168,7 +168,6 @@ def _gsplat(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, size: tuple[in
         height=height,
         near_plane=splatting.NEAR,
         eps2d=splatting.LOW_PASS,
-        tile_size=splatting.TILE,
         render_mode="RGB+D",
         packed=False,
     )
