@@ -16,6 +16,7 @@ Letters: B scenes, V cameras of each, N Gaussians, H W pixels.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import logging
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from utils.errors import ConfigError
 log = logging.getLogger(__name__)
 
 RASTERIZERS = ("auto", "torch", "gsplat")
+MIN_GSPLAT = (1, 5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,32 +106,42 @@ def pick_rasterizer(name: str, device: torch.device) -> str:
     if name == "gsplat":
         if device.type != "cuda":
             raise ConfigError(f"rasterizer=gsplat needs a CUDA device, this is {device.type}; use auto or torch")
-        if not _importable("gsplat"):
-            raise ConfigError("rasterizer=gsplat: the package is not installed (pip install gsplat); use auto or torch")
+        if lack := _lack_of_gsplat(compiles=True):
+            raise ConfigError(f"rasterizer=gsplat: {lack}; use auto or torch")
     return name
 
 
 @functools.cache
 def _automatic(device_type: str) -> str:
-    if device_type != "cuda":
-        chosen, reason = "torch", f"the device is {device_type}"
-    elif not _importable("gsplat"):
-        chosen, reason = "torch", "gsplat is not installed; with it rendering is several times faster"
-    elif not _importable("gsplat.csrc"):
-        chosen = "torch"
-        reason = "this gsplat is not compiled yet; rasterizer=gsplat compiles it (minutes, needs CUDA's compiler)"
-    else:
-        chosen, reason = "gsplat", "its compiled part is installed"
-    log.info("rasterizer: %s (%s)", chosen, reason)
+    lack = f"the device is {device_type}" if device_type != "cuda" else _lack_of_gsplat(compiles=False)
+    chosen = "torch" if lack else "gsplat"
+    log.info("rasterizer: %s%s", chosen, f" ({lack})" if lack else "")
     return chosen
 
 
 @functools.cache
-def _importable(module: str) -> bool:
+def _lack_of_gsplat(*, compiles: bool) -> str | None:
+    """Why gsplat cannot draw; None when it can.
+
+    Args:
+        compiles: let it compile itself where its compiled part is not installed.
+    """
     try:
-        return importlib.util.find_spec(module) is not None
-    except ImportError:  # a parent that does not import
-        return False
+        version = importlib.metadata.version("gsplat")
+        found = importlib.util.find_spec("gsplat.csrc") is not None
+    except importlib.metadata.PackageNotFoundError:
+        return "gsplat is not installed (pip install gsplat), with which rendering is several times faster"
+    except ImportError as err:
+        return f"gsplat does not import ({err})"
+    if tuple(int(number) for number in version.split("+")[0].split(".")[:2]) < MIN_GSPLAT:
+        return f"gsplat {version} draws no batches of scenes; install 1.5 or later"
+    if found:
+        return None
+    if not compiles:
+        return "gsplat is not compiled; rasterizer=gsplat compiles it, for minutes and with CUDA's compiler"
+    from gsplat.cuda._backend import _C  # compiles, or loads what was compiled before
+
+    return None if _C is not None else "gsplat cannot compile itself here, because CUDA's compiler is missing"
 
 
 def _torch(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, size: tuple[int, int]) -> Tensor:
@@ -156,7 +168,6 @@ def _gsplat(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, size: tuple[in
         height=height,
         near_plane=splatting.NEAR,
         eps2d=splatting.LOW_PASS,
-        tile_size=splatting.TILE,
         render_mode="RGB+D",
         packed=False,
     )

@@ -68,10 +68,15 @@ def write_family(folder: Path) -> dict[str, Any]:
 def write_head(folder: Path, *, seed: int = 3, **changes: Any) -> dict[str, Any]:
     """Write an untrained Gaussian head and return what a configuration needs to sample 8 views with it."""
     options = {
-        "input_size": 32, "splat_size": 16, "rotation": "per_gaussian", "anchor": "pixels",
-        "down_channels": [32, 32, 32], "down_attention": [False, False, True],
-        "up_channels": [32, 32], "up_attention": [True, False],
-    }  # fmt: skip
+        "input_size": 32,
+        "splat_size": 16,
+        "down_channels": [32, 32, 32],
+        "down_attention": [False, False, True],
+        "up_channels": [32, 32],
+        "up_attention": [True, False],
+        "rotation": "per_gaussian",
+        "anchor": "pixels",
+    }
     torch.manual_seed(seed)
     head = MODEL.build({"type": "LGM", **options})
     with torch.no_grad():

@@ -2,8 +2,9 @@
 
     python tools/random_weights.py --cfg configs/t2v_infer.yaml --out workspace/random_weights
 
-writes the UNet, the autoencoder and the text-image encoder that the configuration describes, and prints the overrides
-that sample with them. What comes out of such a model is noise.
+writes the UNet, the autoencoder, the text-image encoder and, if there is a section `reconstruction`, the Gaussian head
+that the configuration describes, and prints the overrides that sample with them. What comes out of such a model is
+noise.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -18,6 +20,8 @@ if not __package__:
 import torch
 from torch import Tensor, nn
 
+from models.lgm import FIRST_GUESS
+from models.weights import save_safetensors
 from utils.config import load_config
 from utils.files import atomic_path, writable_folder
 from utils.registry import AUTO_ENCODER, EMBEDDER, MODEL
@@ -42,7 +46,7 @@ def random_state(module: nn.Module, *, seed: int) -> dict[str, Tensor]:
 
 
 def write_random_weights(cfg: RunConfig, out: Path) -> list[str]:
-    """Write the three files.
+    """Write the files.
 
     Returns:
         Overrides that make `cfg` use them.
@@ -61,12 +65,26 @@ def write_random_weights(cfg: RunConfig, out: Path) -> list[str]:
         with atomic_path(out / name) as part:
             torch.save(content, part)
         log.info("wrote %s (%.0f MB)", out / name, (out / name).stat().st_size / 1e6)
-    return [f"{option}={out / name}" for option, (name, _) in files.items()]
+    overrides = [f"{option}={out / name}" for option, (name, _) in files.items()]
+    if cfg.reconstruction:
+        head = out / "model.safetensors"
+        save_safetensors(head, random_head(cfg.reconstruction["head"], seed=2))
+        log.info("wrote %s (%.0f MB)", head, head.stat().st_size / 1e6)
+        overrides.append(f"reconstruction.pretrained={head}")
+    return overrides
+
+
+def random_head(options: dict[str, Any], *, seed: int) -> dict[str, Tensor]:
+    """As `random_state`; its Gaussians are about as large as those of a trained head, for rendering to cost as much."""
+    with torch.device("meta"):
+        head = MODEL.build({"type": "LGM", **options}, where="reconstruction.head")
+    state = random_state(head, seed=seed)
+    return state | {"conv.bias": torch.tensor(FIRST_GUESS), "conv.weight": 0.3 * state["conv.weight"]}
 
 
 def main() -> None:
     parser = config_arguments(__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True, type=Path, help="folder for the three files")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the files")
     args = parser.parse_intermixed_args()
 
     import datasets  # noqa: F401 - registers

@@ -93,7 +93,7 @@ class HeadTuning(OrbitDenoising):
         Attributes:
             input_views: `random` as published, or `even`: around the orbit from a random one, as at sampling.
             t_max: noise levels are drawn from this share of the steps, beginning with the least noise.
-            train_unet: train the generator too, through the decoder; as published for text it stays frozen.
+            train_unet: train the generator too, through the decoder; otherwise it stays as it is.
         """
 
         input_views: str = "random"
@@ -111,20 +111,21 @@ class HeadTuning(OrbitDenoising):
         options = check_tuning(cfg)
         if cfg.vid_dataset["type"] != "PackedOrbits":
             cfg = dataclasses.replace(cfg, vid_dataset={**cfg.vid_dataset, "prepare_lgm": True})
-        super().__init__(config, cfg=cfg, device=device)
-        self.config = config
-        if not config.train_unet:
-            self.stem = "head"
-        self.fov_deg, self.num_inputs = options.fov, options.head_config.num_input_views
-        config.check_views(num_inputs=self.num_inputs, num_views=self.dataset.config.num_views)
-        self.loss = HeadLoss(
+        num_inputs = options.head_config.num_input_views
+        loss = HeadLoss(  # first, because it may refuse
             config,
-            fov_deg=self.fov_deg,
+            fov_deg=options.fov,
             size=options.render_size,
-            num_inputs=self.num_inputs,
+            num_inputs=num_inputs,
             rasterizer=cfg.rasterizer,
             device=device,
         )
+        super().__init__(config, cfg=cfg, device=device)
+        self.config, self.loss = config, loss
+        if not config.train_unet:
+            self.stem = "head"
+        self.fov_deg, self.num_inputs = options.fov, num_inputs
+        config.check_views(num_inputs=num_inputs, num_views=self.dataset.config.num_views)
         head = MODEL.build({"type": "LGM", **options.head}, where="reconstruction.head")
         if device.type == "cuda" and cfg.channels_last:
             head = head.to(memory_format=torch.channels_last)

@@ -1,11 +1,13 @@
 """The door to the rasterisers: batches, backgrounds and precision; and gsplat against the PyTorch one on a GPU."""
 
 import importlib.util
+import sys
 from dataclasses import fields, replace
 
 import pytest
 import torch
 
+from models import rendering
 from models.gaussians import Gaussians
 from models.rendering import pick_rasterizer, render
 from models.splatting import MIN_ALPHA
@@ -82,6 +84,64 @@ def test_choice_of_the_rasterizer():
         pick_rasterizer("gsplat", cpu)
     with pytest.raises(ConfigError, match="rasterizer=inria is unknown; valid: auto, torch, gsplat"):
         pick_rasterizer("inria", cpu)
+
+
+def fake_gsplat(folder, *, version="1.5.3", files=("__init__.py",), backend="_C = None"):
+    """A package of that name that cannot draw."""
+    package = folder / "gsplat"
+    (package / "cuda").mkdir(parents=True)
+    for name in (*files, "cuda/__init__.py"):
+        (package / name).write_text("")
+    (package / "cuda" / "_backend.py").write_text(backend)
+    info = folder / f"gsplat-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: gsplat\nVersion: {version}\n")
+
+
+@pytest.fixture
+def cuda(monkeypatch, tmp_path):
+    """As if gsplat were looked for anew on a CUDA machine; what is in `tmp_path` comes first."""
+    monkeypatch.syspath_prepend(tmp_path)
+    caches = (rendering._automatic, rendering._lack_of_gsplat)
+    for cache in caches:
+        cache.cache_clear()
+    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "gsplat"}
+    yield torch.device("cuda")
+    for name in [name for name in sys.modules if name.split(".")[0] == "gsplat"]:
+        del sys.modules[name]
+    sys.modules.update(hidden)
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_an_installed_gsplat_is_taken(cuda, tmp_path):
+    fake_gsplat(tmp_path, files=("__init__.py", "csrc.py"))
+    assert pick_rasterizer("auto", cuda) == pick_rasterizer("gsplat", cuda) == "gsplat"
+
+
+@pytest.mark.parametrize(
+    ("options", "log", "refusal"),
+    [
+        ({}, "gsplat is not compiled", "cannot compile itself here"),
+        ({"version": "1.4.0"}, "install 1.5 or later", "install 1.5 or later"),
+        ({"files": ()}, "gsplat is not compiled", "cannot compile itself here"),
+    ],
+)
+def test_a_gsplat_that_cannot_draw_is_left_alone(cuda, tmp_path, caplog, options, log, refusal):
+    caplog.set_level("INFO")
+    fake_gsplat(tmp_path, **options)
+    assert pick_rasterizer("auto", cuda) == pick_rasterizer("auto", cuda) == "torch"
+    assert caplog.text.count(log) == 1
+    assert "gsplat.cuda._backend" not in sys.modules  # which would have compiled
+    with pytest.raises(ConfigError, match=f"rasterizer=gsplat: .*{refusal}.*; use auto or torch"):
+        pick_rasterizer("gsplat", cuda)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gsplat") is not None, reason="gsplat is installed")
+def test_a_missing_gsplat_is_said(cuda):
+    assert pick_rasterizer("auto", cuda) == "torch"
+    with pytest.raises(ConfigError, match="rasterizer=gsplat: gsplat is not installed"):
+        pick_rasterizer("gsplat", cuda)
 
 
 # A single Gaussian that is more opaque than 0.99 differs by up to the difference of the caps, 0.009.

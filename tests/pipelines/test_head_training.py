@@ -12,7 +12,9 @@ import torch
 import datasets
 import models
 import pipelines
+from datasets.orbit_layout import write_orbit
 from datasets.packed_orbits import PackedShard, shard_file, write_shard
+from models.rendering import render
 from models.weights import read_weights, save_published, save_safetensors
 from pipelines.head_loading import load_lgm
 from pipelines.objectives.head_augment import disturb_views, jitter_poses
@@ -24,6 +26,7 @@ from tests.tiny_orbits import training_config
 from utils.cameras import head_cameras, intrinsics, orbit_cameras
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
+from utils.files import write_json
 from utils.registry import ENGINE, MODEL
 
 assert datasets
@@ -37,9 +40,11 @@ GENERATOR = torch.Generator().manual_seed(0)
 
 @pytest.fixture
 def folder(tmp_path):
-    """Orbits of balls of Gaussians, rendered: the head can learn them."""
-    from models.rendering import render
+    return make_orbits(tmp_path)
 
+
+def make_orbits(folder):
+    """Write orbits of balls of Gaussians, rendered: the head can learn them."""
     c2w_V44 = orbit_cameras(num_views=NUM_VIEWS, elevation_deg=15, radius=2)
     images = []
     for seed in range(6):
@@ -58,9 +63,9 @@ def folder(tmp_path):
         captions=[f"ball {number}" for number in range(6)],
         attributes=[{}] * 6,
     )
-    (tmp_path / "orbits").mkdir()
-    write_shard(shard_file(tmp_path / "orbits", 0), shard)
-    return tmp_path
+    (folder / "orbits").mkdir()
+    write_shard(shard_file(folder / "orbits", 0), shard)
+    return folder
 
 
 def config(folder, **changes):
@@ -151,6 +156,36 @@ def test_image_models_tune_too(folder):
     )
     assert entrance_of(cfg) == "tune_i2v_entrance"
     assert read_weights(train(cfg), option="test").step == 2
+
+
+def test_tuning_reads_files_and_compares_with_the_views_as_stored(folder):
+    rng = np.random.default_rng(0)
+    rgba_VHW4 = rng.integers(0, 256, (NUM_VIEWS, 64, 64, 4), dtype=np.uint8)
+    for number in (1, 2):
+        write_orbit(
+            folder / "files" / "0" / str(number),
+            rgba_VHW4=rgba_VHW4,
+            c2w_V44=orbit_cameras(num_views=NUM_VIEWS, elevation_deg=15, radius=2).numpy(),
+            fov_deg=39.6,
+            bounds_23=np.array([[-0.5] * 3, [0.5] * 3]),
+            normals_VHW3=np.zeros((NUM_VIEWS, 64, 64, 3), dtype=np.float32),
+            depth_VHW=np.zeros((NUM_VIEWS, 64, 64), dtype=np.float32),
+        )
+    write_json(folder / "index.json", ["0/1", "0/2"])
+    write_json(folder / "captions.json", {"0/1": "a ball", "0/2": "a ball"})
+    dataset = {"type": "VideoDataset", "data_list": [str(folder / "index.json")], "num_views": NUM_VIEWS}
+    dataset |= {"data_dir_list": [str(folder / "files")], "caption_dir": str(folder / "captions.json")}
+    cfg = tuning(folder, "reconstruction.render_size=64", vid_dataset={**dataset, "resolution": [SIZE, SIZE]})
+    task = ENGINE.build({"type": entrance_of(cfg), **cfg.objective}, cfg=cfg, device=torch.device("cpu"))
+    batch = next(task.batches())
+    assert torch.equal(batch.rgba_BVHW4, torch.from_numpy(rgba_VHW4).expand(2, -1, -1, -1, -1))
+    assert batch.generator.latents_BCVHW.shape == (2, 4, NUM_VIEWS, 4, 4)
+    loss, figures = task(batch)
+    loss.backward()
+    assert loss.isfinite()
+    assert task.network.head.conv.weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in task.unet.parameters())
+    assert set(figures) == {"color", "mask", "psnr_unseen"}
 
 
 def test_tuning_goes_on_from_its_checkpoint(folder):

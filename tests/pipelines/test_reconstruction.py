@@ -17,6 +17,7 @@ from pipelines.head_loading import load_reconstruction
 from pipelines.views_pipeline import ViewsPipeline
 from tests.models.test_splatting import random_gaussians
 from tests.tiny import UNET, load, run, write_config, write_family, write_head, write_image_family
+from tools.random_weights import write_random_weights
 from utils.cameras import cameras_at, head_cameras, head_to_world, intrinsics, opencv_to_opengl, orbit_cameras
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
@@ -236,3 +237,9 @@ def test_a_call_with_other_cameras_is_checked(tmp_path, family):
 def test_no_section_no_head(tmp_path):
     cfg = load_config(write_config(tmp_path / "run.yaml", write_family(tmp_path)))
     assert load_reconstruction(cfg, autoencoder=None, device=torch.device("cpu")) is None
+
+
+def test_random_weights_come_with_a_head(tmp_path, family):
+    section = {**family["reconstruction"], "pretrained": None}
+    overrides = write_random_weights(load(tmp_path, family | {"reconstruction": section}), tmp_path)
+    assert pipeline_of(tmp_path, family, *overrides)("a red mug").gaussians.means_BN3.isfinite().all()
