@@ -21,9 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.weights import save_published, save_safetensors
+from pipelines.loading import pick_device
 from pipelines.objectives.base import Objective
 from pipelines.optimization import MovingAverage, lr_factor, parameter_groups
-from pipelines.views_pipeline import pick_device
 from utils.compilation import compile_parts
 from utils.config import save_config
 from utils.errors import ConfigError, DataError

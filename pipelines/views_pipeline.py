@@ -18,25 +18,24 @@ from torch import Tensor, nn
 from models.autoencoder import AutoencoderKL
 from models.diffusion import DiffusionDDIM
 from models.gaussians import Gaussians
-from models.weights import load_strict, save_safetensors
+from models.weights import save_safetensors
 from pipelines.conditioner import CallFrame, Conditions, ImageConditioner, OrbitInput, conditioner_for
 from pipelines.guidance import ClassifierFreeGuidance
-from pipelines.head_loading import check_reconstruction, load_reconstruction
+from pipelines.head_loading import load_reconstruction
 from pipelines.known_views import EachInTurn, KnownViews, is_even_circle, weights_by_nearness
+from pipelines.loading import check_fit, load_unet, pick_device, pick_dtype, weights_in
 from pipelines.reconstruction import GaussianReconstruction, OrbitRefiner
 from pipelines.sampler import Sampler
 from utils.cameras import DATA_FOV_DEG
 from utils.compilation import compile_parts
 from utils.config import load_config, save_config
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError
 from utils.files import writable_folder
 from utils.memory_format import channels_last
-from utils.registry import AUTO_ENCODER, DIFFUSION, EMBEDDER, MODEL, SAMPLERS
+from utils.registry import AUTO_ENCODER, DIFFUSION, EMBEDDER, SAMPLERS
 from utils.run_config import RESULTS, RunConfig
 
 log = logging.getLogger(__name__)
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,7 @@ class Orbits:
         seconds: what the call took, by part (denoise, of that refine; decode; reconstruct).
         refined_views_BVCHW: the same samples with 3D-aware sampling, when both were asked for.
         refined_latents_BCVHW: their latents.
-        gaussians: the objects, B scenes on the CPU in the world of `c2w_V44`, from the refined views if there are any;
+        gaussians: the objects, B scenes on the head's device in the world of `c2w_V44`, from the refined views if there are any;
             None without a head.
         gaussians_fov_deg: field of view with which they look like the views (the published head has its own).
     """
@@ -145,7 +144,7 @@ class ViewsPipeline:
         """
         folder = Path(folder)
         cfg = load_config(folder / "config.yaml", overrides)
-        return cls.from_config(_weights_in(cfg, folder))
+        return cls.from_config(weights_in(cfg, folder))
 
     def __call__(
         self,
@@ -203,7 +202,7 @@ class ViewsPipeline:
             denoised = time.perf_counter()
             views = [self.decode(one).float().cpu() for one in latents]
             decoded = time.perf_counter()
-            gaussians = reconstruction and reconstruction.world_gaussians(views[-1], frame.c2w_V44).to("cpu")
+            gaussians = reconstruction and reconstruction.world_gaussians(views[-1], frame.c2w_V44)
             reconstructed = time.perf_counter()
         seconds = {"denoise": denoised - started, "decode": decoded - denoised}
         if refiner:
@@ -340,72 +339,3 @@ class ViewsPipeline:
     def decode(self, latents_BCVHW: Tensor) -> Tensor:
         """Latents to views in [0, 1], `decoder_bs` views at a time."""
         return self.autoencoder.decode_views(latents_BCVHW.to(*self._place), chunk=self.cfg.decoder_bs)
-
-
-def check_fit(cfg: RunConfig, device: torch.device) -> None:
-    """Refuse, before anything is loaded, sizes that the networks cannot take and a backend that the device cannot run.
-
-    Raises:
-        ConfigError: names the setting and what would do.
-    """
-    unet = MODEL.resolve(cfg.UNet, where="UNet")[1]
-    autoencoder = AUTO_ENCODER.resolve(cfg.auto_encoder, where="auto_encoder")[1]
-    multiple = 2 ** (len(unet.dim_mult) - 1 + len(autoencoder.ddconfig.ch_mult) - 1)
-    if any(side % multiple for side in cfg.resolution):
-        raise ConfigError(f"resolution={list(cfg.resolution)} must be multiples of {multiple} for these networks")
-    if unet.attention == "xformers" and device.type != "cuda":
-        raise ConfigError(f"UNet.attention=xformers needs a GPU, but device is {device.type}; use sdpa")
-    check_reconstruction(cfg, device)
-
-
-def load_unet(cfg: RunConfig) -> nn.Module:
-    """The UNet of `cfg.UNet` with the weights of `cfg.test_model`, without drawing random ones first.
-
-    Raises:
-        DataError: no file is named, or it does not fit.
-    """
-    if not cfg.test_model:
-        raise DataError("test_model is empty; name a weight file, or use configs/mini/t2v_infer.yaml, which needs none")
-    with torch.device("meta"):
-        unet = MODEL.build(cfg.UNet, where="UNet")
-    unet = unet.to_empty(device="cpu")
-    step = load_strict(unet, cfg.test_model, option="test_model")
-    log.info("UNet: %s%s", cfg.test_model, "" if step is None else f", step {step}")
-    return unet
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU.
-
-    Raises:
-        ConfigError: the device does not exist here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as err:
-        raise ConfigError(f"device={name} is not available here; use auto or cpu") from err
-    return device
-
-
-def pick_dtype(cfg: RunConfig) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
-    if cfg.precision == "auto":
-        return torch.bfloat16 if pick_device(cfg.device).type == "cuda" else torch.float32
-    return DTYPES[cfg.precision]
-
-
-def _weights_in(cfg: RunConfig, folder: Path) -> RunConfig:
-    """Take weight paths relative to `folder` where the file is there."""
-
-    def inside(path: str | None) -> str | None:
-        return str(folder / path) if path and (folder / path).is_file() else path
-
-    sections = {
-        name: {**getattr(cfg, name), "pretrained": inside(getattr(cfg, name).get("pretrained"))}
-        for name in ("auto_encoder", "embedder", "reconstruction")
-        if getattr(cfg, name)
-    }
-    return dataclasses.replace(cfg, test_model=inside(cfg.test_model), **sections)

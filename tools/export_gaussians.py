@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from models.gaussian_files import read_ply, read_splat
 from pipelines.asset_files import write_assets
-from pipelines.views_pipeline import pick_device
+from pipelines.loading import pick_device
 from utils.asset_options import AssetOptions
 from utils.cameras import DATA_FOV_DEG, cameras_at
 from utils.errors import ConfigError, DataError

@@ -26,7 +26,7 @@ from models.gaussians import Gaussians
 from pipelines.evaluation.consistency_rows import OrbitViews, Row, rows_of
 from pipelines.evaluation.gaussian_fit import FitOptions, Shots, fit, render_scenes
 from pipelines.evaluation.image_metrics import Lpips, ViewScores, find_lpips, join, score_views
-from pipelines.views_pipeline import pick_device
+from pipelines.loading import pick_device
 from utils.errors import ConfigError
 from utils.files import read_json, writable_folder, write_json
 from utils.images import contact_sheet, save_png

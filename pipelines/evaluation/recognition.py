@@ -17,7 +17,7 @@ from torch import Tensor
 from models.classifier import ViewClassifier
 from pipelines.evaluation.held_out import open_held_out
 from pipelines.evaluation.samples import read_views, sample_folders
-from pipelines.views_pipeline import pick_device
+from pipelines.loading import pick_device
 from pipelines.visual import RESULT_FILE
 from utils.errors import DataError
 from utils.files import read_json, writable_folder, write_json

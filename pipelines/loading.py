@@ -1,0 +1,89 @@
+"""What a configuration names, built and loaded; what does not fit is refused before anything is."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models.weights import load_strict
+from pipelines.head_loading import check_reconstruction
+from utils.errors import ConfigError, DataError
+from utils.registry import AUTO_ENCODER, MODEL
+from utils.run_config import RunConfig
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def check_fit(cfg: RunConfig, device: torch.device) -> None:
+    """Refuse, before anything is loaded, sizes that the networks cannot take and a backend that the device cannot run.
+
+    Raises:
+        ConfigError: names the setting and what would do.
+    """
+    unet = MODEL.resolve(cfg.UNet, where="UNet")[1]
+    autoencoder = AUTO_ENCODER.resolve(cfg.auto_encoder, where="auto_encoder")[1]
+    multiple = 2 ** (len(unet.dim_mult) - 1 + len(autoencoder.ddconfig.ch_mult) - 1)
+    if any(side % multiple for side in cfg.resolution):
+        raise ConfigError(f"resolution={list(cfg.resolution)} must be multiples of {multiple} for these networks")
+    if unet.attention == "xformers" and device.type != "cuda":
+        raise ConfigError(f"UNet.attention=xformers needs a GPU, but device is {device.type}; use sdpa")
+    check_reconstruction(cfg, device)
+
+
+def load_unet(cfg: RunConfig) -> nn.Module:
+    """The UNet of `cfg.UNet` with the weights of `cfg.test_model`, without drawing random ones first.
+
+    Raises:
+        DataError: no file is named, or it does not fit.
+    """
+    if not cfg.test_model:
+        raise DataError("test_model is empty; name a weight file, or use configs/mini/t2v_infer.yaml, which needs none")
+    with torch.device("meta"):
+        unet = MODEL.build(cfg.UNet, where="UNet")
+    unet = unet.to_empty(device="cpu")
+    step = load_strict(unet, cfg.test_model, option="test_model")
+    log.info("UNet: %s%s", cfg.test_model, "" if step is None else f", step {step}")
+    return unet
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as err:
+        raise ConfigError(f"device={name} is not available here; use auto or cpu") from err
+    return device
+
+
+def pick_dtype(cfg: RunConfig) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
+    if cfg.precision == "auto":
+        return torch.bfloat16 if pick_device(cfg.device).type == "cuda" else torch.float32
+    return DTYPES[cfg.precision]
+
+
+def weights_in(cfg: RunConfig, folder: Path) -> RunConfig:
+    """Take weight paths relative to `folder` where the file is there."""
+
+    def inside(path: str | None) -> str | None:
+        return str(folder / path) if path and (folder / path).is_file() else path
+
+    sections = {
+        name: {**getattr(cfg, name), "pretrained": inside(getattr(cfg, name).get("pretrained"))}
+        for name in ("auto_encoder", "embedder", "reconstruction")
+        if getattr(cfg, name)
+    }
+    return dataclasses.replace(cfg, test_model=inside(cfg.test_model), **sections)
