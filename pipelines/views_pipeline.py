@@ -53,8 +53,8 @@ class Orbits:
         seconds: what the call took, by part (denoise, of that refine; decode; reconstruct).
         refined_views_BVCHW: the same samples with 3D-aware sampling, when both were asked for.
         refined_latents_BCVHW: their latents.
-        gaussians: the objects, B scenes on the head's device in the world of `c2w_V44`, from the refined views if there are any;
-            None without a head.
+        gaussians: the objects, B scenes on the head's device in the world of `c2w_V44`, from the refined views if there
+            are any; None without a head.
         gaussians_fov_deg: field of view with which they look like the views (the published head has its own).
     """
 
