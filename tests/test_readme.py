@@ -27,7 +27,8 @@ assert datasets
 assert models
 assert pipelines
 
-PAGES = [ROOT / "README.md", ROOT / "configs" / "README.md", ROOT / "data" / "README.md", ROOT / "data" / "metrics.md"]
+PAGES = [ROOT / "README.md", ROOT / "configs" / "README.md"]
+PAGES += [ROOT / "data" / name for name in ("README.md", "metrics.md", "results.md")]
 
 
 def blocks(page: Path, language: str) -> list[str]:
