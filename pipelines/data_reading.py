@@ -99,7 +99,9 @@ def read_samples(
     for batch, problems, num_missing in loader:
         bad.note(problems)
         if replace and num_missing:
-            raise DataError(f"{problems[-1]} ({MAX_TRIES} broken samples in a row); check with tools/index_dataset.py")
+            raise DataError(
+                f"{problems[-1]} ({min(MAX_TRIES, len(dataset))} broken samples in a row); check with tools/index_dataset.py"
+            )
         if batch is not None:
             yield batch
 

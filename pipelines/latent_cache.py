@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -161,7 +162,10 @@ def read_cache(folder: str | Path) -> CachedLatents:
     """
     folder = Path(folder)
     samples = read_json(folder / "samples.json", option="cache_dir")
-    shards = [load_file(file) for file in sorted(folder.glob("latents_*.safetensors"))]
+    try:
+        shards = [load_file(file) for file in sorted(folder.glob("latents_*.safetensors"))]
+    except (SafetensorError, OSError) as err:
+        raise DataError(f"cache_dir={folder}: a shard is broken ({err}); delete the folder to encode again") from err
     if not shards or sum(len(shard["mean"]) for shard in shards) != len(samples):
         raise DataError(f"cache_dir={folder} is incomplete; delete the folder to encode again")
     joined = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}

@@ -52,7 +52,8 @@ def train(cfg: RunConfig) -> Path:
         folder = writable_folder(cfg.log_dir, option="log_dir")
         if is_main():
             clean_up(folder, afresh=cfg.resume == "never")
-            save_config(cfg, folder / "config.yaml")
+            with saving(folder, "config.yaml"):
+                save_config(cfg, folder / "config.yaml")
     torch.manual_seed(cfg.seed)
     torch.set_float32_matmul_precision("high")
     objective = ENGINE.build(entrance, where="objective", cfg=cfg, device=device)
@@ -199,7 +200,7 @@ class Trainer:
         self._check_losses()
         if not self.accelerator.is_main_process:
             return
-        with saving(self.folder, self.step):
+        with saving(self.folder, f"step {self.step}"):
             self.save_checkpoint()
             state = snapshot(
                 self.objective.network,
@@ -237,7 +238,8 @@ class Trainer:
             self.objective.network.eval()
             self.objective.finish()
             metadata = {"step": self.step, **self.objective.metadata()}
-            save_safetensors(final, self.objective.final_state(), metadata=metadata)
+            with saving(self.folder, final.name):
+                save_safetensors(final, self.objective.final_state(), metadata=metadata)
             log.info("wrote %s (%.2f MB)", final, final.stat().st_size / 1e6)
             self._preview(averaged=False)
         self.accelerator.wait_for_everyone()

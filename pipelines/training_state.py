@@ -119,8 +119,8 @@ def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def saving(log_dir: Path, step: int) -> Iterator[None]:
-    """Say in one line why files of a step could not be written.
+def saving(log_dir: Path, what: str) -> Iterator[None]:
+    """Say in one line why files could not be written.
 
     Raises:
         DataError: the disk is full or cannot be written. What was there before is untouched.
@@ -131,7 +131,7 @@ def saving(log_dir: Path, step: int) -> Iterator[None]:
         # safetensors and torch.save report a full disk by errors of their own
         last = latest(log_dir / "state")
         raise DataError(
-            f"log_dir={log_dir}: step {step} cannot be saved ({str(err).splitlines()[0]}); "
+            f"log_dir={log_dir}: {what} cannot be saved ({_first_line(err)}); "
             f"{f'{last} is whole' if last else 'nothing was saved before'}; make room and run the same command again"
         ) from err
 
@@ -182,7 +182,7 @@ def read_state(folder: Path, *, device: torch.device | str = "cpu") -> TrainingS
             f"run code; {remedy}"
         ) from err
     except (OSError, RuntimeError, SafetensorError, EOFError, KeyError, TypeError, json.JSONDecodeError) as err:
-        raise DataError(f"resume: {folder} cannot be read ({str(err).splitlines()[0]}); {remedy}") from err
+        raise DataError(f"resume: {folder} cannot be read ({_first_line(err)}); {remedy}") from err
 
 
 def latest(folder: Path) -> Path | None:
@@ -197,6 +197,10 @@ def _steps(folder: Path) -> list[Path]:
 def _step_of(path: Path) -> int:
     found = re.fullmatch(r"step_(\d+)", path.name)
     return int(found[1]) if found else -1
+
+
+def _first_line(err: Exception) -> str:
+    return (str(err).splitlines() or [type(err).__name__])[0]
 
 
 def _own(value: Tensor) -> Tensor:
