@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from utils.script import config_arguments, run_script
@@ -20,7 +21,8 @@ def main() -> int:
     num = processes_to_start(cfg)
     if num > 1:
         return run_processes(num, [sys.executable, *sys.argv])
-    print(config_text(cfg))
+    if os.environ.get("RANK", "0") == "0":
+        print(config_text(cfg))
     train(cfg)
     return 0
 

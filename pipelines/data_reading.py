@@ -99,9 +99,8 @@ def read_samples(
     for batch, problems, num_missing in loader:
         bad.note(problems)
         if replace and num_missing:
-            raise DataError(
-                f"{problems[-1]} ({min(MAX_TRIES, len(dataset))} broken samples in a row); check with tools/index_dataset.py"
-            )
+            tries = min(MAX_TRIES, len(dataset))
+            raise DataError(f"{problems[-1]} ({tries} broken samples in a row); check with tools/index_dataset.py")
         if batch is not None:
             yield batch
 

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -103,7 +102,9 @@ def join_processes(cfg: RunConfig) -> torch.device:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    """Standard input ends with the process that started this one."""
+    while os.read(0, 1):  # not through sys.stdin, whose lock would be held when this process ends
+        pass
     os._exit(1)
 
 

@@ -37,28 +37,29 @@ def settings_of(cfg: RunConfig) -> dict[str, Any]:
 def find_state(cfg: RunConfig, log_dir: Path) -> Path | None:
     """The state that a run goes on from, by its setting `resume`; None: it begins.
 
+    A state in log_dir comes first, so that a run that began from a given path goes on by the same command.
+
     Raises:
         DataError: there is none at the given path, or log_dir holds the state of a run with other settings.
     """
     if cfg.resume == "never":
         return None
-    if cfg.resume != "auto":
-        path = Path(cfg.resume)
-        found = path if (path / "state.json").is_file() else latest(path) or latest(path / "state")
-        if found is None:
-            raise DataError(
-                f"resume={cfg.resume}: no state there; give a folder step_XXXXXXXX, or the log_dir of a run"
-            )
-        return found
     found = latest(log_dir / "state")
     if found is not None:
         changes = differences(_settings_in(found), settings_of(cfg))
         if changes:
             shown = "; ".join(changes[:3]) + (f"; {len(changes) - 3} more" if len(changes) > 3 else "")
             raise DataError(
-                f"log_dir={log_dir} holds the state of another run ({shown}); choose another log_dir, set "
-                f"resume=never to begin anew there, or resume={found} to go on from it with these settings"
+                f"log_dir={log_dir} holds the state of another run ({shown}); set resume=never to begin anew there, or "
+                f"choose another log_dir, with resume={found} to go on from here with these settings"
             )
+        return found
+    if cfg.resume == "auto":
+        return None
+    path = Path(cfg.resume)
+    found = path if (path / "state.json").is_file() else latest(path) or latest(path / "state")
+    if found is None:
+        raise DataError(f"resume={path}: no state there; give a folder step_XXXXXXXX, or the log_dir of a run")
     return found
 
 

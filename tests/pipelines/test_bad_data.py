@@ -101,7 +101,7 @@ def test_half_a_shard_of_latents_is_refused(folder):
     train(cfg)
     shard = next((folder / "latents").glob("*.safetensors"))
     os.truncate(shard, shard.stat().st_size // 2)
-    with pytest.raises(DataError, match="cache_dir=.*delete the folder to encode again") as caught:
+    with pytest.raises(DataError, match=r"cache_dir=.*delete the folder to encode again") as caught:
         train(load(folder, TASK_TYPE="train_t2v_entrance", cache_latents=True, num_steps=2))
     assert "\n" not in str(caught.value)
 

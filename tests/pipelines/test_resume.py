@@ -93,14 +93,16 @@ def test_a_state_of_other_settings_is_refused(folder):
     assert "\n" not in str(caught.value)
     state = latest(folder / "run" / "state")
     with pytest.raises(DataError, match=rf"resume: {state} does not fit ViewClassifier: \d+ misshapen") as caught:
-        train(load(folder, **wider, num_steps=2, resume=str(state)))
+        train(load(folder, **wider, num_steps=2, resume=str(state), log_dir=str(folder / "other")))
     assert "\n" not in str(caught.value)
 
 
 def test_a_named_state_goes_on_with_other_settings(folder):
     train(load(folder, **CLASSIFIER, num_steps=1))
-    train(load(folder, **CLASSIFIER, num_steps=2, lr=1e-5, resume=str(folder / "run"), log_dir=str(folder / "other")))
-    assert final_state(folder, "other").step == 2
+    for steps in (2, 3):  # the second time from its own state
+        given = {"lr": 1e-5, "resume": str(folder / "run"), "log_dir": str(folder / "other")}
+        train(load(folder, **CLASSIFIER, num_steps=steps, **given))
+    assert final_state(folder, "other").step == 3
     assert final_state(folder, "other").settings["lr"] == 1e-5
 
 
