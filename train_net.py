@@ -1,21 +1,30 @@
-"""Train: `python train_net.py --cfg configs/mini/t2v_train.yaml [key=value ...]`."""
+"""Train: `python train_net.py --cfg configs/mini/t2v_train.yaml [key=value ...]`, on every visible GPU."""
 
 from __future__ import annotations
+
+import os
+import sys
 
 from utils.script import config_arguments, run_script
 
 
-def main() -> None:
+def main() -> int:
     args = config_arguments(__doc__).parse_args()
 
     import datasets  # noqa: F401 - registers
     import models  # noqa: F401 - registers
+    from pipelines.launch import processes_to_start, run_processes
     from pipelines.trainer import train
     from utils.config import config_text, load_config
 
     cfg = load_config(args.cfg, args.overrides)
-    print(config_text(cfg))
+    num = processes_to_start(cfg)
+    if num > 1:
+        return run_processes(num, [sys.executable, *sys.argv])
+    if os.environ.get("RANK", "0") == "0":
+        print(config_text(cfg))
     train(cfg)
+    return 0
 
 
 if __name__ == "__main__":

@@ -112,6 +112,7 @@ class VideoDataset(Dataset):
                 f"data_list={list(config.data_list)} lists no objects; make an index with "
                 "tools/index_dataset.py, or data with tools/make_zoo.py"
             )
+        self.object_ids = [object_id for _, object_id in self.entries]
         self.captions: dict[str, str] = {}
         if not config.empty_captions:
             captions = read_json(config.caption_dir, option="caption_dir")

@@ -150,7 +150,7 @@ class AutoencoderKL(nn.Module):
         mean_BCVHW, std_BCVHW = self.view_posteriors(views_BVCHW, chunk=chunk)
         if self.config.posterior == "mode":
             return mean_BCVHW
-        return mean_BCVHW + std_BCVHW * _draw_like(mean_BCVHW, generator)
+        return mean_BCVHW + std_BCVHW * draw_like(mean_BCVHW, generator)
 
     def view_posteriors(self, views_BVCHW: Tensor, *, chunk: int = 8) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the scaled latents, each (B, C, V, H, W); arguments as in `encode_views`."""
@@ -275,11 +275,11 @@ def _accept_names(module: AutoencoderKL, state: dict[str, Any], prefix: str, *_o
             state[f"{prefix}network.{ours}"] = value[:, :, 0, 0] if _is_attention_matrix(published) else value
 
 
-def _draw_like(tensor_B: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+def draw_like(tensor_B: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
     """Standard normal noise on the generator's own device, moved to the tensor's."""
     if isinstance(generator, Sequence):
         assert len(generator) == len(tensor_B), "one generator for each sample"
-        return torch.cat([_draw_like(sample[None], one) for sample, one in zip(tensor_B, generator, strict=True)])
+        return torch.cat([draw_like(sample[None], one) for sample, one in zip(tensor_B, generator, strict=True)])
     device = generator.device if generator is not None else tensor_B.device
     noise = torch.randn(tensor_B.shape, generator=generator, device=device, dtype=torch.float32)
     return noise.to(tensor_B)

@@ -128,7 +128,20 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -
     Raises:
         DataError: one line with the counts and the first missing, unexpected and misshapen key.
     """
-    own = module.state_dict()
+    check_tensors(state, module.state_dict(), source=source, owner=type(module).__name__)
+    module.load_state_dict(dict(state), strict=True)
+
+
+def check_tensors(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, source: str, owner: str) -> None:
+    """Compare names and shapes.
+
+    Args:
+        own: what is to be filled.
+        source, owner: what error messages call the two.
+
+    Raises:
+        DataError: as `load_state` says.
+    """
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
     misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
@@ -143,8 +156,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -
         found.append(f"{len(misshapen)} misshapen (first: {key}, {sizes})")
     if found:
         remedy = "use the config that the weights were trained with"
-        raise DataError(f"{source} does not fit {type(module).__name__}: {'; '.join(found)}; {remedy}")
-    module.load_state_dict(dict(state), strict=True)
+        raise DataError(f"{source} does not fit {owner}: {'; '.join(found)}; {remedy}")
 
 
 def step_from_name(path: str | Path) -> int | None:

@@ -12,22 +12,24 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from models.autoencoder import draw_like
 from utils.errors import DataError
 from utils.files import atomic_path, read_json, writable_folder, write_json
 
 log = logging.getLogger(__name__)
 
 SHARD_SIZE = 128  # samples
-LAYOUT = 1  # raise it when the content of shards changes
+LAYOUT = 2  # raise it when the content of shards changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,7 @@ class CachedLatents:
         std_NCVHW: scaled deviations, or None when the mode is taken.
         c2w_NV44: cameras, float32.
         captions: N sentences.
+        object_ids: N names.
         image_NVC: image embedding of every view, float16, or None when the network takes none.
     """
 
@@ -46,15 +49,22 @@ class CachedLatents:
     std_NCVHW: Tensor | None
     c2w_NV44: Tensor
     captions: list[str]
+    object_ids: list[str]
     image_NVC: Tensor | None = None
 
-    def draw(self, index_B: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Latents (B, C, V, H, W) float32: a fresh sample of the posterior, or its mode."""
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def draw(self, index_B: Tensor, *, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+        """Latents (B, C, V, H, W) float32: a fresh sample of the posterior, or its mode.
+
+        Args:
+            generator: one, or one for each sample.
+        """
         mean_BCVHW = self.mean_NCVHW[index_B].float()
         if self.std_NCVHW is None:
             return mean_BCVHW
-        noise = torch.randn(mean_BCVHW.shape, generator=generator, device=mean_BCVHW.device)
-        return mean_BCVHW + self.std_NCVHW[index_B].float() * noise
+        return mean_BCVHW + self.std_NCVHW[index_B].float() * draw_like(mean_BCVHW, generator)
 
     def to(self, device: torch.device) -> CachedLatents:
         """The same on another device."""
@@ -70,6 +80,7 @@ class EncodedChunk:
     std_BCVHW: Tensor | None
     c2w_BV44: Tensor
     captions: list[str]
+    object_ids: list[str]
     image_BVC: Tensor | None = None
 
 
@@ -129,7 +140,7 @@ def write_cache(folder: str | Path, chunks: Iterable[EncodedChunk], wanted: Mapp
     folder = writable_folder(folder, option="cache_dir")
     for old in (folder / "fingerprint.json", *sorted(folder.glob("latents_*.safetensors"))):
         old.unlink(missing_ok=True)
-    captions: list[str] = []
+    samples: list[list[str]] = []
     for number, chunk in enumerate(chunks):
         tensors = {"mean": chunk.mean_BCVHW.half(), "c2w": chunk.c2w_BV44.float()}
         if chunk.std_BCVHW is not None:
@@ -138,8 +149,8 @@ def write_cache(folder: str | Path, chunks: Iterable[EncodedChunk], wanted: Mapp
             tensors["image"] = chunk.image_BVC.half()
         with atomic_path(folder / f"latents_{number:05d}.safetensors") as part:
             save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, part)
-        captions += chunk.captions
-    write_json(folder / "samples.json", captions)
+        samples += map(list, zip(chunk.object_ids, chunk.captions, strict=True))
+    write_json(folder / "samples.json", samples)
     write_json(folder / "fingerprint.json", dict(wanted))
 
 
@@ -150,15 +161,19 @@ def read_cache(folder: str | Path) -> CachedLatents:
         DataError: it is empty, or shards are missing or broken.
     """
     folder = Path(folder)
-    captions = read_json(folder / "samples.json", option="cache_dir")
-    shards = [load_file(file) for file in sorted(folder.glob("latents_*.safetensors"))]
-    if not shards or sum(len(shard["mean"]) for shard in shards) != len(captions):
+    samples = read_json(folder / "samples.json", option="cache_dir")
+    try:
+        shards = [load_file(file) for file in sorted(folder.glob("latents_*.safetensors"))]
+    except (SafetensorError, OSError) as err:
+        raise DataError(f"cache_dir={folder}: a shard is broken ({err}); delete the folder to encode again") from err
+    if not shards or sum(len(shard["mean"]) for shard in shards) != len(samples):
         raise DataError(f"cache_dir={folder} is incomplete; delete the folder to encode again")
     joined = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
     return CachedLatents(
         mean_NCVHW=joined["mean"],
         std_NCVHW=joined.get("std"),
         c2w_NV44=joined["c2w"],
-        captions=captions,
+        captions=[caption for _, caption in samples],
+        object_ids=[object_id for object_id, _ in samples],
         image_NVC=joined.get("image"),
     )

@@ -44,8 +44,13 @@ class MovingAverage:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay, self.num_updates = decay, 0
-        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+        self._names, self._parameters = [name for name, _ in named], [parameter for _, parameter in named]
         self._averages = [parameter.detach().float().clone() for parameter in self._parameters]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averages themselves by parameter name; whoever fills them goes on from there."""
+        return dict(zip(self._names, self._averages, strict=True))
 
     @torch.no_grad()
     def update(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ class OrbitPixels:
     Attributes:
         rgba_NVHW4: uint8 with straight alpha.
         c2w_NV44: cameras.
+        object_ids: N names.
         captions: N sentences.
         attributes: N records of what is true of the object; empty when unknown.
         background: grey value that is put behind the objects.
@@ -36,10 +37,14 @@ class OrbitPixels:
 
     rgba_NVHW4: Tensor
     c2w_NV44: Tensor
+    object_ids: Sequence[str]
     captions: Sequence[str]
     attributes: Sequence[Mapping[str, Any]]
     background: float
     device: torch.device
+
+    def __len__(self) -> int:
+        return self.num_orbits
 
     @property
     def num_orbits(self) -> int:
@@ -107,6 +112,7 @@ def load_orbits(dataset: Any, *, device: torch.device) -> OrbitPixels:
     return OrbitPixels(
         rgba_NVHW4=rgba_NVHW4,
         c2w_NV44=c2w_NV44,
+        object_ids=list(dataset.object_ids),
         captions=[dataset.prompt(number) for number in range(len(dataset))],
         attributes=list(dataset.attributes),
         background=float(dataset.config.background),
@@ -119,20 +125,3 @@ def _roomy_device(shape: tuple[int, ...], device: torch.device) -> torch.device:
     if device.type == "cuda" and math.prod(shape) < MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
         return device
     return torch.device("cpu")
-
-
-def shuffled(num_items: int, batch_size: int, *, generator: torch.Generator) -> Iterator[Tensor]:
-    """Index batches without end: every pass in a new order, incomplete batches left out (drawn again when all are)."""
-    device = generator.device
-    while True:
-        if num_items < batch_size:
-            yield torch.randint(num_items, (batch_size,), generator=generator, device=device)
-            continue
-        order = torch.randperm(num_items, generator=generator, device=device)
-        yield from order[: num_items - num_items % batch_size].split(batch_size)
-
-
-def pick_views(orbits: OrbitPixels, batch_size: int, *, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless pairs (orbits_B, views_B): every orbit equally often, one random view of it."""
-    for orbits_B in shuffled(orbits.num_orbits, batch_size, generator=generator):
-        yield orbits_B, torch.randint(orbits.num_views, orbits_B.shape, generator=generator, device=orbits_B.device)

@@ -7,33 +7,30 @@ and the log. Devices go through accelerate: on several of them `prepare` wraps t
 from __future__ import annotations
 
 import logging
-import signal
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor
-from tqdm import tqdm
 
 from models.weights import save_published, save_safetensors
-from pipelines.loading import pick_device
+from pipelines.launch import join_processes, make_accelerator, watch_signals
 from pipelines.objectives.base import Objective
 from pipelines.optimization import MovingAverage, lr_factor, parameter_groups
+from pipelines.progress import LossWatch, ProgressReport
+from pipelines.resume import clean_up, find_state, settings_of
+from pipelines.training_state import latest, read_state, restore, save_state, saving, snapshot
 from utils.compilation import compile_parts
 from utils.config import save_config
 from utils.errors import ConfigError, DataError
 from utils.files import writable_folder
+from utils.processes import is_main, largest, main_first
 from utils.registry import ENGINE, PRETRAIN, nearest
 from utils.run_config import RunConfig
 
 log = logging.getLogger(__name__)
-
-MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def train(cfg: RunConfig) -> Path:
@@ -49,12 +46,18 @@ def train(cfg: RunConfig) -> Path:
         raise ConfigError(f"TASK_TYPE={cfg.TASK_TYPE} is no training{nearest(cfg.TASK_TYPE, ENGINE.names())}")
     entrance = {"type": entrance_of(cfg), **cfg.objective}
     ENGINE.resolve(entrance, where="objective")
-    device = pick_device(cfg.device)
-    folder = writable_folder(cfg.log_dir, option="log_dir")
-    save_config(cfg, folder / "config.yaml")
+    device = join_processes(cfg)
+    state = find_state(cfg, Path(cfg.log_dir))
+    with main_first():
+        folder = writable_folder(cfg.log_dir, option="log_dir")
+        if is_main():
+            clean_up(folder, afresh=cfg.resume == "never")
+            with saving(folder, "config.yaml"):
+                save_config(cfg, folder / "config.yaml")
     torch.manual_seed(cfg.seed)
     torch.set_float32_matmul_precision("high")
-    return Trainer(cfg, ENGINE.build(entrance, where="objective", cfg=cfg, device=device), folder=folder).run()
+    objective = ENGINE.build(entrance, where="objective", cfg=cfg, device=device)
+    return Trainer(cfg, objective, folder=folder, state=state).run()
 
 
 def entrance_of(cfg: RunConfig) -> str:
@@ -69,13 +72,19 @@ class Trainer:
     Args:
         cfg: the run.
         objective: what is trained.
-        folder: where weights, previews and the log go.
+        folder: where weights, states, previews and the log go.
+        state: the folder of the state to go on from; None begins.
+
+    Attributes:
+        step: steps done, those of a checkpoint that training started from included.
+        num_samples: samples dealt since the training began: the position in the data.
     """
 
-    def __init__(self, cfg: RunConfig, objective: Objective, *, folder: Path) -> None:
+    def __init__(self, cfg: RunConfig, objective: Objective, *, folder: Path, state: Path | None = None) -> None:
         self.cfg, self.objective, self.folder = cfg, objective, folder
         self.pretrain = PRETRAIN.build(cfg.Pretrain, where="Pretrain") if cfg.Pretrain else None
         self.step = self.pretrain.apply(objective.pretrained_part) if self.pretrain else 0
+        self.num_samples, self.elapsed_s = 0, 0.0
         self.accelerator = make_accelerator(cfg, objective.device, folder=folder)
         objective.to(objective.device)
         objective.network.train()
@@ -89,41 +98,56 @@ class Trainer:
             fused=objective.device.type == "cuda",
         )
         self.average = MovingAverage(objective.network, cfg.ema_decay) if cfg.use_ema else None
+        if state is not None:
+            saved = read_state(state)
+            restore(saved, objective.network, optimizer, self.average, source=f"resume: {state}")
+            self.step, self.num_samples, self.elapsed_s = saved.step, saved.num_samples, saved.elapsed_s
         self.model, self.optimizer = self.accelerator.prepare(objective, optimizer)
-        self.report = ProgressReport(cfg, views_per_step=objective.views_per_step, first_step=self.step)
-        self.started = time.monotonic()
+        if state is not None and self.accelerator.scaler and saved.scaler:
+            self.accelerator.scaler.load_state_dict(saved.scaler)
+        views_per_batch = objective.views_per_step * self.accelerator.num_processes
+        self.report = ProgressReport(cfg, views_per_batch=views_per_batch, first_step=self.step)
+        self.watch = LossWatch(self.accelerator)
+        self.started = time.monotonic() - self.elapsed_s
 
     def run(self) -> Path:
-        """Train to the end, or until a signal; the weights are saved in both cases.
+        """Train to the end, or until a signal; weights and state are saved in both cases.
 
         Raises:
-            DataError: the loss is no longer a number.
+            DataError: the loss is no longer a number, too many samples are broken, or the disk is full.
         """
         num_parameters = sum(p.numel() for p in self.objective.network.parameters() if p.requires_grad)
         log.info("training %s: %.2f M parameters, from step %d", self.objective.stem, num_parameters / 1e6, self.step)
-        with watch_signals() as stop, self.report:
-            for batch in self.objective.batches() if self.progress < 1 else ():
-                self._train_step(batch)
+        stopped = False
+        with watch_signals() as signals, self.report:
+            batches = self.objective.batches(self.number) if self.progress < 1 else iter(())
+            while self.progress < 1 and not stopped:
+                self._train_step(batches)
+                # one clock and one decision for all processes
+                self.elapsed_s, stopped = largest(time.monotonic() - self.started, bool(signals))
                 self._at_intervals()
-                if self.progress >= 1 or stop:
-                    break
-        return self._finish(interrupted=bool(stop))
+        return self._finish(interrupted=bool(stopped) and self.progress < 1)
+
+    @property
+    def number(self) -> int:
+        """Of the global batch that comes next."""
+        return self.num_samples // self.objective.share.total
 
     @property
     def progress(self) -> float:
         """Share of the training that is done, by steps or by `max_minutes`, whichever is further."""
         share = self.step / self.cfg.num_steps
         if self.cfg.max_minutes > 0:
-            share = max(share, (time.monotonic() - self.started) / 60 / self.cfg.max_minutes)
+            share = max(share, self.elapsed_s / 60 / self.cfg.max_minutes)
         return share
 
-    def _train_step(self, batch: object) -> None:
-        cfg = self.cfg
+    def _train_step(self, batches: Iterator[Any]) -> None:
+        cfg, parts = self.cfg, self.cfg.grad_accumulation
         factor = lr_factor(self.progress, self.step, warmup_steps=cfg.warmup_steps, decay_mode=cfg.decay_mode)
         for group in self.optimizer.param_groups:
             group["lr"] = cfg.lr * factor
-        loss, figures = self.model(batch)
-        self.accelerator.backward(loss)
+        for part in range(parts):
+            self._backward(batches, part, last=part == parts - 1)
         if self.pretrain:
             self.pretrain.after_backward()
         if cfg.grad_clip > 0:
@@ -133,27 +157,66 @@ class Trainer:
         if self.average:
             self.average.update()
         self.step += 1
-        self.report.add({"loss": loss.detach(), **figures})
+        self.num_samples += self.objective.share.total
+
+    def _backward(self, batches: Iterator[Any], part: int, *, last: bool) -> None:
+        """Add the gradients of one part of a step; processes exchange them after the last."""
+        self.objective.share.begin(self.number, part)
+        batch = next(batches)
+        with nullcontext() if last else self.accelerator.no_sync(self.model):
+            loss, figures = self.model(batch)
+            self.accelerator.backward(loss / self.cfg.grad_accumulation)
+        self.watch.add(loss, step=self.step + 1, number=self.number, part=part)
+        self.report.add({"loss": loss.detach(), **figures}, step_ends=last)
 
     def _at_intervals(self) -> None:
         cfg, last = self.cfg, self.progress >= 1
         if self.step % cfg.log_interval == 0 or last:
+            self._check_losses()
             figures = self.report.write(self.step, lr=self.optimizer.param_groups[0]["lr"], progress=self.progress)
             self.accelerator.log(figures, step=self.step)
-            if figures["loss"] != figures["loss"]:
-                raise DataError(
-                    f"the loss became NaN before step {self.step}; lower lr or set precision=float32, and go on from "
-                    f"the last file in {self.folder / 'checkpoints'} with Pretrain.resume_checkpoint"
-                )
         if self.step % cfg.save_ckp_interval == 0 and not last:
-            self.save_checkpoint()
+            self.save()
         if self.step % cfg.viz_interval == 0 and not last:
             self._preview()
 
-    def save_checkpoint(self) -> None:
-        """Write `{stem}_{step}.pth` with the weights to sample with; with a moving average also the trained ones."""
+    def _check_losses(self) -> None:
+        """Refuse to go on, or to save, after a loss that is no number."""
+        bad = self.watch.look()
+        if bad is None:
+            return
+        size = self.objective.share.size
+        first = (bad.part * self.accelerator.num_processes + bad.rank) * size
+        names = self.objective.sample_names(bad.number)[first : first + size]
+        shown = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
+        state = latest(self.folder / "state")
+        way_on = f"with resume={state} and another log_dir" if state else "anew: nothing was saved yet"
+        raise DataError(
+            f"the loss became NaN or infinite at step {bad.step}, with the samples {shown}; look at them, lower lr or "
+            f"set precision=float32, and go on {way_on}"
+        )
+
+    def save(self) -> None:
+        """Write weights and the whole state, unless the weights are spoilt."""
+        self._check_losses()
         if not self.accelerator.is_main_process:
             return
+        with saving(self.folder, f"step {self.step}"):
+            self.save_checkpoint()
+            state = snapshot(
+                self.objective.network,
+                self.optimizer,
+                self.average,
+                scaler=self.accelerator.scaler,
+                step=self.step,
+                num_samples=self.num_samples,
+                elapsed_s=self.elapsed_s,
+                settings=settings_of(self.cfg),
+            )
+            save_state(self.folder / "state", state, keep=self.cfg.keep_states, every=self.cfg.keep_every)
+
+    def save_checkpoint(self) -> None:
+        """Write `{stem}_{step}.pth` with the weights to sample with; with a moving average also the trained ones."""
         network, stem = self.objective.network, self.objective.stem
         name = f"{stem}_{self.step:08d}.pth"
         if self.average:
@@ -165,20 +228,22 @@ class Trainer:
 
     def _finish(self, *, interrupted: bool) -> Path:
         """Save; when training is complete, also finish the network and write the final file."""
-        self.save_checkpoint()
+        self.save()
         last = self.folder / "checkpoints" / f"{self.objective.stem}_{self.step:08d}.pth"
         final = self.folder / f"{self.objective.stem}.safetensors"
         if interrupted:
-            log.info("stopped at step %d; go on with Pretrain.resume_checkpoint=%s", self.step, last)
+            log.info("stopped at step %d; run the same command again to go on", self.step)
         elif self.accelerator.is_main_process:
             if self.average:
                 self.average.write()
             self.objective.network.eval()
             self.objective.finish()
             metadata = {"step": self.step, **self.objective.metadata()}
-            save_safetensors(final, self.objective.final_state(), metadata=metadata)
+            with saving(self.folder, final.name):
+                save_safetensors(final, self.objective.final_state(), metadata=metadata)
             log.info("wrote %s (%.2f MB)", final, final.stat().st_size / 1e6)
             self._preview(averaged=False)
+        self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return last if interrupted else final
 
@@ -194,77 +259,3 @@ class Trainer:
             else:
                 self.objective.preview(self.folder / "previews", self.step)
         network.train()
-
-
-class ProgressReport:
-    """One line at intervals, and a bar on a terminal."""
-
-    def __init__(self, cfg: RunConfig, *, views_per_step: int, first_step: int) -> None:
-        self.views_per_step = views_per_step
-        self.bar = tqdm(total=cfg.num_steps, initial=first_step, unit="step", disable=not sys.stderr.isatty())
-        self.sums: dict[str, Tensor] = {}
-        self.num_added, self.since = 0, time.monotonic()
-        self.started, self.first_progress = self.since, first_step / cfg.num_steps
-
-    def __enter__(self) -> ProgressReport:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.bar.close()
-
-    def add(self, figures: dict[str, Tensor]) -> None:
-        """Count one step; nothing waits for the device."""
-        for name, value in figures.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.num_added += 1
-        self.bar.update()
-
-    def write(self, step: int, *, lr: float, progress: float) -> dict[str, float]:
-        """Log the means since the last call and return them."""
-        figures = {name: float(total) / self.num_added for name, total in self.sums.items()}
-        now = time.monotonic()
-        speed = self.views_per_step * self.num_added / (now - self.since)
-        done = progress - self.first_progress
-        eta = timedelta(seconds=round((now - self.started) * max(0.0, 1 - progress) / done)) if done > 0 else "?"
-        shown = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        self.bar.clear()
-        log.info("step %d: %s, lr %.2e, %.0f views/s, ETA %s", step, shown, lr, speed, eta)
-        self.bar.refresh()
-        self.sums, self.num_added, self.since = {}, 0, now
-        return {**figures, "lr": lr, "views_per_second": speed}
-
-
-def make_accelerator(cfg: RunConfig, device: torch.device, *, folder: Path) -> Accelerator:
-    """Accelerate's view of the run: device, precision, tracker."""
-    precision = cfg.precision
-    if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" else "float32"
-    accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision=MIXED_PRECISION[precision],
-        log_with=None if cfg.tracker == "none" else cfg.tracker,
-        project_dir=folder,
-    )
-    if cfg.tracker != "none":
-        accelerator.init_trackers("log")
-    return accelerator
-
-
-@contextmanager
-def watch_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM fill the list instead of ending the program; a second one ends it at once."""
-    received: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, _frame: object) -> None:
-        log.info("stopping after this step")
-        received.append(number)
-        signal.signal(number, handlers[number])
-
-    for number in handlers:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

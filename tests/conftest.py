@@ -26,6 +26,11 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also the long form of tests that have one")
+    parser.addoption("--kills", type=int, default=3, help="how often tests/pipelines/test_kill_storm.py kills")
+
+
 def pytest_collection_modifyitems(items):
     """Tests with the marker `gpu` need a CUDA device; without one they are skipped, and say so."""
     if torch.cuda.is_available():

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from datasets.packed_orbits import PackedShard, shard_file, write_shard
+from datasets.orbit_layout import write_orbit
+from datasets.packed_orbits import PackedOrbits, PackedShard, shard_file, write_shard
 from tests.tiny import AUTOENCODER, EMBEDDER_, UNET
 from utils.cameras import orbit_cameras
+from utils.files import write_json
 
 COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
 KINDS = ("square", "disc")
@@ -41,6 +43,26 @@ def write_orbits(folder: Path, *, copies: int = 4) -> Path:
     )
     write_shard(shard_file(folder, 0), shard)
     return folder
+
+
+def write_files(folder: Path) -> dict[str, Any]:
+    """Write the packed orbits beside `folder` as single files; returns the section that reads them."""
+    packed = PackedOrbits(PackedOrbits.Config(data_dir_list=[str(folder.parent / "orbits")], num_views=NUM_VIEWS))
+    for index, object_id in enumerate(packed.object_ids):
+        rgba_VHW4, c2w_V44, fov_deg = packed.stored(index)
+        bounds_23 = np.array([[-0.5] * 3, [0.5] * 3])
+        write_orbit(folder / object_id, rgba_VHW4=rgba_VHW4, c2w_V44=c2w_V44, fov_deg=fov_deg, bounds_23=bounds_23)
+    write_json(folder / "index.json", packed.object_ids)
+    write_json(folder / "captions.json", dict(zip(packed.object_ids, packed.captions, strict=True)))
+    return {
+        "type": "VideoDataset",
+        "data_list": [str(folder / "index.json")],
+        "data_dir_list": [str(folder)],
+        "caption_dir": str(folder / "captions.json"),
+        "resolution": [SIZE, SIZE],
+        "num_views": NUM_VIEWS,
+        "get_first_frame": False,
+    }
 
 
 def write_turning_orbits(folder: Path, *, elevations: tuple[float, ...], num_views: int = 8) -> Path:

@@ -45,7 +45,7 @@ RETIRED_KEYS = {
     "misc_size": "no depth condition",
     "depth_std": "no depth condition",
     "img_dataset": "training on images beside orbits is not part of this version",
-    "use_fsdp": "training on several devices is not part of this version",
+    "use_fsdp": "every process holds the whole model",
     "sample_fps": "orbits have no frame rate",
     "scale": "the autoencoder knows its reduction",
     "scale_factor": "the autoencoder owns it",
@@ -195,6 +195,12 @@ class RunConfig:
     cache_dir: str = "workspace/latents"
     use_ema: bool = False
     ema_decay: float = 0.9999
+    num_processes: int = 0
+    grad_accumulation: int = 1
+    max_bad_samples: int = 10
+    resume: str = "auto"
+    keep_states: int = 2
+    keep_every: int = 0
     save_ckp_interval: int = 1000
     viz_interval: int = 1000
     log_interval: int = 100
@@ -203,9 +209,14 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         positive = ("round", "batch_size", "target_fps", "chunk_size", "decoder_bs", "num_steps", "save_ckp_interval")
-        for name in (*positive, "viz_interval", "log_interval"):
+        for name in (*positive, "viz_interval", "log_interval", "grad_accumulation", "keep_states"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("num_processes", "max_bad_samples", "keep_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.resume:
+            raise ConfigError("resume is empty; give auto, never or the folder of a state")
         if self.lr <= 0:
             raise ConfigError(f"lr must be positive, got {self.lr}")
         for name in ("p_zero", "ema_decay"):

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipelines.global_batch import epoch_order
 from pipelines.objectives.base import Objective
-from pipelines.orbit_pixels import load_orbits, pick_views
+from pipelines.orbit_pixels import OrbitPixels, load_orbits
 from utils.errors import ConfigError
 from utils.images import save_png
 from utils.registry import AUTO_ENCODER, DATASETS, ENGINE
@@ -67,16 +68,19 @@ class RestoreViews(Objective):
             )
         self.orbits = load_orbits(DATASETS.build(cfg.vid_dataset, where="vid_dataset"), device=device)
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for orbits_B, views_B in pick_views(self.orbits, self.batch_size, generator=self.generator):
+    @property
+    def sample_source(self) -> OrbitPixels:
+        return self.orbits
+
+    def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for orbits_B in self.share.order(self.orbits.num_orbits, start=start):
+            views_B = self.share.randint(self.orbits.num_views, len(orbits_B)).cpu()
             yield self.orbits.views(orbits_B, views_B)
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         images_B3HW, masks_B1HW = batch
         posterior = self.network.encode(images_B3HW * 2 - 1)
-        noise = torch.randn(
-            posterior.mean.shape, generator=self.generator, device=self.device, dtype=posterior.mean.dtype
-        )
+        noise = self.share.randn(*posterior.mean.shape).to(posterior.mean.dtype)
         restored_B3HW = self.network.decode(posterior.mean + posterior.std * noise).float() / 2 + 0.5
         weight_B1HW = 1 + self.config.object_weight * masks_B1HW
         pixel = ((restored_B3HW - images_B3HW).abs() * weight_B1HW).mean()
@@ -99,8 +103,9 @@ class RestoreViews(Objective):
     @torch.no_grad()
     def latent_moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each latent channel over random training views."""
-        latents = []
-        for orbits_B, views_B in pick_views(self.orbits, 32, generator=self.generator):
+        latents, generator = [], torch.Generator().manual_seed(self.cfg.seed)
+        for orbits_B in epoch_order(self.orbits.num_orbits, 32, seed=self.cfg.seed):
+            views_B = torch.randint(self.orbits.num_views, orbits_B.shape, generator=generator)
             images_B3HW, _ = self.orbits.views(orbits_B, views_B)
             latents.append(self.network.encode(images_B3HW * 2 - 1).mean.float())
             if 32 * len(latents) >= self.config.num_whitening:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipelines.global_batch import GlobalBatch, epoch_order
 from utils.errors import ConfigError
 from utils.run_config import RunConfig
 
@@ -26,7 +27,8 @@ class Objective(nn.Module):
     Attributes:
         stem: begins the names of weight files.
         network: what trains and what is saved.
-        generator: all random numbers of training, on the device.
+        share: which rows of the global batch this process has, and random numbers for them.
+        generator: draws for this process alone, on the device.
     """
 
     stem: str
@@ -35,12 +37,30 @@ class Objective(nn.Module):
     def __init__(self, cfg: RunConfig, *, device: torch.device, num_views: int) -> None:
         super().__init__()
         self.cfg, self.device = cfg, device
-        self.generator = torch.Generator(device).manual_seed(cfg.seed)
         self.batch_size = batch_size_for(cfg, num_views)
+        self.share = GlobalBatch(size=self.batch_size, parts=cfg.grad_accumulation, seed=cfg.seed, device=device)
+        self.generator = self.share.own
         self.views_per_step = self.batch_size * num_views
 
-    def batches(self) -> Iterator[Any]:
-        """Batches on the device, without end."""
+    def batches(self, start: int = 0) -> Iterator[Any]:
+        """Batches on the device, without end; `cfg.grad_accumulation` of them make a step.
+
+        Args:
+            start: how many steps of data to leave out: those that were made before.
+        """
+        raise NotImplementedError
+
+    def sample_names(self, number: int) -> list[str]:
+        """Object ids of the global batch of that number; a sample that was skipped is still named."""
+        dataset = self.sample_source
+        if dataset is None:
+            return []
+        index_G = next(epoch_order(len(dataset), self.share.total, seed=self.cfg.seed, start=number))
+        return [dataset.object_ids[index] for index in index_G.tolist()]
+
+    @property
+    def sample_source(self) -> Any:
+        """What has the `object_ids` of the samples."""
         raise NotImplementedError
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.objectives.base import Objective
-from pipelines.orbit_pixels import load_orbits, pick_views
+from pipelines.orbit_pixels import OrbitPixels, load_orbits
 from utils.errors import ConfigError, DataError
 from utils.registry import DATASETS, ENGINE, MODEL
 from utils.run_config import RunConfig
@@ -56,15 +56,24 @@ class NameViews(Objective):
             raise ConfigError(f"classifier lacks the {key} {unknown[0]}, which the data set has; leave its names out")
         return torch.tensor([names.index(record[key]) for record in self.orbits.attributes], device=self.device)
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for orbits_B, views_B in pick_views(self.orbits, self.batch_size, generator=self.generator):
+    @property
+    def sample_source(self) -> OrbitPixels:
+        return self.orbits
+
+    def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for orbits_B in self.share.order(self.orbits.num_orbits, start=start):
+            views_B = self.share.randint(self.orbits.num_views, len(orbits_B)).cpu()
             images_B3HW, _ = self.orbits.views(orbits_B, views_B)
-            yield self.disturb(images_B3HW), self.kind_N[orbits_B], self.color_N[orbits_B]
+            yield (
+                self.disturb(images_B3HW),
+                self.kind_N[orbits_B.to(self.device)],
+                self.color_N[orbits_B.to(self.device)],
+            )
 
     def disturb(self, images_B3HW: Tensor) -> Tensor:
         """Zoom, mirror, soften and add noise, each image by its own amount; borders repeat."""
         B, *_, side = images_B3HW.shape
-        random_B4 = torch.rand(B, 4, generator=self.generator, device=images_B3HW.device)
+        random_B4 = self.share.rand(B, 4)
         zoom_B = self.config.zoom ** (2 * random_B4[:, 0] - 1)
         mirror_B = torch.where(random_B4[:, 1] < 0.5, -1.0, 1.0)
         theta_B23 = images_B3HW.new_zeros(B, 2, 3)
@@ -74,7 +83,7 @@ class NameViews(Objective):
         small = functional.interpolate(images_B3HW, size=side // 2, mode="bilinear", antialias=True)
         soft = functional.interpolate(small, size=images_B3HW.shape[-2:], mode="bilinear")
         images_B3HW = torch.lerp(images_B3HW, soft, random_B4[:, 2, None, None, None])
-        noise = torch.randn(images_B3HW.shape, generator=self.generator, device=images_B3HW.device)
+        noise = self.share.randn(*images_B3HW.shape)
         return (images_B3HW + self.config.noise * random_B4[:, 3, None, None, None] * noise).clamp(0, 1)
 
     def forward(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

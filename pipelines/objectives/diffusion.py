@@ -6,16 +6,16 @@ Letters: B batch, V views, C channels, L tokens.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from pipelines.conditioner import check_model_kind
+from pipelines.data_reading import read_samples
 from pipelines.latent_cache import (
     SHARD_SIZE,
     CachedLatents,
@@ -26,9 +26,10 @@ from pipelines.latent_cache import (
     write_cache,
 )
 from pipelines.objectives.base import Objective
-from pipelines.orbit_pixels import load_orbits, shuffled
+from pipelines.orbit_pixels import load_orbits
 from utils.cameras import camera_condition
 from utils.memory_format import channels_last
+from utils.processes import main_first
 from utils.registry import AUTO_ENCODER, DATASETS, DIFFUSION, EMBEDDER, ENGINE, MODEL, VISUAL
 from utils.run_config import RunConfig
 
@@ -80,6 +81,7 @@ class OrbitDenoising(Objective):
         # Latents roll here, after encoding, for all ways of reading: encoding works image by image.
         self.random_start_view = DATASETS.resolve(cfg.vid_dataset, where="vid_dataset")[1].random_start_view
         self.dataset = DATASETS.build({**cfg.vid_dataset, "random_start_view": False}, where="vid_dataset")
+        self._source: Any = self.dataset
         self.diffusion = DIFFUSION.build(cfg.Diffusion, where="Diffusion")
         self.network = MODEL.build(cfg.UNet, where="UNet")
         if cfg.channels_last:
@@ -94,24 +96,30 @@ class OrbitDenoising(Objective):
         """The generator."""
         return self.network
 
-    def batches(self) -> Iterator[DiffusionBatch]:
-        return self._cached_batches(self.cached_latents()) if self.cfg.cache_latents else self._encoded_batches()
+    def batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
+        if self.cfg.cache_latents:
+            return self._cached_batches(self.cached_latents(), start)
+        return self._encoded_batches(start)
+
+    @property
+    def sample_source(self) -> Any:
+        return self._source
 
     def forward(self, batch: DiffusionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         x0 = batch.latents_BCVHW
-        t_B = torch.randint(self.diffusion.num_timesteps, (len(x0),), generator=self.generator, device=x0.device)
+        t_B = self.share.randint(self.diffusion.num_timesteps, len(x0))
         prediction, _, noise = self.predict(batch, t_B)
         return self.diffusion.loss(prediction, self.diffusion.training_target(x0, noise, t_B)), {}
 
     def predict(self, batch: DiffusionBatch, t_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The network's prediction for noised latents, some of its conditions dropped; those latents; their noise."""
         x0 = batch.latents_BCVHW
-        noise = self.diffusion.make_noise(x0, generator=self.generator)
+        noise = self.share.draw(self.diffusion.make_noise, x0)
         x_t = self.diffusion.add_noise(x0, noise, t_B)
         if self.cfg.Pretrain.get("fix_weight"):
             # A group norm of channels_last data that needs no gradient crashes on the CPU (torch 2.10).
             x_t.requires_grad_()
-        drop_B = torch.rand(len(x0), generator=self.generator, device=x0.device) < self.cfg.p_zero
+        drop_B = self.share.rand(len(x0)) < self.cfg.p_zero
         prediction = self.unet(
             x_t,
             t_B,
@@ -148,10 +156,15 @@ class OrbitDenoising(Objective):
             index=_index_of(self.dataset),
             image_encoder=self.embedder.model.visual if self.of_images else None,
         )
-        if not is_current(self.cfg.cache_dir, wanted):
-            log.info("encoding %d orbits into %s", len(self.dataset), self.cfg.cache_dir)
-            write_cache(self.cfg.cache_dir, self._encode_all(), wanted)
-        return read_cache(self.cfg.cache_dir)
+        with main_first():
+            if not is_current(self.cfg.cache_dir, wanted):
+                log.info("encoding %d orbits into %s", len(self.dataset), self.cfg.cache_dir)
+                write_cache(self.cfg.cache_dir, self._encode_all(), wanted)
+        cached = read_cache(self.cfg.cache_dir)
+        if len(cached) < len(self.dataset):
+            left_out = len(self.dataset) - len(cached)
+            log.warning("%d broken orbits are not in %s; delete it once they are whole", left_out, self.cfg.cache_dir)
+        return cached
 
     def parts_to_compile(self) -> list[nn.Module]:
         return self.network.parts_to_compile()
@@ -170,20 +183,22 @@ class OrbitDenoising(Objective):
             diffusion=self.diffusion,
         )
 
-    def _cached_batches(self, cached: CachedLatents) -> Iterator[DiffusionBatch]:
+    def _cached_batches(self, cached: CachedLatents, start: int = 0) -> Iterator[DiffusionBatch]:
+        self._source = cached
         cached = cached.to(self.device)
         token_ids_NL = self.embedder.tokenize(cached.captions)
         camera_data_NV16 = camera_condition(cached.c2w_NV44)
-        for index_B in shuffled(len(token_ids_NL), self.batch_size, generator=self.generator):
-            latents_BCVHW = cached.draw(index_B, generator=self.generator)
+        for index_B in self.share.order(len(token_ids_NL), start=start):
+            index_B = index_B.to(self.device)
+            latents_BCVHW = cached.draw(index_B, generator=self.share.row_generators())
             image_BVC = cached.image_NVC[index_B].float() if self.of_images else None
             yield self._batch(latents_BCVHW, token_ids_NL[index_B], camera_data_NV16[index_B], image_BVC)
 
-    def _encoded_batches(self) -> Iterator[DiffusionBatch]:
-        for views_BVCHW, c2w_BV44, captions in self._samples(self.batch_size, endless=True):
+    def _encoded_batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
+        for views_BVCHW, c2w_BV44, captions, _ in self._views(start):
             with torch.no_grad():
                 latents_BCVHW = self.autoencoder.encode_views(
-                    views_BVCHW, generator=self.generator, chunk=self.cfg.chunk_size
+                    views_BVCHW, generator=self.share.row_generators(), chunk=self.cfg.chunk_size
                 )
                 image_BVC = self._embed_views(views_BVCHW)
             camera_data_BV16 = camera_condition(c2w_BV44.to(self.device))
@@ -192,9 +207,7 @@ class OrbitDenoising(Objective):
     def _batch(self, latents_BCVHW, token_ids_BL, camera_data_BV16, image_BVC) -> DiffusionBatch:
         """The batch; with `random_start_view` its images roll, each sample's by its own number, and cameras stay."""
         if self.random_start_view:
-            start_B = torch.randint(
-                latents_BCVHW.shape[2], latents_BCVHW.shape[:1], generator=self.generator, device=latents_BCVHW.device
-            )
+            start_B = self.share.randint(latents_BCVHW.shape[2], len(latents_BCVHW))
             latents_BCVHW = roll_views(latents_BCVHW.transpose(1, 2), start_B).transpose(1, 2)
             image_BVC = None if image_BVC is None else roll_views(image_BVC, start_B)
         image_B1C = None if image_BVC is None else image_BVC[:, :1]
@@ -210,7 +223,7 @@ class OrbitDenoising(Objective):
     @torch.no_grad()
     def _encode_all(self) -> Iterator[EncodedChunk]:
         keep_std = self.autoencoder.config.posterior == "sample"
-        for views_BVCHW, c2w_BV44, captions in self._samples(SHARD_SIZE, endless=False):
+        for views_BVCHW, c2w_BV44, captions, object_ids in self._views(None):
             parts = [
                 self.autoencoder.view_posteriors(views, chunk=self.cfg.chunk_size) for views in views_BVCHW.split(16)
             ]
@@ -220,39 +233,39 @@ class OrbitDenoising(Objective):
                 std_BCVHW=std_BCVHW if keep_std else None,
                 c2w_BV44=c2w_BV44,
                 captions=captions,
+                object_ids=object_ids,
                 image_BVC=self._embed_views(views_BVCHW),
             )
 
-    def _samples(self, batch_size: int, *, endless: bool) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-        """Views in [0, 1] on the device, cameras and prompts; in order and once, or shuffled without end."""
-        if hasattr(self.dataset, "stored"):
-            orbits = load_orbits(self.dataset, device=self.device)
-            indices = (
-                shuffled(orbits.num_orbits, batch_size, generator=self.generator)
-                if endless
-                else torch.arange(orbits.num_orbits).split(batch_size)
-            )
-            for index_B in indices:
-                captions = [orbits.captions[number] for number in index_B.tolist()]
-                yield orbits.views(index_B)[0], orbits.c2w_NV44[index_B.cpu()], captions
-            return
-        while True:
-            for sample in self._loader(batch_size, shuffle=endless):
-                yield sample["views_VCHW"].to(self.device, non_blocking=True), sample["c2w_V44"], sample["caption"]
-            if not endless:
-                return
+    def _views(self, start: int | None) -> Iterator[tuple[Tensor, Tensor, list[str], list[str]]]:
+        """Views in [0, 1] on the device, cameras, prompts and object ids.
 
-    def _loader(self, batch_size: int, *, shuffle: bool) -> DataLoader[Any]:
-        workers = self.cfg.num_workers
-        return DataLoader(
+        Args:
+            start: the step to begin with, shuffled and without end; None: the whole data set once in order.
+        """
+        if not hasattr(self.dataset, "stored"):
+            for sample in self._loader(start):
+                views_BVCHW = sample["views_VCHW"].to(self.device, non_blocking=True)
+                yield views_BVCHW, sample["c2w_V44"], list(sample["caption"]), list(sample["object_id"])
+            return
+        orbits = load_orbits(self.dataset, device=self.device)
+        in_order = torch.arange(orbits.num_orbits).split(SHARD_SIZE)
+        for index_B in in_order if start is None else self.share.order(orbits.num_orbits, start=start):
+            captions, ids = ([names[n] for n in index_B.tolist()] for names in (orbits.captions, orbits.object_ids))
+            yield orbits.views(index_B)[0], orbits.c2w_NV44[index_B], captions, ids
+
+    def _loader(self, start: int | None) -> Iterable[dict[str, Any]]:
+        """Batches of samples that are read file by file; `start` as in `_views`."""
+        in_order = (index_B.tolist() for index_B in torch.arange(len(self.dataset)).split(SHARD_SIZE))
+        order = (index_B.tolist() for index_B in self.share.order(len(self.dataset), start=start or 0))
+        return read_samples(
             self.dataset,
-            batch_size=min(batch_size, len(self.dataset)),
-            shuffle=shuffle,
-            drop_last=shuffle,
-            num_workers=workers,
-            prefetch_factor=self.cfg.prefetch_factor if workers else None,
+            in_order if start is None else order,
+            replace=start is not None,
+            max_bad=self.cfg.max_bad_samples,
+            num_workers=self.cfg.num_workers,
+            prefetch_factor=self.cfg.prefetch_factor,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator().manual_seed(self.cfg.seed),
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.objectives.base import Objective
-from pipelines.orbit_pixels import load_orbits, pick_views
+from pipelines.orbit_pixels import OrbitPixels, load_orbits
 from utils.registry import DATASETS, EMBEDDER, ENGINE
 from utils.run_config import RunConfig
 
@@ -40,9 +40,14 @@ class MatchCaptions(Objective):
         self.orbits = load_orbits(DATASETS.build(cfg.vid_dataset, where="vid_dataset"), device=device)
         self.token_ids_NL = self.embedder.tokenizer.ids(self.orbits.captions).to(device)
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for orbits_B, views_B in pick_views(self.orbits, self.batch_size, generator=self.generator):
-            yield self.orbits.views(orbits_B, views_B)[0], self.token_ids_NL[orbits_B]
+    @property
+    def sample_source(self) -> OrbitPixels:
+        return self.orbits
+
+    def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for orbits_B in self.share.order(self.orbits.num_orbits, start=start):
+            views_B = self.share.randint(self.orbits.num_views, len(orbits_B)).cpu()
+            yield self.orbits.views(orbits_B, views_B)[0], self.token_ids_NL[orbits_B.to(self.device)]
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         images_B3HW, token_ids_BL = batch

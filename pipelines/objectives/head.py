@@ -17,7 +17,7 @@ from pipelines.head_views import head_input
 from pipelines.objectives.base import Objective
 from pipelines.objectives.head_augment import disturb_views, jitter_poses
 from pipelines.objectives.head_parts import HeadLoss, LossConfig, draw_views, preview_views
-from pipelines.orbit_pixels import composite, load_orbits, shuffled
+from pipelines.orbit_pixels import OrbitPixels, composite, load_orbits
 from utils.cameras import head_cameras
 from utils.errors import ConfigError
 from utils.images import save_png
@@ -93,8 +93,6 @@ class ObjectFromViews(Objective):
         self.orbits = load_orbits(dataset, device=device)
         self.c2w_NV44 = self.orbits.c2w_NV44.to(device)
         self.views_per_step = self.batch_size * config.num_output_views
-        # Which steps take decoded views is decided here, without asking the device.
-        self.choices = torch.Generator().manual_seed(cfg.seed)
 
     def _check(self, dataset: Any, *, input_size: int) -> None:
         width, height = self.cfg.resolution
@@ -110,8 +108,12 @@ class ObjectFromViews(Objective):
                     f"reconstruction.fov_deg={self.fov_deg:.4g}, but vid_dataset was rendered with {fov_deg:.4g}"
                 )
 
-    def batches(self) -> Iterator[HeadBatch]:
-        for orbits_B in shuffled(self.orbits.num_orbits, self.batch_size, generator=self.generator):
+    @property
+    def sample_source(self) -> OrbitPixels:
+        return self.orbits
+
+    def batches(self, start: int = 0) -> Iterator[HeadBatch]:
+        for orbits_B in self.share.order(self.orbits.num_orbits, start=start):
             views_BK = draw_views(
                 len(orbits_B),
                 num_views=self.orbits.num_views,
@@ -138,7 +140,8 @@ class ObjectFromViews(Objective):
         config, num_inputs = self.config, self.num_inputs
         views_BICHW, _ = composite(batch.rgba_BKHW4[:, :num_inputs], self.orbits.background)
         poses_BI44 = poses_BK44[:, :num_inputs]
-        if self.autoencoder is not None and float(torch.rand((), generator=self.choices)) < config.p_autoencoded:
+        # torch's CPU generator decides, without asking the device
+        if self.autoencoder is not None and float(torch.rand(())) < config.p_autoencoded:
             views_BICHW = self._through_autoencoder(views_BICHW)
         if config.p_distort:
             views_BICHW = disturb_views(

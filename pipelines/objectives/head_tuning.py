@@ -25,7 +25,7 @@ from models.weights import HEAD_PREFIX, load_head, load_strict, read_weights
 from pipelines.head_views import head_input
 from pipelines.objectives.diffusion import DiffusionBatch, OrbitDenoising, roll_views
 from pipelines.objectives.head_parts import HeadLoss, LossConfig, draw_views, preview_views, sized
-from pipelines.orbit_pixels import load_orbits, shuffled
+from pipelines.orbit_pixels import load_orbits
 from utils.cameras import camera_condition, head_cameras
 from utils.errors import ConfigError
 from utils.images import save_png
@@ -142,17 +142,16 @@ class HeadTuning(OrbitDenoising):
     def pretrained_part(self) -> nn.Module:
         return self.network.unet
 
-    def batches(self) -> Iterator[TuningBatch]:
+    def batches(self, start: int = 0) -> Iterator[TuningBatch]:
         if self.orbits is None:
-            while True:
-                for sample in self._loader(self.batch_size, shuffle=True):
-                    yield self._tuning_batch(*_bytes_of(sample, self.device))
-        for index_B in shuffled(self.orbits.num_orbits, self.batch_size, generator=self.generator):
+            for sample in self._loader(start):
+                yield self._tuning_batch(*_bytes_of(sample, self.device))
+        for index_B in self.share.order(self.orbits.num_orbits, start=start):
             yield self._tuning_batch(*self._packed(index_B))
 
     def _packed(self, index_B: Tensor) -> tuple[Tensor, Tensor, list[str]]:
         captions = [self.orbits.captions[number] for number in index_B.tolist()]
-        return self.orbits.rgba(index_B), self.orbits.c2w_NV44[index_B.cpu()], captions
+        return self.orbits.rgba(index_B), self.orbits.c2w_NV44[index_B], captions
 
     @torch.no_grad()
     def _tuning_batch(self, rgba_BVHW4: Tensor, c2w_BV44: Tensor, captions: list[str]) -> TuningBatch:

@@ -5,8 +5,9 @@ import torch
 
 import datasets
 import pipelines
+from pipelines.global_batch import epoch_order
 from pipelines.latent_cache import is_current, read_cache
-from pipelines.orbit_pixels import composite, load_orbits, shuffled
+from pipelines.orbit_pixels import composite, load_orbits
 from tests.pipelines.test_training import load
 from tests.tiny_orbits import write_orbits
 from utils.errors import DataError
@@ -109,11 +110,11 @@ def test_compositing_agrees_with_the_data_set(folder):
 
 
 def test_shuffling_shows_everything_once_a_pass():
-    batches = shuffled(7, 3, generator=torch.Generator().manual_seed(0))
+    batches = epoch_order(7, 3, seed=0)
     first = torch.cat([next(batches), next(batches)]).tolist()
     assert len(set(first)) == 6
     assert set(first) <= set(range(7))
-    assert len(next(shuffled(2, 3, generator=torch.Generator().manual_seed(0)))) == 3
+    assert len(next(epoch_order(2, 3, seed=0))) == 3
 
 
 def test_other_sizes_than_packed_are_refused(folder):

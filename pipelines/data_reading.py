@@ -1,0 +1,116 @@
+"""Samples that are read file by file, in worker processes; broken ones are left out, counted and named."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from utils.errors import DataError
+
+log = logging.getLogger(__name__)
+
+# A run of broken samples this long is a broken folder.
+MAX_TRIES = 100
+
+
+class WholeSamples(Dataset):
+    """The samples of a data set, or what is wrong with them.
+
+    Args:
+        replace: the place of a broken sample goes to the next whole one, so that all batches have one size; else it
+            stays empty.
+    """
+
+    def __init__(self, dataset: Any, *, replace: bool) -> None:
+        self.dataset, self.replace = dataset, replace
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Any] | None, list[str]]:
+        """The sample, and a line for each broken one that was met."""
+        problems: list[str] = []
+        for number in range(index, index + (min(MAX_TRIES, len(self)) if self.replace else 1)):
+            try:
+                return self.dataset[number % len(self)], problems
+            except DataError as err:
+                problems.append(str(err))
+        return None, problems
+
+
+class BadSamples:
+    """Names each broken sample once, and stops when there are too many.
+
+    Args:
+        limit: so many may be skipped.
+    """
+
+    def __init__(self, *, limit: int) -> None:
+        self.limit = limit
+        self.seen: set[str] = set()
+
+    def note(self, problems: Iterable[str]) -> None:
+        """Count.
+
+        Raises:
+            DataError: more than the limit.
+        """
+        for problem in problems:
+            if problem in self.seen:
+                continue
+            self.seen.add(problem)
+            if len(self.seen) > self.limit:
+                raise DataError(
+                    f"{problem} (broken sample {len(self.seen)}, max_bad_samples={self.limit}); find all of them with "
+                    "tools/index_dataset.py, which lists the whole ones, or raise max_bad_samples"
+                )
+            log.warning("skipped broken sample %d (max_bad_samples=%d): %s", len(self.seen), self.limit, problem)
+
+
+def read_samples(
+    dataset: Any,
+    order: Iterable[list[int]],
+    *,
+    replace: bool,
+    max_bad: int,
+    num_workers: int,
+    prefetch_factor: int,
+    pin_memory: bool,
+) -> Iterator[dict[str, Any]]:
+    """Batches of samples in a given order; `replace` as in WholeSamples.
+
+    Raises:
+        DataError: more than `max_bad` samples are broken, or no whole one is found.
+    """
+    bad = BadSamples(limit=max_bad)
+    loader = DataLoader(
+        WholeSamples(dataset, replace=replace),
+        batch_sampler=order,
+        collate_fn=_collate,
+        num_workers=num_workers,
+        prefetch_factor=prefetch_factor if num_workers else None,
+        pin_memory=pin_memory,
+        worker_init_fn=_ignore_interrupts,
+    )
+    for batch, problems, num_missing in loader:
+        bad.note(problems)
+        if replace and num_missing:
+            tries = min(MAX_TRIES, len(dataset))
+            raise DataError(f"{problems[-1]} ({tries} broken samples in a row); check with tools/index_dataset.py")
+        if batch is not None:
+            yield batch
+
+
+def _collate(samples: list[tuple[dict[str, Any] | None, list[str]]]) -> tuple[Any, list[str], int]:
+    whole = [sample for sample, _ in samples if sample is not None]
+    problems = [problem for _, found in samples for problem in found]
+    return default_collate(whole) if whole else None, problems, len(samples) - len(whole)
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    """Ctrl-C reaches workers too; the training decides when they end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

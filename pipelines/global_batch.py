@@ -1,0 +1,127 @@
+"""Order and random numbers of training as functions of the seed and of numbers: nothing of it needs to be saved.
+
+One step works on one global batch: `size` rows for each process and each part of a step. A process takes its rows of
+it; what is drawn for a row does not depend on which process has it.
+
+Letters: G rows of the global batch, B rows of one process in one part of a step.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from utils.processes import num_processes, process_rank
+
+
+def mixed_seed(*numbers: int | str) -> int:
+    """One seed out of several numbers, as good as independent of that of any others."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def epoch_order(num_items: int, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Tensor]:
+    """Index batches without end, on the CPU: every pass in a new order, incomplete batches left out.
+
+    With fewer items than a batch has, they are drawn again and again.
+
+    Args:
+        start: number of the first batch; batch n is the same wherever one begins.
+    """
+    generator, number, in_order = torch.Generator(), start, None
+    per_epoch = num_items // batch_size
+    while True:
+        if not per_epoch:
+            generator.manual_seed(mixed_seed(seed, "few", number))
+            yield torch.randint(num_items, (batch_size,), generator=generator)
+        else:
+            epoch, place = divmod(number, per_epoch)
+            if in_order is None or place == 0:
+                generator.manual_seed(mixed_seed(seed, "epoch", epoch))
+                in_order = torch.randperm(num_items, generator=generator)
+            yield in_order[place * batch_size : (place + 1) * batch_size]
+        number += 1
+
+
+class GlobalBatch:
+    """The rows that this process works on, and random numbers for them.
+
+    Args:
+        size: B.
+        parts: of a step (gradient accumulation).
+        device: where random numbers are made.
+
+    Attributes:
+        generator: draws for the whole global batch, alike on all processes.
+        own: draws for this process alone; what comes from it depends on the number of processes.
+    """
+
+    def __init__(self, *, size: int, parts: int, seed: int, device: torch.device) -> None:
+        self.size, self.parts, self.seed, self.device = size, parts, seed, device
+        self.rank, self.num_processes = process_rank(), num_processes()
+        self.generator, self.own = torch.Generator(device), torch.Generator(device)
+        self.begin(0, 0)
+
+    @property
+    def total(self) -> int:
+        """G."""
+        return self.size * self.num_processes * self.parts
+
+    def begin(self, number: int, part: int) -> None:
+        """Seed everything for one part of one step, torch's own generators (which dropout draws from) included."""
+        self.number, self.part = number, part
+        self.generator.manual_seed(mixed_seed(self.seed, number))
+        own = mixed_seed(self.seed, number, part, self.rank)
+        self.own.manual_seed(own)
+        torch.manual_seed(own)
+
+    @property
+    def first_row(self) -> int:
+        """Of those that this process has in this part of the step."""
+        return (self.part * self.num_processes + self.rank) * self.size
+
+    def rows(self, values_G: Tensor) -> Tensor:
+        """This process's rows of something that was made for all."""
+        return values_G[self.first_row : self.first_row + self.size]
+
+    def order(self, num_items: int, *, start: int) -> Iterator[Tensor]:
+        """Endless indices of this process's samples (B,), part by part, from the step with the number `start`."""
+        for index_G in epoch_order(num_items, self.total, seed=self.seed, start=start):
+            parts = index_G.view(self.parts, self.num_processes, self.size)
+            yield from parts[:, self.rank]
+
+    def draw(self, make: Callable[..., Tensor], like_B: Tensor) -> Tensor:
+        """This process's rows of `make(like, generator=...)` for the whole global batch.
+
+        Another number of rows than B (a preview's) is drawn for this process alone.
+        """
+        if len(like_B) != self.size:
+            return make(like_B, generator=self.own)
+        like_G = like_B.new_empty(()).expand(self.total, *like_B.shape[1:])
+        return self.rows(make(like_G, generator=self.generator))
+
+    def rand(self, *shape: int) -> Tensor:
+        """Uniform numbers; the first dimension is the rows."""
+        return self.draw(_like(torch.rand), torch.empty((), device=self.device).expand(shape))
+
+    def randn(self, *shape: int) -> Tensor:
+        """Normal numbers; the first dimension is the rows."""
+        return self.draw(_like(torch.randn), torch.empty((), device=self.device).expand(shape))
+
+    def randint(self, high: int, *shape: int) -> Tensor:
+        """Integers below `high`; the first dimension is the rows."""
+        make = _like(functools.partial(torch.randint, high))
+        return self.draw(make, torch.empty((), device=self.device).expand(shape))
+
+    def row_generators(self) -> list[torch.Generator]:
+        """A fresh generator for each row."""
+        seeds = [mixed_seed(self.seed, self.number, "row", self.first_row + row) for row in range(self.size)]
+        return [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
+
+
+def _like(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda like, *, generator: make(like.shape, generator=generator, device=like.device)

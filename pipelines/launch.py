@@ -1,0 +1,145 @@
+"""One process for each device, started by the command itself where no launcher did; signals and precision of each."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+
+from pipelines.loading import pick_device
+from utils.errors import ConfigError
+from utils.processes import is_main
+from utils.run_config import RunConfig
+
+log = logging.getLogger(__name__)
+
+MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+STARTED_HERE = "VIDEOMV_STARTED_HERE"
+# The main process encodes data sets and samples previews while the others wait.
+PATIENCE = timedelta(hours=12)
+GRACE_S = 5.0  # between the first failure and the end of the other processes
+
+
+def processes_to_start(cfg: RunConfig) -> int:
+    """How many processes this command has to start; 1 when it trains by itself, as a launcher's process does.
+
+    Raises:
+        ConfigError: `num_processes` and `device` do not fit each other or the machine.
+    """
+    if "RANK" in os.environ or "LOCAL_RANK" in os.environ:
+        return 1
+    on_cpu = pick_device(cfg.device).type == "cpu"
+    num_devices = torch.cuda.device_count() if cfg.device in ("auto", "cuda") and not on_cpu else 1
+    if cfg.num_processes > num_devices and not on_cpu:
+        raise ConfigError(
+            f"num_processes={cfg.num_processes}, but device={cfg.device} has {num_devices}; set it to 0 for all of them"
+        )
+    return cfg.num_processes or num_devices
+
+
+def run_processes(num: int, command: Sequence[str]) -> int:
+    """Run the command `num` times as one group, and wait.
+
+    Signals are passed on once each. When a process fails, the others end too; when this one is killed, all do.
+
+    Returns:
+        The exit code of the first process that failed, else 0.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": str(port), STARTED_HERE: "1"}
+    processes = [
+        subprocess.Popen(
+            command,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdin=subprocess.PIPE,  # its end tells the process that this one is gone
+            start_new_session=True,  # else Ctrl-C would come twice
+        )
+        for rank in range(num)
+    ]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _frame: [one.send_signal(received) for one in processes])
+    failed_at, code = None, 0
+    while any(one.poll() is None for one in processes):
+        time.sleep(0.1)
+        failures = [one.returncode for one in processes if one.returncode]
+        if failures and failed_at is None:
+            failed_at, code = time.monotonic(), failures[0]
+        if failed_at is not None and time.monotonic() - failed_at > GRACE_S:
+            for one in processes:
+                one.kill()
+    return code or next((one.returncode for one in processes if one.returncode), 0)
+
+
+def join_processes(cfg: RunConfig) -> torch.device:
+    """Become one of the processes that train together, if there are several; the device of this one.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return pick_device(cfg.device)
+    if STARTED_HERE in os.environ:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    on_cpu = pick_device(cfg.device).type == "cpu"
+    device = PartialState(cpu=on_cpu, timeout=PATIENCE).device
+    if not is_main():
+        logging.getLogger().setLevel(logging.WARNING)
+    return device
+
+
+def _end_with_parent() -> None:
+    """Standard input ends with the process that started this one."""
+    while os.read(0, 1):  # not through sys.stdin, whose lock would be held when this process ends
+        pass
+    os._exit(1)
+
+
+def make_accelerator(cfg: RunConfig, device: torch.device, *, folder: Path) -> Accelerator:
+    """Accelerate's view of the run: device, precision, tracker."""
+    precision = cfg.precision
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" else "float32"
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=MIXED_PRECISION[precision],
+        log_with=None if cfg.tracker == "none" else cfg.tracker,
+        project_dir=folder,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    if cfg.tracker != "none":
+        accelerator.init_trackers("log")
+    return accelerator
+
+
+@contextmanager
+def watch_signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM fill the list instead of ending the program; a second one ends it at once."""
+    received: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _frame: object) -> None:
+        log.info("stopping after this step")
+        received.append(number)
+        signal.signal(number, handlers[number])
+
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

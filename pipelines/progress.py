@@ -1,0 +1,96 @@
+"""What a training says about itself: a line at intervals, a bar, and the loss that is no number."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.processes import is_main
+from utils.run_config import RunConfig
+
+log = logging.getLogger(__name__)
+
+
+class ProgressReport:
+    """One line at intervals, and a bar on a terminal."""
+
+    def __init__(self, cfg: RunConfig, *, views_per_batch: int, first_step: int) -> None:
+        self.views_per_batch = views_per_batch
+        self.bar = tqdm(
+            total=cfg.num_steps, initial=first_step, unit="step", disable=not (is_main() and sys.stderr.isatty())
+        )
+        self.sums: dict[str, Tensor] = {}
+        self.num_added, self.since = 0, time.monotonic()
+        self.started, self.first_progress = self.since, first_step / cfg.num_steps
+
+    def __enter__(self) -> ProgressReport:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.bar.close()
+
+    def add(self, figures: dict[str, Tensor], *, step_ends: bool = True) -> None:
+        """Count one batch; nothing waits for the device."""
+        for name, value in figures.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.num_added += 1
+        if step_ends:
+            self.bar.update()
+
+    def write(self, step: int, *, lr: float, progress: float) -> dict[str, float]:
+        """Log the means since the last call and return them."""
+        figures = {name: float(total) / self.num_added for name, total in self.sums.items()}
+        now = time.monotonic()
+        speed = self.views_per_batch * self.num_added / (now - self.since)
+        done = progress - self.first_progress
+        eta = timedelta(seconds=round((now - self.started) * max(0.0, 1 - progress) / done)) if done > 0 else "?"
+        shown = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        self.bar.clear()
+        log.info("step %d: %s, lr %.2e, %.0f views/s, ETA %s", step, shown, lr, speed, eta)
+        self.bar.refresh()
+        self.sums, self.num_added, self.since = {}, 0, now
+        return {**figures, "lr": lr, "views_per_second": speed}
+
+
+class BadLoss(NamedTuple):
+    """Where a loss first was no number: the step, the number of its global batch, the part of the step, the process."""
+
+    step: int
+    number: int
+    part: int
+    rank: int
+
+
+class LossWatch:
+    """Keeps the losses since the last look, so that nothing waits for the device in between."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.losses: list[Tensor] = []
+        self.places: list[tuple[int, int, int]] = []
+
+    def add(self, loss: Tensor, *, step: int, number: int, part: int) -> None:
+        """Keep the loss of one part of a step."""
+        self.losses.append(loss.detach().float())
+        self.places.append((step, number, part))
+
+    def look(self) -> BadLoss | None:
+        """The first loss since the last look that is no finite number, on any process. All processes look together."""
+        if not self.losses:
+            return None
+        losses_PN = self.accelerator.gather(torch.stack(self.losses)[None]).tolist()
+        places, self.losses, self.places = self.places, [], []
+        for number, place in enumerate(places):
+            for rank, losses_N in enumerate(losses_PN):
+                if not math.isfinite(losses_N[number]):
+                    return BadLoss(*place, rank)
+        return None

@@ -1,0 +1,215 @@
+"""All that has state in a training, in one folder: `log_dir/state/step_00001000/`.
+
+A folder is written beside the others and renamed into place, so that one that can be seen is whole. Order of data and
+random numbers are functions of seed and step (pipelines/global_batch.py), so numbers stand for them here. Tensors are
+safetensors or are read with `weights_only`: no code in a file is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.weights import check_tensors
+from pipelines.optimization import MovingAverage
+from utils.errors import DataError
+from utils.files import atomic_folder, write_json
+
+log = logging.getLogger(__name__)
+
+LAYOUT = 1  # raise it when the content of the folder changes
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """What a training goes on from.
+
+    Attributes:
+        step: steps done.
+        num_samples: samples dealt, which is the position in the data.
+        elapsed_s: time spent, for `max_minutes`.
+        model: parameters and buffers by name.
+        average: moving averages by parameter name; empty without.
+        num_averaged: updates of the average.
+        optimizer: what the optimizer keeps of each parameter.
+        scaler: the gradient scaler's state dict; empty unless precision is float16.
+        settings: those that make the run what it is.
+    """
+
+    step: int
+    num_samples: int
+    elapsed_s: float
+    model: dict[str, Tensor]
+    average: dict[str, Tensor]
+    num_averaged: int
+    optimizer: dict[int, Any]
+    scaler: dict[str, Any]
+    settings: dict[str, Any]
+
+
+NUMBERS = ("step", "num_samples", "elapsed_s", "num_averaged", "scaler", "settings")
+
+
+def snapshot(
+    network: nn.Module, optimizer: Any, average: MovingAverage | None, *, scaler: Any, **numbers: Any
+) -> TrainingState:
+    """The state as it is now.
+
+    Args:
+        scaler: of gradients, or None.
+        numbers: step, num_samples, elapsed_s and settings.
+    """
+    return TrainingState(
+        model=_tensors_of(network),
+        average=average.tensors() if average else {},
+        num_averaged=average.num_updates if average else 0,
+        optimizer=optimizer.state_dict()["state"],
+        scaler=scaler.state_dict() if scaler else {},
+        **numbers,
+    )
+
+
+@torch.no_grad()
+def restore(
+    state: TrainingState, network: nn.Module, optimizer: Any, average: MovingAverage | None, *, source: str
+) -> None:
+    """Fill network, optimizer and average.
+
+    Args:
+        source: what error messages call the state.
+
+    Raises:
+        DataError: it is of another architecture, or of a run with other trainable parts.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    kept = {f"of parameter {number}": value["exp_avg"] for number, value in state.optimizer.items()}
+    # a parameter that the loss does not reach has nothing kept
+    wanted = {
+        name: parameters[number] for number, name in zip(state.optimizer, kept, strict=True) if number < len(parameters)
+    }
+    check_tensors(state.model, _tensors_of(network), source=source, owner=type(network).__name__)
+    check_tensors(kept, wanted, source=source, owner="the optimizer")
+    for name, tensor in _tensors_of(network).items():
+        tensor.copy_(state.model[name])
+    # its settings are those of this run
+    optimizer.load_state_dict({"state": state.optimizer, "param_groups": optimizer.state_dict()["param_groups"]})
+    if average:
+        check_tensors(state.average, average.tensors(), source=source, owner="the moving average")
+        for name, tensor in average.tensors().items():
+            tensor.copy_(state.average[name])
+        average.num_updates = state.num_averaged
+
+
+def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+@contextmanager
+def saving(log_dir: Path, what: str) -> Iterator[None]:
+    """Say in one line why files could not be written.
+
+    Raises:
+        DataError: the disk is full or cannot be written. What was there before is untouched.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as err:
+        # safetensors and torch.save report a full disk by errors of their own
+        last = latest(log_dir / "state")
+        raise DataError(
+            f"log_dir={log_dir}: {what} cannot be saved ({_first_line(err)}); "
+            f"{f'{last} is whole' if last else 'nothing was saved before'}; make room and run the same command again"
+        ) from err
+
+
+def save_state(folder: Path, state: TrainingState, *, keep: int, every: int) -> None:
+    """Write `folder/step_XXXXXXXX` and remove old ones.
+
+    Args:
+        folder: `log_dir/state`.
+        keep: newest states that stay.
+        every: states of every so manieth step stay too; 0: none.
+    """
+    target = folder / f"step_{state.step:08d}"
+    if target.is_dir():
+        return  # one step of one run has one state
+    with atomic_folder(target) as part:
+        save_file({name: _own(value) for name, value in state.model.items()}, part / "model.safetensors")
+        save_file({name: _own(value) for name, value in state.average.items()}, part / "average.safetensors")
+        torch.save(state.optimizer, part / "optimizer.pt")
+        numbers = {name: getattr(state, name) for name in NUMBERS}
+        write_json(part / "state.json", {"layout": LAYOUT, **numbers})
+        _to_disk(part)
+    for old in _steps(folder)[:-keep]:
+        if not every or _step_of(old) % every:
+            shutil.rmtree(old)
+
+
+def read_state(folder: Path, *, device: torch.device | str = "cpu") -> TrainingState:
+    """Read a state.
+
+    Raises:
+        DataError: it is missing, broken, of another layout, or carries code.
+    """
+    remedy = "delete it to go on from the one before, or set resume=never to begin anew"
+    try:
+        numbers = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if numbers.pop("layout") != LAYOUT:
+            raise DataError(f"resume: {folder} was written by another version; set resume=never to begin anew")
+        return TrainingState(
+            model=load_file(folder / "model.safetensors", device=str(device)),
+            average=load_file(folder / "average.safetensors", device=str(device)),
+            optimizer=torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True),
+            **numbers,
+        )
+    except pickle.UnpicklingError as err:
+        raise DataError(
+            f"resume: {folder / 'optimizer.pt'} is refused: its pickle holds more than tensors, and loading it could "
+            f"run code; {remedy}"
+        ) from err
+    except (OSError, RuntimeError, SafetensorError, EOFError, KeyError, TypeError, json.JSONDecodeError) as err:
+        raise DataError(f"resume: {folder} cannot be read ({_first_line(err)}); {remedy}") from err
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest state in a folder of states."""
+    return (_steps(folder) or [None])[-1]
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob("step_*") if _step_of(path) >= 0), key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    found = re.fullmatch(r"step_(\d+)", path.name)
+    return int(found[1]) if found else -1
+
+
+def _first_line(err: Exception) -> str:
+    return (str(err).splitlines() or [type(err).__name__])[0]
+
+
+def _own(value: Tensor) -> Tensor:
+    """A copy on the CPU with memory of its own: safetensors refuses tensors that share it."""
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _to_disk(folder: Path) -> None:
+    """Wait until files are on the disk, so that a power cut after the rename leaves them whole."""
+    for path in folder.iterdir():
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())

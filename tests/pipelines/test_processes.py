@@ -1,0 +1,156 @@
+"""Several processes on the CPU (gloo) train as one does."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pipelines.global_batch import GlobalBatch
+from pipelines.launch import processes_to_start
+from pipelines.trainer import train as train_here
+from pipelines.training_state import latest, read_state
+from tests.conftest import ROOT
+from tests.pipelines.test_training import load
+from tests.tiny import write_config
+from tests.tiny_orbits import training_config, write_files, write_orbits
+from utils.config import load_config
+from utils.errors import ConfigError
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_orbits(tmp_path / "orbits", copies=2)
+    return tmp_path
+
+
+def config_file(folder, name, **changes):
+    given = {"TASK_TYPE": "train_t2v_entrance", "num_steps": 2, "log_interval": 1, "log_dir": str(folder / name)}
+    return write_config(folder / f"{name}.yaml", training_config(folder, **(given | changes)))
+
+
+def start(*command, folder):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, *command], cwd=folder, env=ENVIRONMENT, **pipes)
+
+
+def train(*command, folder):
+    with start(*command, folder=folder) as process:
+        output = process.stdout.read()
+    assert process.returncode == 0, output
+    return output
+
+
+def gradients(folder, name):
+    """The first moments after one step are (1 - beta1) times the gradient."""
+    state = read_state(latest(folder / name / "state"))
+    assert state.step == 1
+    return {number: kept["exp_avg"] for number, kept in state.optimizer.items()}
+
+
+def test_one_global_batch_gives_one_gradient(folder, request):
+    cases = {
+        "one": {"batch_sizes": {"3": 8}},
+        "two_by_two": {"batch_sizes": {"3": 2}, "num_processes": 2, "grad_accumulation": 2},
+        "parts": {"batch_sizes": {"3": 2}, "grad_accumulation": 4},
+    }
+    if request.config.getoption("--slow"):
+        cases["two"] = {"batch_sizes": {"3": 4}, "num_processes": 2}
+        cases["four"] = {"batch_sizes": {"3": 2}, "num_processes": 4}
+    diffusion = {"type": "DiffusionDDIM", "noise_strength": 0.1}
+    for name, changes in cases.items():
+        sampled = {**training_config(folder)["auto_encoder"], "posterior": "sample"}
+        given = {"num_steps": 1, "p_zero": 0.4, "auto_encoder": sampled, "Diffusion": diffusion, "grad_clip": 0.1}
+        file = config_file(folder, name, **given, **changes)
+        if "num_processes" in changes:
+            train(ROOT / "train_net.py", "--cfg", file, folder=folder)
+        else:
+            train_here(load_config(file))
+    one = gradients(folder, "one")
+    largest = max(float(value.abs().max()) for value in one.values())
+    assert largest > 1e-4
+    for name in cases:
+        # sums in another order: float32 rounding
+        torch.testing.assert_close(gradients(folder, name), one, atol=1e-5 * largest, rtol=1e-3, msg=name)
+
+
+def test_processes_go_on_where_one_stopped(folder):
+    """Another number of processes deals the same samples on, if the global batch has the same size."""
+    files = {"vid_dataset": write_files(folder / "files"), "num_workers": 1, "decay_mode": "constant"}
+    whole = config_file(folder, "whole", **files, batch_sizes={"3": 4}, num_steps=3)
+    first = config_file(folder, "halves", **files, batch_sizes={"3": 4}, num_steps=1)
+    train_here(load_config(whole))
+    train_here(load_config(first))
+    state = folder / "halves" / "state"
+    second = config_file(folder, "second", **files, batch_sizes={"3": 2}, num_steps=3, resume=str(state))
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", ROOT / "train_net.py")
+    assert train(*torchrun, "--cfg", second, folder=folder).count("wrote ") == 1
+    one, two = (read_state(latest(folder / name / "state")) for name in ("whole", "second"))
+    assert one.num_samples == two.num_samples == 12
+    # AdamW divides by tiny gradients, so rounding shows; three steps of 2e-3 that went other ways would be 6e-3 off
+    off = [float((one.model[name] - two.model[name]).abs().mean()) for name in one.model]
+    assert max(off) < 1e-4
+
+
+def test_a_signal_reaches_all_processes(folder):
+    file = config_file(folder, "run", num_processes=2, num_steps=10**6)
+    with start(ROOT / "train_net.py", "--cfg", file, folder=folder) as process:
+        for line in process.stdout:
+            if line.startswith("step 2:"):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 0, rest
+    step = int(re.search(r"stopped at step (\d+)", rest)[1])
+    assert latest(folder / "run" / "state").name == f"step_{step:08d}"
+
+
+def test_one_failing_process_ends_all_in_one_line(folder):
+    section = write_files(folder / "files")
+    for number in range(8):
+        (folder / "files" / f"0/{number}/campos_512_v4/00000/00000.png").write_bytes(b"")
+    file = config_file(folder, "run", num_processes=2, vid_dataset=section)
+    with start(ROOT / "train_net.py", "--cfg", file, folder=folder) as process:
+        output = process.stdout.read()
+    assert process.returncode == 2
+    assert "error: object 0/" in output
+    assert "Traceback" not in output
+
+
+def test_rows_of_a_global_batch_do_not_depend_on_who_has_them(monkeypatch):
+    def shares(processes, parts, size):
+        for part in range(parts):
+            for rank in range(processes):
+                share = GlobalBatch(size=size, parts=parts, seed=3, device=torch.device("cpu"))
+                share.num_processes, share.rank = processes, rank
+                share.begin(7, part)
+                yield share
+
+    drawn = []
+    for processes, parts, size in ((1, 1, 8), (2, 2, 2), (4, 1, 2), (1, 4, 2)):
+        rows = [
+            (one.randn(size, 3), one.rand(size), one.randint(9, size), torch.stack(
+                [torch.randn(2, generator=generator) for generator in one.row_generators()]))
+            for one in shares(processes, parts, size)
+        ]  # fmt: skip
+        drawn.append([torch.cat(column) for column in zip(*rows, strict=True)])
+    for other in drawn[1:]:
+        for values, expected in zip(other, drawn[0], strict=True):
+            assert torch.equal(values, expected)
+
+
+def test_numbers_of_processes(folder, monkeypatch):
+    assert processes_to_start(load(folder)) == 1
+    assert processes_to_start(load(folder, num_processes=3)) == 3
+    monkeypatch.setenv("RANK", "0")
+    assert processes_to_start(load(folder, num_processes=3)) == 1
+    with pytest.raises(ConfigError, match="num_processes must not be negative"):
+        load(folder, num_processes=-1)

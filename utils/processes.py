@@ -1,0 +1,43 @@
+"""The processes of a run that was started on several devices, as seen from one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import distributed
+
+
+def num_processes() -> int:
+    """How many processes train together; 1 without a process group."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def process_rank() -> int:
+    """The number of this process, from 0; 0 without a process group."""
+    return distributed.get_rank() if num_processes() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this process writes files and messages."""
+    return process_rank() == 0
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The main process goes through the block before the others do."""
+    if not is_main():
+        distributed.barrier()
+    yield
+    if is_main() and num_processes() > 1:
+        distributed.barrier()
+
+
+def largest(*values: float) -> tuple[float, ...]:
+    """The largest value of each over all processes. On the CPU, so that nothing waits for a GPU."""
+    if num_processes() == 1:
+        return values
+    shared = torch.tensor(values, dtype=torch.float64)
+    distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
+    return tuple(shared.tolist())
