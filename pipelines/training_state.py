@@ -12,7 +12,6 @@ import logging
 import os
 import pickle
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from models.weights import check_tensors
 from pipelines.optimization import MovingAverage
 from utils.errors import DataError
-from utils.files import atomic_folder, write_json
+from utils.files import atomic_folder, remove_folder, write_json
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +155,7 @@ def save_state(folder: Path, state: TrainingState, *, keep: int, every: int) -> 
         _to_disk(part)
     for old in _steps(folder)[:-keep]:
         if not every or _step_of(old) % every:
-            shutil.rmtree(old)
+            remove_folder(old)
 
 
 def read_state(folder: Path, *, device: torch.device | str = "cpu") -> TrainingState:

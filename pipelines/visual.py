@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from torch import Tensor
 from pipelines.views_pipeline import Orbits
 from utils.asset_options import AssetOptions
 from utils.cameras import opencv_to_opengl
-from utils.files import write_json
+from utils.files import atomic_folder, write_json
 from utils.images import contact_sheet, save_png, save_video
 from utils.registry import VISUAL
 
@@ -57,20 +55,13 @@ class VisualGeneratedVideos:
         results = {"": orbits.views_BVCHW}
         if orbits.refined_views_BVCHW is not None:
             results["_gs"] = orbits.refined_views_BVCHW
-        part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        try:
+        with atomic_folder(folder) as part:
             for suffix, views_BVCHW in results.items():
                 self._write_views(part, views_BVCHW[index], suffix=suffix, fps=fps)
             size = orbits.views_BVCHW.shape[-2:]
             write_json(part / "transforms.json", nerf_transforms(orbits.c2w_V44, orbits.fov_deg, size))
             objects = self._write_object(part, orbits, index, title=record.get("prompt", folder.name))
             write_json(part / RESULT_FILE, {**self._result(orbits, record), **objects})
-            shutil.rmtree(folder, ignore_errors=True)
-            part.rename(folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
 
     def _write_views(self, part: Path, views_VCHW: Tensor, *, suffix: str, fps: int) -> None:
         save_video(part / f"orbit{suffix}.mp4", views_VCHW, fps=fps)

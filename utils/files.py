@@ -79,7 +79,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            remove_folder(path)
         part.rename(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder; it goes out of sight first, so that a kill leaves nothing in its place that is half there."""
+    aside = path.with_name(f".{path.name}.old.{os.getpid()}.part")
+    path.rename(aside)
+    shutil.rmtree(aside)
