@@ -42,7 +42,7 @@ class TrainingState:
         step: steps done.
         num_samples: samples dealt, which is the position in the data.
         elapsed_s: time spent, for `max_minutes`.
-        model: parameters and buffers by name.
+        model: trained parameters, and buffers, by name.
         average: moving averages by parameter name; empty without.
         num_averaged: updates of the average.
         optimizer: what the optimizer keeps of each parameter.
@@ -115,7 +115,9 @@ def restore(
 
 
 def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    """What training changes; frozen parameters are loaded again as they were at the start."""
+    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    return trained | dict(network.named_buffers())
 
 
 @contextmanager

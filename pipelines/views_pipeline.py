@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from models.autoencoder import AutoencoderKL
 from models.diffusion import DiffusionDDIM
 from models.gaussians import Gaussians
+from models.lora import merge_lora
 from models.weights import load_strict, save_safetensors
 from pipelines.conditioner import CallFrame, Conditions, ImageConditioner, OrbitInput, conditioner_for
 from pipelines.guidance import ClassifierFreeGuidance
@@ -30,6 +31,7 @@ from utils.compilation import compile_parts
 from utils.config import load_config, save_config
 from utils.errors import ConfigError, DataError
 from utils.files import writable_folder
+from utils.lora_options import LoraOptions
 from utils.memory_format import channels_last
 from utils.registry import AUTO_ENCODER, DIFFUSION, EMBEDDER, MODEL, SAMPLERS
 from utils.run_config import RESULTS, RunConfig
@@ -274,7 +276,8 @@ class ViewsPipeline:
         sections = {
             section: {**getattr(self.cfg, section), "pretrained": f"{name}.safetensors"} for section, name in parts
         }
-        cfg = dataclasses.replace(self.cfg, test_model="unet.safetensors", **sections)
+        # what lora added is in the weights
+        cfg = dataclasses.replace(self.cfg, test_model="unet.safetensors", lora=LoraOptions(), **sections)
         save_config(cfg, folder / "config.yaml")
 
     @property
@@ -361,6 +364,9 @@ def load_unet(cfg: RunConfig) -> nn.Module:
     unet = unet.to_empty(device="cpu")
     step = load_strict(unet, cfg.test_model, option="test_model")
     log.info("UNet: %s%s", cfg.test_model, "" if step is None else f", step {step}")
+    if cfg.lora.path:
+        merge_lora(unet, cfg.lora.path, weight=cfg.lora.weight)
+        log.info("UNet: %g x %s added", cfg.lora.weight, cfg.lora.path)
     return unet
 
 

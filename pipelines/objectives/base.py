@@ -71,6 +71,19 @@ class Objective(nn.Module):
         """Modules whose forward pass is worth compiling."""
         return [self.network]
 
+    def adapt(self) -> None:
+        """Change the network once, when its first weights are loaded, before training.
+
+        Raises:
+            ConfigError: a setting does not go with this objective.
+        """
+        if self.cfg.lora.rank:
+            raise ConfigError(f"lora.rank={self.cfg.lora.rank}: TASK_TYPE={self.cfg.TASK_TYPE} trains no UNet; set 0")
+
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """What files written on the way hold."""
+        return self.network.state_dict()
+
     def finish(self) -> None:
         """Change the trained network once, before the final file is written."""
 
@@ -81,7 +94,7 @@ class Objective(nn.Module):
 
     def final_state(self) -> dict[str, Tensor]:
         """What the final file holds."""
-        return self.network.state_dict()
+        return self.checkpoint_state()
 
     def metadata(self) -> dict[str, str]:
         """Strings for the header of the final file."""
