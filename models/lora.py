@@ -20,6 +20,8 @@ from utils.errors import ConfigError, DataError
 log = logging.getLogger(__name__)
 
 FACTORS = ("lora_A", "lora_B")
+# Not what inherits from them, and no 1D convolutions: the UNet uses the weights of those without calling the layers.
+KINDS = (nn.Linear, nn.Conv2d)
 
 
 def add_lora(network: nn.Module, *, rank: int, alpha: float, targets: Sequence[str]) -> None:
@@ -28,19 +30,21 @@ def add_lora(network: nn.Module, *, rank: int, alpha: float, targets: Sequence[s
     Args:
         rank: inner width of the factors.
         alpha: the product is multiplied by alpha / rank.
-        targets: ends of the names of layers.
+        targets: ends of the names of linear layers and 2D convolutions.
 
     Raises:
-        ConfigError: no layer has one of the names, or one that has is of a kind without factors.
+        ConfigError: no such layer has one of the names.
     """
-    names = [name for name, _ in network.named_modules()]
+    layers = {name for name, module in network.named_modules() if type(module) in KINDS}
+    chosen: set[str] = set()
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise ConfigError(f"lora.targets: no layer of {type(network).__name__} is called {target}")
-    try:
-        inject_adapter_in_model(_config(rank, targets, alpha=alpha), network)
-    except ValueError as err:
-        raise ConfigError(f"lora.targets={list(targets)}: {str(err).splitlines()[0]}") from err
+        found = {name for name in layers if name == target or name.endswith(f".{target}")}
+        if not found:
+            raise ConfigError(
+                f"lora.targets: no linear layer or 2D convolution of {type(network).__name__} is called {target}"
+            )
+        chosen |= found
+    inject_adapter_in_model(_config(rank, sorted(chosen), alpha=alpha), network)
 
 
 def lora_state(network: nn.Module) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ class LoraOptions:
     Attributes:
         rank: training: inner width of the factors, which then are all that trains; 0 trains the weights themselves.
         alpha: training: the product of the factors is multiplied by alpha / rank; 0 stands for rank.
-        targets: training: ends of the names of the layers that get factors.
+        targets: training: ends of the names of the linear layers and 2D convolutions that get factors.
         path: sampling: the file that a training left.
         weight: sampling: by which the addition is multiplied; 1 is as trained, 0 leaves it out.
     """

@@ -131,10 +131,13 @@ def test_recomputed_activations_give_the_same_gradients():
         torch.nn.init.normal_(unet.out[-1].weight, std=0.1)
         draw = torch.Generator().manual_seed(1)
         x, y = torch.randn(2, 4, 3, 4, 4, generator=draw), torch.randn(2, 5, 24, generator=draw)
-        kept = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t
-        ):  # noqa: B023
+        kept: list[int] = []
+
+        def keep(tensor, kept=kept):
+            kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = unet(x, torch.tensor([5, 700]), y).square().mean()
         loss.backward()
         named = unet.named_parameters()
