@@ -86,7 +86,7 @@ class Trainer:
         self.step = self.pretrain.apply(objective.pretrained_part) if self.pretrain else 0
         objective.adapt()
         self.num_samples, self.elapsed_s = 0, 0.0
-        self.accelerator = make_accelerator(cfg, objective.device, folder=folder)
+        self.accelerator = make_accelerator(cfg, objective, folder=folder)
         objective.to(objective.device)
         objective.network.train()
         if cfg.compile:

@@ -27,12 +27,14 @@ class Objective(nn.Module):
     Attributes:
         stem: begins the names of weight files.
         network: what trains and what is saved.
+        reaches_all: whether every trainable parameter has a part in the loss.
         share: which rows of the global batch this process has, and random numbers for them.
         generator: draws for this process alone, on the device.
     """
 
     stem: str
     network: nn.Module
+    reaches_all = True
 
     def __init__(self, cfg: RunConfig, *, device: torch.device, num_views: int) -> None:
         super().__init__()
