@@ -131,9 +131,9 @@ def saving(log_dir: Path, what: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as err:
         # safetensors and torch.save report a full disk by errors of their own
-        last = latest(log_dir / "state")
+        last, free_mb = latest(log_dir / "state"), shutil.disk_usage(log_dir).free / 1e6
         raise DataError(
-            f"log_dir={log_dir}: {what} cannot be saved ({_first_line(err)}); "
+            f"log_dir={log_dir}: {what} cannot be saved ({_first_line(err)}; {free_mb:.0f} MB are free); "
             f"{f'{last} is whole' if last else 'nothing was saved before'}; make room and run the same command again"
         ) from err
 
