@@ -28,6 +28,7 @@ from utils.errors import ConfigError
 from utils.registry import MODEL
 
 CAMERA_DIM = 16
+CHECKPOINT_LEVELS = ("block", "layer")
 REPEATED_BLOCKS = (ResBlock, SpatialTransformer, TemporalTransformer)
 
 
@@ -66,6 +67,8 @@ class OrbitUNet(nn.Module):
             use_lgm_refine: 3D-aware sampling; read by the pipeline.
             attention: backend of models.attention.
             use_checkpoint: recompute activations in the backward pass.
+            checkpoint_level: what is recomputed at once: a `block`, which keeps least between the passes, or a `layer`
+                of it, which needs less in the backward pass.
         """
 
         in_dim: int = 4
@@ -87,6 +90,7 @@ class OrbitUNet(nn.Module):
         use_camera_condition: bool = True
         use_lgm_refine: bool = False
         use_checkpoint: bool = False
+        checkpoint_level: str = "block"
         image_condition: bool = False
         attention: str = "sdpa"
 
@@ -102,6 +106,9 @@ class OrbitUNet(nn.Module):
                 raise ConfigError(f"UNet.context_dim={self.context_dim} must equal UNet.y_dim={self.y_dim}")
             if not 0 <= self.dropout < 1:
                 raise ConfigError(f"UNet.dropout must lie in [0, 1), got {self.dropout}")
+            if self.checkpoint_level not in CHECKPOINT_LEVELS:
+                valid = ", ".join(CHECKPOINT_LEVELS)
+                raise ConfigError(f"UNet.checkpoint_level={self.checkpoint_level} is unknown; valid: {valid}")
             check_backend(self.attention)
 
     def __init__(self, config: Config) -> None:
@@ -273,7 +280,10 @@ class OrbitUNet(nn.Module):
 
     def _run(self, block: nn.Module, h: Tensor, embedding: Tensor, num_views: int, context: Tensor) -> Tensor:
         if self.config.use_checkpoint and self.training and torch.is_grad_enabled():
-            return checkpoint(_run_block, block, h, embedding, num_views, context, use_reentrant=False)
+            by_layer = self.config.checkpoint_level == "layer" and isinstance(block, nn.ModuleList)
+            for part in block if by_layer else [block]:
+                h = checkpoint(_run_block, part, h, embedding, num_views, context, use_reentrant=False)
+            return h
         return _run_block(block, h, embedding, num_views, context)
 
 

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 
 from pipelines.loading import pick_device
+from pipelines.objectives.base import Objective
 from utils.errors import ConfigError
 from utils.processes import is_main
 from utils.run_config import RunConfig
@@ -108,17 +109,20 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def make_accelerator(cfg: RunConfig, device: torch.device, *, folder: Path) -> Accelerator:
+def make_accelerator(cfg: RunConfig, objective: Objective, *, folder: Path) -> Accelerator:
     """Accelerate's view of the run: device, precision, tracker."""
     precision = cfg.precision
     if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" else "float32"
+        precision = "bfloat16" if objective.device.type == "cuda" else "float32"
+    exchange = DistributedDataParallelKwargs(
+        broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=not objective.reaches_all
+    )
     accelerator = Accelerator(
-        cpu=device.type == "cpu",
+        cpu=objective.device.type == "cpu",
         mixed_precision=MIXED_PRECISION[precision],
         log_with=None if cfg.tracker == "none" else cfg.tracker,
         project_dir=folder,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[exchange],
     )
     if cfg.tracker != "none":
         accelerator.init_trackers("log")

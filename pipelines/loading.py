@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from models.lora import merge_lora
 from models.weights import load_strict
 from pipelines.head_loading import check_reconstruction
 from utils.errors import ConfigError, DataError
@@ -49,6 +50,9 @@ def load_unet(cfg: RunConfig) -> nn.Module:
     unet = unet.to_empty(device="cpu")
     step = load_strict(unet, cfg.test_model, option="test_model")
     log.info("UNet: %s%s", cfg.test_model, "" if step is None else f", step {step}")
+    if cfg.lora.path:
+        merge_lora(unet, cfg.lora.path, weight=cfg.lora.weight)
+        log.info("UNet: %g x %s added", cfg.lora.weight, cfg.lora.path)
     return unet
 
 

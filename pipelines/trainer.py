@@ -84,8 +84,9 @@ class Trainer:
         self.cfg, self.objective, self.folder = cfg, objective, folder
         self.pretrain = PRETRAIN.build(cfg.Pretrain, where="Pretrain") if cfg.Pretrain else None
         self.step = self.pretrain.apply(objective.pretrained_part) if self.pretrain else 0
+        objective.adapt()
         self.num_samples, self.elapsed_s = 0, 0.0
-        self.accelerator = make_accelerator(cfg, objective.device, folder=folder)
+        self.accelerator = make_accelerator(cfg, objective, folder=folder)
         objective.to(objective.device)
         objective.network.train()
         if cfg.compile:
@@ -217,14 +218,14 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         """Write `{stem}_{step}.pth` with the weights to sample with; with a moving average also the trained ones."""
-        network, stem = self.objective.network, self.objective.stem
+        content, stem = self.objective.checkpoint_state, self.objective.stem
         name = f"{stem}_{self.step:08d}.pth"
         if self.average:
-            save_published(self.folder / "checkpoints" / f"non_ema_{name}", network.state_dict(), self.step)
+            save_published(self.folder / "checkpoints" / f"non_ema_{name}", content(), self.step)
             with self.average.in_place():
-                save_published(self.folder / "checkpoints" / name, network.state_dict(), self.step)
+                save_published(self.folder / "checkpoints" / name, content(), self.step)
         else:
-            save_published(self.folder / "checkpoints" / name, network.state_dict(), self.step)
+            save_published(self.folder / "checkpoints" / name, content(), self.step)
 
     def _finish(self, *, interrupted: bool) -> Path:
         """Save; when training is complete, also finish the network and write the final file."""

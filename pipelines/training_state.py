@@ -41,7 +41,7 @@ class TrainingState:
         step: steps done.
         num_samples: samples dealt, which is the position in the data.
         elapsed_s: time spent, for `max_minutes`.
-        model: parameters and buffers by name.
+        model: trained parameters, and buffers, by name.
         average: moving averages by parameter name; empty without.
         num_averaged: updates of the average.
         optimizer: what the optimizer keeps of each parameter.
@@ -114,7 +114,9 @@ def restore(
 
 
 def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    """What training changes; frozen parameters are loaded again as they were at the start."""
+    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    return trained | dict(network.named_buffers())
 
 
 @contextmanager
@@ -128,9 +130,9 @@ def saving(log_dir: Path, what: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as err:
         # safetensors and torch.save report a full disk by errors of their own
-        last = latest(log_dir / "state")
+        last, free_mb = latest(log_dir / "state"), shutil.disk_usage(log_dir).free / 1e6
         raise DataError(
-            f"log_dir={log_dir}: {what} cannot be saved ({_first_line(err)}); "
+            f"log_dir={log_dir}: {what} cannot be saved ({_first_line(err)}; {free_mb:.0f} MB are free); "
             f"{f'{last} is whole' if last else 'nothing was saved before'}; make room and run the same command again"
         ) from err
 

@@ -31,6 +31,7 @@ from utils.compilation import compile_parts
 from utils.config import load_config, save_config
 from utils.errors import ConfigError
 from utils.files import writable_folder
+from utils.lora_options import LoraOptions
 from utils.memory_format import channels_last
 from utils.registry import AUTO_ENCODER, DIFFUSION, EMBEDDER, SAMPLERS
 from utils.run_config import RESULTS, RunConfig
@@ -273,7 +274,8 @@ class ViewsPipeline:
         sections = {
             section: {**getattr(self.cfg, section), "pretrained": f"{name}.safetensors"} for section, name in parts
         }
-        cfg = dataclasses.replace(self.cfg, test_model="unet.safetensors", **sections)
+        # what lora added is in the weights
+        cfg = dataclasses.replace(self.cfg, test_model="unet.safetensors", lora=LoraOptions(), **sections)
         save_config(cfg, folder / "config.yaml")
 
     @property

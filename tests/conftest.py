@@ -28,7 +28,7 @@ def one_thread():
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also the long form of tests that have one")
-    parser.addoption("--kills", type=int, default=3, help="how often tests/pipelines/test_kill_storm.py kills")
+    parser.addoption("--kills", type=int, default=2, help="how often tests/pipelines/test_kill_storm.py kills")
 
 
 def pytest_collection_modifyitems(items):

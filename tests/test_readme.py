@@ -109,6 +109,7 @@ def started(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(INFER_ENGINE, "build", note)
     monkeypatch.setattr("pipelines.trainer.train", note)
+    monkeypatch.setattr("pipelines.launch.processes_to_start", lambda cfg: 1)
     monkeypatch.setattr("tools.evaluate.evaluate", lambda *args, **options: notes.append((args, options)))
     monkeypatch.setattr("tools.random_weights.write_random_weights", lambda *args: notes.append((args, {})) or [])
     monkeypatch.setattr("tools.random_weights.writable_folder", lambda path, option: path)

@@ -14,6 +14,7 @@ from torch import Tensor
 from utils.asset_options import AssetOptions
 from utils.cameras import camera_elevations_deg, cameras_at, orbit_cameras
 from utils.errors import ConfigError
+from utils.lora_options import LoraOptions
 from utils.prompts import PROMPT_SUFFIX
 
 ELEVATION_TOLERANCE_DEG = 0.5
@@ -173,6 +174,7 @@ class RunConfig:
     resolution: tuple[int, int] = (256, 256)  # width, height
     cameras: CamerasConfig = field(default_factory=CamerasConfig)
     assets: AssetOptions = field(default_factory=AssetOptions)
+    lora: LoraOptions = field(default_factory=LoraOptions)
     chunk_size: int = 4
     decoder_bs: int = 4
 

@@ -27,12 +27,14 @@ class Objective(nn.Module):
     Attributes:
         stem: begins the names of weight files.
         network: what trains and what is saved.
+        reaches_all: whether every trainable parameter has a part in the loss.
         share: which rows of the global batch this process has, and random numbers for them.
         generator: draws for this process alone, on the device.
     """
 
     stem: str
     network: nn.Module
+    reaches_all = True
 
     def __init__(self, cfg: RunConfig, *, device: torch.device, num_views: int) -> None:
         super().__init__()
@@ -71,6 +73,19 @@ class Objective(nn.Module):
         """Modules whose forward pass is worth compiling."""
         return [self.network]
 
+    def adapt(self) -> None:
+        """Change the network once, when its first weights are loaded, before training.
+
+        Raises:
+            ConfigError: a setting does not go with this objective.
+        """
+        if self.cfg.lora.rank:
+            raise ConfigError(f"lora.rank={self.cfg.lora.rank}: TASK_TYPE={self.cfg.TASK_TYPE} trains no UNet; set 0")
+
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """What files written on the way hold."""
+        return self.network.state_dict()
+
     def finish(self) -> None:
         """Change the trained network once, before the final file is written."""
 
@@ -81,7 +96,7 @@ class Objective(nn.Module):
 
     def final_state(self) -> dict[str, Tensor]:
         """What the final file holds."""
-        return self.network.state_dict()
+        return self.checkpoint_state()
 
     def metadata(self) -> dict[str, str]:
         """Strings for the header of the final file."""

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.lora import add_lora, lora_state
+from models.weights import load_strict
 from pipelines.conditioner import check_model_kind
 from pipelines.data_reading import read_samples
 from pipelines.latent_cache import (
@@ -28,6 +30,7 @@ from pipelines.latent_cache import (
 from pipelines.objectives.base import Objective
 from pipelines.orbit_pixels import load_orbits
 from utils.cameras import camera_condition
+from utils.errors import ConfigError
 from utils.memory_format import channels_last
 from utils.processes import main_first
 from utils.registry import AUTO_ENCODER, DATASETS, DIFFUSION, EMBEDDER, ENGINE, MODEL, VISUAL
@@ -116,7 +119,7 @@ class OrbitDenoising(Objective):
         x0 = batch.latents_BCVHW
         noise = self.share.draw(self.diffusion.make_noise, x0)
         x_t = self.diffusion.add_noise(x0, noise, t_B)
-        if self.cfg.Pretrain.get("fix_weight"):
+        if self.cfg.Pretrain.get("fix_weight") or self.cfg.lora.rank:
             # A group norm of channels_last data that needs no gradient crashes on the CPU (torch 2.10).
             x_t.requires_grad_()
         drop_B = self.share.rand(len(x0)) < self.cfg.p_zero
@@ -165,6 +168,23 @@ class OrbitDenoising(Objective):
             left_out = len(self.dataset) - len(cached)
             log.warning("%d broken orbits are not in %s; delete it once they are whole", left_out, self.cfg.cache_dir)
         return cached
+
+    def adapt(self) -> None:
+        """With `lora.rank`, only low-rank factors train from now on."""
+        lora = self.cfg.lora
+        if not lora.rank:
+            return
+        if self.unet is not self.network:
+            raise ConfigError(f"lora.rank={lora.rank} does not go with UNet.use_lgm_refine=true in training; set 0")
+        if not self.cfg.Pretrain.get("resume_checkpoint"):
+            if not self.cfg.test_model:
+                raise ConfigError(f"lora.rank={lora.rank} adds to a trained model: name its weights with test_model")
+            load_strict(self.network, self.cfg.test_model, option="test_model")
+        add_lora(self.network, rank=lora.rank, alpha=lora.alpha or lora.rank, targets=lora.targets)
+        self.stem += "_lora"
+
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        return lora_state(self.network) if self.cfg.lora.rank else super().checkpoint_state()
 
     def parts_to_compile(self) -> list[nn.Module]:
         return self.network.parts_to_compile()

@@ -28,6 +28,7 @@ class MatchCaptions(Objective):
     """
 
     stem = "embedder"
+    reaches_all = False  # the layers after the one whose output is taken have none
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

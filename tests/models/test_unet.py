@@ -121,3 +121,33 @@ def test_refuses_latents_that_do_not_fit():
     unet = MODEL.build({"type": "UNetSD_T2VBase", **TINY})
     with pytest.raises(ValueError, match="multiples of 2"):
         unet(torch.zeros(1, 4, 2, 9, 8), torch.tensor([1]), torch.zeros(1, 5, 24))
+
+
+def test_recomputed_activations_give_the_same_gradients():
+    gradients = []
+    for options in ({}, {"use_checkpoint": True}, {"use_checkpoint": True, "checkpoint_level": "layer"}):
+        torch.manual_seed(0)
+        unet = MODEL.build({"type": "UNetSD_T2VBase", **TINY, **options})
+        torch.nn.init.normal_(unet.out[-1].weight, std=0.1)
+        draw = torch.Generator().manual_seed(1)
+        x, y = torch.randn(2, 4, 3, 4, 4, generator=draw), torch.randn(2, 5, 24, generator=draw)
+        kept: list[int] = []
+
+        def keep(tensor, kept=kept):
+            kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = unet(x, torch.tensor([5, 700]), y).square().mean()
+        loss.backward()
+        named = unet.named_parameters()
+        gradients.append(({name: value.grad for name, value in named if value.grad is not None}, sum(kept)))
+    (plain, kept_plain), (by_block, kept_by_block), (by_layer, kept_by_layer) = gradients
+    assert kept_by_block < kept_by_layer < kept_plain
+    for other in (by_block, by_layer):
+        torch.testing.assert_close(other, plain, atol=0, rtol=0)
+
+
+def test_an_unknown_checkpoint_level_is_refused():
+    with pytest.raises(ConfigError, match="checkpoint_level=all is unknown; valid: block, layer"):
+        MODEL.resolve({"type": "UNetSD_T2VBase", "checkpoint_level": "all"})

@@ -1,0 +1,96 @@
+"""Low-rank additions to a network's linear layers (LoRA, arXiv:2106.09685), through peft.
+
+A file holds the two factors of each layer, `NAME.lora_A.weight` and `NAME.lora_B.weight`, and nothing else: their
+product is what is added, whatever scale the training used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from models.weights import check_tensors, read_weights
+from utils.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+FACTORS = ("lora_A", "lora_B")
+# Not what inherits from them, and no 1D convolutions: the UNet uses the weights of those without calling the layers.
+KINDS = (nn.Linear, nn.Conv2d)
+
+
+def add_lora(network: nn.Module, *, rank: int, alpha: float, targets: Sequence[str]) -> None:
+    """Put trainable factors beside some layers, in place, and freeze the rest. They begin as an addition of 0.
+
+    Args:
+        rank: inner width of the factors.
+        alpha: the product is multiplied by alpha / rank.
+        targets: ends of the names of linear layers and 2D convolutions.
+
+    Raises:
+        ConfigError: no such layer has one of the names.
+    """
+    layers = {name for name, module in network.named_modules() if type(module) in KINDS}
+    chosen: set[str] = set()
+    for target in targets:
+        found = {name for name in layers if name == target or name.endswith(f".{target}")}
+        if not found:
+            raise ConfigError(
+                f"lora.targets: no linear layer or 2D convolution of {type(network).__name__} is called {target}"
+            )
+        chosen |= found
+    inject_adapter_in_model(_config(rank, sorted(chosen), alpha=alpha), network)
+
+
+def lora_state(network: nn.Module) -> dict[str, Tensor]:
+    """The factors, with the scale of training inside."""
+    scales = {name: layer.scaling["default"] for name, layer in _layers(network)}
+    state = get_peft_model_state_dict(network)
+    return {
+        key: value * scales[key.rpartition(".lora_B")[0]] if ".lora_B" in key else value for key, value in state.items()
+    }
+
+
+def merge_lora(network: nn.Module, path: str | Path, *, weight: float) -> int | None:
+    """Add what a file of factors says to the weights of a network, in place.
+
+    Args:
+        weight: by which the addition is multiplied; 1 is as trained.
+
+    Returns:
+        The step of the file, if it is known.
+
+    Raises:
+        DataError: the file cannot be read, or does not fit the network.
+    """
+    weights = read_weights(path, option="lora.path")
+    layers = {key.rpartition(f".{factor}.")[0] for key in weights.state for factor in FACTORS if f".{factor}." in key}
+    unknown = sorted(layers - {name for name, _ in network.named_modules()})
+    if not layers or unknown:
+        reason = f"it has no layer {unknown[0]}" if unknown else "the file holds no lora_A and lora_B"
+        raise DataError(f"lora.path={path} does not fit {type(network).__name__}: {reason}")
+    rank = len(next(value for key, value in weights.state.items() if ".lora_A." in key))
+    inject_adapter_in_model(_config(rank, sorted(layers), alpha=rank), network)
+    wanted = get_peft_model_state_dict(network)
+    check_tensors(weights.state, wanted, source=f"lora.path={path}", owner=type(network).__name__)
+    set_peft_model_state_dict(network, {key: value.to(wanted[key]) for key, value in weights.state.items()})
+    for name, layer in _layers(network):
+        layer.scale_layer(weight)
+        layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, layer.get_base_layer())
+    network.requires_grad_(True)
+    return weights.step
+
+
+def _layers(network: nn.Module) -> list[tuple[str, LoraLayer]]:
+    return [(name, module) for name, module in network.named_modules() if isinstance(module, LoraLayer)]
+
+
+def _config(rank: int, targets: Sequence[str], *, alpha: float) -> LoraConfig:
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))

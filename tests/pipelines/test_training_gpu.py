@@ -1,0 +1,58 @@
+"""Training on CUDA devices: goes on where it stood, in reduced precision too, and on all devices by itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from pipelines.trainer import train
+from pipelines.training_state import latest, read_state
+from tests.conftest import ROOT
+from tests.pipelines.test_processes import config_file, gradients
+from tests.pipelines.test_processes import train as train_by_command
+from tests.pipelines.test_training import load
+from tests.tiny_orbits import write_orbits
+
+pytestmark = pytest.mark.gpu
+
+T2V = {"TASK_TYPE": "train_t2v_entrance", "device": "cuda", "decay_mode": "constant", "use_ema": True}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_orbits(tmp_path / "orbits", copies=2)
+    yield tmp_path
+    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the precision of the first run
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_four_steps_are_nearly_two_and_two_more(folder, precision):
+    """On a GPU sums are made in any order, and AdamW divides by tiny gradients; so not bit for bit."""
+    given = {**T2V, "precision": precision}
+    train(load(folder, **given, num_steps=4, log_dir=str(folder / "whole")))
+    for steps in (2, 4):
+        train(load(folder, **given, num_steps=steps, log_dir=str(folder / "halves")))
+    one, two = (read_state(latest(folder / name / "state")) for name in ("whole", "halves"))
+    assert one.num_samples == two.num_samples == 16
+    assert one.scaler == two.scaler
+    assert bool(one.scaler) == (precision == "float16")
+    for name, value in one.model.items():
+        # a step is 2e-3: other data or a lost moment would be of that size
+        assert float((value - two.model[name]).abs().mean()) < 2e-4, name
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_every_device_is_used_and_one_global_batch_gives_one_gradient(folder):
+    num = torch.cuda.device_count()
+    given = {"device": "cuda", "precision": "float32", "num_steps": 1, "grad_clip": 0.1}
+    one = config_file(folder, "one", **given, num_processes=1, batch_sizes={"3": 2 * num})
+    # num_processes is left at 0: all devices
+    all_ = config_file(folder, "all", **given, batch_sizes={"3": 2})
+    train_by_command(ROOT / "train_net.py", "--cfg", all_, folder=folder)
+    train_by_command(ROOT / "train_net.py", "--cfg", one, folder=folder)
+    assert read_state(latest(folder / "all" / "state")).num_samples == 2 * num
+    expected = gradients(folder, "one")
+    largest = max(float(value.abs().max()) for value in expected.values())
+    # convolutions may use TensorFloat-32, which rounds by up to 5e-4
+    torch.testing.assert_close(gradients(folder, "all"), expected, atol=5e-3 * largest, rtol=1e-2)
