@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -68,6 +69,15 @@ class BadLoss(NamedTuple):
     number: int
     part: int
     rank: int
+
+    def message(self, names: list[str], *, last_state: Path | None) -> str:
+        """What happened, with which samples, and how to go on."""
+        shown = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
+        way_on = f"with resume={last_state} and another log_dir" if last_state else "anew: nothing was saved yet"
+        return (
+            f"the loss became NaN or infinite at step {self.step}, with the samples {shown}; look at them, lower lr or "
+            f"set precision=float32, and go on {way_on}"
+        )
 
 
 class LossWatch:

@@ -189,13 +189,7 @@ class Trainer:
         size = self.objective.share.size
         first = (bad.part * self.accelerator.num_processes + bad.rank) * size
         names = self.objective.sample_names(bad.number)[first : first + size]
-        shown = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
-        state = latest(self.folder / "state")
-        way_on = f"with resume={state} and another log_dir" if state else "anew: nothing was saved yet"
-        raise DataError(
-            f"the loss became NaN or infinite at step {bad.step}, with the samples {shown}; look at them, lower lr or "
-            f"set precision=float32, and go on {way_on}"
-        )
+        raise DataError(bad.message(names, last_state=latest(self.folder / "state")))
 
     def save(self) -> None:
         """Write weights and the whole state, unless the weights are spoilt."""
