@@ -5,13 +5,54 @@ Letters: V views, C channels, H W pixels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 
-from utils.prompts import with_suffix
+from utils.errors import ConfigError
+from utils.prompts import PROMPT_SUFFIX, with_suffix
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrbitOptions:
+    """What every data set of orbits can be told.
+
+    Attributes:
+        data_dir_list: folders of the data.
+        resolution: [width, height].
+        max_words: of a caption.
+        num_views: of a sample.
+        background: grey in [0, 1] behind the object; published: 128/255 for text, 1 for image.
+        caption_suffix: appended to captions.
+        empty_captions: give "" instead of the sentence, as the image model is trained.
+        random_start_view: begin at a random view, drawn from torch's generator each time: the images roll together
+            and the cameras stay, so that the camera at azimuth 0 always belongs to the first image.
+    """
+
+    data_dir_list: list[str] = field(default_factory=list)
+    resolution: list[int]
+    max_words: int = 1000
+    num_views: int = 24
+    background: float
+    caption_suffix: str = PROMPT_SUFFIX
+    empty_captions: bool = False
+    random_start_view: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.resolution) != 2 or min(self.resolution) < 1:
+            raise ConfigError(f"resolution must be [width, height] in pixels, got {list(self.resolution)}")
+        if not 0.0 <= self.background <= 1.0:
+            raise ConfigError(f"background must lie in [0, 1], 0 black and 1 white, got {self.background}")
+        for name in ("num_views", "max_words"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+    def draw_start_view(self) -> int:
+        """The view that a sample begins with."""
+        return int(torch.randint(self.num_views, ())) if self.random_start_view else 0
 
 
 def orbit_sample(

@@ -17,11 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch.utils.data import Dataset
 
-from datasets.orbit_sample import orbit_sample, write_prompt
-from datasets.video_dataset import check_image_options, draw_start_view
+from datasets.orbit_sample import OrbitOptions, orbit_sample, write_prompt
 from utils.errors import ConfigError, DataError
 from utils.files import atomic_path
-from utils.prompts import PROMPT_SUFFIX
 from utils.registry import DATASETS
 
 HEADER = "orbits"
@@ -69,25 +67,14 @@ class PackedOrbits(Dataset):
     """Samples of packed shards: the same dictionary as VideoDataset gives."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """data_dir_list: folders of shards. resolution: [width, height]. The rest as in VideoDataset."""
+    class Config(OrbitOptions):
+        """`data_dir_list` holds folders of shards."""
 
-        data_dir_list: list[str] = field(default_factory=list)
         resolution: list[int] = field(default_factory=lambda: [128, 128])
-        max_words: int = 1000
-        num_views: int = 24
         background: float = 1.0
-        caption_suffix: str = PROMPT_SUFFIX
-        empty_captions: bool = False
-        random_start_view: bool = False
 
         def __post_init__(self) -> None:
-            check_image_options(
-                resolution=self.resolution,
-                background=self.background,
-                num_views=self.num_views,
-                max_words=self.max_words,
-            )
+            super().__post_init__()
             if not self.data_dir_list:
                 raise ConfigError("data_dir_list is empty; give folders made by tools/make_zoo.py --packed")
 
@@ -173,7 +160,7 @@ class PackedOrbits(Dataset):
             object_id=self.object_ids[index],
             resolution=tuple(self.config.resolution),
             background=self.config.background,
-            start_view=draw_start_view(self.config),
+            start_view=self.config.draw_start_view(),
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -11,30 +11,13 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets.orbit_layout import REMEDY, read_camera, read_rgba, view_file
-from datasets.orbit_sample import orbit_sample, resize_views, write_prompt
+from datasets.orbit_sample import OrbitOptions, orbit_sample, resize_views, write_prompt
 from utils.errors import ConfigError, DataError
 from utils.files import read_json
-from utils.prompts import PROMPT_SUFFIX
 from utils.registry import DATASETS
 
 # Cameras of one orbit agree in their field of view; published files carry six digits.
 FOV_TOLERANCE_DEG = 1e-3
-
-
-def check_image_options(*, resolution: list[int], background: float, num_views: int, max_words: int) -> None:
-    """Refuse what no sample can have.
-
-    Raises:
-        ConfigError: names the option, its value and the range.
-    """
-    if len(resolution) != 2 or min(resolution) < 1:
-        raise ConfigError(f"resolution must be [width, height] in pixels, got {list(resolution)}")
-    if not 0.0 <= background <= 1.0:
-        raise ConfigError(f"background must lie in [0, 1], 0 black and 1 white, got {background}")
-    if num_views < 1:
-        raise ConfigError(f"num_views must be >= 1, got {num_views}")
-    if max_words < 1:
-        raise ConfigError(f"max_words must be >= 1, got {max_words}")
 
 
 @DATASETS.register
@@ -46,41 +29,26 @@ class VideoDataset(Dataset):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """Published options, then ours.
+    class Config(OrbitOptions):
+        """Published options beside those of all data sets of orbits.
 
         data_list: index files, JSON lists of `<dictionary id>/<instance id>`; data_dir_list: the folder of each.
         caption_dir: JSON object from object id to sentence (the published key, though it is a file).
-        resolution: [width, height]; vit_resolution: the same for the image encoder's copy of view 0.
+        vit_resolution: [width, height] of the image encoder's copy of view 0.
         get_first_frame: add that copy as `first_frame_CHW`.
         prepare_lgm: add the views as stored, `full_rgba_V4HW`, straight alpha: targets of the Gaussian head.
-        background: grey in [0, 1] behind the object; published: 128/255 for text, 1 for image.
-        empty_captions: give "" instead of the sentence, as the image model is trained.
-        random_start_view: begin at a random view, drawn from torch's generator each time: the images roll together
-            and the cameras stay, so that the camera at azimuth 0 always belongs to the first image.
         """
 
         data_list: list[str] = field(default_factory=list)
-        data_dir_list: list[str] = field(default_factory=list)
         caption_dir: str = ""
         resolution: list[int] = field(default_factory=lambda: [256, 256])
         vit_resolution: list[int] = field(default_factory=lambda: [224, 224])
         get_first_frame: bool = True
-        max_words: int = 1000
         prepare_lgm: bool = False
-        num_views: int = 24
         background: float = 128 / 255
-        caption_suffix: str = PROMPT_SUFFIX
-        empty_captions: bool = False
-        random_start_view: bool = False
 
         def __post_init__(self) -> None:
-            check_image_options(
-                resolution=self.resolution,
-                background=self.background,
-                num_views=self.num_views,
-                max_words=self.max_words,
-            )
+            super().__post_init__()
             if len(self.vit_resolution) != 2 or min(self.vit_resolution) < 1:
                 raise ConfigError(f"vit_resolution must be [width, height] in pixels, got {list(self.vit_resolution)}")
             if len(self.data_list) != len(self.data_dir_list):
@@ -135,7 +103,7 @@ class VideoDataset(Dataset):
             caption = self.caption_of(object_id)
         except DataError as err:
             raise DataError(f"object {object_id}: {err}") from err
-        start_view = draw_start_view(self.config)
+        start_view = self.config.draw_start_view()
         sample = orbit_sample(
             rgba_VHW4,
             c2w_V44,
@@ -167,11 +135,6 @@ class VideoDataset(Dataset):
         if not isinstance(caption, str) or not caption.strip():
             raise DataError(f"no caption in {self.config.caption_dir}; add one, or take the object out of the index")
         return write_prompt(caption, suffix=self.config.caption_suffix, max_words=self.config.max_words)
-
-
-def draw_start_view(config: Any) -> int:
-    """The view that a sample begins with, from a data set's options `random_start_view` and `num_views`."""
-    return int(torch.randint(config.num_views, ())) if config.random_start_view else 0
 
 
 def read_orbit(object_dir: Path, *, num_views: int) -> tuple[np.ndarray, np.ndarray, float]:
