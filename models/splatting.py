@@ -178,7 +178,7 @@ class _Blend(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, corner_T2, present_TK, centers_TK2, conics_TK3, opacities_TK, features_TKC):
+    def forward(ctx, corner_T2, present_TK, centers_TK2, conics_TK3, opacities_TK, features_TKC) -> Tensor:
         ctx.save_for_backward(corner_T2, present_TK, centers_TK2, conics_TK3, opacities_TK, features_TKC)
         _, _, _, alpha_TKP = _alphas(corner_T2, present_TK, centers_TK2, conics_TK3, opacities_TK)
         weight_TKP, _ = _weights(alpha_TKP)
@@ -188,7 +188,7 @@ class _Blend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_TPC):
+    def backward(ctx, grad_TPC) -> tuple[Tensor | None, ...]:
         corner_T2, present_TK, centers_TK2, conics_TK3, opacities_TK, features_TKC = ctx.saved_tensors
         dx_TKP, dy_TKP, raw_TKP, alpha_TKP = _alphas(corner_T2, present_TK, centers_TK2, conics_TK3, opacities_TK)
         weight_TKP, before_TKP = _weights(alpha_TKP)

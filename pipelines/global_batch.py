@@ -94,6 +94,11 @@ class GlobalBatch:
             parts = index_G.view(self.parts, self.num_processes, self.size)
             yield from parts[:, self.rank]
 
+    def single_views(self, num_orbits: int, num_views: int, *, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Endless pairs (orbits_B, views_B) on the CPU: every orbit equally often, one random view of it."""
+        for orbits_B in self.order(num_orbits, start=start):
+            yield orbits_B, self.randint(num_views, len(orbits_B)).cpu()
+
     def draw(self, make: Callable[..., Tensor], like_B: Tensor) -> Tensor:
         """This process's rows of `make(like, generator=...)` for the whole global batch.
 

@@ -12,6 +12,7 @@ from models.rendering import pick_rasterizer
 from models.weights import load_head, read_weights
 from pipelines.reconstruction import GaussianReconstruction
 from utils.errors import ConfigError, DataError
+from utils.memory_format import channels_last
 from utils.registry import MODEL, RECONSTRUCTORS
 from utils.run_config import RunConfig
 
@@ -62,7 +63,7 @@ def load_reconstruction(
             return None
     head = load_lgm(config.head, path, option=option).to(device)
     if device.type == "cuda" and cfg.channels_last:
-        head = head.to(memory_format=torch.channels_last)
+        channels_last(head)
     return RECONSTRUCTORS.build(
         cfg.reconstruction,
         where="reconstruction",

@@ -73,8 +73,7 @@ class RestoreViews(Objective):
         return self.orbits
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        for orbits_B in self.share.order(self.orbits.num_orbits, start=start):
-            views_B = self.share.randint(self.orbits.num_views, len(orbits_B)).cpu()
+        for orbits_B, views_B in self.share.single_views(self.orbits.num_orbits, self.orbits.num_views, start=start):
             yield self.orbits.views(orbits_B, views_B)
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

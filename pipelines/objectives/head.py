@@ -21,6 +21,7 @@ from pipelines.orbit_pixels import OrbitPixels, composite, load_orbits
 from utils.cameras import head_cameras
 from utils.errors import ConfigError
 from utils.images import save_png
+from utils.memory_format import channels_last
 from utils.registry import AUTO_ENCODER, DATASETS, ENGINE, MODEL, RECONSTRUCTORS
 from utils.run_config import RunConfig
 
@@ -89,7 +90,7 @@ class ObjectFromViews(Objective):
             self.autoencoder = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder")
             self.autoencoder.requires_grad_(False).to(device).eval()
         if device.type == "cuda" and cfg.channels_last:
-            self.network.to(memory_format=torch.channels_last)
+            channels_last(self.network)
         self.orbits = load_orbits(dataset, device=device)
         self.c2w_NV44 = self.orbits.c2w_NV44.to(device)
         self.views_per_step = self.batch_size * config.num_output_views

@@ -29,6 +29,7 @@ from pipelines.orbit_pixels import load_orbits
 from utils.cameras import camera_condition, head_cameras
 from utils.errors import ConfigError
 from utils.images import save_png
+from utils.memory_format import channels_last
 from utils.registry import ENGINE, MODEL, RECONSTRUCTORS
 from utils.run_config import RunConfig
 
@@ -128,7 +129,7 @@ class HeadTuning(OrbitDenoising):
         config.check_views(num_inputs=num_inputs, num_views=self.dataset.config.num_views)
         head = MODEL.build({"type": "LGM", **options.head}, where="reconstruction.head")
         if device.type == "cuda" and cfg.channels_last:
-            head = head.to(memory_format=torch.channels_last)
+            channels_last(head)
         load_start(self.network, head, cfg=cfg, head_file=options.pretrained)
         self.network = GeneratorWithHead(self.network, head, trains_unet=config.train_unet)
         self.orbits = load_orbits(self.dataset, device=device) if hasattr(self.dataset, "stored") else None
