@@ -221,5 +221,5 @@ def test_what_the_cap_of_gsplat_changes(name, largest, monkeypatch):
         drawn = render(scene, ORBIT_V44[None], intrinsics(39.6, 100), size=(100, 100), background=0.3)
         colors.append(drawn.colors_BV3HW)
     difference = (colors[0] - colors[1]).abs()
-    assert float(difference.max()) <= largest
+    assert 0.9 * largest <= float(difference.max()) <= largest
     assert float(difference.mean()) < 2e-5
