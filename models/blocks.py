@@ -18,8 +18,8 @@ from models.attention import from_orbit, to_orbit, zeroed
 def sinusoidal_embedding(position_B: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding, cosine half first: (B,) to (B, dim) float32. `dim` must be even."""
     half = dim // 2
-    frequency = torch.exp(-math.log(10000.0) / half * torch.arange(half, dtype=torch.float64))
-    angle = position_B.double()[:, None] * frequency.to(position_B.device)
+    frequency = torch.exp(-math.log(10000.0) / half * torch.arange(half, dtype=torch.float64, device=position_B.device))
+    angle = position_B.double()[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=1).float()
 
 

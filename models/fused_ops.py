@@ -1,0 +1,103 @@
+"""The operations of models.fused_unet in plain PyTorch: what the kernels of models.triton_kernels must compute.
+
+Activations are rows of channels: R = images x places rows of C channels, contiguous, an orbit's views one after the
+other. So channels-last images, tokens and matrices are the same memory, and nothing is ever transposed.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.attention import attention
+
+NUM_GROUPS = 32
+
+
+def operations(device: torch.device, dtype: torch.dtype) -> ModuleType | Any:
+    """The kernels where they run, in half precision on a CUDA device with Triton; this module elsewhere."""
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and has_triton():
+        from models import triton_kernels
+
+        return triton_kernels
+    import models.fused_ops
+
+    return models.fused_ops
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed; it comes with PyTorch for Linux and CUDA."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def group_norm(
+    x_RC: Tensor,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    *,
+    rows: int,
+    eps: float,
+    shift: Tensor | None = None,
+    silu: bool = False,
+    window: int = 0,
+) -> Tensor:
+    """Group norm of `x + shift` in 32 groups, over `rows` rows at a time.
+
+    Args:
+        rows: of an image, or of an orbit.
+        shift: (R / rows, C) or (1, C); the last dimension contiguous.
+        silu: apply SiLU to the result.
+        window: rows of a view. The result is then (R, 3 C): each row between those of the same place in the view before
+            and the view after, zeros where there is none; a product with it is a convolution over the views.
+
+    Returns:
+        (R, C), or (R, 3 C) with a window.
+    """
+    x_UPC = x_RC.unflatten(0, (-1, rows))
+    if shift is not None:
+        x_UPC = x_UPC + shift[:, None].to(x_UPC)
+    x_UPC = F.group_norm(x_UPC.transpose(1, 2), NUM_GROUPS, weight_C, bias_C, eps).transpose(1, 2)
+    x_UPC = F.silu(x_UPC) if silu else x_UPC
+    if not window:
+        return x_UPC.reshape(x_RC.shape)
+    before_UPC = F.pad(x_UPC, (0, 0, window, 0))[:, :rows]
+    after_UPC = F.pad(x_UPC, (0, 0, 0, window))[:, window:]
+    return torch.cat([before_UPC, x_UPC, after_UPC], dim=2).flatten(0, 1)
+
+
+def layer_norm(x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, *, eps: float, shift_C: Tensor | None = None) -> Tensor:
+    """Layer norm of `x + shift`."""
+    x_RC = x_RC if shift_C is None else x_RC + shift_C
+    return F.layer_norm(x_RC, x_RC.shape[-1:], weight_C, bias_C, eps)
+
+
+def add(x_RC: Tensor, y_RC: Tensor, bias_C: Tensor) -> Tensor:
+    """Two activations and a bias."""
+    return x_RC + y_RC + bias_C
+
+
+def gate(x_R2I: Tensor, bias_2I: Tensor) -> Tensor:
+    """Of `x + bias`, one half gated by GELU of the other: (R, 2 I) to (R, I)."""
+    value_RI, gate_RI = (x_R2I + bias_2I).chunk(2, dim=-1)
+    return value_RI * F.gelu(gate_RI)
+
+
+def views_attention(qkv_R3C: Tensor, *, num_views: int, places: int, head_dim: int) -> Tensor:
+    """Self-attention over the views at every place: (R, 3 C), queries, keys and values side by side, to (R, C)."""
+    qkv = qkv_R3C.view(-1, num_views, places, 3, qkv_R3C.shape[1] // (3 * head_dim), head_dim)
+    q, k, v = (part.flatten(2, 3) for part in qkv.unbind(3))
+    return attention(q, k, v).reshape(len(qkv_R3C), -1)
+
+
+def doubled(x_RC: Tensor, *, height: int, width: int) -> Tensor:
+    """Images of height x width places at twice the size, by nearest neighbour."""
+    x_FHWC = x_RC.view(-1, height, 1, width, 1, x_RC.shape[1])
+    return x_FHWC.expand(-1, -1, 2, -1, 2, -1).reshape(-1, x_RC.shape[1])

@@ -1,0 +1,71 @@
+"""Images as rows of channels, on their way through fused operations.
+
+Letters: F images, H W height and width, L = H·W places of an image, R = F·L rows, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.fused_ops import operations
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Activations.
+
+    Attributes:
+        x_RC: contiguous.
+        height: H.
+        width: W.
+        ops: models.triton_kernels, or its twin models.fused_ops.
+    """
+
+    x_RC: Tensor
+    height: int
+    width: int
+    ops: ModuleType
+
+    @classmethod
+    def of(cls, images_FCHW: Tensor) -> Rows:
+        """Images as rows; no copy when they are channels last."""
+        F_, C, H, W = images_FCHW.shape
+        ops = operations(images_FCHW.device, images_FCHW.dtype)
+        return cls(images_FCHW.permute(0, 2, 3, 1).reshape(F_ * H * W, C), H, W, ops)
+
+    @property
+    def places(self) -> int:
+        """L."""
+        return self.height * self.width
+
+    def images(self) -> Tensor:
+        """(F, C, H, W) in channels-last memory; no copy."""
+        return self.x_RC.view(-1, self.height, self.width, self.x_RC.shape[1]).permute(0, 3, 1, 2)
+
+    def holding(self, x_RC: Tensor) -> Rows:
+        """Others at the same places."""
+        return replace(self, x_RC=x_RC)
+
+    def normed(self, norm: nn.GroupNorm, *, rows: int | None = None, **options: Any) -> Tensor:
+        """Group norm over each image, or over so many rows; options as in models.fused_ops.group_norm."""
+        return self.ops.group_norm(self.x_RC, norm.weight, norm.bias, rows=rows or self.places, eps=norm.eps, **options)
+
+    def convolved(self, conv: nn.Conv2d) -> Rows:
+        """A convolution without its bias."""
+        out = F.conv2d(self.images(), conv.weight, stride=conv.stride, padding=conv.padding)
+        return Rows(out.permute(0, 2, 3, 1).reshape(-1, out.shape[1]), *out.shape[2:], self.ops)
+
+    def with_bias(self, conv: nn.Conv2d) -> Rows:
+        """Add the bias of the convolution that was the last operation, in place."""
+        self.x_RC.add_(conv.bias)
+        return self
+
+    def doubled(self) -> Rows:
+        """Twice the size, by nearest neighbour."""
+        x_RC = self.ops.doubled(self.x_RC, height=self.height, width=self.width)
+        return Rows(x_RC, 2 * self.height, 2 * self.width, self.ops)

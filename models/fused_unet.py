@@ -1,0 +1,345 @@
+"""The UNet for sampling on a GPU: the same weights and the same function, arranged for speed.
+
+What differs from models.unet: norms, activations and residual additions are fused (models.triton_kernels); biases of
+convolutions ride along with the next norm; queries, keys and values come from one product; a convolution over the views
+is one product of rows with their neighbours; what depends on the conditions alone is computed once for all steps; and
+all of it is replayed as one CUDA graph. It takes no gradients.
+
+Letters: B batch, V views, F = B·V images, H W latent pixels, L = H·W places, R = F·L rows, C channels, S context
+tokens, E embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from models.attention import Attention, SpatialTransformer, TemporalTransformer, attention
+from models.blocks import Downsample, ResBlock, TemporalConvBlock, Upsample, sinusoidal_embedding
+from models.fused_rows import Rows
+from models.image_condition import concat_condition
+from models.unet import OrbitUNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """Where rows are while they pass through the network.
+
+    Attributes:
+        num_views: V.
+        embedding_FE: projections of the embedding for all residual blocks, side by side.
+        contexts: keys and values of each attention to the context, (B, S, N, D).
+    """
+
+    num_views: int
+    embedding_FE: Tensor
+    contexts: dict[int, tuple[Tensor, Tensor]]
+
+
+class FusedResBlock:
+    """A ResBlock; `first` is the place of its projection among all."""
+
+    def __init__(self, block: ResBlock, first: int) -> None:
+        self.block, self.views = block, block.temopral_conv
+        self.channels = slice(first, first + block.out_layers[-1].out_channels)
+        self.convs = [conv[-1] for conv in (self.views.conv1, self.views.conv2, self.views.conv3, self.views.conv4)]
+        self.weights = [conv.weight.permute(0, 2, 3, 4, 1).reshape(len(conv.weight), -1) for conv in self.convs]
+        # The last convolution is added in place, so its bias is in the sum before, and taken out for the norm.
+        last = self.convs[-1].bias
+        self.bias, self.without_end = block.out_layers[-1].bias + last, -last[None]
+        self.skip_weight = None
+        if not isinstance(block.skip_connection, nn.Identity):
+            self.skip_weight = block.skip_connection.weight.flatten(1)
+            self.bias = self.bias + block.skip_connection.bias
+
+    def __call__(self, rows: Rows, frame: Frame) -> Rows:
+        block = self.block
+        h = rows.holding(rows.normed(block.in_layers[0], silu=True)).convolved(block.in_layers[-1])
+        shift_FC = frame.embedding_FE[:, self.channels]
+        h = h.holding(h.normed(block.out_layers[0], silu=True, shift=shift_FC)).convolved(block.out_layers[-1])
+        skip_RC = rows.x_RC if self.skip_weight is None else F.linear(rows.x_RC, self.skip_weight)
+        h = h.holding(rows.ops.add(skip_RC, h.x_RC, self.bias))
+        self._add_over_views(h, frame)
+        return h
+
+    def _add_over_views(self, rows: Rows, frame: Frame) -> None:
+        """The four convolutions over the views, added in place."""
+        views, shift = self.views, self.without_end
+        options = {"rows": frame.num_views * rows.places, "silu": True, "window": rows.places}
+        h = rows
+        for index, part in enumerate((views.conv1, views.conv2, views.conv3, views.conv4)):
+            window_R3C = h.normed(part[0], shift=shift, **options)
+            if index == 3:
+                rows.x_RC.addmm_(window_R3C, self.weights[index].T)
+                return
+            h, shift = h.holding(F.linear(window_R3C, self.weights[index])), self.convs[index].bias[None]
+
+
+class FusedTransformer:
+    """A SpatialTransformer or a TemporalTransformer; with the sum that follows it."""
+
+    def __init__(self, module: SpatialTransformer | TemporalTransformer) -> None:
+        self.module, self.block = module, module.transformer_blocks[0]
+        self.spatial = isinstance(module, SpatialTransformer)
+        block, out = self.block, module.proj_out
+        self.proj_in, self.proj_out = module.proj_in.weight.flatten(1), out.weight.flatten(1)
+        self.qkv = {id(one): _joined_qkv(one) for one in (block.attn1, block.attn2) if one.axis != "context"}
+        # Products are made without their biases, which is faster; these wait for the next norm, and for the last sum.
+        self.before_first = module.proj_in.bias
+        self.after_first = self.before_first + block.attn1.to_out[0].bias
+        self.after_second = self.after_first + block.attn2.to_out[0].bias
+        pending = (self.after_second + block.ff.net[2].bias).float()
+        self.out_bias = (self.proj_out.float() @ pending + out.bias.float()).to(out.bias.dtype)
+
+    def __call__(self, rows: Rows, frame: Frame) -> Rows:
+        block, ops = self.block, rows.ops
+        unit = rows.places if self.spatial else frame.num_views * rows.places
+        h_RC = F.linear(rows.normed(self.module.norm, rows=unit), self.proj_in)
+        for attend, norm, shift_C in (
+            (block.attn1, block.norm1, self.before_first),
+            (block.attn2, block.norm2, self.after_first),
+        ):
+            normed_RC = ops.layer_norm(h_RC, norm.weight, norm.bias, eps=norm.eps, shift_C=shift_C)
+            h_RC.addmm_(self._attended(attend, normed_RC, rows, frame), attend.to_out[0].weight.T)
+        norm, (project, _, back) = block.norm3, block.ff.net
+        normed_RC = ops.layer_norm(h_RC, norm.weight, norm.bias, eps=norm.eps, shift_C=self.after_second)
+        h_RC.addmm_(ops.gate(F.linear(normed_RC, project.proj.weight), project.proj.bias), back.weight.T)
+        return rows.holding(ops.add(rows.x_RC, F.linear(h_RC, self.proj_out), self.out_bias))
+
+    def _attended(self, attend: Attention, x_RC: Tensor, rows: Rows, frame: Frame) -> Tensor:
+        N, D, V, L = attend.num_heads, attend.head_dim, frame.num_views, rows.places
+        if attend.axis == "context":
+            k_BSND, v_BSND = frame.contexts[id(attend)]
+            q = F.linear(x_RC, attend.to_q.weight).view(-1, V * L, N, D)
+            return attention(q, k_BSND, v_BSND, backend=attend.backend).reshape(len(x_RC), -1)
+        qkv_R3C = F.linear(x_RC, self.qkv[id(attend)])
+        if attend.axis == "views":
+            return rows.ops.views_attention(qkv_R3C, num_views=V, places=L, head_dim=D)
+        q, k, v = qkv_R3C.view(-1, L, 3, N, D).unbind(2)
+        return attention(q, k, v, backend=attend.backend).reshape(len(x_RC), -1)
+
+
+class FusedUpsample:
+    """An Upsample."""
+
+    def __init__(self, module: Upsample) -> None:
+        self.conv = module.conv
+
+    def __call__(self, rows: Rows, frame: Frame) -> Rows:
+        return rows.doubled().convolved(self.conv).with_bias(self.conv)
+
+
+class FusedConv:
+    """A Downsample, or the first convolution."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        self.conv = conv
+
+    def __call__(self, rows: Rows, frame: Frame) -> Rows:
+        return rows.convolved(self.conv).with_bias(self.conv)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What depends on the conditions and not on the step.
+
+    Attributes:
+        embedding_BVE: cameras and frame rate.
+        contexts: see Frame.
+        concat_BCVHW: channels that join the latents; None for a text model.
+    """
+
+    embedding_BVE: Tensor
+    contexts: dict[int, tuple[Tensor, Tensor]]
+    concat_BCVHW: Tensor | None
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in one order."""
+        parts = [self.embedding_BVE, *(one for pair in self.contexts.values() for one in pair)]
+        return parts if self.concat_BCVHW is None else [*parts, self.concat_BCVHW]
+
+
+class FusedUNet:
+    """Calls like the UNet that it is made from.
+
+    The weights are shared with that UNet, so it is made again when they move or change.
+
+    Args:
+        unet: on its device and in its dtype, channels last.
+        graph: replay the network as a CUDA graph, one for each shape of the inputs.
+    """
+
+    def __init__(self, unet: OrbitUNet, *, graph: bool = False) -> None:
+        self.unet, self.dtype, self.graph = unet, next(unet.parameters()).dtype, graph
+        self._graphs: dict[Any, _Graph] = {}
+        self._prepared: tuple[tuple[Tensor | None, ...], Prepared] | None = None
+        self._first = 0
+        self._blocks: list[ResBlock] = []
+        with torch.no_grad():
+            self.input_blocks = [self._fused(block) for block in unet.input_blocks]
+            self.middle_block = self._fused(unet.middle_block)
+            self.output_blocks = [self._fused(block) for block in unet.output_blocks]
+            self._join_projections()
+
+    @property
+    def config(self) -> Any:
+        """Of the UNet."""
+        return self.unet.config
+
+    def _fused(self, block: nn.Module) -> list[Callable[[Rows, Frame], Rows]]:
+        layers = []
+        for layer in block if isinstance(block, nn.ModuleList) else [block]:
+            if isinstance(layer, ResBlock):
+                layers.append(FusedResBlock(layer, self._first))
+                self._blocks.append(layer)
+                self._first += layer.out_layers[-1].out_channels
+            elif isinstance(layer, SpatialTransformer | TemporalTransformer):
+                layers.append(FusedTransformer(layer))
+            elif isinstance(layer, Upsample):
+                layers.append(FusedUpsample(layer))
+            else:
+                layers.append(FusedConv(layer.op if isinstance(layer, Downsample) else layer))
+        return layers
+
+    def _join_projections(self) -> None:
+        """One product projects the embedding for all residual blocks; it adds the bias of their first convolution."""
+        linears = [block.emb_layers[1] for block in self._blocks]
+        self.emb_weight = _joined([linear.weight for linear in linears])
+        self.emb_bias = torch.cat([block.emb_layers[1].bias + block.in_layers[-1].bias for block in self._blocks])
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        *,
+        camera_data: Tensor | None = None,
+        fps: Tensor | None = None,
+        image: Tensor | None = None,
+        local_image: Tensor | None = None,
+    ) -> Tensor:
+        """See OrbitUNet.forward; a later call with the very same condition tensors does not prepare them again."""
+        self.unet._check_inputs(x, camera_data, fps, local_image)
+        prepared = self._prepare(y, camera_data, fps, image, local_image, num_views=x.shape[2])
+        if not (self.graph and x.is_cuda):
+            return self._forward(x, t, prepared)
+        key = (x.shape, x.dtype, *(tensor.shape for tensor in prepared.tensors()))
+        if key not in self._graphs:
+            self._graphs[key] = _Graph(self._forward, x, t, prepared)
+        return self._graphs[key](x, t, prepared)
+
+    def _prepare(self, *conditions: Tensor | None, num_views: int) -> Prepared:
+        if self._prepared is None or any(a is not b for a, b in zip(self._prepared[0], conditions, strict=True)):
+            self._prepared = conditions, self._prepare_anew(*conditions, num_views=num_views)
+        return self._prepared[1]
+
+    def _prepare_anew(
+        self,
+        y: Tensor,
+        camera_data: Tensor | None,
+        fps: Tensor | None,
+        image: Tensor | None,
+        local_image: Tensor | None,
+        *,
+        num_views: int,
+    ) -> Prepared:
+        unet = self.unet
+        embedding_BVE = y.new_zeros((len(y), num_views, self.emb_weight.shape[1]), dtype=self.dtype)
+        if hasattr(unet, "fps_embedding") and fps is not None:
+            fps = torch.as_tensor(fps, device=y.device).expand(len(y))
+            fps_BE = unet.fps_embedding(sinusoidal_embedding(fps, unet.config.dim).to(self.dtype))
+            embedding_BVE = embedding_BVE + fps_BE[:, None]
+        if camera_data is not None and unet.config.use_camera_condition:
+            embedding_BVE = embedding_BVE + unet.camera_embedding(camera_data.to(self.dtype))
+        context_BSC = unet._context(y, image, local_image)
+        contexts = {}
+        for module in unet.modules():
+            if isinstance(module, Attention) and module.axis == "context":
+                heads = (len(y), -1, module.num_heads, module.head_dim)
+                contexts[id(module)] = (module.to_k(context_BSC).view(heads), module.to_v(context_BSC).view(heads))
+        concat = None
+        if local_image is not None:
+            concat = concat_condition(local_image, unet.local_image_concat, unet.local_temporal_encoder)
+        return Prepared(embedding_BVE=embedding_BVE, contexts=contexts, concat_BCVHW=concat)
+
+    def _forward(self, x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
+        unet, V = self.unet, x.shape[2]
+        time_BE = unet.time_embed(sinusoidal_embedding(t, unet.config.dim).to(self.dtype))
+        embedding_FE = F.silu(time_BE[:, None] + prepared.embedding_BVE).flatten(0, 1)
+        frame = Frame(
+            num_views=V,
+            embedding_FE=F.linear(embedding_FE, self.emb_weight, self.emb_bias),
+            contexts=prepared.contexts,
+        )
+        if prepared.concat_BCVHW is not None:
+            x = torch.cat([x, prepared.concat_BCVHW.to(x.dtype)], dim=1)
+        rows = Rows.of(rearrange(x, "b c v h w -> (b v) c h w").contiguous(memory_format=torch.channels_last))
+        skips = []
+        for block in self.input_blocks:
+            rows = _through(block, rows, frame)
+            skips.append(rows.x_RC)
+        rows = _through(self.middle_block, rows, frame)
+        for block in self.output_blocks:
+            rows = _through(block, rows.holding(torch.cat([rows.x_RC, skips.pop()], dim=1)), frame)
+        norm, _, conv = unet.out
+        rows = rows.holding(rows.normed(norm, silu=True)).convolved(conv).with_bias(conv)
+        return rearrange(rows.images(), "(b v) c h w -> b c v h w", v=V)
+
+
+class _Graph:
+    """One captured forward pass, with its own inputs and output."""
+
+    WARM_UP = 3  # passes that compile kernels and let libraries choose theirs
+
+    def __init__(self, forward: Callable[..., Tensor], x: Tensor, t: Tensor, prepared: Prepared) -> None:
+        self.x, self.t, self.source = x.clone(), t.clone(), None
+        own = iter([tensor.clone() for tensor in prepared.tensors()])
+        self.prepared = Prepared(
+            embedding_BVE=next(own),
+            contexts={key: (next(own), next(own)) for key in prepared.contexts},
+            concat_BCVHW=None if prepared.concat_BCVHW is None else next(own),
+        )
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(self.WARM_UP):
+                forward(self.x, self.t, self.prepared)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.out = forward(self.x, self.t, self.prepared)
+
+    def __call__(self, x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
+        self.x.copy_(x)
+        self.t.copy_(t)
+        if prepared is not self.source:
+            for own, given in zip(self.prepared.tensors(), prepared.tensors(), strict=True):
+                own.copy_(given)
+            self.source = prepared
+        self.graph.replay()
+        return self.out.clone()
+
+
+def _through(layers: list[Callable[[Rows, Frame], Rows]], rows: Rows, frame: Frame) -> Rows:
+    for layer in layers:
+        rows = layer(rows, frame)
+    return rows
+
+
+def _joined(weights: list[Tensor]) -> Tensor:
+    """Matrices below each other as one; the parameters become views of it, so memory does not grow."""
+    joined = torch.cat([weight.detach() for weight in weights])
+    for weight, part in zip(weights, joined.split([len(weight) for weight in weights]), strict=True):
+        weight.data = part
+    return joined
+
+
+def _joined_qkv(attend: Attention) -> Tensor:
+    return _joined([attend.to_q.weight, attend.to_k.weight, attend.to_v.weight])

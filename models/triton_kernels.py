@@ -1,0 +1,270 @@
+"""Triton kernels for sampling on a GPU. models.fused_ops says what each computes, in plain PyTorch, and chooses.
+
+Activations are rows of channels: R = images x places rows of C channels, contiguous. Group norms work on U units of P
+rows each: one image, or all views of an orbit.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+CHANNELS = 64  # of a tile; divides every width of the published networks
+NUM_GROUPS = 32
+PROGRAMS = 2048  # enough to fill the largest GPUs several times over
+
+
+@triton.jit
+def _sums_kernel(x, sums, squares, C, P, rows_per_split, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    unit, split, num_splits = tl.program_id(2), tl.program_id(1), tl.num_programs(1)
+    channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    first, last = split * rows_per_split, tl.minimum((split + 1) * rows_per_split, P)
+    sum_c, square_c = tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
+    base = x + unit.to(tl.int64) * P * C + channels[None, :]
+    for start in range(first, last, BLOCK_R):
+        rows = start + tl.arange(0, BLOCK_R)
+        mask = (rows < last)[:, None] & (channels < C)[None, :]
+        value = tl.load(base + rows[:, None] * C, mask=mask, other=0.0).to(tl.float32)
+        sum_c += tl.sum(value, axis=0)
+        square_c += tl.sum(value * value, axis=0)
+    place = (unit * num_splits + split) * C + channels
+    tl.store(sums + place, sum_c, mask=channels < C)
+    tl.store(squares + place, square_c, mask=channels < C)
+
+
+@triton.jit
+def _scales_kernel(
+    sums, squares, shift, weight, bias, scales, offsets, shift_stride, C, P, num_splits, eps,
+    GROUP: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, HAS_SHIFT: tl.constexpr,
+):  # fmt: skip
+    unit, group = tl.program_id(0), tl.program_id(1)
+    inside = tl.arange(0, BLOCK_G) < GROUP
+    channels = group * GROUP + tl.arange(0, BLOCK_G)
+    sum_c, square_c = tl.zeros((BLOCK_G,), tl.float32), tl.zeros((BLOCK_G,), tl.float32)
+    for start in range(0, num_splits, BLOCK_S):
+        splits = start + tl.arange(0, BLOCK_S)
+        place = (unit * num_splits + splits)[:, None] * C + channels[None, :]
+        mask = (splits < num_splits)[:, None] & inside[None, :]
+        sum_c += tl.sum(tl.load(sums + place, mask=mask, other=0.0), axis=0)
+        square_c += tl.sum(tl.load(squares + place, mask=mask, other=0.0), axis=0)
+    shift_c = tl.zeros((BLOCK_G,), tl.float32)
+    if HAS_SHIFT:  # the norm is of x + shift; its sums follow from those of x
+        shift_c = tl.load(shift + unit * shift_stride + channels, mask=inside, other=0.0).to(tl.float32)
+        square_c += 2 * shift_c * sum_c + P * shift_c * shift_c
+        sum_c += P * shift_c
+    count = P * GROUP
+    mean = tl.sum(tl.where(inside, sum_c, 0.0)) / count
+    variance = tl.sum(tl.where(inside, square_c, 0.0)) / count - mean * mean
+    scale_c = tl.rsqrt(tl.maximum(variance, 0.0) + eps) * tl.load(weight + channels, mask=inside).to(tl.float32)
+    offset_c = tl.load(bias + channels, mask=inside).to(tl.float32) + (shift_c - mean) * scale_c
+    tl.store(scales + unit * C + channels, scale_c, mask=inside)
+    tl.store(offsets + unit * C + channels, offset_c, mask=inside)
+
+
+@triton.jit
+def _apply_kernel(
+    x, out, scales, offsets, C, P, L,
+    SILU: tl.constexpr, TAPS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    unit, channels = tl.program_id(2), tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    rows = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside_c = channels < C
+    mask = (rows < P)[:, None] & inside_c[None, :]
+    scale = tl.load(scales + unit * C + channels, mask=inside_c)
+    offset = tl.load(offsets + unit * C + channels, mask=inside_c)
+    row = unit.to(tl.int64) * P + rows
+    value = tl.load(x + row[:, None] * C + channels[None, :], mask=mask, other=0.0).to(tl.float32)
+    value = value * scale[None, :] + offset[None, :]
+    if SILU:
+        value = value * tl.sigmoid(value)
+    value = value.to(out.dtype.element_ty)
+    if not TAPS:
+        tl.store(out + row[:, None] * C + channels[None, :], value, mask=mask)
+    else:  # each row stands in its own window, in the next view's and in the one before
+        own = out + row[:, None] * (3 * C) + channels[None, :]
+        not_first, not_last = (rows >= L)[:, None] & mask, (rows < P - L)[:, None] & mask
+        tl.store(own + C, value, mask=mask)
+        tl.store(own + L * 3 * C, value, mask=not_last)
+        tl.store(own - L * 3 * C + 2 * C, value, mask=not_first)
+        zero = tl.zeros_like(value)
+        tl.store(own, zero, mask=(rows < L)[:, None] & mask)
+        tl.store(own + 2 * C, zero, mask=(rows >= P - L)[:, None] & mask)
+
+
+def group_norm(
+    x_RC: Tensor,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    *,
+    rows: int,
+    eps: float,
+    shift: Tensor | None = None,
+    silu: bool = False,
+    window: int = 0,
+) -> Tensor:
+    """See models.fused_ops.group_norm."""
+    R, C = x_RC.shape
+    U, P = R // rows, rows
+    num_blocks = triton.cdiv(C, CHANNELS)
+    block = min(64 if window else 128, triton.next_power_of_2(P))
+    num_splits = max(1, min(triton.cdiv(P, block), triton.cdiv(PROGRAMS, U * num_blocks)))
+    per_split = triton.cdiv(triton.cdiv(P, num_splits), block) * block
+    num_splits = triton.cdiv(P, per_split)
+    partial = x_RC.new_empty((2, U, num_splits, C), dtype=torch.float32)
+    _sums_kernel[(num_blocks, num_splits, U)](
+        x_RC, partial[0], partial[1], C, P, per_split, BLOCK_R=block, BLOCK_C=CHANNELS
+    )
+    affine = x_RC.new_empty((2, U, C), dtype=torch.float32)
+    group = C // NUM_GROUPS
+    _scales_kernel[(U, NUM_GROUPS)](
+        partial[0], partial[1], shift, weight_C, bias_C, affine[0], affine[1],
+        0 if shift is None or shift.shape[0] == 1 else shift.stride(0), C, P, num_splits, eps,
+        GROUP=group, BLOCK_G=triton.next_power_of_2(group), BLOCK_S=16, HAS_SHIFT=shift is not None, num_warps=1,
+    )  # fmt: skip
+    out = x_RC.new_empty((R, 3 * C if window else C))
+    _apply_kernel[(num_blocks, triton.cdiv(P, block), U)](
+        x_RC, out, affine[0], affine[1], C, P, window,
+        SILU=silu, TAPS=bool(window), BLOCK_R=block, BLOCK_C=CHANNELS,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _layer_norm_kernel(
+    x, shift, weight, bias, out, R, C, eps, HAS_SHIFT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
+    channels = tl.arange(0, BLOCK_C)
+    inside = channels < C
+    mask = (rows < R)[:, None] & inside[None, :]
+    place = rows[:, None] * C + channels[None, :]
+    value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+    if HAS_SHIFT:
+        value += tl.load(shift + channels, mask=inside, other=0.0).to(tl.float32)[None, :]
+    mean = tl.sum(value, axis=1) / C
+    centred = tl.where(inside[None, :], value - mean[:, None], 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, axis=1) / C + eps)
+    weight_c = tl.load(weight + channels, mask=inside).to(tl.float32)
+    bias_c = tl.load(bias + channels, mask=inside).to(tl.float32)
+    value = centred * scale[:, None] * weight_c[None, :] + bias_c[None, :]
+    tl.store(out + place, value.to(out.dtype.element_ty), mask=mask)
+
+
+def layer_norm(x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, *, eps: float, shift_C: Tensor | None = None) -> Tensor:
+    """See models.fused_ops.layer_norm."""
+    R, C = x_RC.shape
+    out_RC = torch.empty_like(x_RC)
+    width = triton.next_power_of_2(C)
+    block = max(1, 2048 // width)
+    _layer_norm_kernel[(triton.cdiv(R, block),)](
+        x_RC,
+        shift_C,
+        weight_C,
+        bias_C,
+        out_RC,
+        R,
+        C,
+        eps,
+        HAS_SHIFT=shift_C is not None,
+        BLOCK_R=block,
+        BLOCK_C=width,
+        num_warps=2,
+    )
+    return out_RC
+
+
+@triton.jit
+def _add_kernel(x, y, bias, out, R, C, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    rows = (tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
+    channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = (rows < R)[:, None] & (channels < C)[None, :]
+    place = rows[:, None] * C + channels[None, :]
+    value = tl.load(x + place, mask=mask).to(tl.float32) + tl.load(y + place, mask=mask).to(tl.float32)
+    value += tl.load(bias + channels, mask=channels < C).to(tl.float32)[None, :]
+    tl.store(out + place, value.to(out.dtype.element_ty), mask=mask)
+
+
+def add(x_RC: Tensor, y_RC: Tensor, bias_C: Tensor) -> Tensor:
+    """See models.fused_ops.add."""
+    R, C = x_RC.shape
+    out_RC = torch.empty_like(x_RC)
+    grid = (triton.cdiv(C, CHANNELS), triton.cdiv(R, 64))
+    _add_kernel[grid](x_RC, y_RC, bias_C, out_RC, R, C, BLOCK_R=64, BLOCK_C=CHANNELS)
+    return out_RC
+
+
+@triton.jit
+def _gate_kernel(x, bias, out, R, I, BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr):
+    rows = (tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
+    columns = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
+    inside = columns < I
+    mask = (rows < R)[:, None] & inside[None, :]
+    at = x + rows[:, None] * (2 * I) + columns[None, :]
+    value, gate = tl.load(at, mask=mask).to(tl.float32), tl.load(at + I, mask=mask).to(tl.float32)
+    value += tl.load(bias + columns, mask=inside).to(tl.float32)[None, :]
+    gate += tl.load(bias + I + columns, mask=inside).to(tl.float32)[None, :]
+    gate = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
+    tl.store(out + rows[:, None] * I + columns[None, :], (value * gate).to(out.dtype.element_ty), mask=mask)
+
+
+def gate(x_R2I: Tensor, bias_2I: Tensor) -> Tensor:
+    """See models.fused_ops.gate."""
+    R, inner = x_R2I.shape[0], x_R2I.shape[1] // 2
+    out_RI = x_R2I.new_empty((R, inner))
+    grid = (triton.cdiv(inner, 128), triton.cdiv(R, 16))
+    _gate_kernel[grid](x_R2I, bias_2I, out_RI, R, inner, BLOCK_R=16, BLOCK_I=128)
+    return out_RI
+
+
+@triton.jit
+def _views_attention_kernel(qkv, out, V, L, N, scale, BLOCK_V: tl.constexpr, D: tl.constexpr):
+    place, head, orbit = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    views, dims = tl.arange(0, BLOCK_V), tl.arange(0, D)
+    row = (orbit * V + views).to(tl.int64) * L + place
+    mask = (views < V)[:, None]
+    at = qkv + row[:, None] * (3 * N * D) + head * D + dims[None, :]
+    q, k = tl.load(at, mask=mask, other=0.0), tl.load(at + N * D, mask=mask, other=0.0)
+    v = tl.load(at + 2 * N * D, mask=mask, other=0.0)
+    score = tl.dot(q, tl.trans(k)) * scale
+    score = tl.where((views < V)[None, :], score, float("-inf"))
+    weight = tl.exp(score - tl.max(score, axis=1)[:, None])
+    weight = weight / tl.sum(weight, axis=1)[:, None]
+    mixed = tl.dot(weight.to(v.dtype), v)
+    tl.store(out + row[:, None] * (N * D) + head * D + dims[None, :], mixed.to(out.dtype.element_ty), mask=mask)
+
+
+def views_attention(qkv_R3C: Tensor, *, num_views: int, places: int, head_dim: int) -> Tensor:
+    """See models.fused_ops.views_attention."""
+    R, C = qkv_R3C.shape[0], qkv_R3C.shape[1] // 3
+    out_RC = qkv_R3C.new_empty((R, C))
+    grid = (places, C // head_dim, R // (num_views * places))
+    block = max(16, triton.next_power_of_2(num_views))
+    _views_attention_kernel[grid](
+        qkv_R3C, out_RC, num_views, places, C // head_dim, head_dim**-0.5, BLOCK_V=block, D=head_dim, num_warps=2
+    )
+    return out_RC
+
+
+@triton.jit
+def _doubled_kernel(x, out, H, W, C, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr):
+    line, columns = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
+    channels = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = (columns < W)[:, None] & (channels < C)[None, :]
+    value = tl.load(x + (line * W + columns)[:, None] * C + channels[None, :], mask=mask)
+    at = out + (line * 4 * W + 2 * columns)[:, None] * C + channels[None, :]
+    tl.store(at, value, mask=mask)
+    tl.store(at + C, value, mask=mask)
+    tl.store(at + 2 * W * C, value, mask=mask)
+    tl.store(at + 2 * W * C + C, value, mask=mask)
+
+
+def doubled(x_RC: Tensor, *, height: int, width: int) -> Tensor:
+    """See models.fused_ops.doubled."""
+    R, C = x_RC.shape
+    out = x_RC.new_empty((4 * R, C))
+    block = min(16, triton.next_power_of_2(width))
+    grid = (R // width, triton.cdiv(width, block), triton.cdiv(C, CHANNELS))
+    _doubled_kernel[grid](x_RC, out, height, width, C, BLOCK_W=block, BLOCK_C=CHANNELS)
+    return out

@@ -1,0 +1,129 @@
+"""The arrangement for speed computes what the plain networks compute."""
+
+import pytest
+import torch
+
+import models  # noqa: F401
+from models import fused_ops
+from models.autoencoder import NetworkConfig, build_network
+from models.fused_autoencoder import FusedCoder
+from models.fused_unet import FusedUNet
+from tests.models.test_unet import case_inputs
+from tests.reference_cases import assert_matches, fill_by_recipe, load_case
+from utils.memory_format import channels_last
+from utils.registry import MODEL
+
+
+def unet_of(name: str):
+    spec, expected = load_case(name)
+    return fill_by_recipe(MODEL.build({"type": spec["kind"], **spec["config"]})).eval(), expected
+
+
+@pytest.mark.parametrize("name", ["t2v_unet", "i2v_unet"])
+@pytest.mark.parametrize("last", [False, True])
+def test_reference(name, last):
+    unet, expected = unet_of(name)
+    fused, inputs = FusedUNet(channels_last(unet) if last else unet), case_inputs(name)
+    assert_matches(fused(**inputs), expected["out"])
+    left_out = "camera_data" if name == "t2v_unet" else "image"
+    inputs.pop(left_out)
+    assert_matches(fused(**inputs), expected[f"out_without_{left_out.removesuffix('_data')}"])
+
+
+def test_conditions_are_prepared_once_and_again_when_they_change(monkeypatch):
+    unet, _ = unet_of("t2v_unet")
+    fused, inputs = FusedUNet(unet), case_inputs("t2v_unet")
+    prepared = []
+    anew = fused._prepare_anew
+    monkeypatch.setattr(fused, "_prepare_anew", lambda *args, **kwargs: prepared.append(1) or anew(*args, **kwargs))
+    fused(**inputs)
+    fused(**inputs | {"x": inputs["x"] + 1, "t": inputs["t"] - 1})
+    assert len(prepared) == 1
+    other = inputs | {"y": inputs["y"].flip(0)}
+    with torch.no_grad():
+        torch.testing.assert_close(fused(**other), unet(**other), atol=1e-4, rtol=1e-4)
+    assert len(prepared) == 2
+
+
+def test_the_weights_keep_names_and_values():
+    unet, expected = unet_of("i2v_unet")
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    FusedUNet(unet)
+    after = unet.state_dict()
+    assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
+    with torch.no_grad():
+        assert_matches(unet(**case_inputs("i2v_unet")), expected["out"])
+
+
+@pytest.mark.parametrize("attention", [[], [16]])
+def test_autoencoder(attention):
+    torch.manual_seed(0)
+    config = NetworkConfig(
+        ch=32, ch_mult=[1, 2, 2], num_res_blocks=1, resolution=32, z_channels=4, attn_resolutions=attention
+    )
+    network = build_network(config, embed_dim=4).eval()
+    for parameter in network.parameters():
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter, mean=0.5, std=0.2)
+    coder, latent, image = FusedCoder(network), torch.randn(3, 4, 8, 12), torch.rand(3, 3, 32, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(coder.decode(latent), network.decode(latent).sample, atol=1e-4, rtol=1e-4)
+        moments = network.encode(image).latent_dist.parameters
+    torch.testing.assert_close(coder.encode(image), moments, atol=1e-4, rtol=1e-4)
+
+
+def operations_on(device: str, dtype: torch.dtype, *, channels: int, ops) -> dict[str, torch.Tensor]:
+    """Every operation on the same random input."""
+    generator = torch.Generator().manual_seed(0)
+
+    def make(*shape):
+        return torch.randn(*shape, generator=generator).to(device, dtype)
+
+    V, L, C = 5, 12, channels
+    x, weight, bias, wide = make(2 * V * L, C), make(C), make(C), make(2 * V * L, 2 * C)
+    norm = {"rows": V * L, "eps": 1e-5}
+    return {
+        "image norm": ops.group_norm(x, weight, bias, rows=L, eps=1e-5),
+        "shifted": ops.group_norm(x, weight, bias, silu=True, shift=make(2 * V, 3 * C)[:, C : 2 * C], rows=L, eps=1e-5),
+        "window": ops.group_norm(x, weight, bias, silu=True, window=L, shift=make(1, C), **norm),
+        "layer norm": ops.layer_norm(x, weight, bias, eps=1e-5, shift_C=bias),
+        "add": ops.add(x, x.flip(0), bias),
+        "gate": ops.gate(wide, make(2 * C)),
+        "attention": ops.views_attention(make(2 * V * L, 3 * C), num_views=V, places=L, head_dim=32),
+        "doubled": ops.doubled(x, height=3, width=4),
+    }
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels", [64, 320])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+def test_kernels_agree_with_their_twins(channels, dtype, tolerance):
+    from models import triton_kernels
+
+    fast = operations_on("cuda", dtype, channels=channels, ops=triton_kernels)
+    exact = operations_on("cpu", torch.float64, channels=channels, ops=fused_ops)
+    for name, value in exact.items():
+        error = float((fast[name].double().cpu() - value).norm() / value.norm())
+        print(f"{name}, {channels} channels, {dtype}: {error:.1e}")
+        assert error < tolerance, name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["t2v_unet", "i2v_unet"])
+@torch.no_grad()
+def test_graph_follows_its_inputs(name):
+    unet, expected = unet_of(name)
+    unet = channels_last(unet).cuda().bfloat16()
+    inputs = {
+        key: value.cuda() if key in ("t", "fps") else value.cuda().bfloat16()
+        for key, value in case_inputs(name).items()
+    }
+    plain = unet(**inputs)
+    eager, graph = FusedUNet(unet), FusedUNet(unet, graph=True)
+    others = {key: value if key in ("t", "fps") else value.flip(0).contiguous() for key, value in inputs.items()}
+    first = graph(**inputs)
+    assert torch.equal(graph(**others), eager(**others))
+    assert torch.equal(graph(**inputs), first) and torch.equal(eager(**inputs), first)
+    error, floor = (float((out.cpu() - expected["out"]).norm() / expected["out"].norm()) for out in (first, plain))
+    print(f"{name} in bfloat16: error {error:.1e}, of the plain network {floor:.1e}")
+    assert error < max(1.5 * floor, 0.03)
