@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import torch
 
+from datasets.zoom import scale_of, zoom
 from utils.errors import ConfigError
 from utils.prompts import PROMPT_SUFFIX, with_suffix
 
@@ -30,6 +31,8 @@ class OrbitOptions:
         empty_captions: give "" instead of the sentence, as the image model is trained.
         random_start_view: begin at a random view, drawn from torch's generator each time: the images roll together
             and the cameras stay, so that the camera at azimuth 0 always belongs to the first image.
+        scale_range: [smallest, largest] factor by which an object's pictures are scaled about their middle, drawn once
+            for each object from its id; cameras stay. Empty: as they are.
     """
 
     data_dir_list: list[str] = field(default_factory=list)
@@ -40,6 +43,7 @@ class OrbitOptions:
     caption_suffix: str = PROMPT_SUFFIX
     empty_captions: bool = False
     random_start_view: bool = False
+    scale_range: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if len(self.resolution) != 2 or min(self.resolution) < 1:
@@ -49,10 +53,20 @@ class OrbitOptions:
         for name in ("num_views", "max_words"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+        ends = list(self.scale_range)
+        if ends and (len(ends) != 2 or not 0 < ends[0] <= ends[1] < float("inf")):
+            raise ConfigError(f"scale_range must be empty or [smallest, largest], both positive, got {ends}")
 
     def draw_start_view(self) -> int:
         """The view that a sample begins with."""
         return int(torch.randint(self.num_views, ())) if self.random_start_view else 0
+
+    def scaled(self, rgba_VHW4: np.ndarray, object_id: str) -> np.ndarray:
+        """Pictures of an object, scaled as `scale_range` wants; uint8 with straight alpha."""
+        if not self.scale_range:
+            return rgba_VHW4
+        scale_V = torch.full((len(rgba_VHW4),), scale_of(object_id, self.scale_range))
+        return zoom(torch.from_numpy(np.ascontiguousarray(rgba_VHW4)), scale_V).numpy()
 
 
 def orbit_sample(

@@ -153,7 +153,7 @@ class PackedOrbits(Dataset):
             raise IndexError(index)
         rgba_VHW4, c2w_V44, fov_deg = self.stored(index)
         return orbit_sample(
-            rgba_VHW4,
+            self.config.scaled(rgba_VHW4, self.object_ids[index]),
             c2w_V44,
             fov_deg=fov_deg,
             caption=self.prompt(index),

@@ -103,6 +103,7 @@ class VideoDataset(Dataset):
             caption = self.caption_of(object_id)
         except DataError as err:
             raise DataError(f"object {object_id}: {err}") from err
+        rgba_VHW4 = self.config.scaled(rgba_VHW4, object_id)
         start_view = self.config.draw_start_view()
         sample = orbit_sample(
             rgba_VHW4,

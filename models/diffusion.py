@@ -130,9 +130,14 @@ class DiffusionDDIM:
         signal, sigma = self._signal_and_noise(t_B, x0)
         return signal * noise - sigma * x0
 
-    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Squared error, mean over everything but the batch, then over the batch."""
-        return (prediction.float() - target.float()).square().flatten(1).mean(1).mean()
+    def loss(self, prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Squared error, mean over everything but the batch, then over the batch.
+
+        Args:
+            weights: of the squared errors, of a shape that broadcasts to them.
+        """
+        errors = (prediction.float() - target.float()).square()
+        return (errors if weights is None else errors * weights).flatten(1).mean(1).mean()
 
     def to_x0(self, prediction: Tensor, x_t: Tensor, t_B: Tensor) -> Tensor:
         """The x0 that a prediction at x_t implies."""

@@ -24,27 +24,34 @@ class KnownViews:
     """Puts the known latents in place of x0 at every step.
 
     A solver that takes one and the same x0 at every step moves along the straight line from its noise to that x0: the
-    known views stay on their trajectory, and the others attend to them there, as noisy as they are themselves.
+    known views stay on their trajectory, and the others attend to them there, as noisy as they are themselves. To a
+    network that was trained so (`objective.p_known`) they are shown clean instead.
 
     Attributes:
         views: K places in the orbit.
         latents_BCKHW: scaled latents of those views.
+        clean: the network sees them without noise, and they come out as they are.
     """
 
     views: tuple[int, ...]
     latents_BCKHW: Tensor
+    clean: bool = False
 
     @classmethod
-    def of(cls, given: Mapping[int, Conditions]) -> KnownViews:
+    def of(cls, given: Mapping[int, Conditions], *, clean: bool = False) -> KnownViews:
         """The inputs of these conditions, at their places in the orbit."""
         latents = [conditions.conditional["local_image"][:, :, :1].float() for conditions in given.values()]
-        return cls(views=tuple(given), latents_BCKHW=torch.cat(latents, dim=2))
+        return cls(views=tuple(given), latents_BCKHW=torch.cat(latents, dim=2), clean=clean)
 
     def __call__(self, x0_BCVHW: Tensor) -> Tensor:
         """x0 with the known views in their places."""
         held_BCVHW = x0_BCVHW.clone()
         held_BCVHW[:, :, list(self.views)] = self.latents_BCKHW.to(x0_BCVHW)
         return held_BCVHW
+
+    def shown(self, x_t_BCVHW: Tensor) -> Tensor:
+        """The latents as the network meets them."""
+        return self(x_t_BCVHW) if self.clean else x_t_BCVHW
 
 
 @dataclass(frozen=True, kw_only=True)

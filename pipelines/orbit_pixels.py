@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datasets.zoom import scale_of, zoom
 from utils.errors import DataError
 
 log = logging.getLogger(__name__)
 
+ZOOM_CHUNK = 512  # images that are scaled at once; bounds memory
 MEMORY_SHARE = 0.6  # of the device's free memory that data may take; the rest is for training
 
 
@@ -33,6 +35,7 @@ class OrbitPixels:
         attributes: N records of what is true of the object; empty when unknown.
         background: grey value that is put behind the objects.
         device: where batches go; the images may stay on the CPU.
+        scale_N: factors by which the images are scaled on the way; None: they are not.
     """
 
     rgba_NVHW4: Tensor
@@ -42,6 +45,7 @@ class OrbitPixels:
     attributes: Sequence[Mapping[str, Any]]
     background: float
     device: torch.device
+    scale_N: Tensor | None = None
 
     def __len__(self) -> int:
         return self.num_orbits
@@ -72,7 +76,14 @@ class OrbitPixels:
         """Bytes (..., H, W, 4) on the device; the two indices may have any shape that they share."""
         source = self.rgba_NVHW4.device
         index = (orbits_B.to(source),) if views_B is None else (orbits_B.to(source), views_B.to(source))
-        return self.rgba_NVHW4[index].to(self.device, non_blocking=True)
+        rgba_HW4 = self.rgba_NVHW4[index].to(self.device, non_blocking=True)
+        if self.scale_N is None:
+            return rgba_HW4
+        leading = rgba_HW4.shape[:-3]
+        scales = self.scale_N.to(self.device)[orbits_B.to(self.device)]
+        scales = scales.view(*orbits_B.shape, *[1] * (len(leading) - orbits_B.dim())).expand(leading)
+        parts = zip(rgba_HW4.flatten(0, -4).split(ZOOM_CHUNK), scales.flatten().split(ZOOM_CHUNK), strict=True)
+        return torch.cat([zoom(*part) for part in parts]).unflatten(0, leading)
 
 
 def composite(rgba_HW4: Tensor, background: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -117,6 +128,9 @@ def load_orbits(dataset: Any, *, device: torch.device) -> OrbitPixels:
         attributes=list(dataset.attributes),
         background=float(dataset.config.background),
         device=device,
+        scale_N=torch.tensor([scale_of(name, dataset.config.scale_range) for name in dataset.object_ids])
+        if dataset.config.scale_range
+        else None,
     )
 
 

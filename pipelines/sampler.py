@@ -124,7 +124,7 @@ class Sampler:
         """
         start = self._start(noise_BCVHW, diffusion, generators)
         (end,) = self._run([start], network, conditions, diffusion, guidance, refiner, known_views, on_step)
-        return end.x_t
+        return known_views.shown(end.x_t) if known_views else end.x_t
 
     @torch.no_grad()
     def both(
@@ -147,7 +147,8 @@ class Sampler:
         start = self._start(noise_BCVHW, diffusion, generators)
         start.refined = False  # until it forks
         ends = self._run([start], network, conditions, diffusion, guidance, refiner, known_views, on_step)
-        return ends[0].x_t, ends[-1].x_t
+        ends = [known_views.shown(end.x_t) if known_views else end.x_t for end in ends]
+        return ends[0], ends[-1]
 
     def num_calls(self, *, refiner_steps: set[int], both: bool) -> int:
         """How often the network is called for one result, or for both."""
@@ -173,7 +174,10 @@ class Sampler:
         for step, t in enumerate(tracks[0].scheduler.timesteps.tolist()):
             forks = step in refine_at and not any(track.refined for track in tracks)
             for index, track in enumerate(list(tracks)):
-                branches = predict_x0(network, track.x_t, t, conditions, diffusion=diffusion, guidance=guidance)
+                x_t = known_views.shown(track.x_t) if known_views else track.x_t
+                branches = predict_x0(network, x_t, t, conditions, diffusion=diffusion, guidance=guidance)
+                if known_views:
+                    branches = [known_views.shown(x0) for x0 in branches]
                 if forks:
                     tracks[index:] = [track.copy(), track]
                     self._step(tracks[0], _mixed(branches, guidance), t, known_views)

@@ -77,13 +77,14 @@ class Trainer:
 
     Attributes:
         step: steps done, those of a checkpoint that training started from included.
+        first_step: steps that the checkpoint brought.
         num_samples: samples dealt since the training began: the position in the data.
     """
 
     def __init__(self, cfg: RunConfig, objective: Objective, *, folder: Path, state: Path | None = None) -> None:
         self.cfg, self.objective, self.folder = cfg, objective, folder
         self.pretrain = PRETRAIN.build(cfg.Pretrain, where="Pretrain") if cfg.Pretrain else None
-        self.step = self.pretrain.apply(objective.pretrained_part) if self.pretrain else 0
+        self.first_step = self.step = self.pretrain.apply(objective.pretrained_part) if self.pretrain else 0
         objective.adapt()
         self.num_samples, self.elapsed_s = 0, 0.0
         self.accelerator = make_accelerator(cfg, objective, folder=folder)
@@ -144,7 +145,9 @@ class Trainer:
 
     def _train_step(self, batches: Iterator[Any]) -> None:
         cfg, parts = self.cfg, self.cfg.grad_accumulation
-        factor = lr_factor(self.progress, self.step, warmup_steps=cfg.warmup_steps, decay_mode=cfg.decay_mode)
+        # Steps that a checkpoint brings did not warm this optimizer up.
+        own_step = self.step - self.first_step
+        factor = lr_factor(self.progress, own_step, warmup_steps=cfg.warmup_steps, decay_mode=cfg.decay_mode)
         for group in self.optimizer.param_groups:
             group["lr"] = cfg.lr * factor
         for part in range(parts):

@@ -169,7 +169,7 @@ class ViewsPipeline:
             guide_scale: the config's when left out.
             resolution: width and height in pixels; the config's when left out.
             known_views: place in the orbit -> pictures of that view, one an input; these views are held, and with them
-                the input itself as view 0; each costs one more call of the network a step. Image models only.
+                the input itself as view 0. Image models only. See `hold_views` and `ask_from` of the config.
             results: `plain`, `refined` (by 3D-aware sampling) or `both`; the config's when left out.
             on_step: called after every denoising step.
 
@@ -318,19 +318,24 @@ class ViewsPipeline:
             diffusion=self.diffusion,
             guidance=ClassifierFreeGuidance(scale=self.cfg.guide_scale if guide_scale is None else guide_scale),
             refiner=refiner,
-            known_views=KnownViews.of(given) if len(given) > 1 else None,
+            known_views=self._held(given),
             generators=list(frame.generators),
             on_step=on_step,
         )
         return [one.cpu() for one in (latents if results == "both" else [latents])]
 
+    def _held(self, given: dict[int, Conditions]) -> KnownViews | None:
+        """The given views in the way that the network was trained for; the input alone is only held when clean."""
+        clean = self.cfg.hold_views == "clean" and isinstance(self.conditioner, ImageConditioner)
+        return KnownViews.of(given, clean=clean) if clean or len(given) > 1 else None
+
     def _network(self, given: dict[int, Conditions], frame: CallFrame) -> Callable[..., Tensor]:
-        """The UNet in its dtype; with several given views on an even circle it is asked from each of them."""
+        """The UNet in its dtype; several given views on an even circle are asked in turn, unless `ask_from=input`."""
 
         def network(x: Tensor, t: Tensor, **arguments: Tensor) -> Tensor:
             return self.unet(x.to(frame.dtype), t, **arguments)
 
-        if len(given) == 1:
+        if len(given) == 1 or self.cfg.ask_from == "input":
             return network
         if not is_even_circle(frame.c2w_V44):
             log.info("known views are held only: the views do not stand evenly on one circle")

@@ -33,6 +33,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--normalise-made", action="store_true", help="the same for the other one")
     parser.add_argument("--up-made", choices=("auto", "y", "z"), default="auto", help="up axis; auto: .stl z, else y")
     parser.add_argument("--up-true", choices=("auto", "y", "z"), default="auto", help="the same for the true one")
+    parser.add_argument("--outer", action="store_true", help="leave out of the true mesh what nobody can see")
     parser.add_argument("--points", type=int, default=100_000, help="samples of each surface (default 100000)")
     parser.add_argument(
         "--thresholds", type=float, nargs="+", default=list(THRESHOLDS), help="of the F-score (default 0.01 0.02 0.05)"
@@ -63,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         num_points=options.points,
         thresholds=tuple(options.thresholds),
         seed=options.seed,
+        outer=options.outer,
     )
     parts = f"accuracy {found.accuracy:.5f}, completeness {found.completeness:.5f}"
     print(f"Chamfer {found.chamfer:.5f} ({parts}, floor of the sampling {found.floor:.5f})")

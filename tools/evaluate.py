@@ -18,6 +18,12 @@ metrics.json, azimuth.png and sheet.png in `--out`.
 Consistency of the samples in `--runs` (repeatable): do 3D Gaussians that are fitted to half of the views explain the
 other half? Next to true views (ceiling) and views of different objects mixed (floor). Figures go to consistency.json.
 
+    python tools/evaluate.py --measure head --cfg configs/mini/i2v_infer.yaml --held-out workspace/zoo_held_out --num 24
+
+The Gaussian head by itself: what it makes of true views, from cameras that it was not given, and its meshes against the
+true ones. `--runs workspace/evaluation/given_1` adds what it makes of the views that an image model sampled. Figures go
+to head.json.
+
 data/metrics.md defines every figure.
 """
 
@@ -33,6 +39,7 @@ if not __package__:
 import pipelines  # noqa: F401 - registers
 from pipelines.evaluation.consistency import ConsistencyOptions, consistency_table, evaluate_consistency
 from pipelines.evaluation.gaussian_fit import FitOptions
+from pipelines.evaluation.head_quality import HeadOptions, evaluate_head, head_table
 from pipelines.evaluation.image_quality import QualityOptions, evaluate_quality
 from pipelines.evaluation.quality_report import quality_table
 from pipelines.evaluation.recognition import evaluate_recognition, recognition_text
@@ -65,6 +72,9 @@ def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
             out=args.out,
         )
         return consistency_table(evaluate_consistency(cfg, options))
+    if args.measure == "head":
+        options = HeadOptions(held_out=args.held_out, runs=args.runs, num_objects=args.num, out=args.out)
+        return head_table(evaluate_head(cfg, options))
     if MODEL.resolve(cfg.UNet, where="UNet")[1].image_condition:
         if args.runs:
             raise ConfigError("--runs: an image model is sampled from the true views here; leave it out")
@@ -97,7 +107,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--held-out", type=Path, required=True, help="orbits: tools/make_zoo.py --split held_out, or render_orbit.py")
-    add("--measure", choices=("auto", "consistency"), default="auto", help="auto: recognition or quality, by the model")
+    add("--measure", choices=("auto", "consistency", "head"), default="auto", help="auto: by the model")
     add("--num", type=int, default=64, help="objects or prompts at most (default 64)")
     add("--runs", type=Path, action="append", default=[], help="measure these samples instead of sampling; repeatable")
     add("--out", type=Path, default=Path("workspace/evaluation"), help="where results go")

@@ -1,6 +1,6 @@
 """A zoo of procedural objects with truthful captions: training data that needs no download."""
 
 from datasets.zoo.kinds import COLORS, KINDS
-from datasets.zoo.sample import ZooObject, is_held_out, sample_object
+from datasets.zoo.sample import ZooObject, is_held_out, redraw, sample_object
 
-__all__ = ["COLORS", "KINDS", "ZooObject", "is_held_out", "sample_object"]
+__all__ = ["COLORS", "KINDS", "ZooObject", "is_held_out", "redraw", "sample_object"]

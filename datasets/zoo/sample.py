@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,7 @@ import datasets.zoo.toys
 import datasets.zoo.vehicles  # noqa: F401  (importing a group declares its kinds)
 from datasets.mesh_scene import RenderMesh
 from datasets.zoo.kinds import COLORS, KINDS, Kind, Painter, jittered
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 
 SPLITS = ("train", "held_out")
 # one combination in ten never occurs in training
@@ -105,6 +107,24 @@ def sample_object(
         seed=seed,
         split=split,
     )
+
+
+def redraw(attributes: Mapping[str, Any]) -> ZooObject:
+    """The object that these attributes were written for, with its mesh in the world of its views' cameras.
+
+    Args:
+        attributes: what `ZooObject.attributes` gave.
+
+    Raises:
+        DataError: another object comes out.
+    """
+    drawn = sample_object(int(attributes["seed"]), str(attributes["split"]))
+    if drawn.attributes() != dict(attributes):
+        raise DataError(
+            f"the zoo's object with seed {attributes['seed']} is no longer the {attributes.get('kind')} that was "
+            "rendered: the folder was made with --kinds or by another version; make it again without"
+        )
+    return drawn
 
 
 def _build(kind: Kind, color: str, part: str, part_color: str, rng: np.random.Generator) -> RenderMesh:

@@ -28,6 +28,7 @@ from pipelines.latent_cache import (
     write_cache,
 )
 from pipelines.objectives.base import Objective
+from pipelines.objectives.known_view_training import KnownViewOptions, give_clean, weights_of_unknown
 from pipelines.orbit_pixels import load_orbits
 from utils.cameras import camera_condition
 from utils.errors import ConfigError
@@ -66,7 +67,7 @@ class OrbitDenoising(Objective):
     stem = "t2v"
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(KnownViewOptions):
         """
         Attributes:
             dropped_prompt: the text that replaces a prompt with probability `p_zero`.
@@ -78,7 +79,8 @@ class OrbitDenoising(Objective):
 
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         super().__init__(cfg, device=device, num_views=cfg.frame_lens[0])
-        self.of_images = config.image
+        config.check_known(image=config.image, num_views=cfg.frame_lens[0])
+        self.options, self.of_images = config, config.image
         if config.image:
             self.stem = "i2v"
         # Latents roll here, after encoding, for all ways of reading: encoding works image by image.
@@ -111,14 +113,22 @@ class OrbitDenoising(Objective):
     def forward(self, batch: DiffusionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         x0 = batch.latents_BCVHW
         t_B = self.share.randint(self.diffusion.num_timesteps, len(x0))
-        prediction, _, noise = self.predict(batch, t_B)
-        return self.diffusion.loss(prediction, self.diffusion.training_target(x0, noise, t_B)), {}
+        known_BV = self.options.draw_known(self.share, batch_size=len(x0), num_views=x0.shape[2])
+        prediction, _, noise = self.predict(batch, t_B, known_BV)
+        target = self.diffusion.training_target(x0, noise, t_B)
+        return self.diffusion.loss(prediction, target, weights_of_unknown(known_BV)), {}
 
-    def predict(self, batch: DiffusionBatch, t_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The network's prediction for noised latents, some of its conditions dropped; those latents; their noise."""
+    def predict(
+        self, batch: DiffusionBatch, t_B: Tensor, known_BV: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The network's prediction for noised latents, some of its conditions dropped; those latents; their noise.
+
+        Args:
+            known_BV: views that are given without noise.
+        """
         x0 = batch.latents_BCVHW
         noise = self.share.draw(self.diffusion.make_noise, x0)
-        x_t = self.diffusion.add_noise(x0, noise, t_B)
+        x_t = give_clean(self.diffusion.add_noise(x0, noise, t_B), x0, known_BV)
         if self.cfg.Pretrain.get("fix_weight") or self.cfg.lora.rank:
             # A group norm of channels_last data that needs no gradient crashes on the CPU (torch 2.10).
             x_t.requires_grad_()

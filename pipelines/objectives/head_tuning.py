@@ -25,6 +25,7 @@ from models.weights import HEAD_PREFIX, load_head, load_strict, read_weights
 from pipelines.head_views import head_input
 from pipelines.objectives.diffusion import DiffusionBatch, OrbitDenoising, roll_views
 from pipelines.objectives.head_parts import HeadLoss, LossConfig, draw_views, preview_views, sized
+from pipelines.objectives.known_view_training import give_clean
 from pipelines.orbit_pixels import load_orbits
 from utils.cameras import camera_condition, head_cameras
 from utils.errors import ConfigError
@@ -103,6 +104,7 @@ class HeadTuning(OrbitDenoising):
 
         def __post_init__(self) -> None:
             super().__post_init__()
+            OrbitDenoising.Config.__post_init__(self)
             if self.input_views not in INPUT_VIEWS:
                 raise ConfigError(f"input_views={self.input_views} is unknown; valid: {', '.join(INPUT_VIEWS)}")
             if not 0 < self.t_max <= 1:
@@ -194,9 +196,11 @@ class HeadTuning(OrbitDenoising):
 
     def predicted_views(self, given: DiffusionBatch, t_B: Tensor, views_BI: Tensor) -> Tensor:
         """Some views (B, I, 3, H, W) of the x0 that the generator predicts from noised latents."""
-        prediction, x_t, _ = self.predict(given, t_B)
-        x0_BVCHW = self.diffusion.to_x0(prediction.float(), x_t, t_B).transpose(1, 2)
-        chosen_BICHW = x0_BVCHW[torch.arange(len(t_B), device=t_B.device)[:, None], views_BI]
+        x0 = given.latents_BCVHW
+        known_BV = self.options.draw_known(self.share, batch_size=len(x0), num_views=x0.shape[2])
+        prediction, x_t, _ = self.predict(given, t_B, known_BV)
+        x0 = give_clean(self.diffusion.to_x0(prediction.float(), x_t, t_B), x0, known_BV)
+        chosen_BICHW = x0.transpose(1, 2)[torch.arange(len(t_B), device=t_B.device)[:, None], views_BI]
         if not torch.is_grad_enabled():
             return self.autoencoder.decode_views(chosen_BICHW.transpose(1, 2), chunk=self.cfg.decoder_bs).float()
         # Unclamped, so that every pixel has a gradient; recomputed, because decoders keep much.

@@ -147,6 +147,72 @@ def test_known_views_stay_on_their_trajectory():
         assert (result[:, :, 1] - known[:, :, 0]).abs().max() > 0.5
 
 
+@pytest.mark.parametrize("refined", [False, True])
+def test_clean_views_are_seen_without_noise_and_come_out_exactly(refined):
+    diffusion = DIFFUSION.build(V_DIFFUSION)
+    generator = torch.Generator().manual_seed(1)
+    known, noise = (torch.randn(2, 4, count, 4, 4, generator=generator) for count in (2, 5))
+    seen = []
+
+    def network(x, t, y):
+        seen.append(x)
+        return torch.full_like(x, 0.3)
+
+    class Refiner:
+        after_guidance = False
+
+        def steps(self, num_steps):
+            return {2}
+
+        def __call__(self, x0, step):
+            torch.testing.assert_close(x0[:, :, [0, 3]], known, atol=0, rtol=0)
+            return x0 * 0.5
+
+    given = {
+        "diffusion": diffusion,
+        "guidance": ClassifierFreeGuidance(scale=3.0),
+        "known_views": KnownViews(views=(0, 3), latents_BCKHW=known, clean=True),
+    }
+    conditions = Conditions({"y": torch.ones(2)}, {"y": torch.zeros(2)})
+    for name in ("DDIM", "DPMSolver++"):
+        sampler = SAMPLERS.build({"type": name, "num_steps": 5, "spacing": "trailing"})
+        results = [sampler(network, noise, conditions, **given)]
+        if refined:
+            results = sampler.both(network, noise, conditions, refiner=Refiner(), **given)
+        for result in results:
+            assert torch.equal(result[:, :, [0, 3]], known)
+            assert (result[:, :, 1] - known[:, :, 0]).abs().max() > 0.5
+    assert all(torch.equal(x[:2, :, [0, 3]], known) and torch.equal(x[2:, :, [0, 3]], known) for x in seen)
+    others = [1, 2, 4]
+    torch.testing.assert_close(seen[0][:2, :, others], noise[:, :, others])
+
+
+def test_held_clean_the_input_comes_out_as_it_is_at_one_call_a_step(tmp_path, family):
+    posterior = {"auto_encoder": {**family["auto_encoder"], "posterior": "mode"}}
+    cfg = load(tmp_path, {**family, **posterior}, "hold_views=clean", "ask_from=input", "guide_scale=1")
+    pipeline = ViewsPipeline.from_config(cfg)
+    calls = []
+    pipeline.unet.register_forward_pre_hook(lambda module, given: calls.append(given[0]))
+    square, disc = tmp_path / "square.png", tmp_path / "disc.png"
+    alone = pipeline(square)
+    options = {"resolution": (32, 32), "recenter": True, "object_share": cfg.object_share}
+    with torch.no_grad():
+        images = torch.stack([input_view(path, **options) for path in (square, disc)])
+        latent, disc_latent = pipeline.autoencoder.encode_views(images[:, None])[:, :, 0]
+    torch.testing.assert_close(alone.latents_BCVHW[0, :, 0], latent)  # encoded in a batch of its own
+    latent = alone.latents_BCVHW[0, :, 0]
+    assert len(calls) == 3
+    assert all(torch.equal(x[0, :, 0], latent) for x in calls)
+    calls.clear()
+    both = pipeline(square, known_views={2: [disc]})
+    assert len(calls) == 3
+    assert torch.equal(both.latents_BCVHW[0, :, 0], latent)
+    for x in (*calls, both.latents_BCVHW):
+        torch.testing.assert_close(x[0, :, 2], disc_latent)
+    with pytest.raises(ConfigError, match="hold_views=still is unknown; valid: trajectory, clean"):
+        load(tmp_path, family, "hold_views=still")
+
+
 def test_known_pictures_come_out_as_they_are(tmp_path, family, caplog):
     known = {"image": str(tmp_path / "disc.png"), "azimuth_deg": -120}
     sampler = {"type": "DPMSolver++", "num_steps": 3}

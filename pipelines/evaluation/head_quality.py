@@ -1,0 +1,276 @@
+"""The Gaussian head against the truth: what it makes of true, or of sampled, views of held-out objects.
+
+Its Gaussians are rendered from the cameras of the views that it was not given, and their mesh is compared with the
+true one. Definitions: data/metrics.md.
+
+Letters: O objects, V views, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets.mesh_scene import RenderMesh, load_mesh
+from datasets.zoo import redraw
+from models.rendering import render
+from pipelines.evaluation.held_out import TrueOrbit, TrueOrbits, background_of, open_held_out
+from pipelines.evaluation.image_metrics import Lpips, ViewScores, find_lpips, join, pooled_psnr, score_views
+from pipelines.evaluation.samples import read_views, sample_folders, views_folders
+from pipelines.head_loading import check_reconstruction, load_reconstruction
+from pipelines.inputs import slug_of
+from pipelines.loading import pick_device, pick_dtype
+from pipelines.mesh_file import write_glb
+from pipelines.mesh_metrics import THRESHOLDS, SurfaceDistance, surface_distance
+from pipelines.reconstruction import GaussianReconstruction
+from utils.cameras import intrinsics
+from utils.errors import ConfigError, DataError
+from utils.files import read_json, writable_folder, write_json
+from utils.images import contact_sheet, save_png
+from utils.registry import AUTO_ENCODER
+from utils.run_config import RunConfig
+
+log = logging.getLogger(__name__)
+
+TRUE_ROW = "true views"
+SHEET_COLUMNS = 8
+SURFACE = ("chamfer", "accuracy", "completeness", "floor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOptions:
+    """What to measure.
+
+    Attributes:
+        held_out: folder of true orbits; true meshes are known where tools/make_zoo.py wrote it.
+        runs: folders of samples that evaluate.py made of these objects; each of their results becomes a row.
+        num_objects: at most.
+        out: where results go.
+    """
+
+    held_out: Path
+    runs: Sequence[Path]
+    num_objects: int
+    out: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What the head made of one object.
+
+    Attributes:
+        scores: of all views.
+        renders_VCHW: the Gaussians from all cameras.
+        surface: of the mesh against the true one; None where one of them is missing.
+    """
+
+    scores: ViewScores
+    renders_VCHW: Tensor
+    surface: SurfaceDistance | None
+
+
+def evaluate_head(cfg: RunConfig, options: HeadOptions) -> dict[str, Any]:
+    """Reconstruct, compare, write head.json, and a sheet and the meshes of each row; returns head.json's content.
+
+    Raises:
+        ConfigError, DataError: a setting or a folder does not fit.
+    """
+    device = pick_device(cfg.device)
+    if not cfg.reconstruction:
+        raise ConfigError("--measure head needs a section reconstruction; see configs/mini/base.yaml")
+    check_reconstruction(cfg, device)
+    out = writable_folder(options.out, option="--out")
+    orbits = TrueOrbits(options.held_out, cfg, limit=options.num_objects, scratch=out, option="--held-out")
+    rows = {TRUE_ROW: dict.fromkeys(range(len(orbits)))} | sampled_views(options.runs, orbits)
+    meshes = true_meshes(options.held_out, cfg, num_objects=len(orbits)) if cfg.assets.glb else {}
+    reconstruction = load_head_alone(cfg, device)
+    inputs = reconstruction.config.views_of(cfg.cameras.num_views)
+    unseen = [view for view in range(cfg.cameras.num_views) if view not in inputs]
+    measure = Measure(cfg, reconstruction, lpips=find_lpips(device=device))
+    figures = {}
+    for name, folders in rows.items():
+        row_out = writable_folder(out / "head" / slug_of(name), option="--out")
+        measured = {}
+        for number, folder in tqdm(folders.items(), unit="object", desc=name[-40:]):
+            views_VCHW = orbits[number].views_VCHW if folder is None else read_views(folder)
+            glb = row_out / f"{number:04d}.glb"
+            measured[number] = measure(views_VCHW, orbits[number], true_mesh=meshes.get(number), glb=glb)
+        figures[name] = row_figures([(orbits.object_ids[n], one) for n, one in measured.items()], unseen)
+        number = next(iter(measured))
+        save_png(row_out / "sheet.png", one_sheet(orbits[number], measured[number], unseen))
+    result = {
+        "held_out": str(options.held_out),
+        "reconstruction": cfg.reconstruction,
+        "inputs": inputs,
+        "unseen": unseen,
+        "rows": figures,
+    }
+    write_json(out / "head.json", result)
+    return result
+
+
+def load_head_alone(cfg: RunConfig, device: torch.device) -> GaussianReconstruction:
+    """The head without a generator.
+
+    Raises:
+        ConfigError: no head is named.
+    """
+    autoencoder = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder").to(device, pick_dtype(cfg)).eval()
+    reconstruction = load_reconstruction(cfg, autoencoder=autoencoder, device=device)
+    if reconstruction is None:
+        raise ConfigError("--measure head needs a Gaussian head; name its weights with reconstruction.pretrained")
+    return reconstruction
+
+
+def true_meshes(folder: Path, cfg: RunConfig, *, num_objects: int) -> dict[int, RenderMesh]:
+    """The meshes behind the first objects of a folder of the zoo, drawn again; empty for other data.
+
+    Raises:
+        DataError: the zoo no longer draws these objects.
+    """
+    if not any(folder.glob("orbits_*.safetensors")) and not (folder / "attributes.json").is_file():
+        log.info("no mesh figures: %s was not made by tools/make_zoo.py", folder)
+        return {}
+    attributes = open_held_out(folder, cfg)[1][:num_objects]
+    return {number: redraw(one).mesh for number, one in enumerate(attributes) if "seed" in one}
+
+
+def sampled_views(runs: Sequence[Path], orbits: TrueOrbits) -> dict[str, dict[int, Path]]:
+    """Row's name -> number of the object -> folder of its sampled views, for each result of each run.
+
+    Raises:
+        DataError: a sample is not of one of these objects, or does not begin at its view 0.
+    """
+    rows: dict[str, dict[int, Path]] = {}
+    for run in runs:
+        for sample in sample_folders(run):
+            record = read_json(sample / "result.json", option="--runs")
+            if record.get("object") not in orbits.dataset.object_ids or record.get("start_view"):
+                raise DataError(
+                    f"--runs {sample}: no sample of an object of --held-out from its view 0; give a folder given_1 "
+                    "that evaluate.py wrote of this data without --random-start"
+                )
+            number = orbits.dataset.object_ids.index(record["object"])
+            if number < len(orbits):
+                for views in views_folders(sample):
+                    name = str(run) if views == "views" else f"{run} ({views})"
+                    rows.setdefault(name, {})[number] = sample / views
+    return rows
+
+
+class Measure:
+    """Reconstructs an object from some of its views and compares it with the truth.
+
+    Args:
+        cfg: size of the views, background and options of the mesh.
+        reconstruction: the head.
+        lpips: left out, there is no LPIPS.
+    """
+
+    def __init__(self, cfg: RunConfig, reconstruction: GaussianReconstruction, *, lpips: Lpips | None) -> None:
+        self.cfg, self.reconstruction, self.lpips = cfg, reconstruction, lpips
+        self.background = background_of(cfg)
+        # Only the surface is measured.
+        self.mesh_options = dataclasses.replace(cfg.assets, texture=0)
+
+    @torch.no_grad()
+    def __call__(self, views_VCHW: Tensor, orbit: TrueOrbit, *, true_mesh: RenderMesh | None, glb: Path) -> Measured:
+        """Measure one object.
+
+        Args:
+            views_VCHW: of which the head takes its inputs.
+            orbit: the truth.
+            true_mesh: its surface; None: no mesh is made.
+            glb: where the mesh goes.
+        """
+        gaussians = self.reconstruction.world_gaussians(views_VCHW[None], orbit.c2w_V44)
+        device, size = gaussians.means_BN3.device, tuple(orbit.views_VCHW.shape[-2:])
+        drawn = render(
+            gaussians,
+            orbit.c2w_V44[None],
+            intrinsics(self.reconstruction.config.fov, size[1]),
+            size=size,
+            background=self.background,
+            backend=self.cfg.rasterizer,
+        )
+        renders_VCHW = drawn.colors_BV3HW[0].clamp(0, 1)
+        masks = None if orbit.masks_V1HW is None else orbit.masks_V1HW.to(device)
+        scores = score_views(renders_VCHW, orbit.views_VCHW.to(device), masks_V1HW=masks, lpips=self.lpips)
+        surface = None
+        if true_mesh is not None:
+            try:
+                write_glb(glb, gaussians, self.mesh_options)
+                surface = surface_distance(load_mesh(glb), true_mesh, outer=True)
+            except DataError as err:
+                log.warning("object %s has no mesh: %s", orbit.object_id, err)
+        return Measured(scores=scores, renders_VCHW=renders_VCHW.cpu(), surface=surface)
+
+
+def row_figures(measured: Sequence[tuple[str, Measured]], unseen: Sequence[int]) -> dict[str, Any]:
+    """One row of the result.
+
+    Args:
+        measured: with the ids of the objects.
+        unseen: views that the head was not given.
+    """
+    scores = join([one.scores for _, one in measured])
+    surfaces = [one.surface for _, one in measured if one.surface is not None]
+    mesh: dict[str, Any] | None = None
+    if surfaces:
+        mesh = {name: sum(getattr(one, name) for one in surfaces) / len(surfaces) for name in SURFACE}
+        mesh["f_scores"] = {t: sum(one.f_scores[t] for one in surfaces) / len(surfaces) for t in THRESHOLDS}
+    return {
+        "num_objects": len(measured),
+        "unseen": scores.over(unseen),
+        "by_view": scores.curves(),
+        "num_meshes": len(surfaces),
+        "mesh": mesh,
+        "by_object": [
+            {
+                "object": object_id,
+                "psnr": round(pooled_psnr(one.scores.psnr_OV[:, list(unseen)]).item(), 3),
+                "surface": one.surface and dataclasses.asdict(one.surface),
+            }
+            for object_id, one in measured
+        ],
+    }
+
+
+def one_sheet(orbit: TrueOrbit, measured: Measured, unseen: Sequence[int]) -> Tensor:
+    """Some of the views that the head was not given, and under each its render."""
+    pick = list(unseen)[:: max(1, -(-len(unseen) // SHEET_COLUMNS))]
+    return contact_sheet(torch.cat([orbit.views_VCHW[pick], measured.renders_VCHW[pick]]), columns=len(pick))
+
+
+def head_table(result: Mapping[str, Any]) -> str:
+    """The figures as text."""
+    rows = result["rows"]
+    width = max(map(len, rows)) + 2
+    views = f"unseen cameras ({len(result['unseen'])} views)"
+    lines = [
+        f"{'':<{width}}{views:^40}{'mesh against the true one':^54}",
+        f"{'':<{width}}" + "".join(f"{name:>10}" for name in ("PSNR", "near obj.", "SSIM", "LPIPS"))
+        + "".join(f"{name:>9}" for name in ("Chamfer", *(f"F {t:g}" for t in THRESHOLDS), "floor", "meshes"))
+        + f"{'objects':>9}",
+    ]  # fmt: skip
+    for name, row in rows.items():
+        over, mesh = row["unseen"], row["mesh"]
+        figures = zip(("psnr", "masked_psnr", "ssim", "lpips"), (2, 2, 4, 4), strict=True)
+        cells = ["" if over[key] is None else f"{over[key]:.{places}f}" for key, places in figures]
+        surface = [""] * (len(THRESHOLDS) + 2)
+        if mesh:
+            surface = [mesh["chamfer"], *mesh["f_scores"].values(), mesh["floor"]]
+            surface = [f"{value:.4f}" for value in surface]
+        lines.append(
+            f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells) + "".join(f"{cell:>9}" for cell in surface)
+            + f"{row['num_meshes']:>9}{row['num_objects']:>9}"
+        )  # fmt: skip
+    return "\n".join(lines)
