@@ -123,7 +123,7 @@ class Trainer:
         with watch_signals() as signals, self.report:
             batches = self.objective.batches(self.number) if self.progress < 1 else iter(())
             while self.progress < 1 and not stopped:
-                self._train_step(batches)
+                self.train_step(batches)
                 # one clock and one decision for all processes
                 self.elapsed_s, stopped = largest(time.monotonic() - self.started, bool(signals))
                 self._at_intervals()
@@ -142,7 +142,8 @@ class Trainer:
             share = max(share, self.elapsed_s / 60 / self.cfg.max_minutes)
         return share
 
-    def _train_step(self, batches: Iterator[Any]) -> None:
+    def train_step(self, batches: Iterator[Any]) -> None:
+        """Change the weights once, by the next `grad_accumulation` batches."""
         cfg, parts = self.cfg, self.cfg.grad_accumulation
         factor = lr_factor(self.progress, self.step, warmup_steps=cfg.warmup_steps, decay_mode=cfg.decay_mode)
         for group in self.optimizer.param_groups:
