@@ -39,6 +39,7 @@ def tables_of(tmp_path, config, *measures, **options):
 
 def test_a_text_model_is_measured(tmp_path):
     config = write_family(tmp_path) | write_head(tmp_path)
+    config["sampler"] = {"type": "DDIM", "num_steps": 3}
     tables, text = tables_of(tmp_path, config, "step", "decode", "orbit", "refine", "cold", "diffusers")
     (step,) = tables["step"]
     assert step["weights"] == "files"
