@@ -20,6 +20,7 @@ from models.diffusion import DiffusionDDIM
 from models.gaussians import Gaussians
 from models.weights import save_safetensors
 from pipelines.conditioner import CallFrame, Conditions, ImageConditioner, OrbitInput, conditioner_for
+from pipelines.denoising import Denoising
 from pipelines.guidance import ClassifierFreeGuidance
 from pipelines.head_loading import build_reconstruction
 from pipelines.known_views import EachInTurn, KnownViews, is_even_circle, weights_by_nearness
@@ -313,18 +314,19 @@ class ViewsPipeline:
         results: str,
     ) -> list[Tensor]:
         """Latents on the CPU: one result, or the plain and the refined one."""
-        sample = self.sampler.both if results == "both" else self.sampler
-        latents = sample(
-            self._network(given, frame),
-            noise.to(frame.device),
-            given[0],
+        scale = self.cfg.guide_scale if guide_scale is None else guide_scale
+        run = Denoising(
+            network=self._network(given, frame),
+            conditions=given[0],
             diffusion=self.diffusion,
-            guidance=ClassifierFreeGuidance(scale=self.cfg.guide_scale if guide_scale is None else guide_scale),
+            guidance=ClassifierFreeGuidance(scale=scale, between=tuple(self.cfg.guide_range)),
             refiner=refiner,
             known_views=KnownViews.of(given) if len(given) > 1 else None,
             generators=list(frame.generators),
             on_step=on_step,
         )
+        sample = self.sampler.both if results == "both" else self.sampler
+        latents = sample(noise.to(frame.device), run)
         return [one.cpu() for one in (latents if results == "both" else [latents])]
 
     def _network(self, given: dict[int, Conditions], frame: CallFrame) -> Callable[..., Tensor]:

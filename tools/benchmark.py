@@ -10,7 +10,8 @@ configuration whose weight files are not there is measured with random weights, 
 
 ceiling: large matrix products and copies. step: denoising, with errors against float32. decode, refine: all views of an
 orbit; one x0 through the Gaussian head. orbit: prompt to files, warm. cold: load, compile, first orbit. sizes: views
-and pixels. diffusers: its UNet of the same size. train: a training step; takes a training configuration.
+and pixels. diffusers: its UNet of the same size. solvers: PSNR against DDIM in 200 steps (also of any other --set);
+takes trained weights. train: a training step; takes a training configuration.
 
 Tables go to stdout, and as benchmark.json and benchmark.md to `--out`; data/speed.md says what the columns mean.
 """
@@ -38,6 +39,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--measure", action="append", default=[], choices=names(), help="repeatable; default: all that fit")
     add("--set", action="append", default=[], metavar="OVERRIDES", help="a row; repeatable; default: by the measure")
     add("--repeats", type=int, default=10, help="calls that a median is taken of, at most (default %(default)s)")
+    add("--samples", type=int, default=4, help="inputs that solvers are compared on (default %(default)s)")
     add("--out", type=Path, default=Path("workspace/benchmark"), help="folder for the tables (default %(default)s)")
     return parser
 
@@ -50,6 +52,7 @@ def main() -> None:
         settings=args.set,
         overrides=args.overrides,
         repeats=args.repeats,
+        num_samples=args.samples,
         out=args.out,
     )
     print(run_benchmark(options))

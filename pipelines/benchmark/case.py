@@ -68,14 +68,16 @@ class Bench:
     Attributes:
         device: of all of them.
         repeats: calls that a median is taken of, at most.
+        num_samples: inputs of the configuration's list that solvers are compared on.
         ceilings: matrix products of each precision in TFLOP/s; see pipelines.benchmark.ceiling.
-        latents: reference latents by configuration.
+        references: what results are compared with, by configuration.
     """
 
     device: torch.device
     repeats: int = 10
+    num_samples: int = 4
     ceilings: dict[str, float] = field(default_factory=dict)
-    latents: dict[str, Any] = field(default_factory=dict)
+    references: dict[str, Any] = field(default_factory=dict)
     _held: tuple[RunConfig, ViewsPipeline] | None = None
 
     def pipeline(self, cfg: RunConfig, *, head: bool = False) -> ViewsPipeline:

@@ -18,6 +18,7 @@ from pipelines.benchmark.diffusers_unet import measure_diffusers
 from pipelines.benchmark.machine import machine_facts
 from pipelines.benchmark.orbits import measure_cold, measure_orbit
 from pipelines.benchmark.sizes import measure_sizes
+from pipelines.benchmark.solvers import SETTINGS, measure_solvers
 from pipelines.benchmark.steps import measure_step
 from pipelines.benchmark.table import Row, text_table, write_tables
 from pipelines.benchmark.training import measure_train
@@ -38,13 +39,15 @@ class Measure:
     """
     Attributes:
         rows: measures one case.
-        settings: those on a GPU when none are given; on a CPU it is the configuration as it is.
+        settings: those on a GPU when none are given.
+        cpu_settings: those on a CPU.
         trains: whether it takes training configurations; the others take those of inference.
         by_default: where it is measured when none is asked for.
     """
 
     rows: Callable[[Bench, Case], list[Row]]
     settings: tuple[str, ...] = (PRECISIONS[1], COMPILED)
+    cpu_settings: tuple[str, ...] = ("",)
     trains: bool = False
     by_default: tuple[str, ...] = ("cuda", "cpu")
 
@@ -58,6 +61,7 @@ MEASURES = {
     "refine": Measure(rows=measure_refine),
     "diffusers": Measure(rows=measure_diffusers, settings=(PRECISIONS[1], COMPILED)),
     "cold": Measure(rows=measure_cold, by_default=("cuda",)),
+    "solvers": Measure(rows=measure_solvers, settings=SETTINGS, cpu_settings=SETTINGS, by_default=()),
     "train": Measure(rows=measure_train, settings=("", "compile=true"), trains=True),
 }
 CEILING = "ceiling"
@@ -73,6 +77,7 @@ class BenchOptions:
         settings: overrides of a row each, separated by blanks; empty: those of each measure.
         overrides: of every row.
         repeats: calls that a median is taken of, at most.
+        num_samples: inputs that solvers are compared on, at most.
         out: folder for the tables.
     """
 
@@ -81,6 +86,7 @@ class BenchOptions:
     settings: Sequence[str] = ()
     overrides: Sequence[str] = ()
     repeats: int = 10
+    num_samples: int = 4
     out: Path = field(default_factory=lambda: Path("workspace/benchmark"))
 
 
@@ -92,7 +98,7 @@ def run_benchmark(options: BenchOptions) -> str:
     """
     device, jobs = plan(options)
     out = writable_folder(options.out, option="--out")
-    bench = Bench(device=device, repeats=options.repeats)
+    bench = Bench(device=device, repeats=options.repeats, num_samples=options.num_samples)
     facts = {**machine_facts(device), "command": " ".join(sys.argv)}
     tables: dict[str, list[Row]] = {CEILING: measure_ceiling(bench)}
     tables |= {name: [] for name, _ in jobs}
@@ -112,8 +118,9 @@ def plan(options: BenchOptions) -> tuple[torch.device, list[tuple[str, Case]]]:
     Raises:
         ConfigError: see `run_benchmark`.
     """
-    if options.repeats < 1:
-        raise ConfigError(f"--repeats must be at least 1, got {options.repeats}")
+    for name, number in {"--repeats": options.repeats, "--samples": options.num_samples}.items():
+        if number < 1:
+            raise ConfigError(f"{name} must be at least 1, got {number}")
     plain = {Path(path): load_config(path, options.overrides) for path in options.cfgs}
     devices = {pick_device(cfg.device) for cfg in plain.values()}
     if len(devices) != 1:
@@ -138,7 +145,8 @@ def plan(options: BenchOptions) -> tuple[torch.device, list[tuple[str, Case]]]:
 
 
 def _settings(options: BenchOptions, name: str, device: torch.device) -> Sequence[str]:
-    return options.settings or (MEASURES[name].settings if device.type == "cuda" else ("",))
+    by_device = MEASURES[name].settings if device.type == "cuda" else MEASURES[name].cpu_settings
+    return options.settings or by_device
 
 
 def _rows_or_failure(bench: Bench, name: str, case: Case) -> list[Row]:

@@ -58,10 +58,10 @@ def measure_step(bench: Bench, case: Case) -> list[dict[str, Any]]:
 
 def reference_latents(bench: Bench, case: Case) -> tuple[Tensor, Tensor]:
     """In float32, not compiled: x0 after one step, and the latents of the whole run; made once for a model."""
-    if case.model not in bench.latents:
+    if case.model not in bench.references:
         pipeline = bench.pipeline(case.reference_cfg)
-        bench.latents[case.model] = (one_step(pipeline), sample(pipeline).latents_BCVHW)
-    return bench.latents[case.model]
+        bench.references[case.model] = (one_step(pipeline), sample(pipeline).latents_BCVHW)
+    return bench.references[case.model]
 
 
 def one_step(pipeline: ViewsPipeline) -> Tensor:
