@@ -36,10 +36,8 @@ def check_reconstruction(cfg: RunConfig, device: torch.device) -> None:
         raise ConfigError(f"{obstacle}; change it, or sample without the head: reconstruction={{}}")
 
 
-def load_reconstruction(
-    cfg: RunConfig, *, autoencoder: AutoencoderKL, device: torch.device
-) -> GaussianReconstruction | None:
-    """What `cfg.reconstruction` describes, with weights; None when there is none to load and none is needed.
+def load_head_of(cfg: RunConfig) -> LGM | None:
+    """The head that `cfg.reconstruction` describes, on the CPU; None when there is none to load and none is needed.
 
     Raises:
         DataError: the weights are missing or do not fit.
@@ -61,8 +59,12 @@ def load_reconstruction(
         if obstacle := _obstacle(cfg):
             log.info("no Gaussians: %s", obstacle)
             return None
-    head = load_lgm(config.head, path, option=option).to(device)
-    if device.type == "cuda" and cfg.channels_last:
+    return load_lgm(config.head, path, option=option)
+
+
+def build_reconstruction(cfg: RunConfig, head: LGM, *, autoencoder: AutoencoderKL) -> GaussianReconstruction:
+    """What `cfg.reconstruction` describes, of parts that are on their device."""
+    if cfg.channels_last and next(head.parameters()).device.type == "cuda":
         channels_last(head)
     return RECONSTRUCTORS.build(
         cfg.reconstruction,

@@ -4,21 +4,54 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from models.autoencoder import AutoencoderKL
+from models.lgm import LGM
 from models.lora import merge_lora
 from models.weights import load_strict
-from pipelines.head_loading import check_reconstruction
+from pipelines.head_loading import check_reconstruction, load_head_of
 from utils.errors import ConfigError, DataError
-from utils.registry import AUTO_ENCODER, MODEL
+from utils.registry import AUTO_ENCODER, EMBEDDER, MODEL
 from utils.run_config import RunConfig
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The networks of a pipeline, with weights, on their device, in eval mode.
+
+    Attributes:
+        unet: in the precision of the run.
+        autoencoder: likewise.
+        embedder: in float32.
+        head: of Gaussians, in float32; None: views only.
+    """
+
+    unet: nn.Module
+    autoencoder: AutoencoderKL
+    embedder: nn.Module
+    head: LGM | None
+
+
+def load_parts(cfg: RunConfig, *, device: torch.device, dtype: torch.dtype) -> Parts:
+    """The parts that a configuration names, from their files.
+
+    Raises:
+        DataError: a file is missing or does not fit.
+    """
+    unet = load_unet(cfg).to(device, dtype).eval()
+    autoencoder = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder").to(device, dtype).eval()
+    embedder = EMBEDDER.build(cfg.embedder, where="embedder").to(device).eval()
+    head = load_head_of(cfg)
+    return Parts(unet=unet, autoencoder=autoencoder, embedder=embedder, head=head and head.to(device))
 
 
 def check_fit(cfg: RunConfig, device: torch.device) -> None:

@@ -124,7 +124,7 @@ class Trainer:
         with watch_signals() as signals, self.report:
             batches = self.objective.batches(self.number) if self.progress < 1 else iter(())
             while self.progress < 1 and not stopped:
-                self._train_step(batches)
+                self.train_step(batches)
                 # one clock and one decision for all processes
                 self.elapsed_s, stopped = largest(time.monotonic() - self.started, bool(signals))
                 self._at_intervals()
@@ -143,7 +143,8 @@ class Trainer:
             share = max(share, self.elapsed_s / 60 / self.cfg.max_minutes)
         return share
 
-    def _train_step(self, batches: Iterator[Any]) -> None:
+    def train_step(self, batches: Iterator[Any]) -> None:
+        """Change the weights once, by the next `grad_accumulation` batches."""
         cfg, parts = self.cfg, self.cfg.grad_accumulation
         # Steps that a checkpoint brings did not warm this optimizer up.
         own_step = self.step - self.first_step

@@ -20,10 +20,11 @@ from models.diffusion import DiffusionDDIM
 from models.gaussians import Gaussians
 from models.weights import save_safetensors
 from pipelines.conditioner import CallFrame, Conditions, ImageConditioner, OrbitInput, conditioner_for
+from pipelines.denoising import Denoising
 from pipelines.guidance import ClassifierFreeGuidance
-from pipelines.head_loading import load_reconstruction
+from pipelines.head_loading import build_reconstruction
 from pipelines.known_views import EachInTurn, KnownViews, is_even_circle, weights_by_nearness
-from pipelines.loading import check_fit, load_unet, pick_device, pick_dtype, weights_in
+from pipelines.loading import Parts, check_fit, load_parts, pick_device, pick_dtype, weights_in
 from pipelines.reconstruction import GaussianReconstruction, OrbitRefiner
 from pipelines.sampler import Sampler
 from utils.cameras import DATA_FOV_DEG
@@ -33,7 +34,7 @@ from utils.errors import ConfigError
 from utils.files import writable_folder
 from utils.lora_options import LoraOptions
 from utils.memory_format import channels_last
-from utils.registry import AUTO_ENCODER, DIFFUSION, EMBEDDER, SAMPLERS
+from utils.registry import DIFFUSION, SAMPLERS
 from utils.run_config import RESULTS, RunConfig
 
 log = logging.getLogger(__name__)
@@ -114,14 +115,17 @@ class ViewsPipeline:
         Raises:
             ConfigError, DataError: a setting or a weight file does not fit; nothing has been sampled then.
         """
-        device, dtype = pick_device(cfg.device), pick_dtype(cfg)
+        device = pick_device(cfg.device)
         check_fit(cfg, device)
-        unet = load_unet(cfg).to(device, dtype).eval()
-        autoencoder = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder").to(device, dtype).eval()
-        embedder = EMBEDDER.build(cfg.embedder, where="embedder").to(device).eval()
+        return cls.from_parts(cfg, load_parts(cfg, device=device, dtype=pick_dtype(cfg)))
+
+    @classmethod
+    def from_parts(cls, cfg: RunConfig, parts: Parts) -> ViewsPipeline:
+        """Lay out and compile parts as a configuration says, and join them."""
+        unet, autoencoder = parts.unet, parts.autoencoder
         if cfg.channels_last:
             unet, autoencoder = channels_last(unet), channels_last(autoencoder)
-        reconstruction = load_reconstruction(cfg, autoencoder=autoencoder, device=device)
+        reconstruction = parts.head and build_reconstruction(cfg, parts.head, autoencoder=autoencoder)
         if cfg.compile:
             compile_parts(unet.parts_to_compile())
             if reconstruction:
@@ -130,7 +134,7 @@ class ViewsPipeline:
             cfg,
             unet=unet,
             autoencoder=autoencoder,
-            embedder=embedder,
+            embedder=parts.embedder,
             diffusion=DIFFUSION.build(cfg.Diffusion, where="Diffusion"),
             sampler=SAMPLERS.build(cfg.sampler, where="sampler"),
             reconstruction=reconstruction,
@@ -310,18 +314,19 @@ class ViewsPipeline:
         results: str,
     ) -> list[Tensor]:
         """Latents on the CPU: one result, or the plain and the refined one."""
-        sample = self.sampler.both if results == "both" else self.sampler
-        latents = sample(
-            self._network(given, frame),
-            noise.to(frame.device),
-            given[0],
+        scale = self.cfg.guide_scale if guide_scale is None else guide_scale
+        run = Denoising(
+            network=self._network(given, frame),
+            conditions=given[0],
             diffusion=self.diffusion,
-            guidance=ClassifierFreeGuidance(scale=self.cfg.guide_scale if guide_scale is None else guide_scale),
+            guidance=ClassifierFreeGuidance(scale=scale, between=tuple(self.cfg.guide_range)),
             refiner=refiner,
             known_views=self._held(given),
             generators=list(frame.generators),
             on_step=on_step,
         )
+        sample = self.sampler.both if results == "both" else self.sampler
+        latents = sample(noise.to(frame.device), run)
         return [one.cpu() for one in (latents if results == "both" else [latents])]
 
     def _held(self, given: dict[int, Conditions]) -> KnownViews | None:

@@ -17,6 +17,7 @@ import datasets
 import models
 import pipelines
 from datasets.zoo import COLORS, KINDS, is_held_out
+from pipelines.benchmark.runner import plan
 from tests.conftest import ROOT
 from utils import registry
 from utils.config import load_config
@@ -28,7 +29,7 @@ assert models
 assert pipelines
 
 PAGES = [ROOT / "README.md", ROOT / "configs" / "README.md"]
-PAGES += [ROOT / "data" / name for name in ("README.md", "metrics.md", "results.md")]
+PAGES += [ROOT / "data" / name for name in ("README.md", "metrics.md", "results.md", "speed.md")]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -135,6 +136,16 @@ def test_a_configured_command_is_accepted(line, started, monkeypatch):
     cfg.cameras.c2w()
     kinds = INFER_ENGINE if "infer" in words[words.index("--cfg") + 1] else ENGINE
     assert cfg.TASK_TYPE in kinds.names()
+
+
+@pytest.mark.parametrize("line", commands("tools/benchmark.py"))
+def test_a_benchmark_command_is_planned(line, monkeypatch):
+    planned = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("tools.benchmark.run_benchmark", lambda options: planned.append(plan(options)))
+    run_main(line, monkeypatch)
+    [(_, jobs)] = planned
+    assert jobs
 
 
 @pytest.mark.parametrize("line", commands("tools/make_zoo.py", "tools/render_orbit.py", "tools/index_dataset.py"))

@@ -12,15 +12,13 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import Tensor, nn
 
-from models.lgm import FIRST_GUESS
+from models.random_weights import random_state
 from models.weights import save_safetensors
 from utils.config import load_config
 from utils.files import atomic_path, writable_folder
@@ -29,20 +27,6 @@ from utils.run_config import RunConfig
 from utils.script import config_arguments, run_script
 
 log = logging.getLogger(__name__)
-
-
-def random_state(module: nn.Module, *, seed: int) -> dict[str, Tensor]:
-    """A state dict of the module's names and shapes: matrices of deviation 0.7 / sqrt(fan in), gains near one.
-
-    The deviation keeps activations of residual networks bounded; nothing is left at zero.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    state = {}
-    for name, like in module.state_dict().items():
-        scale = 0.7 / like[0].numel() ** 0.5 if like.dim() > 1 else 0.1
-        value = torch.randn(like.shape, generator=generator) * scale
-        state[name] = value + 1.0 if like.dim() == 1 and name.endswith(".weight") else value
-    return state
 
 
 def write_random_weights(cfg: RunConfig, out: Path) -> list[str]:
@@ -68,18 +52,12 @@ def write_random_weights(cfg: RunConfig, out: Path) -> list[str]:
     overrides = [f"{option}={out / name}" for option, (name, _) in files.items()]
     if cfg.reconstruction:
         head = out / "model.safetensors"
-        save_safetensors(head, random_head(cfg.reconstruction["head"], seed=2))
+        with torch.device("meta"):
+            lgm = MODEL.build({"type": "LGM", **cfg.reconstruction["head"]}, where="reconstruction.head")
+        save_safetensors(head, random_state(lgm, seed=2))
         log.info("wrote %s (%.0f MB)", head, head.stat().st_size / 1e6)
         overrides.append(f"reconstruction.pretrained={head}")
     return overrides
-
-
-def random_head(options: dict[str, Any], *, seed: int) -> dict[str, Tensor]:
-    """As `random_state`; its Gaussians are about as large as those of a trained head, for rendering to cost as much."""
-    with torch.device("meta"):
-        head = MODEL.build({"type": "LGM", **options}, where="reconstruction.head")
-    state = random_state(head, seed=seed)
-    return state | {"conv.bias": torch.tensor(FIRST_GUESS), "conv.weight": 0.3 * state["conv.weight"]}
 
 
 def main() -> None:

@@ -163,6 +163,7 @@ class RunConfig:
     prompt_suffix: str = PROMPT_SUFFIX
     negative_prompt: str = ""
     guide_scale: float = 9.0
+    guide_range: tuple[float, float] = (0.0, 1.0)
     results: str = "both"
     use_zero_infer: bool = True
     zero_local_image: bool = False
@@ -234,6 +235,9 @@ class RunConfig:
         for index, view in enumerate(self.known_views):
             if set(view) != {"image", "azimuth_deg"} or not isinstance(view["azimuth_deg"], int | float):
                 raise ConfigError(f"known_views[{index}] must be {{image: FILE, azimuth_deg: NUMBER}}, got {view}")
+        start, end = self.guide_range
+        if not 0 <= start < end <= 1:
+            raise ConfigError(f"guide_range must be two shares of the steps, 0 <= from < to <= 1, got [{start}, {end}]")
         self._check_input_camera()
         if len(set(self.frame_lens)) != 1:
             raise ConfigError(

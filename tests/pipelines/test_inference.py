@@ -130,6 +130,7 @@ def test_command_line(tmp_path, family):
         ({"test_model": "nowhere.pth"}, "nowhere.pth: no such file; the authors of VideoMV"),
         ({"test_model": ""}, "configs/mini/t2v_infer.yaml"),
         ({"test_list_path": "nowhere.txt"}, "no such file"),
+        ({"guide_range": [0.5, 0.5]}, "guide_range must be two shares of the steps"),
         ({"resolution": [30, 32]}, "resolution must be multiples"),
         ({"resolution": [40, 32]}, "resolution=[40, 32] must be multiples of 16"),
         ({"UNet": {**UNET, "attention": "xformers"}}, "UNet.attention=xformers"),

@@ -9,9 +9,10 @@ import torch
 
 from models.lora import add_lora, lora_state, merge_lora
 from models.weights import load_strict, read_weights, save_safetensors
+from pipelines.loading import load_unet
 from pipelines.trainer import train
 from pipelines.training_state import latest, read_state
-from pipelines.views_pipeline import ViewsPipeline, load_unet
+from pipelines.views_pipeline import ViewsPipeline
 from tests.pipelines.test_training import load, losses
 from tests.tiny import UNET, write_family
 from tests.tiny import load as load_family

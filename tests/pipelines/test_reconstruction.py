@@ -13,7 +13,7 @@ import pipelines
 from models.gaussians import Gaussians
 from models.rendering import render
 from models.weights import HEAD_PREFIX, read_weights, save_published
-from pipelines.head_loading import load_reconstruction
+from pipelines.head_loading import load_head_of
 from pipelines.views_pipeline import ViewsPipeline
 from tests.models.test_splatting import random_gaussians
 from tests.tiny import UNET, load, run, write_config, write_family, write_head, write_image_family
@@ -236,7 +236,7 @@ def test_a_call_with_other_cameras_is_checked(tmp_path, family):
 
 def test_no_section_no_head(tmp_path):
     cfg = load_config(write_config(tmp_path / "run.yaml", write_family(tmp_path)))
-    assert load_reconstruction(cfg, autoencoder=None, device=torch.device("cpu")) is None
+    assert load_head_of(cfg) is None
 
 
 def test_random_weights_come_with_a_head(tmp_path, family):

@@ -8,6 +8,7 @@ import torch
 import models
 import pipelines.sampler  # noqa: F401
 from pipelines.conditioner import Conditions
+from pipelines.denoising import Denoising
 from pipelines.guidance import ClassifierFreeGuidance
 from tests.reference_cases import assert_matches, case_input, load_case
 from utils.errors import ConfigError
@@ -57,7 +58,11 @@ def run(name: str, *, refiner=None, options=None, noise=None):
     sampler = SAMPLERS.build({"type": "DDIM", **(options or {})})
     noise = case_input(name, "noise", inputs["noise"]) if noise is None else noise
     guidance = ClassifierFreeGuidance(scale=inputs["guide_scale"])
-    return sampler(network, noise, conditions, diffusion=diffusion, guidance=guidance, refiner=refiner)
+    return sampler(noise, running(network, conditions, diffusion=diffusion, guidance=guidance, refiner=refiner))
+
+
+def running(network, conditions, **options):
+    return Denoising(network=network, conditions=conditions, **options)
 
 
 @pytest.mark.parametrize("name", ["ddim_eps", "ddim_v"])
@@ -114,9 +119,20 @@ def test_every_solver_reaches_the_data(name, solver):
     noise = torch.randn(1, 4, 2, 16, 16, generator=torch.Generator().manual_seed(0))
     y = {"y": torch.zeros(1)}
     guidance = ClassifierFreeGuidance(scale=1.0)
-    x0 = sampler(GaussianNetwork(diffusion), noise, Conditions(y, y), diffusion=diffusion, guidance=guidance)
+    run = running(GaussianNetwork(diffusion), Conditions(y, y), diffusion=diffusion, guidance=guidance)
+    x0 = sampler(noise, run)
     assert float(x0.mean()) == pytest.approx(0.5, abs=0.05)
     assert float(x0.std()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_further_options_reach_the_scheduler():
+    _, _, diffusion = build_case("ddim_v")
+    plain, karras = (
+        SAMPLERS.build({"type": "DPMSolver++", "options": options}).scheduler(diffusion)
+        for options in ({}, {"use_karras_sigmas": True, "solver_order": 3})
+    )
+    assert (plain.config.solver_order, karras.config.solver_order) == (2, 3)
+    assert not torch.equal(plain.sigmas, karras.sigmas)
 
 
 def test_guidance_of_one_calls_one_branch():
@@ -131,8 +147,38 @@ def test_guidance_of_one_calls_one_branch():
     sampler = SAMPLERS.build({"type": "DDIM", "num_steps": 2})
     for scale in (1.0, 2.0):
         guidance = ClassifierFreeGuidance(scale=scale)
-        sampler(network, torch.zeros(1, 4, 1, 2, 2), conditions, diffusion=diffusion, guidance=guidance)
+        run = running(network, conditions, diffusion=diffusion, guidance=guidance)
+        sampler(torch.zeros(1, 4, 1, 2, 2), run)
     assert sizes == [1, 1, 2, 2]
+
+
+def test_guidance_acts_in_its_part_of_the_way():
+    inputs, _, diffusion = build_case("ddim_v")
+    network, conditions = case_network("ddim_v", inputs)
+    noise, calls, sizes = case_input("ddim_v", "noise", inputs["noise"]), [], []
+
+    def counted(x, t, *, y):
+        sizes.append(len(x))
+        return network(x, t, y=y)
+
+    def sample(between, scale=3.0):
+        sizes.clear()
+        run = running(
+            counted, conditions, diffusion=diffusion, on_step=lambda: calls.append(1), refiner=MeanOverViews(),
+            guidance=ClassifierFreeGuidance(scale=scale, between=between),
+        )  # fmt: skip
+        plain, refined = sampler.both(noise, run)
+        return refined
+
+    sampler = SAMPLERS.build({"type": "DDIM", "num_steps": 10})
+    part = sample((0.1, 0.4))
+    assert sizes == [1, 2, 2, 2] + [1] * 11  # ten steps, and five more after the fork at step 4
+    assert len(calls) == sampler.num_calls(refiner_steps={4, 6, 8}, both=True) == len(sizes)
+    whole, none = sample((0.0, 1.0)), sample((0.0, 1.0), scale=1.0)
+    assert sizes == [1] * 15
+    assert torch.equal(sample((0.3, 0.34)), none)  # no step begins there
+    assert not torch.equal(part, whole)
+    assert not torch.equal(part, none)
 
 
 def test_eta_takes_its_noise_from_the_sample_not_the_batch():
@@ -145,7 +191,8 @@ def test_eta_takes_its_noise_from_the_sample_not_the_batch():
     def sample(rows):
         generators = [torch.Generator().manual_seed(row) for row in rows]
         conditions = Conditions({"y": y[rows]}, {"y": y[rows]})
-        return sampler(network, noise[rows], conditions, diffusion=diffusion, guidance=guidance, generators=generators)
+        run = running(network, conditions, diffusion=diffusion, guidance=guidance, generators=generators)
+        return sampler(noise[rows], run)
 
     torch.testing.assert_close(sample([0, 1])[1:], sample([1]), atol=1e-5, rtol=0)
 
@@ -164,6 +211,8 @@ def test_offset_noise_is_constant_inside_a_view():
         ({"num_stpes": 5}, "num_steps"),
         ({"type": "DDMI"}, "did you mean DDIM"),
         ({"type": "UniPC", "eta": 0.5}, "belongs to DDIM"),
+        ({"type": "UniPC", "options": {"use_karas_sigmas": True}}, "did you mean use_karras_sigmas"),
+        ({"type": "UniPC", "options": {"trained_betas": [0.1]}}, "sampler.options.trained_betas is unknown"),
     ],
 )
 def test_refuses(options, message):
@@ -185,7 +234,8 @@ def fork_arguments(*, eta=0.0):
         "guidance": ClassifierFreeGuidance(scale=3.0),
         "generators": [torch.Generator().manual_seed(7)] if eta else None,
     }
-    return (counted, case_input("ddim_v", "noise", inputs["noise"]), conditions), options, calls
+    noise = case_input("ddim_v", "noise", inputs["noise"])
+    return noise, lambda **more: running(counted, conditions, **options, **more), calls
 
 
 @pytest.mark.parametrize(
@@ -200,13 +250,13 @@ def fork_arguments(*, eta=0.0):
 )
 def test_both_results_are_those_of_two_runs_to_the_bit(options):
     sampler, eta = SAMPLERS.build(options), options.get("eta", 0.0)
-    places, shared, calls = fork_arguments(eta=eta)
-    plain, refined = sampler.both(*places, refiner=MeanOverViews(), **shared)
+    noise, run_of, calls = fork_arguments(eta=eta)
+    plain, refined = sampler.both(noise, run_of(refiner=MeanOverViews()))
     assert len(calls) == sampler.num_calls(refiner_steps={4, 6, 8}, both=True) == 10 + 5  # steps 0 to 4 are shared
     assert not torch.equal(plain, refined)
     for result, refiner in ((plain, None), (refined, MeanOverViews())):
-        places, shared, _ = fork_arguments(eta=eta)
-        assert torch.equal(sampler(*places, refiner=refiner, **shared), result)
+        noise, run_of, _ = fork_arguments(eta=eta)
+        assert torch.equal(sampler(noise, run_of(refiner=refiner)), result)
 
 
 def test_guidance_before_the_reconstruction_refines_once():

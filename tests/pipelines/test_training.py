@@ -146,7 +146,7 @@ def test_gradients_of_image_weights_are_scaled(folder):
         objective = ENGINE.build({"type": cfg.TASK_TYPE}, cfg=cfg, device=torch.device("cpu"))
         trainer = Trainer(cfg, objective, folder=folder / "run")
         trainer.optimizer.zero_grad = lambda **_: None
-        trainer._train_step(objective.batches())
+        trainer.train_step(objective.batches())
         parameters = dict(objective.network.named_parameters())
         grads.append({name: parameters[name].grad for name in ("out.2.weight", TEMPORAL)})
     plain, scaled = grads

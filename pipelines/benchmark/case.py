@@ -1,0 +1,167 @@
+"""What a row of a table is measured on: a configuration, a setting, and the pipeline that they describe.
+
+Letters: B batch, V views, C channels, H W pixels or latent pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.random_weights import fill_randomly
+from pipelines.benchmark.timing import free_memory
+from pipelines.conditioner import OrbitInput
+from pipelines.loading import Parts, check_fit, pick_device, pick_dtype
+from pipelines.views_pipeline import Orbits, ViewsPipeline
+from utils.registry import AUTO_ENCODER, EMBEDDER, MODEL, SAMPLERS
+from utils.run_config import RunConfig
+
+log = logging.getLogger(__name__)
+
+PROMPT = "a red mug with a white handle"
+WARMUP_STEPS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One row's model and setting.
+
+    Attributes:
+        model: name of the configuration file.
+        setting: the overrides as they were given; empty for the configuration as it is.
+        cfg: the configuration with the setting.
+        plain_cfg: the configuration without it.
+    """
+
+    model: str
+    setting: str
+    cfg: RunConfig
+    plain_cfg: RunConfig
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether it is an image model."""
+        return MODEL.resolve(self.cfg.UNet, where="UNet")[1].image_condition
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """How its rows begin."""
+        setting = self.setting or "as configured"
+        return {"model": self.model, "setting": setting, "weights": "files" if has_files(self.cfg) else "random"}
+
+    @property
+    def reference_cfg(self) -> RunConfig:
+        """What a setting is compared with: the same, in float32 and not compiled."""
+        return dataclasses.replace(self.plain_cfg, precision="float32", compile=False)
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """What all measures of a run share.
+
+    Attributes:
+        device: of all of them.
+        repeats: calls that a median is taken of, at most.
+        num_samples: inputs of the configuration's list that solvers are compared on.
+        ceilings: matrix products of each precision in TFLOP/s; see pipelines.benchmark.ceiling.
+        references: what results are compared with, by configuration.
+    """
+
+    device: torch.device
+    repeats: int = 10
+    num_samples: int = 4
+    ceilings: dict[str, float] = field(default_factory=dict)
+    references: dict[str, Any] = field(default_factory=dict)
+    _held: tuple[RunConfig, ViewsPipeline] | None = None
+
+    def pipeline(self, cfg: RunConfig, *, head: bool = False) -> ViewsPipeline:
+        """The pipeline of a configuration; one is held at a time.
+
+        Args:
+            head: with its Gaussian head; without, nothing is reconstructed and the head takes no memory.
+        """
+        cfg = cfg if head else dataclasses.replace(cfg, reconstruction={}, UNet={**cfg.UNet, "use_lgm_refine": False})
+        if self._held is None or self._held[0] != cfg:
+            self.clear()
+            self._held = (cfg, build_pipeline(cfg))
+        return self._held[1]
+
+    def clear(self) -> None:
+        """Forget the pipeline and everything that was compiled for it."""
+        self._held = None
+        torch.compiler.reset()
+        free_memory(self.device)
+
+
+def build_pipeline(cfg: RunConfig) -> ViewsPipeline:
+    """From the configuration's files if all are there, else with random weights made on the device.
+
+    Raises:
+        ConfigError, DataError: see `ViewsPipeline.from_config`.
+    """
+    if has_files(cfg):
+        return ViewsPipeline.from_config(cfg)
+    device = pick_device(cfg.device)
+    check_fit(cfg, device)
+    return ViewsPipeline.from_parts(cfg, random_parts(cfg, device=device, dtype=pick_dtype(cfg)))
+
+
+def has_files(cfg: RunConfig) -> bool:
+    """Whether every weight file that the configuration names is there."""
+    paths = [cfg.test_model, cfg.auto_encoder.get("pretrained"), cfg.embedder.get("pretrained")]
+    if cfg.reconstruction.get("pretrained"):
+        paths.append(cfg.reconstruction["pretrained"])
+    return all(path and Path(path).is_file() for path in paths)
+
+
+def random_parts(cfg: RunConfig, *, device: torch.device, dtype: torch.dtype) -> Parts:
+    """The parts that a configuration describes, untrained; see models.random_weights."""
+    with torch.device("meta"):
+        unet = MODEL.build(cfg.UNet, where="UNet")
+        autoencoder = AUTO_ENCODER.build({**cfg.auto_encoder, "pretrained": None}, where="auto_encoder")
+        options = {"type": "LGM", **cfg.reconstruction.get("head", {})}
+        head = MODEL.build(options, where="reconstruction.head") if cfg.reconstruction else None
+    on_gpus = [device] if device.type == "cuda" else []
+    with torch.device(device), torch.random.fork_rng(on_gpus):
+        torch.manual_seed(3)  # for open_clip's own initialisation
+        embedder = EMBEDDER.build({**cfg.embedder, "pretrained": None}, where="embedder")
+    if head:
+        fill_randomly(head, seed=2, device=device, dtype=torch.float32).requires_grad_(False).eval()
+    return Parts(
+        unet=fill_randomly(unet, seed=0, device=device, dtype=dtype).eval(),
+        autoencoder=fill_randomly(autoencoder, seed=1, device=device, dtype=dtype).eval(),
+        embedder=embedder.eval(),
+        head=head,
+    )
+
+
+def example_input(pipeline: ViewsPipeline) -> OrbitInput:
+    """What to sample from: a prompt, or for an image model a picture of random patches."""
+    if not pipeline.unet.config.image_condition:
+        return PROMPT
+    width, height = pipeline.cfg.resolution
+    patches = torch.rand(1, 3, height // 8, width // 8, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.interpolate(patches, (height, width), mode="bilinear")[0]
+
+
+def with_sampler(pipeline: ViewsPipeline, **options: Any) -> ViewsPipeline:
+    """The same parts, other options of the sampler."""
+    other = copy.copy(pipeline)
+    other.sampler = SAMPLERS.build({**pipeline.cfg.sampler, **options}, where="sampler")
+    return other
+
+
+def sample(pipeline: ViewsPipeline, **options: Any) -> Orbits:
+    """One orbit of the example, by default without 3D-aware sampling."""
+    return pipeline(example_input(pipeline), **{"results": "plain", **options})
+
+
+def warm_up(pipeline: ViewsPipeline, **options: Any) -> None:
+    """A few steps, for everything that is done once."""
+    sample(with_sampler(pipeline, num_steps=WARMUP_STEPS), **options)

@@ -1,0 +1,67 @@
+"""What the device can do at best: large matrix products in each precision, and copies."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pipelines.benchmark.case import Bench
+from pipelines.benchmark.timing import median_ms
+
+CUDA_SIZE, CPU_SIZE = 8192, 1024
+CUDA_COPY_BYTES, CPU_COPY_BYTES = 2**32, 2**28
+WITH_TF32 = "float32 (TF32)"
+
+
+def measure_ceiling(bench: Bench) -> list[dict[str, Any]]:
+    """TFLOP/s of square products and GB/s (read and written) of a copy; the products go to `bench.ceilings` too."""
+    on_gpu = bench.device.type == "cuda"
+    size = CUDA_SIZE if on_gpu else CPU_SIZE
+    kinds = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    if on_gpu:
+        kinds |= {"float16": torch.float16, WITH_TF32: torch.float32}
+    rows = []
+    for name, dtype in kinds.items():
+        with _tf32(name == WITH_TF32):
+            bench.ceilings[name] = _product_tflops(size, dtype, bench)
+        rows.append({"what": f"matrix product of {size}, {name}", "tflops": bench.ceilings[name]})
+    return [*rows, _copy(bench)]
+
+
+def ceiling_for(bench: Bench, dtype: torch.dtype) -> float | None:
+    """The ceiling of a precision, None where none was measured.
+
+    For float32 it is that with TF32 where there is one, because cuDNN's convolutions use it.
+    """
+    if not bench.ceilings:
+        measure_ceiling(bench)
+    name = str(dtype).removeprefix("torch.")
+    return bench.ceilings.get(WITH_TF32 if name == "float32" else name, bench.ceilings.get(name))
+
+
+def _product_tflops(size: int, dtype: torch.dtype, bench: Bench) -> float:
+    a, b = (torch.randn(size, size, device=bench.device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    ms = median_ms(lambda: torch.mm(a, b, out=out), device=bench.device, repeats=3 * bench.repeats, budget_s=2)
+    return 2 * size**3 / ms / 1e9
+
+
+def _copy(bench: Bench) -> dict[str, Any]:
+    num_bytes = CUDA_COPY_BYTES if bench.device.type == "cuda" else CPU_COPY_BYTES
+    source = torch.ones(num_bytes, dtype=torch.uint8, device=bench.device)
+    target = torch.empty_like(source)
+    ms = median_ms(lambda: target.copy_(source), device=bench.device, repeats=3 * bench.repeats, budget_s=2)
+    return {"what": f"copy of {num_bytes / 2**30:g} GiB", "gb_per_s": 2 * num_bytes / ms / 1e6}
+
+
+@contextlib.contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

@@ -1,0 +1,46 @@
+"""Latents to views, and one refinement by the Gaussian head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pipelines.benchmark.case import Bench, Case
+from pipelines.benchmark.timing import median_ms, peak_gib, reset_peak
+from pipelines.views_pipeline import ViewsPipeline
+
+
+@torch.no_grad()
+def measure_decode(bench: Bench, case: Case) -> list[dict[str, Any]]:
+    """All views of one orbit, `decoder_bs` at a time."""
+    pipeline = bench.pipeline(case.cfg)
+    latents_BCVHW = random_latents(pipeline, bench.device)
+    held = reset_peak(bench.device)
+    ms = median_ms(lambda: pipeline.decode(latents_BCVHW), device=bench.device, repeats=bench.repeats)
+    row = {**case.row, "views": latents_BCVHW.shape[2], "decode_ms": ms}
+    return [row | {"held_gib": held, "peak_gib": peak_gib(bench.device)}]
+
+
+@torch.no_grad()
+def measure_refine(bench: Bench, case: Case) -> list[dict[str, Any]]:
+    """One x0: decode the head's views, reconstruct, render all views, encode. Published settings do it 6 times."""
+    if not case.cfg.reconstruction:
+        return []
+    pipeline = bench.pipeline(case.cfg, head=True)
+    if pipeline.reconstruction is None:
+        return []
+    latents_BCVHW = random_latents(pipeline, bench.device).float()
+    refiner = pipeline.reconstruction.refiner(case.cfg.cameras.c2w(), [torch.Generator().manual_seed(0)])
+    held = reset_peak(bench.device)
+    ms = median_ms(lambda: refiner(latents_BCVHW, 0), device=bench.device, repeats=bench.repeats)
+    row = {**case.row, "views": latents_BCVHW.shape[2], "refine_ms": ms}
+    return [row | {"held_gib": held, "peak_gib": peak_gib(bench.device)}]
+
+
+def random_latents(pipeline: ViewsPipeline, device: torch.device) -> torch.Tensor:
+    """Latents of one orbit, of deviation one."""
+    num_views = len(pipeline.cfg.cameras.c2w())
+    generators = [torch.Generator().manual_seed(0)]
+    noise = pipeline.draw_noise(generators, num_views=num_views, resolution=tuple(pipeline.cfg.resolution))
+    return noise.to(device)

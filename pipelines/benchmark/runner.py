@@ -1,0 +1,164 @@
+"""Goes through models, settings and measures; every figure comes from one process on one device."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from pipelines.benchmark.case import Bench, Case
+from pipelines.benchmark.ceiling import measure_ceiling
+from pipelines.benchmark.decoding import measure_decode, measure_refine
+from pipelines.benchmark.diffusers_unet import measure_diffusers
+from pipelines.benchmark.machine import machine_facts
+from pipelines.benchmark.orbits import measure_cold, measure_orbit
+from pipelines.benchmark.sizes import measure_sizes
+from pipelines.benchmark.solvers import SETTINGS, measure_solvers
+from pipelines.benchmark.steps import measure_step
+from pipelines.benchmark.table import Row, text_table, write_tables
+from pipelines.benchmark.training import measure_train
+from pipelines.loading import pick_device
+from utils.config import load_config
+from utils.errors import ConfigError
+from utils.files import writable_folder
+from utils.registry import ENGINE
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = ("precision=float32", "precision=bfloat16", "precision=float16")
+COMPILED = "precision=bfloat16 compile=true"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """
+    Attributes:
+        rows: measures one case.
+        settings: those on a GPU when none are given.
+        cpu_settings: those on a CPU.
+        trains: whether it takes training configurations; the others take those of inference.
+        by_default: where it is measured when none is asked for.
+    """
+
+    rows: Callable[[Bench, Case], list[Row]]
+    settings: tuple[str, ...] = (PRECISIONS[1], COMPILED)
+    cpu_settings: tuple[str, ...] = ("",)
+    trains: bool = False
+    by_default: tuple[str, ...] = ("cuda", "cpu")
+
+
+# In this order: what needs the Gaussian head comes last, so that a pipeline is built twice at most.
+MEASURES = {
+    "step": Measure(rows=measure_step, settings=(*PRECISIONS, COMPILED)),
+    "decode": Measure(rows=measure_decode),
+    "sizes": Measure(rows=measure_sizes, by_default=("cuda",)),
+    "orbit": Measure(rows=measure_orbit),
+    "refine": Measure(rows=measure_refine),
+    "diffusers": Measure(rows=measure_diffusers, settings=(PRECISIONS[1], COMPILED)),
+    "cold": Measure(rows=measure_cold, by_default=("cuda",)),
+    "solvers": Measure(rows=measure_solvers, settings=SETTINGS, cpu_settings=SETTINGS, by_default=()),
+    "train": Measure(rows=measure_train, settings=("", "compile=true"), trains=True),
+}
+CEILING = "ceiling"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What `tools/benchmark.py` was told.
+
+    Attributes:
+        cfgs: configuration files.
+        measures: names in MEASURES, or `ceiling`; empty: all that fit the device and the files.
+        settings: overrides of a row each, separated by blanks; empty: those of each measure.
+        overrides: of every row.
+        repeats: calls that a median is taken of, at most.
+        num_samples: inputs that solvers are compared on, at most.
+        out: folder for the tables.
+    """
+
+    cfgs: Sequence[str]
+    measures: Sequence[str] = ()
+    settings: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+    repeats: int = 10
+    num_samples: int = 4
+    out: Path = field(default_factory=lambda: Path("workspace/benchmark"))
+
+
+def run_benchmark(options: BenchOptions) -> str:
+    """Measure; returns the tables as text, and leaves benchmark.json and benchmark.md, also after each row.
+
+    Raises:
+        ConfigError: a setting or a measure does not fit; said before anything is measured.
+    """
+    device, jobs = plan(options)
+    out = writable_folder(options.out, option="--out")
+    bench = Bench(device=device, repeats=options.repeats, num_samples=options.num_samples)
+    facts = {**machine_facts(device), "command": " ".join(sys.argv)}
+    tables: dict[str, list[Row]] = {CEILING: measure_ceiling(bench)}
+    tables |= {name: [] for name, _ in jobs}
+    with tqdm(jobs, unit="row", file=sys.stderr) as bar:
+        for name, case in bar:
+            bar.set_description(f"{name}, {case.model}, {case.setting or 'as configured'}")
+            tables[name] += _rows_or_failure(bench, name, case)
+            write_tables(out, facts, tables)
+    write_tables(out, facts, tables)
+    log.info("wrote %s and %s", out / "benchmark.md", out / "benchmark.json")
+    return "\n\n".join(text_table(name, rows) for name, rows in tables.items() if rows)
+
+
+def plan(options: BenchOptions) -> tuple[torch.device, list[tuple[str, Case]]]:
+    """The device and what is measured in which order: by model, then by setting, so that each is built once.
+
+    Raises:
+        ConfigError: see `run_benchmark`.
+    """
+    for name, number in {"--repeats": options.repeats, "--samples": options.num_samples}.items():
+        if number < 1:
+            raise ConfigError(f"{name} must be at least 1, got {number}")
+    plain = {Path(path): load_config(path, options.overrides) for path in options.cfgs}
+    devices = {pick_device(cfg.device) for cfg in plain.values()}
+    if len(devices) != 1:
+        raise ConfigError("--cfg: all configurations must name the same device")
+    (device,) = devices
+    wanted = options.measures or [name for name, one in MEASURES.items() if device.type in one.by_default]
+    jobs = []
+    for path, plain_cfg in plain.items():
+        trains = plain_cfg.TASK_TYPE in ENGINE.names()
+        names = [name for name in MEASURES if name in wanted and MEASURES[name].trains == trains]
+        settings = dict.fromkeys(setting for name in names for setting in _settings(options, name, device))
+        model = "/".join(path.with_suffix("").parts[-2:]).removeprefix("configs/")
+        for setting in settings:
+            cfg = load_config(path, [*options.overrides, *setting.split()])
+            case = Case(model=model, setting=setting, cfg=cfg, plain_cfg=plain_cfg)
+            jobs += [(name, case) for name in names if setting in _settings(options, name, device)]
+    unmet = [name for name in options.measures if name != CEILING and name not in {job[0] for job in jobs}]
+    if unmet:
+        kind = "a training" if MEASURES[unmet[0]].trains else "an inference"
+        raise ConfigError(f"--measure {unmet[0]} needs {kind} configuration; name one with --cfg")
+    return device, jobs
+
+
+def _settings(options: BenchOptions, name: str, device: torch.device) -> Sequence[str]:
+    by_device = MEASURES[name].settings if device.type == "cuda" else MEASURES[name].cpu_settings
+    return options.settings or by_device
+
+
+def _rows_or_failure(bench: Bench, name: str, case: Case) -> list[Row]:
+    """The rows; where the device's memory does not do, one that says so: the others are still worth having."""
+    try:
+        return MEASURES[name].rows(bench, case)
+    except torch.cuda.OutOfMemoryError:
+        log.warning("%s, %s: out of memory", name, case.setting)
+    bench.clear()
+    return [{**case.row, "failed": "out of memory"}]
+
+
+def names() -> list[str]:
+    """All measures."""
+    return [CEILING, *MEASURES]

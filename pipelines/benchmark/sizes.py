@@ -1,0 +1,35 @@
+"""Other numbers of views and other resolutions: time and memory."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+
+from pipelines.benchmark.case import Bench, Case, example_input, with_sampler
+from pipelines.benchmark.timing import Marks, peak_gib, reset_peak
+from utils.cameras import orbit_cameras
+
+NUM_STEPS = 8
+
+
+def measure_sizes(bench: Bench, case: Case) -> list[dict[str, Any]]:
+    """Half, all and twice the views of the configuration, and all of them at twice its resolution; eight steps each."""
+    pipeline = with_sampler(bench.pipeline(case.cfg), num_steps=NUM_STEPS)
+    cameras, (width, height) = case.cfg.cameras, case.cfg.resolution
+    rows = []
+    for factor, scale in ((0.5, 1), (1, 1), (2, 1), (1, 2)):
+        num_views = max(1, int(factor * cameras.num_views))
+        c2w_V44 = orbit_cameras(num_views=num_views, elevation_deg=cameras.elevation_deg, radius=cameras.distance)
+        size = (scale * width, scale * height)
+        image = example_input(pipeline)
+        if isinstance(image, torch.Tensor):
+            image = torch.nn.functional.interpolate(image[None], size[::-1], mode="bilinear")[0]
+        marks = Marks(bench.device)
+        held = reset_peak(bench.device)
+        orbits = pipeline(image, c2w_V44=c2w_V44, resolution=size, results="plain", on_step=marks.mark)
+        row = {**case.row, "views": num_views, "pixels": f"{size[0]} x {size[1]}"}
+        row |= {"step_ms": statistics.median(marks.intervals_ms()), "decode_ms": 1000 * orbits.seconds["decode"]}
+        rows.append(row | {"held_gib": held, "peak_gib": peak_gib(bench.device)})
+    return rows

@@ -1,0 +1,64 @@
+"""How near a sampler comes to the samples of many small steps.
+
+Letters: V views, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.benchmark.case import Bench, Case, has_files
+from pipelines.inputs import sources_of
+from utils.errors import ConfigError
+
+REFERENCE_STEPS = 200
+MAX_PSNR_DB = 60.0
+
+# Each is a row; the first is the bar.
+SETTINGS = tuple(
+    f"sampler.type={solver} sampler.num_steps={steps} sampler.spacing=trailing"
+    for solver, steps in (("DDIM", 50), ("DDIM", 20), ("DPMSolver++", 20), ("UniPC", 20), ("UniPC", 12))
+)
+
+
+def measure_solvers(bench: Bench, case: Case) -> list[dict[str, Any]]:
+    """PSNR of decoded views against DDIM in 200 steps from the same noise, for the first inputs of the list.
+
+    The reference is in float32, not compiled, with the guidance and the spacing of the configuration.
+    """
+    if not has_files(case.cfg):
+        raise ConfigError(f"--measure solvers needs trained weights, but those of {case.model} are not there")
+    references = reference_views(bench, case)
+    pipeline, psnr, seconds = bench.pipeline(case.cfg), [], []
+    for text, reference_VCHW in references.items():
+        orbits = pipeline(text, results="plain")
+        psnr.append(psnr_db(orbits.views_BVCHW[0], reference_VCHW))
+        seconds.append(orbits.seconds["denoise"])
+    row = {**case.row, "steps": pipeline.sampler.config.num_steps, "samples": len(psnr)}
+    return [row | {"denoise_s": statistics.median(seconds), "psnr_db": statistics.mean(psnr)}]
+
+
+def reference_views(bench: Bench, case: Case) -> dict[str, Tensor]:
+    """Views by input; made once for a model."""
+    key = f"{case.model}, {REFERENCE_STEPS} steps"
+    if key not in bench.references:
+        cfg = case.reference_cfg
+        spacing = cfg.sampler.get("spacing", "leading")
+        sampler = {"type": "DDIM", "num_steps": REFERENCE_STEPS, "spacing": spacing}
+        pipeline = bench.pipeline(dataclasses.replace(cfg, sampler=sampler))
+        sources = sources_of(cfg, kind="image" if case.takes_images else "prompt")[: bench.num_samples]
+        bench.references[key] = {
+            source.text: pipeline(source.text, results="plain").views_BVCHW[0] for source in sources
+        }
+    return bench.references[key]
+
+
+def psnr_db(views: Tensor, reference: Tensor) -> float:
+    """Of pictures in [0, 1], by their mean squared error."""
+    error = (views - reference).square().mean()
+    return float(-10 * torch.log10(error.clamp_min(10 ** (-MAX_PSNR_DB / 10))))

@@ -1,0 +1,105 @@
+"""A denoising step of the UNet with guidance: time, share of the ceiling, memory, error against float32."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipelines.benchmark.case import Bench, Case, sample, warm_up, with_sampler
+from pipelines.benchmark.ceiling import ceiling_for
+from pipelines.benchmark.timing import Marks, peak_gib, reset_peak
+from pipelines.views_pipeline import ViewsPipeline
+from utils.errors import ConfigError
+from utils.registry import AUTO_ENCODER, MODEL
+from utils.run_config import RunConfig
+
+MIN_STEPS = 3
+CONTEXT_LENGTH = 77  # tokens of a text, as published
+
+
+def measure_step(bench: Bench, case: Case) -> list[dict[str, Any]]:
+    """Sample one orbit as inference does, after a warm-up.
+
+    Columns: median time of a step; time from the prompt to the last latents; TFLOP of a step and the share of the
+    measured matmul ceiling; memory held before and at the peak (all parts of the pipeline but the Gaussian head);
+    relative errors against float32 of the same weights and noise: of x0 after one guided step from pure noise, and of
+    the latents at the end. The reference always has the sampler of the configuration without the setting.
+    """
+    if case.cfg.sampler.get("num_steps", 50) < MIN_STEPS:
+        raise ConfigError(f"sampler.num_steps must be at least {MIN_STEPS} to measure a step")
+    reference_1, reference_end = reference_latents(bench, case)
+    pipeline = bench.pipeline(case.cfg)
+    first = one_step(pipeline)
+    warm_up(pipeline)
+    held, marks = reset_peak(bench.device), Marks(bench.device)
+    orbits = sample(pipeline, on_step=marks.mark)
+    step_ms = statistics.median(marks.intervals_ms())
+    tflop = step_flops(case.cfg) / 1e12
+    ceiling = ceiling_for(bench, next(pipeline.unet.parameters()).dtype)
+    return [
+        {
+            **case.row,
+            "steps": pipeline.sampler.config.num_steps,
+            "step_ms": step_ms,
+            "denoise_s": orbits.seconds["denoise"],
+            "tflop": tflop,
+            "share": ceiling and 1000 * tflop / step_ms / ceiling,
+            "held_gib": held,
+            "peak_gib": peak_gib(bench.device),
+            "error_1": relative_error(first, reference_1),
+            "error_end": relative_error(orbits.latents_BCVHW, reference_end),
+        }
+    ]
+
+
+def reference_latents(bench: Bench, case: Case) -> tuple[Tensor, Tensor]:
+    """In float32, not compiled: x0 after one step, and the latents of the whole run; made once for a model."""
+    if case.model not in bench.references:
+        pipeline = bench.pipeline(case.reference_cfg)
+        bench.references[case.model] = (one_step(pipeline), sample(pipeline).latents_BCVHW)
+    return bench.references[case.model]
+
+
+def one_step(pipeline: ViewsPipeline) -> Tensor:
+    """What a guided call of the network on pure noise says of x0."""
+    return sample(with_sampler(pipeline, type="DDIM", num_steps=1, spacing="trailing")).latents_BCVHW
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    """Norm of the difference over the norm of the reference."""
+    return float((value - reference).norm() / reference.norm())
+
+
+def step_flops(cfg: RunConfig) -> int:
+    """Floating-point operations of a step by shapes alone, on no device: the convolutions, products and attention."""
+    branches = 1 if cfg.guide_scale == 1 else 2
+    with torch.device("meta"), torch.no_grad():
+        unet = MODEL.build(cfg.UNet, where="UNet").eval()
+        arguments = unet_arguments(cfg, batch=branches)
+        with FlopCounterMode(display=False) as counter:
+            unet(**arguments)
+    return counter.get_total_flops()
+
+
+def unet_arguments(cfg: RunConfig, *, batch: int, num_views: int | None = None) -> dict[str, Tensor]:
+    """Arguments of the shapes that the UNet is given, on the current default device; views as in sampling if None."""
+    options = MODEL.resolve(cfg.UNet, where="UNet")[1]
+    autoencoder = AUTO_ENCODER.resolve(cfg.auto_encoder, where="auto_encoder")[1]
+    text = cfg.embedder.get("model_cfg", {}).get("text_cfg", {})
+    V = num_views or len(cfg.cameras.views) or cfg.cameras.num_views
+    width, height = (side // 2 ** (len(autoencoder.ddconfig.ch_mult) - 1) for side in cfg.resolution)
+    latents_BCVHW = torch.empty(batch, options.in_dim, V, height, width)
+    arguments = {
+        "x": latents_BCVHW,
+        "t": torch.empty(batch, dtype=torch.long),
+        "y": torch.empty(batch, text.get("context_length", CONTEXT_LENGTH), options.y_dim),
+        "camera_data": torch.empty(batch, V, 16),
+        "fps": torch.empty(batch, dtype=torch.long),
+    }
+    if options.image_condition:
+        arguments |= {"image": torch.empty(batch, 1, options.image_dim or options.y_dim), "local_image": latents_BCVHW}
+    return arguments

@@ -1,0 +1,87 @@
+"""A training step of the generator, on one random batch again and again.
+
+Letters: B batch, V views, C channels, L tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.random_weights import fill_randomly
+from pipelines.benchmark.case import Bench, Case
+from pipelines.benchmark.steps import unet_arguments
+from pipelines.benchmark.timing import Marks, peak_gib, reset_peak
+from pipelines.objectives.base import Objective
+from pipelines.objectives.diffusion import DiffusionBatch, OrbitDenoising
+from pipelines.trainer import Trainer
+from utils.memory_format import channels_last
+from utils.registry import DIFFUSION, MODEL
+from utils.run_config import RunConfig
+
+WARMUP = 5
+
+
+class RandomOrbits(OrbitDenoising):
+    """The objective of a training run without its data and encoders: latents and words are random numbers."""
+
+    def __init__(self, cfg: RunConfig, *, device: torch.device) -> None:
+        Objective.__init__(self, cfg, device=device, num_views=cfg.frame_lens[0])
+        self.of_images = MODEL.resolve(cfg.UNet, where="UNet")[1].image_condition
+        self.diffusion = DIFFUSION.build(cfg.Diffusion, where="Diffusion")
+        with torch.device("meta"):
+            network = MODEL.build(cfg.UNet, where="UNet")
+        self.network = fill_randomly(network, seed=0, device=device, dtype=torch.float32)
+        if cfg.channels_last:
+            channels_last(self.network)
+        with torch.device(device):
+            shapes = unet_arguments(cfg, batch=self.batch_size, num_views=cfg.frame_lens[0])
+            self.inputs = {name: torch.randn(value.shape) for name, value in shapes.items()}
+
+    def batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
+        """The same batch for ever."""
+        inputs = self.inputs
+        ids_BL = torch.zeros(inputs["y"].shape[:2], dtype=torch.long, device=self.device)
+        while True:
+            yield DiffusionBatch(inputs["x"], ids_BL, inputs["camera_data"], inputs.get("image"))
+
+    def words(self, token_ids_BL: Tensor, drop_B: Tensor) -> Tensor:
+        """Of every caption."""
+        return self.inputs["y"]
+
+
+def measure_train(bench: Bench, case: Case) -> list[dict[str, Any]]:
+    """Forward, backward and AdamW, as `cfg` trains: precision, checkpointing, slowed gradients, moving average.
+
+    Encoding is left out: caches of latents are the rule.
+    """
+    bench.clear()
+    pretrain = {**case.cfg.Pretrain, "resume_checkpoint": None} if case.cfg.Pretrain else {}
+    cfg = dataclasses.replace(case.cfg, Pretrain=pretrain, tracker="none")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")  # as train_net.py
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return [_row(bench, case, cfg, Path(folder))]
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _row(bench: Bench, case: Case, cfg: RunConfig, folder: Path) -> dict[str, Any]:
+    held = reset_peak(bench.device)
+    objective = RandomOrbits(cfg, device=bench.device)
+    trainer, batches, marks = Trainer(cfg, objective, folder=folder), objective.batches(), Marks(bench.device)
+    for number in range(WARMUP + 2 * bench.repeats + 1):
+        if number >= WARMUP:
+            marks.mark()
+        trainer.train_step(batches)
+    row = {**case.row, "weights": "random", "batch": objective.batch_size, "views": cfg.frame_lens[0]}
+    row["train_ms"] = statistics.median(marks.intervals_ms())
+    return row | {"held_gib": held, "peak_gib": peak_gib(bench.device)}

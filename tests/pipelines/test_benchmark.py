@@ -1,0 +1,151 @@
+"""The benchmark on tiny models: what the tables hold, and what they are compared with."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+from pipelines.benchmark.case import Bench, build_pipeline
+from pipelines.benchmark.diffusers_unet import diffusers_unet
+from pipelines.benchmark.runner import BenchOptions, plan, run_benchmark
+from pipelines.benchmark.steps import step_flops
+from pipelines.benchmark.timing import Marks, median_ms
+from tests.conftest import ROOT
+from tests.tiny import write_config, write_family, write_head, write_image_family
+from tools.benchmark import main
+from utils.config import load_config
+from utils.errors import ConfigError
+from utils.registry import MODEL
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def _small_ceiling(monkeypatch):
+    monkeypatch.setattr("pipelines.benchmark.ceiling.CPU_SIZE", 64)
+    monkeypatch.setattr("pipelines.benchmark.ceiling.CPU_COPY_BYTES", 2**16)
+
+
+def tables_of(tmp_path, config, *measures, **options):
+    path = write_config(tmp_path / "run.yaml", config)
+    text = run_benchmark(
+        BenchOptions(cfgs=[str(path)], measures=measures, repeats=1, out=tmp_path / "bench", **options)
+    )
+    return json.loads((tmp_path / "bench" / "benchmark.json").read_text())["tables"], text
+
+
+def test_a_text_model_is_measured(tmp_path):
+    config = write_family(tmp_path) | write_head(tmp_path)
+    config["sampler"] = {"type": "DDIM", "num_steps": 3}
+    tables, text = tables_of(tmp_path, config, "step", "decode", "orbit", "refine", "cold", "diffusers")
+    (step,) = tables["step"]
+    assert step["weights"] == "files"
+    assert step["error_1"] == step["error_end"] == 0  # the configuration is the reference
+    assert 0 < step["share"] < 10
+    assert [row["what"] for row in tables["orbit"]] == [
+        "plain orbit.mp4",
+        "plain and 3D-aware orbit.mp4, gaussians.ply",
+    ]
+    (cold,) = tables["cold"]
+    assert cold["start_s"] == pytest.approx(cold["load_s"] + cold["first_s"] - cold["second_s"])
+    assert all(tables[name][0][f"{name}_ms"] > 0 for name in ("decode", "refine"))
+    assert tables["diffusers"][0]["step_ms"] > 0
+    assert "of ceiling" in text
+    assert "| model |" in (tmp_path / "bench" / "benchmark.md").read_text()
+
+
+def test_settings_are_rows_and_errors_are_against_float32(tmp_path):
+    config = write_image_family(tmp_path) | {"test_model": "nowhere.pth"}
+    settings = ["precision=bfloat16", "sampler.num_steps=4"]
+    tables, _ = tables_of(tmp_path, config, "step", "sizes", settings=settings, overrides=["seed=3"])
+    half, longer = tables["step"]
+    assert [row["setting"] for row in (half, longer)] == settings
+    assert half["weights"] == "random"
+    assert 1e-4 < half["error_1"] < 0.3  # bfloat16 keeps 8 bits
+    assert (longer["error_1"], longer["steps"]) == (0, 4)
+    assert longer["error_end"] > 0
+    sizes = [(row["views"], row["pixels"]) for row in tables["sizes"][:4]]
+    assert sizes == [(1, "32 x 32"), (3, "32 x 32"), (6, "32 x 32"), (3, "64 x 64")]
+
+
+def test_a_training_step_is_measured(tmp_path):
+    config = write_family(tmp_path) | {
+        "TASK_TYPE": "train_t2v_entrance", "batch_sizes": {"4": 2}, "frame_lens": [4], "objective": {},
+        "Pretrain": {"type": "pretrain_specific_strategies", "grad_scale": 0.5, "resume_checkpoint": "nowhere.pth"},
+    }  # fmt: skip
+    (row,) = tables_of(tmp_path, config, "train", settings=["precision=bfloat16"])[0]["train"]
+    assert (row["batch"], row["views"], row["weights"]) == (2, 4, "random")
+    assert row["train_ms"] > 0
+
+
+def test_random_weights_are_those_of_float32_in_any_precision(tmp_path):
+    config = write_family(tmp_path) | {"test_model": "nowhere.pth"}
+    path = write_config(tmp_path / "run.yaml", config)
+    full, half = (build_pipeline(load_config(path, [f"precision={name}"])) for name in ("float32", "bfloat16"))
+    for name in ("unet", "autoencoder"):
+        for one, other in zip(getattr(full, name).parameters(), getattr(half, name).parameters(), strict=True):
+            assert torch.equal(one.bfloat16(), other)
+            assert one.abs().max() > 0
+
+
+def test_one_pipeline_is_held(tmp_path):
+    cfg = load_config(write_config(tmp_path / "run.yaml", write_family(tmp_path) | write_head(tmp_path)))
+    bench = Bench(device=torch.device("cpu"))
+    plain = bench.pipeline(cfg)
+    assert bench.pipeline(cfg) is plain
+    assert plain.reconstruction is None
+    assert bench.pipeline(cfg, head=True).reconstruction is not None
+
+
+@pytest.mark.parametrize(("name", "tflop"), [("t2v_infer", 14.67), ("i2vgen_xl_infer", 14.67)])
+def test_the_published_size_is_counted(name, tflop):
+    """Twice 7.336 TFLOP were counted in the original, which computes keys and values of the context for each view."""
+    assert step_flops(load_config(ROOT / "configs" / f"{name}.yaml")) / 1e12 == pytest.approx(tflop, rel=0.02)
+
+
+def test_diffusers_network_has_the_size_of_ours():
+    cfg = load_config(ROOT / "configs" / "t2v_infer.yaml")
+    with torch.device("meta"):
+        sizes = [
+            sum(p.numel() for p in network.parameters()) for network in (diffusers_unet(cfg), MODEL.build(cfg.UNet))
+        ]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+
+
+def test_marks_measure_time():
+    device = torch.device("cpu")
+    marks = Marks(device)
+    for _ in range(3):
+        marks.mark()
+    assert len(marks.intervals_ms()) == 2
+    calls = []
+    assert median_ms(lambda: calls.append(1), device=device, warmup=2, repeats=5) < 1
+    assert len(calls) == 7
+
+
+def test_the_command_measures_the_mini_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    line = ["benchmark.py", "--cfg", "configs/mini/t2v_infer.yaml", "--measure", "step", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*line, "cameras.num_views=1", "sampler.num_steps=3", "device=cpu"])
+    main()
+    printed = capsys.readouterr().out
+    assert "mini/t2v_infer" in printed
+    assert "matrix product of 64, bfloat16" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"measures": ["train"]}, "--measure train needs a training configuration"),
+        ({"repeats": 0}, "--repeats must be at least 1"),
+        ({"settings": ["precision=bfloat61"]}, "precision=bfloat61"),
+        ({"measures": ["step"], "settings": ["precison=float32"]}, "did you mean precision"),
+    ],
+)
+def test_refuses(tmp_path, options, message):
+    path = write_config(tmp_path / "run.yaml", write_family(tmp_path))
+    with pytest.raises(ConfigError, match=message):
+        plan(BenchOptions(cfgs=[str(path)], **options))
