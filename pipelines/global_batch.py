@@ -64,7 +64,7 @@ class GlobalBatch:
         self.size, self.parts, self.seed, self.device = size, parts, seed, device
         self.rank, self.num_processes = process_rank(), num_processes()
         self.generator, self.own = torch.Generator(device), torch.Generator(device)
-        self.begin(0, 0)
+        self._seed_generators(0, 0)
 
     @property
     def total(self) -> int:
@@ -73,11 +73,14 @@ class GlobalBatch:
 
     def begin(self, number: int, part: int) -> None:
         """Seed everything for one part of one step, torch's own generators (which dropout draws from) included."""
+        torch.manual_seed(self._seed_generators(number, part))
+
+    def _seed_generators(self, number: int, part: int) -> int:
         self.number, self.part = number, part
         self.generator.manual_seed(mixed_seed(self.seed, number))
         own = mixed_seed(self.seed, number, part, self.rank)
         self.own.manual_seed(own)
-        torch.manual_seed(own)
+        return own
 
     @property
     def first_row(self) -> int:

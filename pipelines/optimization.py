@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from pipelines.sharding import local
+
 
 def lr_factor(progress: float, step: int, *, warmup_steps: int, decay_mode: str) -> float:
     """What the learning rate is multiplied by.
@@ -37,7 +39,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
 
 
 class MovingAverage:
-    """A moving average of a module's trainable parameters, kept whole in float32.
+    """A moving average of a module's trainable parameters in float32, divided among processes as they are.
 
     Early on the average looks back over few steps only, so that it forgets the random start.
     """
@@ -57,8 +59,8 @@ class MovingAverage:
         """Move towards the present weights."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        present = [parameter.detach().float() for parameter in self._parameters]
-        torch._foreach_lerp_(self._averages, present, 1 - decay)
+        present = [local(parameter.detach()).float() for parameter in self._parameters]
+        torch._foreach_lerp_([local(average) for average in self._averages], present, 1 - decay)
 
     @torch.no_grad()
     def write(self) -> None:

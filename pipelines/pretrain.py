@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from models.weights import load_strict
+from pipelines.sharding import local
 from utils.errors import ConfigError
 from utils.registry import PRETRAIN
 
@@ -63,7 +65,7 @@ class SpatialWeights:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._slowed: list[nn.Parameter] = []
+        self._network: nn.Module | None = None
 
     def apply(self, network: nn.Module) -> int:
         """Load the checkpoint, freeze what is frozen.
@@ -87,11 +89,17 @@ class SpatialWeights:
             for parameter in spatial:
                 parameter.requires_grad_(False)
         elif self.config.grad_scale != 1:
-            self._slowed = spatial
+            self._network = network
         return step or 0
 
     def after_backward(self) -> None:
         """Scale the gradients that the last backward pass left."""
-        grads = [parameter.grad for parameter in self._slowed if parameter.grad is not None]
+        grads = [local(parameter.grad) for parameter in self._slowed if parameter.grad is not None]
         if grads:
             torch._foreach_mul_(grads, self.config.grad_scale)
+
+    @cached_property
+    def _slowed(self) -> list[nn.Parameter]:
+        """Looked up after the first backward pass: dividing a network among processes replaces its parameters."""
+        named = self._network.named_parameters() if self._network else ()
+        return [parameter for name, parameter in named if is_sd_key(name)]

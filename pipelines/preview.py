@@ -10,6 +10,7 @@ from typing import Any
 from pipelines.inputs import slug_of
 from pipelines.views_pipeline import ViewsPipeline
 from utils.images import contact_sheet, save_png, save_video
+from utils.processes import is_main
 from utils.registry import SAMPLERS, VISUAL
 from utils.run_config import RunConfig
 
@@ -53,6 +54,8 @@ class VisualTrainTextImageToVideo:
             return
         pipeline = ViewsPipeline(cfg, sampler=SAMPLERS.build(cfg.sampler, where="sampler"), **parts)
         orbits = pipeline(inputs, guide_scale=self.config.guide_scale)
+        if not is_main():  # of a divided network all processes sample, for its layers to be gathered
+            return
         for text, views_VCHW in zip(inputs, orbits.views_BVCHW, strict=True):
             stem = f"{slug_of(Path(text).stem if of_images else text)}_{step:08d}"
             save_png(folder / f"{stem}.png", contact_sheet(views_VCHW))

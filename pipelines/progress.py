@@ -55,11 +55,21 @@ class ProgressReport:
         done = progress - self.first_progress
         eta = timedelta(seconds=round((now - self.started) * max(0.0, 1 - progress) / done)) if done > 0 else "?"
         shown = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        memory = memory_gb()
+        peaks = "".join(f", {name.replace('_', ' ')} {value:.2f} GB" for name, value in memory.items())
         self.bar.clear()
-        log.info("step %d: %s, lr %.2e, %.0f views/s, ETA %s", step, shown, lr, speed, eta)
-        self.bar.refresh()
+        log.info("step %d: %s, lr %.2e, %.1f views/s%s, ETA %s", step, shown, lr, speed, peaks, eta)
+        self.bar.set_postfix_str(f"{shown}, {speed:.0f} views/s")
         self.sums, self.num_added, self.since = {}, 0, now
-        return {**figures, "lr": lr, "views_per_second": speed}
+        return {**figures, "lr": lr, "views_per_second": speed, **{f"{name}_gb": memory[name] for name in memory}}
+
+
+def memory_gb() -> dict[str, float]:
+    """The most device memory so far, of tensors and with what the allocator keeps; nothing on a CPU."""
+    if not torch.cuda.is_initialized():
+        return {}
+    peaks = {"peak_memory": torch.cuda.max_memory_allocated(), "peak_reserved": torch.cuda.max_memory_reserved()}
+    return {name: value / 1e9 for name, value in peaks.items()}
 
 
 class BadLoss(NamedTuple):

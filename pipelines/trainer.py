@@ -21,6 +21,7 @@ from pipelines.objectives.base import Objective
 from pipelines.optimization import MovingAverage, lr_factor, parameter_groups
 from pipelines.progress import LossWatch, ProgressReport
 from pipelines.resume import clean_up, find_state, settings_of
+from pipelines.sharding import is_sharded, put_together, shard
 from pipelines.training_state import latest, read_state, restore, save_state, saving, snapshot
 from utils.compilation import compile_parts
 from utils.config import save_config
@@ -45,7 +46,8 @@ def train(cfg: RunConfig) -> Path:
     if cfg.TASK_TYPE not in ENGINE.names():
         raise ConfigError(f"TASK_TYPE={cfg.TASK_TYPE} is no training{nearest(cfg.TASK_TYPE, ENGINE.names())}")
     entrance = {"type": entrance_of(cfg), **cfg.objective}
-    ENGINE.resolve(entrance, where="objective")
+    kind = ENGINE.resolve(entrance, where="objective")[0]
+    check_sharding(cfg, kind)
     device = join_processes(cfg)
     state = find_state(cfg, Path(cfg.log_dir))
     with main_first():
@@ -64,6 +66,20 @@ def entrance_of(cfg: RunConfig) -> str:
     """What trains: a generator's entrance tunes the Gaussian head with `UNet.use_lgm_refine`, as in the original."""
     tuning = cfg.TASK_TYPE.replace("train_", "tune_", 1)
     return tuning if cfg.UNet.get("use_lgm_refine") and tuning in ENGINE.names() else cfg.TASK_TYPE
+
+
+def check_sharding(cfg: RunConfig, kind: type[Objective]) -> None:
+    """Refuse `use_fsdp` where it does not go.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if not cfg.use_fsdp:
+        return
+    if not kind.can_be_sharded:
+        raise ConfigError(f"use_fsdp=true divides a UNet, and {entrance_of(cfg)} does not train one alone; set false")
+    if cfg.precision == "float16":
+        raise ConfigError("use_fsdp=true does not go with precision=float16; set precision=bfloat16")
 
 
 class Trainer:
@@ -91,7 +107,10 @@ class Trainer:
         objective.to(objective.device)
         objective.network.train()
         if cfg.compile:
-            compile_parts(objective.parts_to_compile())
+            compile_parts(objective.parts_to_compile(), only_forward=cfg.use_fsdp)
+        if cfg.use_fsdp:
+            shard(objective.network, objective.parts_to_compile())
+        self.sharded = is_sharded(objective.network)
         optimizer = torch.optim.AdamW(
             parameter_groups(objective.network, cfg.weight_decay),
             lr=cfg.lr,
@@ -104,7 +123,9 @@ class Trainer:
             saved = read_state(state)
             restore(saved, objective.network, optimizer, self.average, source=f"resume: {state}")
             self.step, self.num_samples, self.elapsed_s = saved.step, saved.num_samples, saved.elapsed_s
-        self.model, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        # Without `evaluation_mode` accelerate would copy the divided network to every process.
+        self.model = self.accelerator.prepare_model(objective, evaluation_mode=self.sharded)
+        self.optimizer = self.accelerator.prepare(optimizer)
         if state is not None and self.accelerator.scaler and saved.scaler:
             self.accelerator.scaler.load_state_dict(saved.scaler)
         views_per_batch = objective.views_per_step * self.accelerator.num_processes
@@ -198,7 +219,7 @@ class Trainer:
     def save(self) -> None:
         """Write weights and the whole state, unless the weights are spoilt."""
         self._check_losses()
-        if not self.accelerator.is_main_process:
+        if not self.takes_part:
             return
         with saving(self.folder, f"step {self.step}"):
             self.save_checkpoint()
@@ -212,18 +233,28 @@ class Trainer:
                 elapsed_s=self.elapsed_s,
                 settings=settings_of(self.cfg),
             )
-            save_state(self.folder / "state", state, keep=self.cfg.keep_states, every=self.cfg.keep_every)
+            if is_main():
+                save_state(self.folder / "state", state, keep=self.cfg.keep_states, every=self.cfg.keep_every)
+
+    @property
+    def takes_part(self) -> bool:
+        """In what needs all weights: the main process has them, or all have slices."""
+        return self.sharded or is_main()
 
     def save_checkpoint(self) -> None:
         """Write `{stem}_{step}.pth` with the weights to sample with; with a moving average also the trained ones."""
-        content, stem = self.objective.checkpoint_state, self.objective.stem
-        name = f"{stem}_{self.step:08d}.pth"
+        name = f"{self.objective.stem}_{self.step:08d}.pth"
         if self.average:
-            save_published(self.folder / "checkpoints" / f"non_ema_{name}", content(), self.step)
+            self._save_weights(f"non_ema_{name}")
             with self.average.in_place():
-                save_published(self.folder / "checkpoints" / name, content(), self.step)
+                self._save_weights(name)
         else:
-            save_published(self.folder / "checkpoints" / name, content(), self.step)
+            self._save_weights(name)
+
+    def _save_weights(self, name: str) -> None:
+        content = put_together(self.objective.checkpoint_state())
+        if is_main():
+            save_published(self.folder / "checkpoints" / name, content, self.step)
 
     def _finish(self, *, interrupted: bool) -> Path:
         """Save; when training is complete, also finish the network and write the final file."""
@@ -232,22 +263,24 @@ class Trainer:
         final = self.folder / f"{self.objective.stem}.safetensors"
         if interrupted:
             log.info("stopped at step %d; run the same command again to go on", self.step)
-        elif self.accelerator.is_main_process:
+        elif self.takes_part:
             if self.average:
                 self.average.write()
             self.objective.network.eval()
             self.objective.finish()
-            metadata = {"step": self.step, **self.objective.metadata()}
-            with saving(self.folder, final.name):
-                save_safetensors(final, self.objective.final_state(), metadata=metadata)
-            log.info("wrote %s (%.2f MB)", final, final.stat().st_size / 1e6)
+            content = put_together(self.objective.final_state())
+            if is_main():
+                metadata = {"step": self.step, **self.objective.metadata()}
+                with saving(self.folder, final.name):
+                    save_safetensors(final, content, metadata=metadata)
+                log.info("wrote %s (%.2f MB)", final, final.stat().st_size / 1e6)
             self._preview(averaged=False)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return last if interrupted else final
 
     def _preview(self, *, averaged: bool = True) -> None:
-        if not self.accelerator.is_main_process:
+        if not self.takes_part:
             return
         network = self.objective.network.eval()
         # Compiling again for sampling would take longer than the preview.

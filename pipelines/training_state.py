@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from models.weights import check_tensors
 from pipelines.optimization import MovingAverage
+from pipelines.sharding import like, put_together
 from utils.errors import DataError
 from utils.files import atomic_folder, remove_folder, write_json
 
@@ -61,23 +62,24 @@ class TrainingState:
     settings: dict[str, Any]
 
 
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW; each has its parameter's shape
 NUMBERS = ("step", "num_samples", "elapsed_s", "num_averaged", "scaler", "settings")
 
 
 def snapshot(
     network: nn.Module, optimizer: Any, average: MovingAverage | None, *, scaler: Any, **numbers: Any
 ) -> TrainingState:
-    """The state as it is now.
+    """The state as it is now, whole on the main process; of a divided network all processes take it together.
 
     Args:
         scaler: of gradients, or None.
         numbers: step, num_samples, elapsed_s and settings.
     """
     return TrainingState(
-        model=_tensors_of(network),
-        average=average.tensors() if average else {},
+        model=put_together(_tensors_of(network)),
+        average=put_together(average.tensors()) if average else {},
         num_averaged=average.num_updates if average else 0,
-        optimizer=optimizer.state_dict()["state"],
+        optimizer=put_together(optimizer.state_dict()["state"]),
         scaler=scaler.state_dict() if scaler else {},
         **numbers,
     )
@@ -104,13 +106,17 @@ def restore(
     check_tensors(state.model, _tensors_of(network), source=source, owner=type(network).__name__)
     check_tensors(kept, wanted, source=source, owner="the optimizer")
     for name, tensor in _tensors_of(network).items():
-        tensor.copy_(state.model[name])
+        tensor.copy_(like(state.model[name], tensor))
+    moments = {
+        number: {name: like(value, parameters[number]) if name in MOMENTS else value for name, value in entries.items()}
+        for number, entries in state.optimizer.items()
+    }
     # its settings are those of this run
-    optimizer.load_state_dict({"state": state.optimizer, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     if average:
         check_tensors(state.average, average.tensors(), source=source, owner="the moving average")
         for name, tensor in average.tensors().items():
-            tensor.copy_(state.average[name])
+            tensor.copy_(like(state.average[name], tensor))
         average.num_updates = state.num_averaged
 
 

@@ -11,8 +11,15 @@ from torch import nn
 NUM_SHAPES = 64
 
 
-def compile_parts(parts: Iterable[nn.Module]) -> None:
-    """Compile each module by itself, in place. Static shapes: a dynamic one has failed to compile in torch 2.10."""
+def compile_parts(parts: Iterable[nn.Module], *, only_forward: bool = False) -> None:
+    """Compile each module by itself, in place. Static shapes: a dynamic one has failed to compile in torch 2.10.
+
+    Args:
+        only_forward: leave the module's hooks out, those that FSDP adds later too.
+    """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, NUM_SHAPES)
     for part in parts:
-        part.compile(dynamic=False)
+        if only_forward:
+            part.forward = torch.compile(part.forward, dynamic=False)
+        else:
+            part.compile(dynamic=False)

@@ -49,7 +49,6 @@ RETIRED_KEYS = {
     "misc_size": "no depth condition",
     "depth_std": "no depth condition",
     "img_dataset": "training on images beside orbits is not part of this version",
-    "use_fsdp": "every process holds the whole model",
     "sample_fps": "orbits have no frame rate",
     "scale": "the autoencoder knows its reduction",
     "scale_factor": "the autoencoder owns it",
@@ -204,6 +203,7 @@ class RunConfig:
     use_ema: bool = False
     ema_decay: float = 0.9999
     num_processes: int = 0
+    use_fsdp: bool = False
     grad_accumulation: int = 1
     max_bad_samples: int = 10
     resume: str = "auto"

@@ -27,6 +27,7 @@ class Objective(nn.Module):
     Attributes:
         stem: begins the names of weight files.
         network: what trains and what is saved.
+        can_be_sharded: whether `use_fsdp` may divide the network: forward passes call it as a whole.
         reaches_all: whether every trainable parameter has a part in the loss.
         share: which rows of the global batch this process has, and random numbers for them.
         generator: draws for this process alone, on the device.
@@ -35,6 +36,7 @@ class Objective(nn.Module):
     stem: str
     network: nn.Module
     reaches_all = True
+    can_be_sharded = False
 
     def __init__(self, cfg: RunConfig, *, device: torch.device, num_views: int) -> None:
         super().__init__()

@@ -65,6 +65,7 @@ class OrbitDenoising(Objective):
     """
 
     stem = "t2v"
+    can_be_sharded = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(KnownViewOptions):

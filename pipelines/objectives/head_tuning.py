@@ -88,6 +88,7 @@ class HeadTuning(OrbitDenoising):
     """
 
     stem = "t2v"
+    can_be_sharded = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LossConfig, OrbitDenoising.Config):

@@ -1,0 +1,77 @@
+"""One network divided among the processes that train it: FSDP2, chosen by `use_fsdp`.
+
+Each process keeps a slice of every parameter, of its gradient, of what the optimizer keeps of it and of its moving
+average; a block's weights are whole only while it works. Files hold whole tensors, so a training can go on with or
+without division, on any number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from utils.processes import is_main, num_processes
+
+
+def shard(network: nn.Module, blocks: Iterable[nn.Module]) -> None:
+    """Divide a network among all processes, in place; one process keeps it whole.
+
+    Parameters are new objects then: whoever holds the old ones (an optimizer, an average) is to be made afterwards.
+
+    Args:
+        network: is called as a whole; on its device. What the main process has counts.
+        blocks: parts of it whose weights are gathered together, each called by itself.
+    """
+    if num_processes() == 1:
+        return
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.data = parameter.data.contiguous()  # FSDP takes no other memory format
+            distributed.broadcast(parameter.data, src=0)
+        for buffer in network.buffers():
+            distributed.broadcast(buffer, src=0)
+    mesh = init_device_mesh(next(network.parameters()).device.type, (num_processes(),))
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    # The rest of the network too gives its memory back between the passes: files and averages read slices then.
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Whether the network is divided."""
+    return any(isinstance(parameter, DTensor) for parameter in network.parameters())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's slice; of a tensor that is not divided, the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def put_together(content: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Replace divided tensors in a dict (of dicts) by whole ones on the CPU.
+
+    All processes call it with the same keys in the same order; only the main one keeps what comes out.
+    """
+    whole = {key: _whole(value) for key, value in content.items()}
+    return whole if is_main() else {}
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, DTensor):
+        gathered = value.full_tensor()
+        return gathered.cpu() if is_main() else None
+    return put_together(value) if isinstance(value, Mapping) else value
+
+
+def like(whole: Tensor, target: Tensor) -> Tensor:
+    """A whole tensor, the same on all processes, placed and divided as `target` is."""
+    whole = whole.to(target.device)
+    if not isinstance(target, DTensor):
+        return whole
+    return distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
