@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from models.fused_autoencoder import FusedCoder
 from models.weights import load_strict
 from utils.errors import ConfigError
 from utils.registry import AUTO_ENCODER
@@ -75,6 +76,9 @@ class AutoencoderKL(nn.Module):
     """Images to latents and back; the one owner of the latents' scale.
 
     `state_dict` and `load_state_dict` speak the published names (latent-diffusion layout).
+
+    Attributes:
+        fused: without gradients, run the networks as models.fused_autoencoder arranges them.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,7 @@ class AutoencoderKL(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.fused = False
         self.scale_factor = config.scale_factor
         self.reduction = 2 ** (len(config.ddconfig.ch_mult) - 1)
         self.latent_channels = config.embed_dim
@@ -123,10 +128,16 @@ class AutoencoderKL(nn.Module):
         Returns:
             A distribution with `.mean`, `.logvar` (clamped to [-30, 20]), `.sample(generator)` and `.mode()`, unscaled.
         """
+        if self.fused and not torch.is_grad_enabled():
+            from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+            return DiagonalGaussianDistribution(FusedCoder(self.network).encode(image_B3HW))
         return self.network.encode(image_B3HW, return_dict=False)[0]
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         """Images, about [-1, 1], of unscaled latents."""
+        if self.fused and not torch.is_grad_enabled():
+            return FusedCoder(self.network).decode(latent_BCHW)
         return self.network.decode(latent_BCHW, return_dict=False)[0]
 
     def encode_views(

@@ -6,6 +6,7 @@ other. So channels-last images, tokens and matrices are the same memory, and not
 
 from __future__ import annotations
 
+import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +21,7 @@ NUM_GROUPS = 32
 
 def operations(device: torch.device, dtype: torch.dtype) -> ModuleType | Any:
     """The kernels where they run, in half precision on a CUDA device with Triton; this module elsewhere."""
-    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and has_triton():
+    if has_kernels(device, dtype):
         from models import triton_kernels
 
         return triton_kernels
@@ -29,13 +30,11 @@ def operations(device: torch.device, dtype: torch.dtype) -> ModuleType | Any:
     return models.fused_ops
 
 
-def has_triton() -> bool:
-    """Whether Triton is installed; it comes with PyTorch for Linux and CUDA."""
-    try:
-        import triton  # noqa: F401
-    except ImportError:
+def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels run there; Triton comes with PyTorch for Linux and CUDA."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
-    return True
+    return importlib.util.find_spec("triton") is not None
 
 
 def group_norm(

@@ -11,6 +11,7 @@ tokens, E embedding.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +22,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from models.attention import Attention, SpatialTransformer, TemporalTransformer, attention
-from models.blocks import Downsample, ResBlock, TemporalConvBlock, Upsample, sinusoidal_embedding
+from models.blocks import Downsample, ResBlock, Upsample, sinusoidal_embedding
 from models.fused_rows import Rows
 from models.image_condition import concat_condition
 from models.unet import OrbitUNet
+
+NUM_PREPARED = 8  # sets of conditions that are kept: both branches of guidance, and several known views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +181,7 @@ class FusedUNet:
     def __init__(self, unet: OrbitUNet, *, graph: bool = False) -> None:
         self.unet, self.dtype, self.graph = unet, next(unet.parameters()).dtype, graph
         self._graphs: dict[Any, _Graph] = {}
-        self._prepared: tuple[tuple[Tensor | None, ...], Prepared] | None = None
+        self._prepared: deque[tuple[tuple[Tensor | None, ...], Prepared]] = deque(maxlen=NUM_PREPARED)
         self._first = 0
         self._blocks: list[ResBlock] = []
         with torch.no_grad():
@@ -236,9 +239,12 @@ class FusedUNet:
         return self._graphs[key](x, t, prepared)
 
     def _prepare(self, *conditions: Tensor | None, num_views: int) -> Prepared:
-        if self._prepared is None or any(a is not b for a, b in zip(self._prepared[0], conditions, strict=True)):
-            self._prepared = conditions, self._prepare_anew(*conditions, num_views=num_views)
-        return self._prepared[1]
+        for known, prepared in self._prepared:
+            if all(a is b for a, b in zip(known, conditions, strict=True)):
+                return prepared
+        prepared = self._prepare_anew(*conditions, num_views=num_views)
+        self._prepared.append((conditions, prepared))
+        return prepared
 
     def _prepare_anew(
         self,

@@ -196,17 +196,17 @@ def add(x_RC: Tensor, y_RC: Tensor, bias_C: Tensor) -> Tensor:
 
 
 @triton.jit
-def _gate_kernel(x, bias, out, R, I, BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr):
+def _gate_kernel(x, bias, out, R, inner, BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr):
     rows = (tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
     columns = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
-    inside = columns < I
+    inside = columns < inner
     mask = (rows < R)[:, None] & inside[None, :]
-    at = x + rows[:, None] * (2 * I) + columns[None, :]
-    value, gate = tl.load(at, mask=mask).to(tl.float32), tl.load(at + I, mask=mask).to(tl.float32)
+    at = x + rows[:, None] * (2 * inner) + columns[None, :]
+    value, gate = tl.load(at, mask=mask).to(tl.float32), tl.load(at + inner, mask=mask).to(tl.float32)
     value += tl.load(bias + columns, mask=inside).to(tl.float32)[None, :]
-    gate += tl.load(bias + I + columns, mask=inside).to(tl.float32)[None, :]
+    gate += tl.load(bias + inner + columns, mask=inside).to(tl.float32)[None, :]
     gate = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
-    tl.store(out + rows[:, None] * I + columns[None, :], (value * gate).to(out.dtype.element_ty), mask=mask)
+    tl.store(out + rows[:, None] * inner + columns[None, :], (value * gate).to(out.dtype.element_ty), mask=mask)
 
 
 def gate(x_R2I: Tensor, bias_2I: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from models.autoencoder import AutoencoderKL
 from models.diffusion import DiffusionDDIM
+from models.fused_ops import has_kernels
+from models.fused_unet import FusedUNet
 from models.gaussians import Gaussians
 from models.weights import save_safetensors
 from pipelines.conditioner import CallFrame, Conditions, ImageConditioner, OrbitInput, conditioner_for
@@ -107,6 +109,19 @@ class ViewsPipeline:
         self.unet, self.autoencoder = unet, autoencoder
         self.diffusion, self.sampler = diffusion, sampler
         self.conditioner = conditioner_for(cfg, unet, embedder=embedder, autoencoder=autoencoder)
+        self._fused: FusedUNet | None = None
+        parameter = next(unet.parameters())
+        self.fuses = cfg.fused and not cfg.compile and has_kernels(parameter.device, parameter.dtype)
+        autoencoder.fused = self.fuses
+
+    @property
+    def network(self) -> nn.Module | FusedUNet:
+        """What samples: the UNet, or the same arranged for speed."""
+        if not self.fuses:
+            return self.unet
+        if self._fused is None:
+            self._fused = FusedUNet(self.unet, graph=True)
+        return self._fused
 
     @classmethod
     def from_config(cls, cfg: RunConfig) -> ViewsPipeline:
@@ -337,8 +352,10 @@ class ViewsPipeline:
     def _network(self, given: dict[int, Conditions], frame: CallFrame) -> Callable[..., Tensor]:
         """The UNet in its dtype; several given views on an even circle are asked in turn, unless `ask_from=input`."""
 
+        unet = self.network
+
         def network(x: Tensor, t: Tensor, **arguments: Tensor) -> Tensor:
-            return self.unet(x.to(frame.dtype), t, **arguments)
+            return unet(x.to(frame.dtype), t, **arguments)
 
         if len(given) == 1 or self.cfg.ask_from == "input":
             return network

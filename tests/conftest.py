@@ -26,6 +26,15 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def fresh_accelerate(request):
+    """On a GPU, accelerate keeps the precision of the first training in a process."""
+    if "gpu" in request.keywords:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also the long form of tests that have one")
     parser.addoption("--kills", type=int, default=2, help="how often tests/pipelines/test_kill_storm.py kills")

@@ -94,9 +94,9 @@ def test_the_head_trains_in_bfloat16(tmp_path, objective):
     cfg = tuning(tmp_path, TASK_TYPE=objective, **steps)
     options = {"p_autoencoded": 1.0} if objective == "train_head_entrance" else {}
     task = ENGINE.build({"type": objective, **cfg.objective, **options}, cfg=cfg, device=torch.device("cuda"))
-    before = [parameter.clone() for parameter in task.network.parameters() if parameter.requires_grad]
+    before = [parameter.detach().cpu().clone() for parameter in task.network.parameters() if parameter.requires_grad]
     Trainer(cfg, task, folder=tmp_path / "run").run()
-    after = [parameter for parameter in task.network.parameters() if parameter.requires_grad]
+    after = [parameter.detach().cpu() for parameter in task.network.parameters() if parameter.requires_grad]
     assert all(bool(parameter.isfinite().all()) for parameter in after)
     assert any(not torch.equal(*pair) for pair in zip(before, after, strict=True))
 

@@ -140,6 +140,7 @@ class RunConfig:
     channels_last: bool = True
     rasterizer: str = "auto"
     compile: bool = False
+    fused: bool = True
 
     # The parts, each built by its registry.
     UNet: dict[str, Any] = section("MODEL")

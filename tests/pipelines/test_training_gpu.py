@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from pipelines.trainer import train
 from pipelines.training_state import latest, read_state
@@ -25,8 +24,7 @@ T2V = {"TASK_TYPE": "train_t2v_entrance", "device": "cuda", "decay_mode": "const
 @pytest.fixture
 def folder(tmp_path):
     write_orbits(tmp_path / "orbits", copies=2)
-    yield tmp_path
-    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the precision of the first run
+    return tmp_path
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
