@@ -67,6 +67,10 @@ class Gaussians:
         """One scene of the batch, as a batch of one, detached and in float32: what files are made from."""
         return self._each(lambda values: values[index : index + 1].detach().float())
 
+    def scenes(self, pick: slice) -> Gaussians:
+        """Some scenes of the batch."""
+        return self._each(lambda values: values[pick])
+
     def to(self, device: torch.device | str) -> Gaussians:
         """The same on a device."""
         return self._each(lambda values: values.to(device))

@@ -10,9 +10,10 @@ Letters: B objects, V views, C channels, H W pixels, P points.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -135,15 +136,11 @@ def measure(
     c2w_BV44 = torch.stack([orbit.c2w_V44 for orbit in orbits]).to(device)
     fov_deg, background = orbits[0].fov_deg, orbits[0].background
     size = tuple(views_BVCHW.shape[-2:])
-    fitted, renders, surfaces = [], [], []
-    for half in (0, 1):
-        shots = Shots(
-            views_BVCHW=views_BVCHW[:, half::2], c2w_BV44=c2w_BV44[:, half::2], fov_deg=fov_deg, background=background
-        )
-        gaussians = fit(shots, options, on_step=on_step)
+    shots = Shots(views_BVCHW=views_BVCHW, c2w_BV44=c2w_BV44, fov_deg=fov_deg, background=background)
+    renders, surfaces = [], []
+    for gaussians in fit_halves(shots, options, on_step=on_step):
         with torch.no_grad():
             colors, _ = render_scenes(gaussians, c2w_BV44, fov_deg=fov_deg, size=size, background=background)
-        fitted.append(gaussians)
         renders.append(colors.clamp(0, 1))
         surfaces.append(surface_points(gaussians, c2w_BV44, fov_deg=fov_deg, size=size, seed=options.seed))
     even_BVCHW, odd_BVCHW = renders
@@ -158,6 +155,30 @@ def measure(
         )
         for index in range(len(orbits))
     ]
+
+
+def fit_halves(shots: Shots, options: FitOptions, *, on_step: Callable[[], object] | None = None) -> list[Gaussians]:
+    """Gaussians of the even views and of the odd ones; as one batch where both halves have as many views.
+
+    Scenes of a batch do not influence each other, and a GPU takes hardly longer for twice as many.
+
+    Args:
+        on_step: called after every step, once for each half.
+    """
+    B = len(shots.views_BVCHW)
+    views, cameras = ([values[:, half::2] for half in (0, 1)] for values in (shots.views_BVCHW, shots.c2w_BV44))
+
+    def fitted(views_BVCHW: Tensor, c2w_BV44: Tensor) -> Gaussians:
+        def step() -> None:
+            for _ in range(len(views_BVCHW) // B if on_step else 0):
+                on_step()
+
+        return fit(dataclasses.replace(shots, views_BVCHW=views_BVCHW, c2w_BV44=c2w_BV44), options, on_step=step)
+
+    if shots.views_BVCHW.shape[1] % 2:
+        return [fitted(*half) for half in zip(views, cameras, strict=True)]
+    both = fitted(torch.cat(views), torch.cat(cameras))
+    return [both.scenes(slice(0, B)), both.scenes(slice(B, None))]
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.classifier import ViewClassifier
 from pipelines.evaluation.held_out import open_held_out
-from pipelines.evaluation.samples import read_views, sample_folders
+from pipelines.evaluation.samples import read_views, sample_folders, views_folders
 from pipelines.loading import pick_device
 from pipelines.visual import RESULT_FILE
 from utils.errors import DataError
@@ -162,11 +162,16 @@ def evaluate_recognition(
     if not objects:
         raise DataError(f"--runs {runs}: no sample is of a prompt of {held_out}; leave --runs out to sample them")
     true = labels_of(network, [one.attributes for one in objects])
-    generated = recognise(network, (read_views(samples[one.prompt] / "views") for one in objects))
     rendered = recognise(network, (dataset[one.number]["views_VCHW"] for one in objects))
+    found = {}
+    for name in sorted(set.intersection(*[set(views_folders(samples[one.prompt])) for one in objects])):
+        found[name] = recognise(network, (read_views(samples[one.prompt] / name) for one in objects))
+    generated = found["views"]
+    rates = {name: recognition_table(generated=value, rendered=rendered, true=true) for name, value in found.items()}
     result = {
         "num_prompts": len(objects),
-        "rates": recognition_table(generated=generated, rendered=rendered, true=true),
+        "rates": rates.pop("views"),
+        "rates_of_other_results": rates,
         "samples": [
             {"prompt": one.prompt, "kind": network.kinds[kind], "color": network.colors[color]}
             for one, kind, color in zip(objects, generated.kind.tolist(), generated.color.tolist(), strict=True)
@@ -182,7 +187,9 @@ def recognition_text(result: dict[str, Any]) -> str:
         f"{result['num_prompts']} held-out prompts",
         f"{'':8}{'generated':>11}{'ceiling':>9}{'floor':>8}{'of ceiling':>12}",
     ]
-    for name, rates in result["rates"].items():
-        cells = f"{rates['generated']:>11.1%}{rates['ceiling']:>9.1%}{rates['floor']:>8.1%}{rates['of_ceiling']:>12.1%}"
-        lines.append(f"{name:8}{cells}")
+    for views, table in {"": result["rates"], **result["rates_of_other_results"]}.items():
+        lines += [f"{views}:"] if views else []
+        for name, rates in table.items():
+            cells = f"{rates['generated']:>11.1%}{rates['ceiling']:>9.1%}{rates['floor']:>8.1%}"
+            lines.append(f"{name:8}{cells}{rates['of_ceiling']:>12.1%}")
     return "\n".join(lines)

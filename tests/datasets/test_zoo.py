@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from datasets.zoo import COLORS, KINDS, is_held_out, sample_object
+from datasets.zoo import COLORS, KINDS, is_held_out, redraw, sample_object
 from datasets.zoo.kinds import MAX_RADIUS
 from datasets.zoo.sample import write_caption
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -94,6 +94,13 @@ def test_captions():
     first_form = np.mean([" with a" in c or " with " in c for c in captions])
     assert first_form > 0.6
     assert len(KINDS) >= 24
+
+
+def test_attributes_lead_back_to_the_object():
+    drawn = sample_object(41, "held_out")
+    assert np.array_equal(redraw(drawn.attributes()).mesh.points_F33, drawn.mesh.points_F33)
+    with pytest.raises(DataError, match="seed 41 is no longer the mug"):
+        redraw({**drawn.attributes(), "kind": "mug"})
 
 
 def test_unknown_kind_and_split_are_refused():

@@ -5,7 +5,7 @@ import pytest
 import trimesh
 
 from datasets.mesh_scene import RenderMesh
-from pipelines.mesh_metrics import sample_surface, surface_distance
+from pipelines.mesh_metrics import is_outer, sample_surface, surface_distance
 from utils.errors import DataError
 
 
@@ -72,6 +72,23 @@ def test_samples_are_uniform_by_area():
     samples = sample_surface(mesh, num_points=20_000, seed=0)
     assert (samples[:, 2] > 2.5).mean() == pytest.approx(0.75, abs=0.01)
     np.testing.assert_allclose(samples[samples[:, 2] > 2.5].mean(axis=0), [1, 1 / 3, 5], atol=0.02)
+
+
+def test_what_nobody_can_see_is_left_out():
+    """A ball inside a closed one, and another that is half sunk into it."""
+    shell, hidden = trimesh.creation.icosphere(radius=0.5), trimesh.creation.icosphere(radius=0.3)
+    sunk = trimesh.creation.icosphere(radius=0.2).apply_translation([0.5, 0, 0])
+    mesh = as_mesh(trimesh.util.concatenate([shell, hidden, sunk]))
+    points = np.array([[0, 0, 0.5], [0, 0, 0.3], [0.7, 0, 0], [0.3, 0, 0]]) * 0.99  # facets lie inside the spheres
+    assert is_outer(mesh, points + 0.01 * np.array([[0, 0, 1], [0, 0, 1], [1, 0, 0], [-1, 0, 0]])).tolist() == [
+        True, False, True, False
+    ]  # fmt: skip
+    whole = surface_distance(as_mesh(shell), as_mesh(trimesh.util.concatenate([shell, hidden])), num_points=5000)
+    outer = surface_distance(
+        as_mesh(shell), as_mesh(trimesh.util.concatenate([shell, hidden])), num_points=5000, outer=True
+    )
+    assert whole.completeness > 0.04
+    assert outer.completeness == pytest.approx(outer.floor, rel=0.1)
 
 
 def test_a_mesh_without_area_is_refused():

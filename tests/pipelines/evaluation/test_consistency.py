@@ -18,6 +18,7 @@ from pipelines.evaluation.consistency import (
     chamfer,
     consistency_table,
     evaluate_consistency,
+    fit_halves,
     measure,
     one_sheet,
     row_figures,
@@ -89,6 +90,23 @@ def test_scenes_of_a_batch_do_not_influence_each_other(things):
     alone = fit(shots(things[1][0]), options)
     torch.testing.assert_close(both.means_BN3[1:], alone.means_BN3, atol=1e-4, rtol=0)
     torch.testing.assert_close(both.colors_BN3[1:], alone.colors_BN3, atol=1e-3, rtol=0)
+
+
+def test_halves_are_fitted_as_they_would_be_alone(things):
+    options = dataclasses.replace(FIT, num_steps=5)
+    whole, steps = shots(things[0][0], things[1][0]), []
+    for num_views in (len(C2W), len(C2W) - 1):  # as one batch, and one by one
+        some = dataclasses.replace(
+            whole, views_BVCHW=whole.views_BVCHW[:, :num_views], c2w_BV44=whole.c2w_BV44[:, :num_views]
+        )
+        steps.clear()
+        halves = fit_halves(some, options, on_step=lambda: steps.append(1))
+        assert len(steps) == 2 * options.num_steps
+        for half, found in enumerate(halves):
+            given = {"views_BVCHW": some.views_BVCHW[:, half::2], "c2w_BV44": some.c2w_BV44[:, half::2]}
+            alone = fit(dataclasses.replace(some, **given), options)
+            torch.testing.assert_close(found.means_BN3, alone.means_BN3, atol=1e-4, rtol=0)
+            torch.testing.assert_close(found.colors_BN3, alone.colors_BN3, atol=1e-3, rtol=0)
 
 
 def test_points_start_inside_the_visual_hull(things):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -83,6 +84,12 @@ def test_sampling_and_measuring_end_to_end(tmp_path):
     again = evaluate_recognition(cfg, **options, runs=tmp_path / "out" / "runs", num_objects=10)
     assert again["rates"] == result["rates"]
     assert "3 held-out prompts" in recognition_text(again)
+    assert again["rates_of_other_results"] == {}
+    for sample in (tmp_path / "out" / "runs").glob("*/views"):
+        shutil.copytree(sample, sample.with_name("views_gs"))
+    both = evaluate_recognition(cfg, **options, runs=tmp_path / "out" / "runs", num_objects=10)
+    assert both["rates_of_other_results"] == {"views_gs": result["rates"]}
+    assert "\nviews_gs:\nkind " in recognition_text(both)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no samples"):
         evaluate_recognition(cfg, **options, runs=tmp_path / "empty", num_objects=3)
