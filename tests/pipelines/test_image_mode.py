@@ -14,6 +14,7 @@ from PIL import Image
 import datasets
 import pipelines
 from pipelines.conditioner import CallFrame, Conditions
+from pipelines.denoising import Denoising
 from pipelines.guidance import ClassifierFreeGuidance
 from pipelines.known_views import KnownViews, view_at
 from pipelines.views_pipeline import ViewsPipeline
@@ -129,16 +130,16 @@ def test_known_views_stay_on_their_trajectory():
         return torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
 
     conditions = Conditions({"y": torch.ones(2)}, {"y": torch.zeros(2)})
+    run = Denoising(
+        network=network,
+        conditions=conditions,
+        diffusion=diffusion,
+        guidance=ClassifierFreeGuidance(scale=3.0),
+        known_views=KnownViews(views=(0, 3), latents_BCKHW=known),
+    )
     for name in ("DDIM", "DPMSolver++", "UniPC"):
         seen.clear()
-        result = SAMPLERS.build({"type": name, "num_steps": 5, "spacing": "trailing"})(
-            network,
-            noise,
-            conditions,
-            diffusion=diffusion,
-            guidance=ClassifierFreeGuidance(scale=3.0),
-            known_views=KnownViews(views=(0, 3), latents_BCKHW=known),
-        )
+        result = SAMPLERS.build({"type": name, "num_steps": 5, "spacing": "trailing"})(noise, run)
         for t, x_t in seen:
             expected = diffusion.add_noise(known, noise[:, :, [0, 3]], torch.tensor([t, t]))
             # the multistep solvers begin a hair below pure noise: 2e-4 of the signal, at most 0.001 here
@@ -168,18 +169,17 @@ def test_clean_views_are_seen_without_noise_and_come_out_exactly(refined):
             torch.testing.assert_close(x0[:, :, [0, 3]], known, atol=0, rtol=0)
             return x0 * 0.5
 
-    given = {
-        "diffusion": diffusion,
-        "guidance": ClassifierFreeGuidance(scale=3.0),
-        "known_views": KnownViews(views=(0, 3), latents_BCKHW=known, clean=True),
-    }
-    conditions = Conditions({"y": torch.ones(2)}, {"y": torch.zeros(2)})
+    run = Denoising(
+        network=network,
+        conditions=Conditions({"y": torch.ones(2)}, {"y": torch.zeros(2)}),
+        diffusion=diffusion,
+        guidance=ClassifierFreeGuidance(scale=3.0),
+        refiner=Refiner() if refined else None,
+        known_views=KnownViews(views=(0, 3), latents_BCKHW=known, clean=True),
+    )
     for name in ("DDIM", "DPMSolver++"):
         sampler = SAMPLERS.build({"type": name, "num_steps": 5, "spacing": "trailing"})
-        results = [sampler(network, noise, conditions, **given)]
-        if refined:
-            results = sampler.both(network, noise, conditions, refiner=Refiner(), **given)
-        for result in results:
+        for result in sampler.both(noise, run) if refined else [sampler(noise, run)]:
             assert torch.equal(result[:, :, [0, 3]], known)
             assert (result[:, :, 1] - known[:, :, 0]).abs().max() > 0.5
     assert all(torch.equal(x[:2, :, [0, 3]], known) and torch.equal(x[2:, :, [0, 3]], known) for x in seen)
