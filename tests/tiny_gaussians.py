@@ -47,6 +47,18 @@ def ball(num: int = 1500, *, radius: float = 0.4, center: tuple[float, float, fl
     )
 
 
+def fog(num: int = 3000, *, radius: float = 0.35, size: float = 0.02, opacity: float = 0.4) -> Gaussians:
+    """A ball filled with round Gaussians that let light through, as a head's do."""
+    share_N = (torch.arange(num, dtype=torch.float64) * (math.sqrt(5) - 1) / 2) % 1
+    return Gaussians(
+        means_BN3=(radius * share_N[:, None] ** (1 / 3) * directions(num)).float()[None],
+        opacities_BN1=torch.full((1, num, 1), opacity),
+        scales_BN3=torch.full((1, num, 3), size),
+        quats_BN4=torch.tensor([1.0, 0, 0, 0]).expand(1, num, 4).clone(),
+        colors_BN3=torch.full((1, num, 3), 0.5),
+    )
+
+
 def join(*parts: Gaussians) -> Gaussians:
     """One scene of all Gaussians."""
     names = ("means_BN3", "opacities_BN1", "scales_BN3", "quats_BN4", "colors_BN3")

@@ -142,11 +142,12 @@ def test_joint_tuning_moves_the_generator_through_the_decoder(folder):
     assert set(read_weights(final, option="test").head) == set(tuned.head)
 
 
-def test_image_models_tune_too(folder):
+def image_tuning(folder, *overrides):
     family = write_image_family(folder)
     unet = {**family["UNet"], "use_lgm_refine": True}
-    cfg = tuning(
+    return tuning(
         folder,
+        *overrides,
         TASK_TYPE="train_i2v_entrance",
         UNet=unet,
         test_model=family["test_model"],
@@ -154,8 +155,24 @@ def test_image_models_tune_too(folder):
         vid_dataset={**config(folder)["vid_dataset"], "random_start_view": True, "empty_captions": True},
         num_steps=2,
     )
+
+
+def test_image_models_tune_too(folder):
+    cfg = image_tuning(folder)
     assert entrance_of(cfg) == "tune_i2v_entrance"
     assert read_weights(train(cfg), option="test").step == 2
+
+
+def test_the_head_is_tuned_on_known_views_as_they_are(folder):
+    cfg = image_tuning(folder, "objective.p_known=1", "objective.max_known=1", "auto_encoder.posterior=mode")
+    task = ENGINE.build({"type": entrance_of(cfg), **cfg.objective}, cfg=cfg, device=torch.device("cpu"))
+    given = next(task.batches()).generator
+    views_BI = torch.tensor([[0, 2, 4, 6]] * 2)
+    with torch.no_grad():
+        predicted_BICHW = task.predicted_views(given, torch.full((2,), 900), views_BI)
+        true_BICHW = task.autoencoder.decode_views(given.latents_BCVHW[:, :, ::2]).float()
+    torch.testing.assert_close(predicted_BICHW[:, 0], true_BICHW[:, 0], atol=1e-4, rtol=0)
+    assert (predicted_BICHW[:, 1:] - true_BICHW[:, 1:]).abs().max() > 0.01
 
 
 def test_tuning_reads_files_and_compares_with_the_views_as_stored(folder):

@@ -17,7 +17,7 @@ from pipelines.mesh_file import UNLIT, write_glb
 from pipelines.object_views import look_around, sphere_cameras, without_floaters
 from pipelines.surface import Volume, clean, close_gaps, extract_surface, triangulate
 from pipelines.texture import cover_texels
-from tests.tiny_gaussians import SMALL_OPTIONS, ball, direction_colors, join, transparent
+from tests.tiny_gaussians import SMALL_OPTIONS, ball, direction_colors, fog, join, transparent
 from utils.errors import DataError
 
 RADIUS, CENTER = 0.4, (0.05, -0.1, 0.02)
@@ -46,6 +46,12 @@ def test_a_ball_of_gaussians_becomes_a_closed_ball():
     distances_N = np.linalg.norm(surface.points_N3 - np.array(CENTER), axis=1)
     assert np.abs(distances_N - RADIUS).max() < 0.03
     assert abs(np.median(distances_N) - RADIUS) < 0.015
+
+
+def test_a_ball_of_fog_comes_out_nearly_as_large_as_it_looks():
+    """The mean of the centres that a pixel shows lies 0.04 behind the ball's outline, at 0.333."""
+    surface = surface_of(fog())
+    assert 0.30 < np.median(np.linalg.norm(surface.points_N3, axis=1)) < 0.335
 
 
 def test_what_no_camera_sees_is_closed():

@@ -10,7 +10,7 @@ import pytest
 from pipelines.evaluation.held_out import TrueOrbits
 from pipelines.evaluation.samples import write_sample
 from tests.conftest import ROOT
-from tests.tiny import write_config, write_image_family
+from tests.tiny import write_config, write_family, write_head, write_image_family
 from tests.tiny_orbits import write_turning_orbits
 from tools.evaluate import main
 from utils.config import load_config
@@ -51,6 +51,8 @@ def test_samples_are_tested_for_consistency_and_mistakes_are_named(tmp_path, mon
     table = measure(*consistency, "--runs", "run", "seed=3")
     assert all(name in table for name in ("run ", "true views (ceiling)", "mixed (floor)", "Chamfer"))
     assert (tmp_path / "out" / "consistency.json").is_file()
+    write_config(tmp_path / "head.yaml", write_family(tmp_path) | write_head(tmp_path))
+    assert "unseen cameras (4 views)" in measure("--measure", "head", "--cfg", "head.yaml", "assets.glb=false")
     for options, message in (
         (consistency, "--measure consistency needs --runs FOLDER"),
         (("--runs", "run"), "--runs: an image model is sampled from the true views here"),
