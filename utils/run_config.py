@@ -138,6 +138,7 @@ class RunConfig:
     channels_last: bool = True
     rasterizer: str = "auto"
     compile: bool = False
+    low_memory: bool = False
 
     # The parts, each built by its registry.
     UNet: dict[str, Any] = section("MODEL")
