@@ -68,6 +68,7 @@ class Bench:
 
     Attributes:
         device: of all of them.
+        out: folder of the tables, and of pictures beside them.
         repeats: calls that a median is taken of, at most.
         num_samples: inputs of the configuration's list that solvers are compared on.
         ceilings: matrix products of each precision in TFLOP/s; see pipelines.benchmark.ceiling.
@@ -75,6 +76,7 @@ class Bench:
     """
 
     device: torch.device
+    out: Path
     repeats: int = 10
     num_samples: int = 4
     ceilings: dict[str, float] = field(default_factory=dict)
