@@ -5,6 +5,7 @@ Letters: B batch, V views, C channels, H W pixels or latent pixels.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -113,7 +114,8 @@ class AutoencoderKL(nn.Module):
         self.scale_factor = config.scale_factor
         self.reduction = 2 ** (len(config.ddconfig.ch_mult) - 1)
         self.latent_channels = config.embed_dim
-        self.network = build_network(config.ddconfig, embed_dim=config.embed_dim)
+        with torch.device("meta") if config.pretrained else contextlib.nullcontext():
+            self.network = build_network(config.ddconfig, embed_dim=config.embed_dim)
         self.register_state_dict_post_hook(_publish_names)
         self.register_load_state_dict_pre_hook(_accept_names)
         if config.pretrained:

@@ -207,7 +207,6 @@ def _build_clip(sizes: dict[str, Any], *, pretrained: str | None) -> open_clip.C
             model = open_clip.CLIP(**sizes)
     except TypeError as err:
         raise ConfigError(f"embedder.model_cfg does not describe an open_clip model: {err}") from err
-    model = model.to_empty(device="cpu")
     length = model.context_length
     model.attn_mask = torch.full((length, length), float("-inf")).triu_(1)  # causal; not part of weight files
     load_state(model, state, source=f"embedder.pretrained={pretrained}")

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +24,8 @@ from utils.errors import DataError
 from utils.files import atomic_path
 
 log = logging.getLogger(__name__)
+
+Module = TypeVar("Module", bound=nn.Module)
 
 HEAD_PREFIX = "lgm_big."
 WHERE_FROM = (
@@ -122,14 +124,33 @@ def load_head(module: nn.Module, path: str | Path, *, option: str) -> int | None
 def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
     """Load tensors into a module after comparing every name and shape.
 
+    A module on the meta device takes the tensors themselves, in its own precision: those of a file are read when they
+    are used, and copying 10 GB of them first would double the time of a start. `placed` brings them to where they work.
+
     Args:
         source: where the tensors come from, as the error message should call it.
 
     Raises:
         DataError: one line with the counts and the first missing, unexpected and misshapen key.
     """
-    check_tensors(state, module.state_dict(), source=source, owner=type(module).__name__)
-    module.load_state_dict(dict(state), strict=True)
+    own = module.state_dict()
+    check_tensors(state, own, source=source, owner=type(module).__name__)
+    on_meta = any(value.is_meta for value in own.values())
+    if on_meta:
+        state = {key: value.to(own[key].dtype) for key, value in state.items()}
+    module.load_state_dict(dict(state), strict=True, assign=on_meta)
+
+
+def placed(module: Module, device: torch.device, dtype: torch.dtype | None = None) -> Module:
+    """Bring a module to a device, in place, tensor by tensor; nothing stays in the mapped memory of a file.
+
+    Args:
+        dtype: of floating-point tensors; None keeps theirs.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        floating = tensor.is_floating_point()
+        tensor.data = tensor.data.to(device, dtype if floating and dtype else tensor.dtype, copy=True)
+    return module
 
 
 def check_tensors(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, source: str, owner: str) -> None:

@@ -11,6 +11,7 @@ from models.lgm import LGM
 from models.rendering import pick_rasterizer
 from models.weights import load_head, read_weights
 from pipelines.reconstruction import GaussianReconstruction
+from pipelines.stage import Stage
 from utils.errors import ConfigError, DataError
 from utils.memory_format import channels_last
 from utils.registry import MODEL, RECONSTRUCTORS
@@ -62,15 +63,18 @@ def load_head_of(cfg: RunConfig) -> LGM | None:
     return load_lgm(config.head, path, option=option)
 
 
-def build_reconstruction(cfg: RunConfig, head: LGM, *, autoencoder: AutoencoderKL) -> GaussianReconstruction:
-    """What `cfg.reconstruction` describes, of parts that are on their device."""
-    if cfg.channels_last and next(head.parameters()).device.type == "cuda":
+def build_reconstruction(
+    cfg: RunConfig, head: LGM, *, autoencoder: AutoencoderKL, stage: Stage
+) -> GaussianReconstruction:
+    """What `cfg.reconstruction` describes, of loaded parts that the stage brings to the device."""
+    if cfg.channels_last and stage.device.type == "cuda":
         channels_last(head)
     return RECONSTRUCTORS.build(
         cfg.reconstruction,
         where="reconstruction",
         head=head,
         autoencoder=autoencoder,
+        stage=stage,
         rasterizer=cfg.rasterizer,
         decode_chunk=cfg.decoder_bs,
         encode_chunk=cfg.chunk_size,
@@ -85,7 +89,6 @@ def load_lgm(options: dict[str, object], path: str, *, option: str) -> LGM:
     """
     with torch.device("meta"):
         head = MODEL.build({"type": "LGM", **options}, where="reconstruction.head")
-    head = head.to_empty(device="cpu")
     load_head(head, path, option=option)
     return head.requires_grad_(False).eval()
 

@@ -13,7 +13,7 @@ from torch import nn
 from models.autoencoder import AutoencoderKL
 from models.lgm import LGM
 from models.lora import merge_lora
-from models.weights import load_strict
+from models.weights import load_strict, placed
 from pipelines.head_loading import check_reconstruction, load_head_of
 from utils.errors import ConfigError, DataError
 from utils.registry import AUTO_ENCODER, EMBEDDER, MODEL
@@ -26,7 +26,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The networks of a pipeline, with weights, on their device, in eval mode.
+    """The networks of a pipeline, with weights, in eval mode.
 
     Attributes:
         unet: in the precision of the run.
@@ -44,14 +44,23 @@ class Parts:
 def load_parts(cfg: RunConfig, *, device: torch.device, dtype: torch.dtype) -> Parts:
     """The parts that a configuration names, from their files.
 
+    Args:
+        device: where they rest, see `resting_place`.
+        dtype: of the UNet and the autoencoder; no float32 copy of them is made on the device.
+
     Raises:
         DataError: a file is missing or does not fit.
     """
-    unet = load_unet(cfg).to(device, dtype).eval()
-    autoencoder = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder").to(device, dtype).eval()
-    embedder = EMBEDDER.build(cfg.embedder, where="embedder").to(device).eval()
+    unet = placed(load_unet(cfg), device, dtype).eval()
+    autoencoder = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder")
+    embedder = EMBEDDER.build(cfg.embedder, where="embedder")
     head = load_head_of(cfg)
-    return Parts(unet=unet, autoencoder=autoencoder, embedder=embedder, head=head and head.to(device))
+    return Parts(
+        unet=unet,
+        autoencoder=placed(autoencoder, device, dtype).eval(),
+        embedder=placed(embedder, device).eval(),
+        head=head and placed(head, device),
+    )
 
 
 def check_fit(cfg: RunConfig, device: torch.device) -> None:
@@ -80,7 +89,6 @@ def load_unet(cfg: RunConfig) -> nn.Module:
         raise DataError("test_model is empty; name a weight file, or use configs/mini/t2v_infer.yaml, which needs none")
     with torch.device("meta"):
         unet = MODEL.build(cfg.UNet, where="UNet")
-    unet = unet.to_empty(device="cpu")
     step = load_strict(unet, cfg.test_model, option="test_model")
     log.info("UNet: %s%s", cfg.test_model, "" if step is None else f", step {step}")
     if cfg.lora.path:
@@ -103,6 +111,11 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as err:
         raise ConfigError(f"device={name} is not available here; use auto or cpu") from err
     return device
+
+
+def resting_place(cfg: RunConfig) -> torch.device:
+    """Where networks are when they have nothing to do: on the device, or with `low_memory` in the CPU's memory."""
+    return torch.device("cpu") if cfg.low_memory else pick_device(cfg.device)
 
 
 def pick_dtype(cfg: RunConfig) -> torch.dtype:

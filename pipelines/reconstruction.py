@@ -20,6 +20,7 @@ from models.gaussians import Gaussians
 from models.lgm import LGM
 from models.rendering import render
 from pipelines.head_views import evenly_spaced, head_input
+from pipelines.stage import Stage
 from utils.cameras import DATA_FOV_DEG, head_cameras, head_to_world, intrinsics, opencv_to_opengl
 from utils.errors import ConfigError
 from utils.registry import MODEL, RECONSTRUCTORS
@@ -109,20 +110,22 @@ class GaussianReconstruction:
         *,
         head: LGM,
         autoencoder: AutoencoderKL,
+        stage: Stage | None = None,
         rasterizer: str = "auto",
         decode_chunk: int = 4,
         encode_chunk: int = 4,
     ) -> None:
         """
         Args:
-            head: with its weights, in float32, on its device.
-            autoencoder: of the latents, on the same device; its precision is that of the head's layers too.
+            head: with its weights, in float32.
+            autoencoder: of the latents; its precision is that of the head's layers too.
+            stage: brings both to the device; None: they are there.
             rasterizer: see models.rendering.
             decode_chunk: images that are decoded, or rendered, at once.
             encode_chunk: images that are encoded at once.
         """
         self.config = config
-        self.head, self.autoencoder = head, autoencoder
+        self.head, self.autoencoder, self.stage = head, autoencoder, stage
         self.rasterizer = rasterizer
         self.decode_chunk, self.encode_chunk = decode_chunk, encode_chunk
 
@@ -145,6 +148,8 @@ class GaussianReconstruction:
 
     def world_gaussians(self, views_BVCHW: Tensor, c2w_V44: Tensor) -> Gaussians:
         """Objects in the world of utils.cameras, described by true rotations; for files and viewers."""
+        if self.stage:
+            self.stage.use(self.head)
         device = next(self.head.parameters()).device
         return self.gaussians(views_BVCHW.to(device), c2w_V44).moved(head_to_world(c2w_V44))
 
@@ -189,7 +194,7 @@ class GaussianReconstruction:
         parameter = next(self.autoencoder.parameters())
         if parameter.dtype == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(parameter.device.type, dtype=parameter.dtype)
+        return torch.autocast(next(self.head.parameters()).device.type, dtype=parameter.dtype)
 
 
 @dataclass(kw_only=True)
@@ -221,6 +226,8 @@ class OrbitRefiner:
     def __call__(self, x0_BCVHW: Tensor, step: int) -> Tensor:
         with self._timed(x0_BCVHW.device):
             own = self.reconstruction
+            if own.stage:
+                own.stage.use(own.head, own.autoencoder)
             autoencoder, dtype = own.autoencoder, next(own.autoencoder.parameters()).dtype
             inputs = own.config.views_of(len(self.c2w_V44))
             poses_I44 = own.poses(self.c2w_V44)[inputs].to(x0_BCVHW.device)

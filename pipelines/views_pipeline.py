@@ -26,9 +26,10 @@ from pipelines.denoising import Denoising
 from pipelines.guidance import ClassifierFreeGuidance
 from pipelines.head_loading import build_reconstruction
 from pipelines.known_views import EachInTurn, KnownViews, is_even_circle, weights_by_nearness
-from pipelines.loading import Parts, check_fit, load_parts, pick_device, pick_dtype, weights_in
+from pipelines.loading import Parts, check_fit, load_parts, pick_device, pick_dtype, resting_place, weights_in
 from pipelines.reconstruction import GaussianReconstruction, OrbitRefiner
 from pipelines.sampler import Sampler
+from pipelines.stage import Stage
 from utils.cameras import DATA_FOV_DEG
 from utils.compilation import compile_parts
 from utils.config import load_config, save_config
@@ -91,6 +92,7 @@ class ViewsPipeline:
         diffusion: the process that the network was trained for.
         sampler: denoising loop.
         reconstruction: makes the Gaussians, and 3D-aware sampling when `cfg.UNet.use_lgm_refine`; None: views only.
+        stage: brings the networks to the device; None: they all are where the UNet is.
     """
 
     def __init__(
@@ -103,16 +105,17 @@ class ViewsPipeline:
         diffusion: DiffusionDDIM,
         sampler: Sampler,
         reconstruction: GaussianReconstruction | None = None,
+        stage: Stage | None = None,
     ) -> None:
         self.cfg = cfg
+        self.stage = stage or Stage(next(unet.parameters()).device)
         self.reconstruction = reconstruction
         self.unet, self.autoencoder = unet, autoencoder
         self.diffusion, self.sampler = diffusion, sampler
         self.conditioner = conditioner_for(cfg, unet, embedder=embedder, autoencoder=autoencoder)
         self._fused: FusedUNet | None = None
-        parameter = next(unet.parameters())
-        self.fuses = cfg.fused and not cfg.compile and has_kernels(parameter.device, parameter.dtype)
-        autoencoder.fused = self.fuses
+        autoencoder.fused = cfg.fused and has_kernels(self.stage.device, next(unet.parameters()).dtype)
+        self.fuses = autoencoder.fused and not cfg.compile and not cfg.low_memory
 
     @property
     def network(self) -> nn.Module | FusedUNet:
@@ -130,9 +133,8 @@ class ViewsPipeline:
         Raises:
             ConfigError, DataError: a setting or a weight file does not fit; nothing has been sampled then.
         """
-        device = pick_device(cfg.device)
-        check_fit(cfg, device)
-        return cls.from_parts(cfg, load_parts(cfg, device=device, dtype=pick_dtype(cfg)))
+        check_fit(cfg, pick_device(cfg.device))
+        return cls.from_parts(cfg, load_parts(cfg, device=resting_place(cfg), dtype=pick_dtype(cfg)))
 
     @classmethod
     def from_parts(cls, cfg: RunConfig, parts: Parts) -> ViewsPipeline:
@@ -140,7 +142,8 @@ class ViewsPipeline:
         unet, autoencoder = parts.unet, parts.autoencoder
         if cfg.channels_last:
             unet, autoencoder = channels_last(unet), channels_last(autoencoder)
-        reconstruction = parts.head and build_reconstruction(cfg, parts.head, autoencoder=autoencoder)
+        stage = Stage(pick_device(cfg.device), one_at_a_time=cfg.low_memory)
+        reconstruction = parts.head and build_reconstruction(cfg, parts.head, autoencoder=autoencoder, stage=stage)
         if cfg.compile:
             compile_parts(unet.parts_to_compile())
             if reconstruction:
@@ -153,6 +156,7 @@ class ViewsPipeline:
             diffusion=DIFFUSION.build(cfg.Diffusion, where="Diffusion"),
             sampler=SAMPLERS.build(cfg.sampler, where="sampler"),
             reconstruction=reconstruction,
+            stage=stage,
         )
 
     @classmethod
@@ -216,6 +220,7 @@ class ViewsPipeline:
         noise = self.draw_noise(frame.generators, num_views=len(frame.c2w_V44), resolution=frame.resolution)
         with torch.no_grad():
             started = time.perf_counter()
+            self.stage.use(self.conditioner.embedder, self.autoencoder)
             conditions = self.conditioner(inputs, frame)
             given = self._given(known_views or {}, conditions, frame)
             latents = self._denoise(noise, given, frame, guide_scale, on_step, refiner, results)
@@ -299,8 +304,7 @@ class ViewsPipeline:
 
     @property
     def _place(self) -> tuple[torch.device, torch.dtype]:
-        parameter = next(self.unet.parameters())
-        return parameter.device, parameter.dtype
+        return self.stage.device, next(self.unet.parameters()).dtype
 
     def draw_noise(
         self, generators: Sequence[torch.Generator], *, num_views: int, resolution: tuple[int, int]
@@ -355,6 +359,7 @@ class ViewsPipeline:
         unet = self.network
 
         def network(x: Tensor, t: Tensor, **arguments: Tensor) -> Tensor:
+            self.stage.use(self.unet)
             return unet(x.to(frame.dtype), t, **arguments)
 
         if len(given) == 1 or self.cfg.ask_from == "input":
@@ -367,4 +372,5 @@ class ViewsPipeline:
 
     def decode(self, latents_BCVHW: Tensor) -> Tensor:
         """Latents to views in [0, 1], `decoder_bs` views at a time."""
+        self.stage.use(self.autoencoder)
         return self.autoencoder.decode_views(latents_BCVHW.to(*self._place), chunk=self.cfg.decoder_bs)

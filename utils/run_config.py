@@ -141,6 +141,7 @@ class RunConfig:
     rasterizer: str = "auto"
     compile: bool = False
     fused: bool = True
+    low_memory: bool = False
 
     # The parts, each built by its registry.
     UNet: dict[str, Any] = section("MODEL")

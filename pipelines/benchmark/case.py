@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from models.random_weights import fill_randomly
 from pipelines.benchmark.timing import free_memory
 from pipelines.conditioner import OrbitInput
-from pipelines.loading import Parts, check_fit, pick_device, pick_dtype
+from pipelines.loading import Parts, check_fit, pick_device, pick_dtype, resting_place
 from pipelines.views_pipeline import Orbits, ViewsPipeline
 from utils.registry import AUTO_ENCODER, EMBEDDER, MODEL, SAMPLERS
 from utils.run_config import RunConfig
@@ -67,6 +68,7 @@ class Bench:
 
     Attributes:
         device: of all of them.
+        out: folder of the tables, and of pictures beside them.
         repeats: calls that a median is taken of, at most.
         num_samples: inputs of the configuration's list that solvers are compared on.
         ceilings: matrix products of each precision in TFLOP/s; see pipelines.benchmark.ceiling.
@@ -74,6 +76,7 @@ class Bench:
     """
 
     device: torch.device
+    out: Path
     repeats: int = 10
     num_samples: int = 4
     ceilings: dict[str, float] = field(default_factory=dict)
@@ -107,9 +110,9 @@ def build_pipeline(cfg: RunConfig) -> ViewsPipeline:
     """
     if has_files(cfg):
         return ViewsPipeline.from_config(cfg)
-    device = pick_device(cfg.device)
+    device, rest = pick_device(cfg.device), resting_place(cfg)
     check_fit(cfg, device)
-    return ViewsPipeline.from_parts(cfg, random_parts(cfg, device=device, dtype=pick_dtype(cfg)))
+    return ViewsPipeline.from_parts(cfg, random_parts(cfg, device=device, rest=rest, dtype=pick_dtype(cfg)))
 
 
 def has_files(cfg: RunConfig) -> bool:
@@ -120,24 +123,31 @@ def has_files(cfg: RunConfig) -> bool:
     return all(path and Path(path).is_file() for path in paths)
 
 
-def random_parts(cfg: RunConfig, *, device: torch.device, dtype: torch.dtype) -> Parts:
-    """The parts that a configuration describes, untrained; see models.random_weights."""
+def random_parts(cfg: RunConfig, *, device: torch.device, rest: torch.device, dtype: torch.dtype) -> Parts:
+    """The parts that a configuration describes, untrained; see models.random_weights.
+
+    Args:
+        device: where the numbers are made: quickly on a GPU.
+        rest: where the parts are left.
+        dtype: of the UNet and the autoencoder.
+    """
     with torch.device("meta"):
         unet = MODEL.build(cfg.UNet, where="UNet")
         autoencoder = AUTO_ENCODER.build({**cfg.auto_encoder, "pretrained": None}, where="auto_encoder")
         options = {"type": "LGM", **cfg.reconstruction.get("head", {})}
         head = MODEL.build(options, where="reconstruction.head") if cfg.reconstruction else None
-    on_gpus = [device] if device.type == "cuda" else []
-    with torch.device(device), torch.random.fork_rng(on_gpus):
+
+    def filled(module: nn.Module, seed: int, dtype: torch.dtype) -> nn.Module:
+        return fill_randomly(module, seed=seed, device=device, dtype=dtype).to(rest).eval()
+
+    with torch.device(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(3)  # for open_clip's own initialisation
-        embedder = EMBEDDER.build({**cfg.embedder, "pretrained": None}, where="embedder")
-    if head:
-        fill_randomly(head, seed=2, device=device, dtype=torch.float32).requires_grad_(False).eval()
+        embedder = EMBEDDER.build({**cfg.embedder, "pretrained": None}, where="embedder").to(rest).eval()
     return Parts(
-        unet=fill_randomly(unet, seed=0, device=device, dtype=dtype).eval(),
-        autoencoder=fill_randomly(autoencoder, seed=1, device=device, dtype=dtype).eval(),
-        embedder=embedder.eval(),
-        head=head,
+        unet=filled(unet, 0, dtype),
+        autoencoder=filled(autoencoder, 1, dtype),
+        embedder=embedder,
+        head=head and filled(head, 2, torch.float32).requires_grad_(False),
     )
 
 

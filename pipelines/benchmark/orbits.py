@@ -78,7 +78,7 @@ def measure_cold(bench: Bench, case: Case) -> list[dict[str, Any]]:
 def write_random_files(cfg: RunConfig, folder: Path, device: torch.device) -> RunConfig:
     """Untrained weights as files; returns the configuration that names them."""
     log.info("writing random weights to %s", folder)
-    parts = random_parts(cfg, device=device, dtype=torch.float32)
+    parts = random_parts(cfg, device=device, rest=torch.device("cpu"), dtype=torch.float32)
     save_published(folder / "unet_00000000.pth", parts.unet.state_dict(), 0)
     paths = {}
     for name, part in {"auto_encoder": parts.autoencoder, "embedder": parts.embedder.model}.items():

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 PRECISIONS = ("precision=float32", "precision=bfloat16", "precision=float16")
 COMPILED = "precision=bfloat16 compile=true"
+SAVING = "precision=bfloat16 low_memory=true"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class Measure:
 MEASURES = {
     "step": Measure(rows=measure_step, settings=(*PRECISIONS, COMPILED)),
     "decode": Measure(rows=measure_decode),
-    "sizes": Measure(rows=measure_sizes, by_default=("cuda",)),
+    "sizes": Measure(rows=measure_sizes, settings=(PRECISIONS[1], SAVING), by_default=("cuda",)),
     "orbit": Measure(rows=measure_orbit),
     "refine": Measure(rows=measure_refine),
     "diffusers": Measure(rows=measure_diffusers, settings=(PRECISIONS[1], COMPILED)),
@@ -98,7 +99,7 @@ def run_benchmark(options: BenchOptions) -> str:
     """
     device, jobs = plan(options)
     out = writable_folder(options.out, option="--out")
-    bench = Bench(device=device, repeats=options.repeats, num_samples=options.num_samples)
+    bench = Bench(device=device, out=out, repeats=options.repeats, num_samples=options.num_samples)
     facts = {**machine_facts(device), "command": " ".join(sys.argv)}
     tables: dict[str, list[Row]] = {CEILING: measure_ceiling(bench)}
     tables |= {name: [] for name, _ in jobs}

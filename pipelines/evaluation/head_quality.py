@@ -25,12 +25,13 @@ from models.rendering import render
 from pipelines.evaluation.held_out import TrueOrbit, TrueOrbits, background_of, open_held_out
 from pipelines.evaluation.image_metrics import Lpips, ViewScores, find_lpips, join, pooled_psnr, score_views
 from pipelines.evaluation.samples import read_views, sample_folders, views_folders
-from pipelines.head_loading import check_reconstruction, load_reconstruction
+from pipelines.head_loading import build_reconstruction, check_reconstruction, load_head_of
 from pipelines.inputs import slug_of
 from pipelines.loading import pick_device, pick_dtype
 from pipelines.mesh_file import write_glb
 from pipelines.mesh_metrics import THRESHOLDS, SurfaceDistance, surface_distance
 from pipelines.reconstruction import GaussianReconstruction
+from pipelines.stage import Stage
 from utils.cameras import intrinsics
 from utils.errors import ConfigError, DataError
 from utils.files import read_json, writable_folder, write_json
@@ -123,11 +124,11 @@ def load_head_alone(cfg: RunConfig, device: torch.device) -> GaussianReconstruct
     Raises:
         ConfigError: no head is named.
     """
-    autoencoder = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder").to(device, pick_dtype(cfg)).eval()
-    reconstruction = load_reconstruction(cfg, autoencoder=autoencoder, device=device)
-    if reconstruction is None:
+    head = load_head_of(cfg)
+    if head is None:
         raise ConfigError("--measure head needs a Gaussian head; name its weights with reconstruction.pretrained")
-    return reconstruction
+    autoencoder = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder").to(device, pick_dtype(cfg)).eval()
+    return build_reconstruction(cfg, head.to(device), autoencoder=autoencoder, stage=Stage(device))
 
 
 def true_meshes(folder: Path, cfg: RunConfig, *, num_objects: int) -> dict[int, RenderMesh]:

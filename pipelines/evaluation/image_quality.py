@@ -134,6 +134,7 @@ def sampled_rows(samples: dict[int, Path]) -> dict[str, Tensor]:
 @torch.no_grad()
 def through_autoencoder(pipeline: ViewsPipeline, orbit: TrueOrbit, *, seed: int) -> Tensor:
     """The true views encoded and decoded: what a perfect model of latents would show. (V, 3, H, W)"""
+    pipeline.stage.use(pipeline.autoencoder)
     parameter = next(pipeline.autoencoder.parameters())
     views_1VCHW = orbit.views_VCHW[None].to(parameter.device, parameter.dtype)
     generator = torch.Generator().manual_seed(seed)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.weights import load_strict, read_weights, save_published, save_safetensors, step_from_name
+from models.weights import load_strict, placed, read_weights, save_published, save_safetensors, step_from_name
 from utils.errors import DataError
 
 
@@ -94,3 +94,19 @@ def test_a_file_without_tensors_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(DataError, match="holds no state dict"):
         read_weights(tmp_path / "x.pth", option="test_model")
+
+
+def test_a_module_without_memory_takes_the_tensors_of_the_file(tmp_path):
+    path = tmp_path / "weights_00000003.pth"
+    expected = nn.Linear(3, 2)
+    save_published(path, {name: value.half() for name, value in expected.state_dict().items()}, 3)
+    with torch.device("meta"):
+        module = nn.Linear(3, 2)
+    assert load_strict(module, path, option="test") == 3
+    assert (module.weight.dtype, module.weight.requires_grad) == (torch.float32, True)
+    torch.testing.assert_close(module.weight, expected.weight.half().float())
+    values, own = module.weight.data.clone(), module.weight.data_ptr()
+    placed(module, torch.device("cpu"), torch.float32)
+    assert torch.equal(module.weight, values)
+    assert module.weight.data_ptr() != own  # not the file's memory
+    assert placed(module, torch.device("cpu"), torch.bfloat16).bias.dtype == torch.bfloat16

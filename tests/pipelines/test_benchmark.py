@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from pipelines.benchmark.case import Bench, build_pipeline
 from pipelines.benchmark.diffusers_unet import diffusers_unet
@@ -71,6 +72,20 @@ def test_settings_are_rows_and_errors_are_against_float32(tmp_path):
     assert sizes == [(1, "32 x 32"), (3, "32 x 32"), (6, "32 x 32"), (3, "64 x 64")]
 
 
+def test_samplers_are_compared_with_many_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.benchmark.solvers.REFERENCE_STEPS", 8)
+    steps = "sampler.type=DDIM sampler.num_steps="
+    settings = [f"{steps}8", f"{steps}2"]
+    tables, _ = tables_of(tmp_path, write_family(tmp_path), "solvers", settings=settings, num_samples=1)
+    same, short = tables["solvers"]
+    assert (same["psnr_db"], same["samples"], short["steps"]) == (60, 1, 2)
+    assert short["psnr_db"] < 50
+    sheet = Image.open(next((tmp_path / "bench").glob("solvers_*.png")))
+    assert sheet.height > 3 * 32  # the reference and two rows
+    with pytest.raises(ConfigError, match="needs trained weights"):
+        tables_of(tmp_path, write_family(tmp_path) | {"test_model": "nowhere.pth"}, "solvers")
+
+
 def test_a_training_step_is_measured(tmp_path):
     config = write_family(tmp_path) | {
         "TASK_TYPE": "train_t2v_entrance", "batch_sizes": {"4": 2}, "frame_lens": [4], "objective": {},
@@ -93,7 +108,7 @@ def test_random_weights_are_those_of_float32_in_any_precision(tmp_path):
 
 def test_one_pipeline_is_held(tmp_path):
     cfg = load_config(write_config(tmp_path / "run.yaml", write_family(tmp_path) | write_head(tmp_path)))
-    bench = Bench(device=torch.device("cpu"))
+    bench = Bench(device=torch.device("cpu"), out=tmp_path)
     plain = bench.pipeline(cfg)
     assert bench.pipeline(cfg) is plain
     assert plain.reconstruction is None
@@ -134,6 +149,20 @@ def test_the_command_measures_the_mini_model(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "mini/t2v_infer" in printed
     assert "matrix product of 64, bfloat16" in printed
+
+
+@pytest.mark.gpu
+def test_everything_is_measured_on_a_gpu(tmp_path):
+    config = write_image_family(tmp_path) | write_head(tmp_path) | {"test_model": "nowhere.pth", "device": "cuda"}
+    measures = ("step", "decode", "sizes", "orbit", "refine", "cold")
+    settings = ["precision=bfloat16", "precision=float16 low_memory=true"]
+    tables, _ = tables_of(tmp_path, config, *measures, settings=settings)
+    for name in measures:
+        assert all(row["weights"] == "random" and row["peak_gib"] > 0 for row in tables[name])
+    assert {row["setting"] for row in tables["step"]} == set(settings)
+    assert all(1e-4 < row["error_1"] < 0.3 for row in tables["step"])
+    ceilings = {row["what"].split(", ")[-1]: row.get("tflops") for row in tables["ceiling"]}
+    assert ceilings["bfloat16"] > ceilings["float32"]
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,15 @@ def test_views_resolution_and_cameras_are_settings(tmp_path, family):
     assert 0 <= orbits.views_BVCHW.min() <= orbits.views_BVCHW.max() <= 1
 
 
+def test_outside_the_guided_part_one_branch_runs(tmp_path, family):
+    pipeline = ViewsPipeline.from_config(load(tmp_path, family, "sampler.num_steps=4", "guide_range=[0.25,0.75]"))
+    branches, steps = [], []
+    pipeline.unet.register_forward_pre_hook(lambda _, inputs: branches.append(len(inputs[0])))
+    pipeline("a red mug", on_step=lambda: steps.append(1))
+    assert branches == [1, 2, 2, 1]
+    assert len(steps) == pipeline.steps_per_call == 4
+
+
 def test_pipeline_from_a_folder(tmp_path, family):
     family["test_model"] = "t2v_00000007.pth"
     write_config(tmp_path / "config.yaml", family)
