@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 
 def num_processes() -> int:
@@ -32,6 +32,15 @@ def main_first() -> Iterator[None]:
     yield
     if is_main() and num_processes() > 1:
         distributed.barrier()
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The mean of a tensor that all processes have. All of them call together."""
+    if num_processes() == 1:
+        return values
+    shared = values.clone()
+    distributed.all_reduce(shared)
+    return shared / num_processes()
 
 
 def largest(*values: float) -> tuple[float, ...]:

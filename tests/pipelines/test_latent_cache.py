@@ -34,7 +34,7 @@ def objective(folder, **changes):
 
 def test_cached_latents_are_the_encoded_views(folder):
     task = objective(folder)
-    cached = task.cached_latents()
+    cached = task.data.cached_latents()
     sample = task.dataset[5]
     expected = task.autoencoder.encode_views(sample["views_VCHW"][None])
     torch.testing.assert_close(cached.mean_NCVHW[5:6].float(), expected, atol=2e-3, rtol=2e-3)  # half precision
@@ -46,24 +46,24 @@ def test_cached_latents_are_the_encoded_views(folder):
 def test_the_cache_is_kept_until_what_made_it_changes(folder, caplog):
     caplog.set_level("INFO")
     task = objective(folder)
-    task.cached_latents()
+    task.data.cached_latents()
     shard = next((folder / "latents").glob("latents_*"))
     stamp = shard.stat().st_mtime_ns
-    task.cached_latents()
+    task.data.cached_latents()
     assert shard.stat().st_mtime_ns == stamp
     task.autoencoder.network.quant_conv.bias.data += 1
-    task.cached_latents()
+    task.data.cached_latents()
     assert shard.stat().st_mtime_ns > stamp
     assert "(weights changed)" in caplog.text
     write_orbits(folder / "orbits", copies=2)
     changed = objective(folder)
-    changed.cached_latents()
+    changed.data.cached_latents()
     assert len(read_cache(folder / "latents").captions) == 8
 
 
 def test_a_cache_that_was_not_finished_does_not_count(folder):
     task = objective(folder)
-    task.cached_latents()
+    task.data.cached_latents()
     wanted = json.loads((folder / "latents" / "fingerprint.json").read_text())
     assert is_current(folder / "latents", wanted)
     (folder / "latents" / "fingerprint.json").unlink()
@@ -78,7 +78,7 @@ def test_a_sampled_posterior_keeps_its_spread(folder):
     assert options.posterior == "sample"
     task = objective(folder)
     sampled = {**task.cfg.auto_encoder, "posterior": "sample"}
-    cached = objective(folder, auto_encoder=sampled).cached_latents()
+    cached = objective(folder, auto_encoder=sampled).data.cached_latents()
     draws = [cached.draw(torch.tensor([0]), generator=torch.Generator().manual_seed(seed)) for seed in range(400)]
     deviation = torch.cat(draws).std(dim=0)
     torch.testing.assert_close(deviation.mean(), cached.std_NCVHW[0].float().mean(), rtol=0.05, atol=0)
@@ -86,9 +86,8 @@ def test_a_sampled_posterior_keeps_its_spread(folder):
 
 def test_the_cached_and_the_direct_path_give_the_same_batch(folder):
     task = objective(folder)
-    batches = [
-        next(iter(batches)) for batches in (task._cached_batches(task.cached_latents()), task._encoded_batches())
-    ]
+    ways = (task.data.cached_batches(task.data.cached_latents()), task.data.encoded_batches())
+    batches = [next(batches) for batches in ways]
     by_caption = [dict(zip(map(tuple, b.token_ids_BL.tolist()), b.camera_data_BV16, strict=True)) for b in batches]
     for name, camera in by_caption[0].items():
         if name in by_caption[1]:
