@@ -1,29 +1,25 @@
-"""Latents of a whole data set, encoded once and kept beside what made them.
+"""Latents of a whole data set, encoded once and kept beside what made them. pipelines/cached_latents.py reads them.
 
 A cache folder holds safetensors shards, `samples.json` and `fingerprint.json`. The fingerprint is written last and
 names the weights of the encoders, the data set and its index: when any of it differs, the cache is made again.
 
-Letters: N samples, V views, C channels, H W latent pixels.
+Letters: B samples, V views, C channels, H W latent pixels.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.autoencoder import draw_like
-from utils.errors import DataError
 from utils.files import atomic_path, read_json, writable_folder, write_json
 
 log = logging.getLogger(__name__)
@@ -33,48 +29,17 @@ LAYOUT = 2  # raise it when the content of shards changes
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachedLatents:
-    """Encoded samples.
+class EncodedChunk:
+    """Some samples on their way into the cache.
 
     Attributes:
-        mean_NCVHW: scaled posterior means, float16.
-        std_NCVHW: scaled deviations, or None when the mode is taken.
-        c2w_NV44: cameras, float32.
-        captions: N sentences.
-        object_ids: N names.
-        image_NVC: image embedding of every view, float16, or None when the network takes none.
+        mean_BCVHW: scaled posterior means.
+        std_BCVHW: scaled deviations, or None when the mode is taken.
+        c2w_BV44: cameras.
+        captions: B sentences.
+        object_ids: B names.
+        image_BVC: image embedding of every view, or None when the network takes none.
     """
-
-    mean_NCVHW: Tensor
-    std_NCVHW: Tensor | None
-    c2w_NV44: Tensor
-    captions: list[str]
-    object_ids: list[str]
-    image_NVC: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def draw(self, index_B: Tensor, *, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
-        """Latents (B, C, V, H, W) float32: a fresh sample of the posterior, or its mode.
-
-        Args:
-            generator: one, or one for each sample.
-        """
-        mean_BCVHW = self.mean_NCVHW[index_B].float()
-        if self.std_NCVHW is None:
-            return mean_BCVHW
-        return mean_BCVHW + self.std_NCVHW[index_B].float() * draw_like(mean_BCVHW, generator)
-
-    def to(self, device: torch.device) -> CachedLatents:
-        """The same on another device."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return dataclasses.replace(self, **tensors)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodedChunk:
-    """Some samples on their way into the cache; fields as in CachedLatents."""
 
     mean_BCVHW: Tensor
     std_BCVHW: Tensor | None
@@ -141,39 +106,34 @@ def write_cache(folder: str | Path, chunks: Iterable[EncodedChunk], wanted: Mapp
     for old in (folder / "fingerprint.json", *sorted(folder.glob("latents_*.safetensors"))):
         old.unlink(missing_ok=True)
     samples: list[list[str]] = []
-    for number, chunk in enumerate(chunks):
+    for number, shard in enumerate(_in_shards(chunks)):
+        with atomic_path(folder / f"latents_{number:05d}.safetensors") as part:
+            save_file({name: torch.cat([chunk[name] for chunk in shard.tensors]) for name in shard.tensors[0]}, part)
+        samples += shard.samples
+    write_json(folder / "samples.json", samples)
+    write_json(folder / "fingerprint.json", dict(wanted))
+
+
+class _Shard(NamedTuple):
+    """What goes into one file: tensors of each chunk by name, and object id and caption of each sample."""
+
+    tensors: list[dict[str, Tensor]]
+    samples: list[list[str]]
+
+
+def _in_shards(chunks: Iterable[EncodedChunk]) -> Iterator[_Shard]:
+    """Put chunks together until they are SHARD_SIZE samples or a few more."""
+    shard = _Shard([], [])
+    for chunk in chunks:
         tensors = {"mean": chunk.mean_BCVHW.half(), "c2w": chunk.c2w_BV44.float()}
         if chunk.std_BCVHW is not None:
             tensors["std"] = chunk.std_BCVHW.half()
         if chunk.image_BVC is not None:
             tensors["image"] = chunk.image_BVC.half()
-        with atomic_path(folder / f"latents_{number:05d}.safetensors") as part:
-            save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, part)
-        samples += map(list, zip(chunk.object_ids, chunk.captions, strict=True))
-    write_json(folder / "samples.json", samples)
-    write_json(folder / "fingerprint.json", dict(wanted))
-
-
-def read_cache(folder: str | Path) -> CachedLatents:
-    """Read a complete cache into memory.
-
-    Raises:
-        DataError: it is empty, or shards are missing or broken.
-    """
-    folder = Path(folder)
-    samples = read_json(folder / "samples.json", option="cache_dir")
-    try:
-        shards = [load_file(file) for file in sorted(folder.glob("latents_*.safetensors"))]
-    except (SafetensorError, OSError) as err:
-        raise DataError(f"cache_dir={folder}: a shard is broken ({err}); delete the folder to encode again") from err
-    if not shards or sum(len(shard["mean"]) for shard in shards) != len(samples):
-        raise DataError(f"cache_dir={folder} is incomplete; delete the folder to encode again")
-    joined = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
-    return CachedLatents(
-        mean_NCVHW=joined["mean"],
-        std_NCVHW=joined.get("std"),
-        c2w_NV44=joined["c2w"],
-        captions=[caption for _, caption in samples],
-        object_ids=[object_id for object_id, _ in samples],
-        image_NVC=joined.get("image"),
-    )
+        shard.tensors.append({name: value.cpu().contiguous() for name, value in tensors.items()})
+        shard.samples.extend(map(list, zip(chunk.object_ids, chunk.captions, strict=True)))
+        if len(shard.samples) >= SHARD_SIZE:
+            yield shard
+            shard = _Shard([], [])
+    if shard.samples:
+        yield shard

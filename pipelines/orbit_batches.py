@@ -12,18 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pipelines.cached_latents import CachedLatents
 from pipelines.data_reading import read_samples
 from pipelines.global_batch import GlobalBatch
 from pipelines.joint_batch import KindOfBatch
-from pipelines.latent_cache import (
-    SHARD_SIZE,
-    CachedLatents,
-    EncodedChunk,
-    fingerprint,
-    is_current,
-    read_cache,
-    write_cache,
-)
+from pipelines.latent_cache import EncodedChunk, fingerprint, is_current, write_cache
 from pipelines.orbit_pixels import load_orbits
 from utils.cameras import camera_condition
 from utils.processes import main_first
@@ -31,6 +24,8 @@ from utils.registry import DATASETS
 from utils.run_config import RunConfig
 
 log = logging.getLogger(__name__)
+
+READ_SIZE = 16  # orbits that are read and encoded together for the cache: 0.3 GB at full size
 
 
 class DiffusionBatch(NamedTuple):
@@ -100,22 +95,28 @@ class OrbitBatches:
             if not is_current(self.cfg.cache_dir, wanted):
                 log.info("encoding %d orbits into %s", len(self.dataset), self.cfg.cache_dir)
                 write_cache(self.cfg.cache_dir, self._encode_all(), wanted)
-        cached = read_cache(self.cfg.cache_dir)
+        cached = CachedLatents(self.cfg.cache_dir)
         if len(cached) < len(self.dataset):
             left_out = len(self.dataset) - len(cached)
             log.warning("%d broken orbits are not in %s; delete it once they are whole", left_out, self.cfg.cache_dir)
         return cached
 
     def cached_batches(self, cached: CachedLatents, start: int = 0) -> Iterator[DiffusionBatch]:
+        """Out of the cache, which is kept on the device if it fits into `cache_memory_gb`, else read as needed."""
         self.source = cached
-        cached = cached.to(self.device)
-        token_ids_NL = self.embedder.tokenize(cached.captions)
-        camera_data_NV16 = camera_condition(cached.c2w_NV44)
-        for index_B in self.dealer.order(len(token_ids_NL), start=start):
-            index_B = index_B.to(self.device)
-            latents_BCVHW = cached.draw(index_B, generator=self.share.row_generators())
-            image_BVC = cached.image_NVC[index_B].float() if self.of_images else None
-            yield self._batch(latents_BCVHW, token_ids_NL[index_B], camera_data_NV16[index_B], image_BVC)
+        token_ids_NL = None
+        if cached.num_bytes <= self.cfg.cache_memory_gb * 1e9:
+            cached.keep(self.device)
+            token_ids_NL = self.embedder.tokenize(cached.captions)
+        for index_B in self.dealer.order(len(cached), start=start):
+            rows = cached.rows(index_B).to(self.device)
+            latents_BCVHW = rows.draw(generator=self.share.row_generators())
+            if token_ids_NL is None:
+                token_ids_BL = self.embedder.tokenize([cached.captions[index] for index in index_B.tolist()])
+            else:
+                token_ids_BL = token_ids_NL[index_B.to(token_ids_NL.device)]
+            image_BVC = rows.image_BVC.float() if self.of_images else None
+            yield self._batch(latents_BCVHW, token_ids_BL, camera_condition(rows.c2w_BV44), image_BVC)
 
     def encoded_batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
         for views_BVCHW, c2w_BV44, captions, _ in self._views(start):
@@ -172,14 +173,14 @@ class OrbitBatches:
                 yield views_BVCHW, sample["c2w_V44"], list(sample["caption"]), list(sample["object_id"])
             return
         orbits = load_orbits(self.dataset, device=self.device)
-        in_order = torch.arange(orbits.num_orbits).split(SHARD_SIZE)
+        in_order = torch.arange(orbits.num_orbits).split(READ_SIZE)
         for index_B in in_order if start is None else self.dealer.order(orbits.num_orbits, start=start):
             captions, ids = ([names[n] for n in index_B.tolist()] for names in (orbits.captions, orbits.object_ids))
             yield orbits.views(index_B)[0], orbits.c2w_NV44[index_B], captions, ids
 
     def loader(self, start: int | None) -> Iterable[dict[str, Any]]:
         """Batches of samples that are read file by file; `start` as in `_views`."""
-        in_order = (index_B.tolist() for index_B in torch.arange(len(self.dataset)).split(SHARD_SIZE))
+        in_order = (index_B.tolist() for index_B in torch.arange(len(self.dataset)).split(READ_SIZE))
         order = (index_B.tolist() for index_B in self.dealer.order(len(self.dataset), start=start or 0))
         return read_samples(
             self.dataset,

@@ -194,6 +194,7 @@ class RunConfig:
     p_zero: float = 0.1
     cache_latents: bool = False
     cache_dir: str = "workspace/latents"
+    cache_memory_gb: float = 8.0
     use_ema: bool = False
     ema_decay: float = 0.9999
     num_processes: int = 0
@@ -214,7 +215,7 @@ class RunConfig:
         for name in (*positive, "viz_interval", "log_interval", "grad_accumulation", "keep_states"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("num_processes", "max_bad_samples", "keep_every"):
+        for name in ("num_processes", "max_bad_samples", "keep_every", "cache_memory_gb"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.resume:
