@@ -11,20 +11,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from utils.errors import DataError
 from utils.files import atomic_path, read_json, writable_folder, write_json
 
 log = logging.getLogger(__name__)
 
 SHARD_SIZE = 128  # samples
+BEGUN = "begun.json"  # the fingerprint of what is being encoded
 LAYOUT = 2  # raise it when the content of shards changes
 
 
@@ -96,22 +101,67 @@ def is_current(folder: str | Path, wanted: Mapping[str, Any]) -> bool:
     return not changed
 
 
-def write_cache(folder: str | Path, chunks: Iterable[EncodedChunk], wanted: Mapping[str, Any]) -> None:
+def write_cache(
+    folder: str | Path, encode: Callable[[str | None], Iterable[EncodedChunk]], wanted: Mapping[str, Any]
+) -> None:
     """Fill the folder; until the last file is written it counts as empty.
 
+    Args:
+        encode: gives the samples that come after the one of that name; after None: all.
+        wanted: the fingerprint. What a stopped run left under the same one stays, and encoding goes on there.
+
     Raises:
-        DataError: the folder cannot be written.
+        DataError: the folder cannot be written, or the disk is full.
     """
     folder = writable_folder(folder, option="cache_dir")
-    for old in (folder / "fingerprint.json", *sorted(folder.glob("latents_*.safetensors"))):
-        old.unlink(missing_ok=True)
     samples: list[list[str]] = []
-    for number, shard in enumerate(_in_shards(chunks)):
-        with atomic_path(folder / f"latents_{number:05d}.safetensors") as part:
-            save_file({name: torch.cat([chunk[name] for chunk in shard.tensors]) for name in shard.tensors[0]}, part)
+    begun = folder / BEGUN
+    if begun.is_file() and read_json(begun, option="cache_dir") == dict(wanted):
+        samples = _samples_so_far(folder)
+        log.info("%d orbits are there already", len(samples))
+    else:
+        for old in (folder / "fingerprint.json", *sorted(folder.glob("latents_*.safetensors"))):
+            old.unlink(missing_ok=True)
+        with _writing(folder):
+            write_json(begun, dict(wanted))
+    first = len(list(folder.glob("latents_*.safetensors")))
+    for number, shard in enumerate(_in_shards(encode(samples[-1][0] if samples else None)), start=first):
+        tensors = {name: torch.cat([chunk[name] for chunk in shard.tensors]) for name in shard.tensors[0]}
+        with _writing(folder), atomic_path(folder / f"latents_{number:05d}.safetensors") as part:
+            save_file(tensors, part, metadata={"samples": json.dumps(shard.samples)})
         samples += shard.samples
-    write_json(folder / "samples.json", samples)
-    write_json(folder / "fingerprint.json", dict(wanted))
+    with _writing(folder):
+        write_json(folder / "samples.json", samples)
+        write_json(folder / "fingerprint.json", dict(wanted))
+        begun.unlink()
+
+
+def _samples_so_far(folder: Path) -> list[list[str]]:
+    """What the shards of a stopped run hold; one that is broken, and those after it, go away."""
+    samples: list[list[str]] = []
+    files = sorted(folder.glob("latents_*.safetensors"))
+    for number, file in enumerate(files):
+        try:
+            with safe_open(str(file), framework="pt") as shard:
+                samples += json.loads(shard.metadata()["samples"])
+        except (SafetensorError, OSError, TypeError, KeyError, ValueError):
+            for left in files[number:]:
+                left.unlink()
+            break
+    return samples
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say in one line why files could not be written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as err:
+        free_mb = shutil.disk_usage(folder).free / 1e6
+        raise DataError(
+            f"cache_dir={folder}: latents cannot be saved ({err}; {free_mb:.0f} MB are free); make room and run the "
+            "same command again: it goes on there"
+        ) from err
 
 
 class _Shard(NamedTuple):

@@ -94,7 +94,7 @@ class OrbitBatches:
         with main_first():
             if not is_current(self.cfg.cache_dir, wanted):
                 log.info("encoding %d orbits into %s", len(self.dataset), self.cfg.cache_dir)
-                write_cache(self.cfg.cache_dir, self._encode_all(), wanted)
+                write_cache(self.cfg.cache_dir, self._encode_after, wanted)
         cached = CachedLatents(self.cfg.cache_dir)
         if len(cached) < len(self.dataset):
             left_out = len(self.dataset) - len(cached)
@@ -145,9 +145,11 @@ class OrbitBatches:
         return torch.cat(parts).float().unflatten(0, views_BVCHW.shape[:2])
 
     @torch.no_grad()
-    def _encode_all(self) -> Iterator[EncodedChunk]:
+    def _encode_after(self, object_id: str | None) -> Iterator[EncodedChunk]:
+        """The data set in order, from the orbit that follows the named one."""
+        first = self.dataset.object_ids.index(object_id) + 1 if object_id else 0
         keep_std = self.autoencoder.config.posterior == "sample"
-        for views_BVCHW, c2w_BV44, captions, object_ids in self._views(None):
+        for views_BVCHW, c2w_BV44, captions, object_ids in self._views(None, first=first):
             parts = [
                 self.autoencoder.view_posteriors(views, chunk=self.cfg.chunk_size) for views in views_BVCHW.split(16)
             ]
@@ -161,26 +163,27 @@ class OrbitBatches:
                 image_BVC=self.embed_views(views_BVCHW),
             )
 
-    def _views(self, start: int | None) -> Iterator[tuple[Tensor, Tensor, list[str], list[str]]]:
+    def _views(self, start: int | None, *, first: int = 0) -> Iterator[tuple[Tensor, Tensor, list[str], list[str]]]:
         """Views in [0, 1] on the device, cameras, prompts and object ids.
 
         Args:
-            start: the step to begin with, shuffled and without end; None: the whole data set once in order.
+            start: the step to begin with, shuffled and without end; None: the data set once in order.
+            first: in order, the sample to begin with.
         """
         if not hasattr(self.dataset, "stored"):
-            for sample in self.loader(start):
+            for sample in self.loader(start, first=first):
                 views_BVCHW = sample["views_VCHW"].to(self.device, non_blocking=True)
                 yield views_BVCHW, sample["c2w_V44"], list(sample["caption"]), list(sample["object_id"])
             return
         orbits = load_orbits(self.dataset, device=self.device)
-        in_order = torch.arange(orbits.num_orbits).split(READ_SIZE)
+        in_order = torch.arange(first, orbits.num_orbits).split(READ_SIZE)
         for index_B in in_order if start is None else self.dealer.order(orbits.num_orbits, start=start):
             captions, ids = ([names[n] for n in index_B.tolist()] for names in (orbits.captions, orbits.object_ids))
             yield orbits.views(index_B)[0], orbits.c2w_NV44[index_B], captions, ids
 
-    def loader(self, start: int | None) -> Iterable[dict[str, Any]]:
-        """Batches of samples that are read file by file; `start` as in `_views`."""
-        in_order = (index_B.tolist() for index_B in torch.arange(len(self.dataset)).split(READ_SIZE))
+    def loader(self, start: int | None, *, first: int = 0) -> Iterable[dict[str, Any]]:
+        """Batches of samples that are read file by file; arguments as in `_views`."""
+        in_order = (index_B.tolist() for index_B in torch.arange(first, len(self.dataset)).split(READ_SIZE))
         order = (index_B.tolist() for index_B in self.dealer.order(len(self.dataset), start=start or 0))
         return read_samples(
             self.dataset,

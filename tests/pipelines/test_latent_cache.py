@@ -1,4 +1,5 @@
 import json
+import signal
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ assert datasets
 assert pipelines
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -173,3 +175,45 @@ def test_a_file_that_goes_away_while_training_is_named(folder):
     file.unlink()
     with pytest.raises(DataError, match=rf"cache_dir=.*{file.name} is broken"):
         cached.rows(torch.tensor([0]))
+
+
+def test_encoding_goes_on_where_it_was_stopped(folder, monkeypatch):
+    monkeypatch.setattr(latent_cache, "SHARD_SIZE", 4)
+    monkeypatch.setattr(orbit_batches, "READ_SIZE", 3)
+    whole = objective(folder, cache_dir=str(folder / "whole")).data.cached_latents()
+    task = objective(folder)
+    posteriors, calls = task.autoencoder.view_posteriors, []
+
+    def stops(*args, **options):
+        calls.append(0)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return posteriors(*args, **options)
+
+    monkeypatch.setattr(task.autoencoder, "view_posteriors", stops)
+    with pytest.raises(KeyboardInterrupt):
+        task.data.cached_latents()
+    assert len(list((folder / "latents").glob("latents_*"))) == 1  # six orbits; three more are lost
+    cached = task.data.cached_latents()
+    assert len(calls) == 4 + 4
+    assert cached.object_ids == whole.object_ids
+    torch.testing.assert_close(vars(cached.rows(torch.arange(16))), vars(whole.rows(torch.arange(16))), atol=0, rtol=0)
+    assert not (folder / "latents" / "begun.json").exists()
+
+
+@pytest.mark.parametrize("limit", [100, 5_000])
+def test_a_full_disk_while_encoding_is_named(folder, limit):
+    resource = pytest.importorskip("resource")
+    task = objective(folder)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        with pytest.raises(DataError, match=r"latents cannot be saved .* MB are free.*make room") as caught:
+            task.data.cached_latents()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "\n" not in str(caught.value)
+    assert not list((folder / "latents").glob("*.part*"))
+    assert len(task.data.cached_latents()) == 16
