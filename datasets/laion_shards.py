@@ -53,7 +53,7 @@ class LAIONImageDataset(Dataset):
         max_aspect: float | None = 3.0
         min_size: int | None = None
         min_similarity: float | None = None
-        samples_per_visit: int = 1024
+        samples_per_visit: int = 4096
         seed: int = 0
 
         def __post_init__(self) -> None:

@@ -65,6 +65,11 @@ class OrbitDenoising(Objective):
             self.stem = "i2v"
         joint = self._share_with_images() if cfg.is_joint else None
         self.dataset = DATASETS.build({**cfg.vid_dataset, "random_start_view": False}, where="vid_dataset")
+        if self.dataset.config.num_views != max(cfg.frame_lens):
+            raise ConfigError(
+                f"frame_lens={list(cfg.frame_lens)}, but vid_dataset.num_views={self.dataset.config.num_views}; "
+                "they say the same thing, so set both"
+            )
         images = DATASETS.build(cfg.img_dataset, where="img_dataset") if joint else None
         self.diffusion = DIFFUSION.build(cfg.Diffusion, where="Diffusion")
         self.network = MODEL.build(cfg.UNet, where="UNet")
