@@ -72,10 +72,6 @@ class JointBatch(GlobalBatch):
         num_views = self.frame_lens[place]
         return rounds * self.frame_lens.count(num_views) + self.frame_lens[:place].count(num_views)
 
-    def share_of(self, num_views: int) -> float:
-        """The share of slots with samples of so many views."""
-        return self.frame_lens.count(num_views) / len(self.frame_lens)
-
     def kind(self, num_views: int) -> KindOfBatch:
         """The same, as whoever reads samples of one kind sees it."""
         return KindOfBatch(self, num_views)
