@@ -58,13 +58,17 @@ class ImageDataset(Dataset):
         Raises:
             DataError: the file is missing or broken, or has no caption; names it.
         """
-        file, caption = self.entries[index]
-        try:
-            raw = file.read_bytes()
-        except OSError as err:
-            raise DataError(f"image {file}: cannot be read ({err.strerror})") from err
-        return image_sample(raw, caption, name=str(file), options=self.config)
+        return listed_sample(*self.entries[index], options=self.config)
 
     def name_of(self, index: int) -> str:
         """What messages call a sample."""
         return str(self.entries[index][0])
+
+
+def listed_sample(file: Path, caption: str, *, options: ImageOptions) -> dict[str, Any]:
+    """A line of a list as a sample; errors as above."""
+    try:
+        raw = file.read_bytes()
+    except OSError as err:
+        raise DataError(f"image {file}: cannot be read ({err.strerror})") from err
+    return image_sample(raw, caption, name=str(file), options=options)
