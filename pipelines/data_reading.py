@@ -32,12 +32,12 @@ class WholeSamples(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[dict[str, Any] | None, list[str]]:
-        """The sample, and a line for each broken one that was met."""
+        """The sample with its `index`, and a line for each broken one that was met."""
         problems: list[str] = []
         following = getattr(self.dataset, "instead_of", lambda number: (number + 1) % len(self))
         for _ in range(min(MAX_TRIES, len(self)) if self.replace else 1):
             try:
-                return self.dataset[index], problems + self._noticed()
+                return {**self.dataset[index], "index": index}, problems + self._noticed()
             except DataError as err:
                 problems.append(str(err))
             index = following(index)

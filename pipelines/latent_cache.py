@@ -15,8 +15,9 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from utils.errors import DataError
 from utils.files import atomic_path, read_json, writable_folder, write_json
+from utils.processes import is_main, num_processes, process_rank, wait_for_all
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class EncodedChunk:
     """Some samples on their way into the cache.
 
     Attributes:
+        first: number of the first one in the data set.
         mean_BCVHW: scaled posterior means.
         std_BCVHW: scaled deviations, or None when the mode is taken.
         c2w_BV44: cameras.
@@ -46,6 +49,7 @@ class EncodedChunk:
         image_BVC: image embedding of every view, or None when the network takes none.
     """
 
+    first: int
     mean_BCVHW: Tensor
     std_BCVHW: Tensor | None
     c2w_BV44: Tensor
@@ -102,53 +106,82 @@ def is_current(folder: str | Path, wanted: Mapping[str, Any]) -> bool:
 
 
 def write_cache(
-    folder: str | Path, encode: Callable[[str | None], Iterable[EncodedChunk]], wanted: Mapping[str, Any]
+    folder: str | Path,
+    encode: Callable[[list[range]], Iterable[EncodedChunk]],
+    wanted: Mapping[str, Any],
+    *,
+    num_samples: int,
 ) -> None:
-    """Fill the folder; until the last file is written it counts as empty.
+    """Fill the folder, all processes together; until the last file is written it counts as empty.
+
+    A shard holds SHARD_SIZE samples of the data set, less what is broken. Shards that a stopped run left under the same
+    fingerprint stay.
 
     Args:
-        encode: gives the samples that come after the one of that name; after None: all.
-        wanted: the fingerprint. What a stopped run left under the same one stays, and encoding goes on there.
+        encode: gives the samples of some ranges, in order, no chunk from two of them.
+        wanted: the fingerprint.
+        num_samples: of the whole data set.
 
     Raises:
         DataError: the folder cannot be written, or the disk is full.
     """
     folder = writable_folder(folder, option="cache_dir")
-    samples: list[list[str]] = []
+    if is_main():
+        _begin(folder, wanted)
+    wait_for_all()
+    starts = enumerate(range(0, num_samples, SHARD_SIZE))
+    ranges = {number: range(first, min(first + SHARD_SIZE, num_samples)) for number, first in starts}
+    own = {number: rows for number, rows in ranges.items() if number % num_processes() == process_rank()}
+    todo = {number: rows for number, rows in own.items() if _samples_in(_shard_file(folder, number)) is None}
+    log.info("%d of %d parts are to be encoded", len(todo), len(own))
+    for number, chunks in groupby(encode(list(todo.values())), key=lambda chunk: chunk.first // SHARD_SIZE):
+        _write_shard(_shard_file(folder, number), list(chunks))
+    wait_for_all()
+    if is_main():
+        found = [_samples_in(_shard_file(folder, number)) or [] for number in ranges]
+        with _writing(folder):
+            write_json(folder / "samples.json", [sample for samples in found for sample in samples])
+            write_json(folder / "fingerprint.json", dict(wanted))
+            (folder / BEGUN).unlink()
+    wait_for_all()
+
+
+def _shard_file(folder: Path, number: int) -> Path:
+    return folder / f"latents_{number:05d}.safetensors"
+
+
+def _begin(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Remove what was made by something else."""
     begun = folder / BEGUN
     if begun.is_file() and read_json(begun, option="cache_dir") == dict(wanted):
-        samples = _samples_so_far(folder)
-        log.info("%d orbits are there already", len(samples))
-    else:
-        for old in (folder / "fingerprint.json", *sorted(folder.glob("latents_*.safetensors"))):
-            old.unlink(missing_ok=True)
-        with _writing(folder):
-            write_json(begun, dict(wanted))
-    first = len(list(folder.glob("latents_*.safetensors")))
-    for number, shard in enumerate(_in_shards(encode(samples[-1][0] if samples else None)), start=first):
-        tensors = {name: torch.cat([chunk[name] for chunk in shard.tensors]) for name in shard.tensors[0]}
-        with _writing(folder), atomic_path(folder / f"latents_{number:05d}.safetensors") as part:
-            save_file(tensors, part, metadata={"samples": json.dumps(shard.samples)})
-        samples += shard.samples
+        return
+    for old in (folder / "fingerprint.json", *sorted(folder.glob("latents_*.safetensors"))):
+        old.unlink(missing_ok=True)
     with _writing(folder):
-        write_json(folder / "samples.json", samples)
-        write_json(folder / "fingerprint.json", dict(wanted))
-        begun.unlink()
+        write_json(begun, dict(wanted))
 
 
-def _samples_so_far(folder: Path) -> list[list[str]]:
-    """What the shards of a stopped run hold; one that is broken, and those after it, go away."""
-    samples: list[list[str]] = []
-    files = sorted(folder.glob("latents_*.safetensors"))
-    for number, file in enumerate(files):
-        try:
-            with safe_open(str(file), framework="pt") as shard:
-                samples += json.loads(shard.metadata()["samples"])
-        except (SafetensorError, OSError, TypeError, KeyError, ValueError):
-            for left in files[number:]:
-                left.unlink()
-            break
-    return samples
+def _write_shard(file: Path, chunks: list[EncodedChunk]) -> None:
+    fields = {"mean": "mean_BCVHW", "std": "std_BCVHW", "c2w": "c2w_BV44", "image": "image_BVC"}
+    joined = {}
+    for name, field in fields.items():
+        parts = [getattr(chunk, field) for chunk in chunks]
+        if parts[0] is not None:
+            joined[name] = torch.cat([part.cpu() for part in parts]).to(
+                torch.float32 if name == "c2w" else torch.float16
+            )
+    samples = [sample for chunk in chunks for sample in zip(chunk.object_ids, chunk.captions, strict=True)]
+    with _writing(file.parent), atomic_path(file) as part:
+        save_file({name: value.contiguous() for name, value in joined.items()}, part, {"samples": json.dumps(samples)})
+
+
+def _samples_in(file: Path) -> list[list[str]] | None:
+    """Object id and caption of each sample in a shard; None when it is not there, or not whole."""
+    try:
+        with safe_open(str(file), framework="pt") as shard:
+            return json.loads(shard.metadata()["samples"])
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError):
+        return None
 
 
 @contextmanager
@@ -162,28 +195,3 @@ def _writing(folder: Path) -> Iterator[None]:
             f"cache_dir={folder}: latents cannot be saved ({err}; {free_mb:.0f} MB are free); make room and run the "
             "same command again: it goes on there"
         ) from err
-
-
-class _Shard(NamedTuple):
-    """What goes into one file: tensors of each chunk by name, and object id and caption of each sample."""
-
-    tensors: list[dict[str, Tensor]]
-    samples: list[list[str]]
-
-
-def _in_shards(chunks: Iterable[EncodedChunk]) -> Iterator[_Shard]:
-    """Put chunks together until they are SHARD_SIZE samples or a few more."""
-    shard = _Shard([], [])
-    for chunk in chunks:
-        tensors = {"mean": chunk.mean_BCVHW.half(), "c2w": chunk.c2w_BV44.float()}
-        if chunk.std_BCVHW is not None:
-            tensors["std"] = chunk.std_BCVHW.half()
-        if chunk.image_BVC is not None:
-            tensors["image"] = chunk.image_BVC.half()
-        shard.tensors.append({name: value.cpu().contiguous() for name, value in tensors.items()})
-        shard.samples.extend(map(list, zip(chunk.object_ids, chunk.captions, strict=True)))
-        if len(shard.samples) >= SHARD_SIZE:
-            yield shard
-            shard = _Shard([], [])
-    if shard.samples:
-        yield shard

@@ -19,7 +19,7 @@ from pipelines.joint_batch import KindOfBatch
 from pipelines.latent_cache import EncodedChunk, fingerprint, is_current, write_cache
 from pipelines.orbit_pixels import load_orbits
 from utils.cameras import camera_condition
-from utils.processes import main_first
+from utils.processes import largest
 from utils.registry import DATASETS
 from utils.run_config import RunConfig
 
@@ -91,10 +91,9 @@ class OrbitBatches:
             index=_index_of(self.dataset),
             image_encoder=self.embedder.model.visual if self.of_images else None,
         )
-        with main_first():
-            if not is_current(self.cfg.cache_dir, wanted):
-                log.info("encoding %d orbits into %s", len(self.dataset), self.cfg.cache_dir)
-                write_cache(self.cfg.cache_dir, self._encode_after, wanted)
+        if any(largest(not is_current(self.cfg.cache_dir, wanted))):  # all processes encode, or none
+            log.info("encoding %d orbits into %s", len(self.dataset), self.cfg.cache_dir)
+            write_cache(self.cfg.cache_dir, self._encode, wanted, num_samples=len(self.dataset))
         cached = CachedLatents(self.cfg.cache_dir)
         if len(cached) < len(self.dataset):
             left_out = len(self.dataset) - len(cached)
@@ -119,7 +118,7 @@ class OrbitBatches:
             yield self._batch(latents_BCVHW, token_ids_BL, camera_condition(rows.c2w_BV44), image_BVC)
 
     def encoded_batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
-        for views_BVCHW, c2w_BV44, captions, _ in self._views(start):
+        for views_BVCHW, c2w_BV44, captions, *_ in self._views(start):
             with torch.no_grad():
                 latents_BCVHW = self.autoencoder.encode_views(
                     views_BVCHW, generator=self.share.row_generators(), chunk=self.cfg.chunk_size
@@ -145,16 +144,16 @@ class OrbitBatches:
         return torch.cat(parts).float().unflatten(0, views_BVCHW.shape[:2])
 
     @torch.no_grad()
-    def _encode_after(self, object_id: str | None) -> Iterator[EncodedChunk]:
-        """The data set in order, from the orbit that follows the named one."""
-        first = self.dataset.object_ids.index(object_id) + 1 if object_id else 0
+    def _encode(self, ranges: list[range]) -> Iterator[EncodedChunk]:
+        """Parts of the data set, in order."""
         keep_std = self.autoencoder.config.posterior == "sample"
-        for views_BVCHW, c2w_BV44, captions, object_ids in self._views(None, first=first):
+        for views_BVCHW, c2w_BV44, captions, object_ids, first in self._views(ranges):
             parts = [
                 self.autoencoder.view_posteriors(views, chunk=self.cfg.chunk_size) for views in views_BVCHW.split(16)
             ]
             mean_BCVHW, std_BCVHW = (torch.cat(moment) for moment in zip(*parts, strict=True))
             yield EncodedChunk(
+                first=first,
                 mean_BCVHW=mean_BCVHW,
                 std_BCVHW=std_BCVHW if keep_std else None,
                 c2w_BV44=c2w_BV44,
@@ -163,32 +162,34 @@ class OrbitBatches:
                 image_BVC=self.embed_views(views_BVCHW),
             )
 
-    def _views(self, start: int | None, *, first: int = 0) -> Iterator[tuple[Tensor, Tensor, list[str], list[str]]]:
-        """Views in [0, 1] on the device, cameras, prompts and object ids.
+    def _views(self, start: int | list[range]) -> Iterator[tuple[Tensor, Tensor, list[str], list[str], int]]:
+        """Views in [0, 1] on the device, cameras, prompts, object ids, and the number of the first sample.
 
         Args:
-            start: the step to begin with, shuffled and without end; None: the data set once in order.
-            first: in order, the sample to begin with.
+            start: the step to begin with, shuffled and without end; or parts of the data set, once and in order.
         """
         if not hasattr(self.dataset, "stored"):
-            for sample in self.loader(start, first=first):
+            for sample in self.loader(start):
                 views_BVCHW = sample["views_VCHW"].to(self.device, non_blocking=True)
-                yield views_BVCHW, sample["c2w_V44"], list(sample["caption"]), list(sample["object_id"])
+                names = list(sample["caption"]), list(sample["object_id"])
+                yield views_BVCHW, sample["c2w_V44"], *names, int(sample["index"][0])
             return
         orbits = load_orbits(self.dataset, device=self.device)
-        in_order = torch.arange(first, orbits.num_orbits).split(READ_SIZE)
-        for index_B in in_order if start is None else self.dealer.order(orbits.num_orbits, start=start):
+        for index_B in self._order(start):
             captions, ids = ([names[n] for n in index_B.tolist()] for names in (orbits.captions, orbits.object_ids))
-            yield orbits.views(index_B)[0], orbits.c2w_NV44[index_B], captions, ids
+            yield orbits.views(index_B)[0], orbits.c2w_NV44[index_B], captions, ids, int(index_B[0])
 
-    def loader(self, start: int | None, *, first: int = 0) -> Iterable[dict[str, Any]]:
-        """Batches of samples that are read file by file; arguments as in `_views`."""
-        in_order = (index_B.tolist() for index_B in torch.arange(first, len(self.dataset)).split(READ_SIZE))
-        order = (index_B.tolist() for index_B in self.dealer.order(len(self.dataset), start=start or 0))
+    def _order(self, start: int | list[range]) -> Iterator[Tensor]:
+        if isinstance(start, int):
+            return self.dealer.order(len(self.dataset), start=start)
+        return (index_B for rows in start for index_B in torch.tensor(list(rows)).split(READ_SIZE))
+
+    def loader(self, start: int | list[range]) -> Iterable[dict[str, Any]]:
+        """Batches of samples that are read file by file; `start` as in `_views`."""
         return read_samples(
             self.dataset,
-            in_order if start is None else order,
-            replace=start is not None,
+            (index_B.tolist() for index_B in self._order(start)),
+            replace=isinstance(start, int),
             max_bad=self.cfg.max_bad_samples,
             num_workers=self.cfg.num_workers,
             prefetch_factor=self.cfg.prefetch_factor,

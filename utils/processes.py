@@ -24,6 +24,12 @@ def is_main() -> bool:
     return process_rank() == 0
 
 
+def wait_for_all() -> None:
+    """Go on when all processes have come here."""
+    if num_processes() > 1:
+        distributed.barrier()
+
+
 @contextmanager
 def main_first() -> Iterator[None]:
     """The main process goes through the block before the others do."""

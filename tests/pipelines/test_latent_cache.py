@@ -155,7 +155,7 @@ def test_batches_from_the_files_are_those_from_memory(folder, monkeypatch):
     task = objective(folder, auto_encoder=sampled)
     files = [objective(folder, auto_encoder=sampled, cache_memory_gb=0), task]
     both = [iter(one.batches()) for one in files]
-    assert len(list((folder / "latents").glob("latents_*"))) == 3
+    assert len(list((folder / "latents").glob("latents_*"))) == 4
     for number in range(6):
         batches = []
         for one, source in zip(files, both, strict=True):
@@ -193,9 +193,9 @@ def test_encoding_goes_on_where_it_was_stopped(folder, monkeypatch):
     monkeypatch.setattr(task.autoencoder, "view_posteriors", stops)
     with pytest.raises(KeyboardInterrupt):
         task.data.cached_latents()
-    assert len(list((folder / "latents").glob("latents_*"))) == 1  # six orbits; three more are lost
+    assert len(list((folder / "latents").glob("latents_*"))) == 1  # four orbits; three more are lost
     cached = task.data.cached_latents()
-    assert len(calls) == 4 + 4
+    assert len(calls) == 4 + 6
     assert cached.object_ids == whole.object_ids
     torch.testing.assert_close(vars(cached.rows(torch.arange(16))), vars(whole.rows(torch.arange(16))), atol=0, rtol=0)
     assert not (folder / "latents" / "begun.json").exists()
@@ -217,3 +217,27 @@ def test_a_full_disk_while_encoding_is_named(folder, limit):
     assert "\n" not in str(caught.value)
     assert not list((folder / "latents").glob("*.part*"))
     assert len(task.data.cached_latents()) == 16
+
+
+def test_processes_encode_a_part_each(folder, monkeypatch):
+    monkeypatch.setattr(latent_cache, "SHARD_SIZE", 3)
+    monkeypatch.setattr(orbit_batches, "READ_SIZE", 2)
+    alone = objective(folder, cache_dir=str(folder / "alone")).data.cached_latents()
+    task, encoded = objective(folder), []
+    monkeypatch.setattr(latent_cache, "num_processes", lambda: 3)
+    for rank in (2, 1, 0):  # the main one last: it lists what all have written
+        monkeypatch.setattr(latent_cache, "process_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(latent_cache, "is_main", lambda rank=rank: rank == 0)
+        wanted = {"made": "here"}
+        if rank == 2:
+            latent_cache._begin(folder / "latents", wanted)
+
+        def encode(ranges):
+            encoded.extend(ranges)
+            return task.data._encode(ranges)
+
+        latent_cache.write_cache(folder / "latents", encode, wanted, num_samples=16)
+    assert [rows.start for rows in encoded] == [6, 15, 3, 12, 0, 9]
+    both = CachedLatents(folder / "latents"), alone
+    assert both[0].object_ids == both[1].object_ids
+    torch.testing.assert_close(*(vars(one.rows(torch.arange(16))) for one in both), atol=0, rtol=0)
