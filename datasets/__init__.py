@@ -1,5 +1,5 @@
 """Loading and making of training data. Importing it registers the data sets."""
 
-from datasets import packed_orbits, video_dataset
+from datasets import image_dataset, laion_shards, packed_orbits, video_dataset
 
-__all__ = ["packed_orbits", "video_dataset"]
+__all__ = ["image_dataset", "laion_shards", "packed_orbits", "video_dataset"]

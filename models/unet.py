@@ -215,7 +215,7 @@ class OrbitUNet(nn.Module):
             x: noisy latents (B, C, V, H, W).
             t: timesteps (B,).
             y: text tokens (B, S, y_dim).
-            camera_data: camera condition (B, V, 16), see utils.cameras.camera_condition.
+            camera_data: camera condition (B, V, 16), see utils.cameras.camera_condition; None for images without.
             fps: (B,) or one number, used by the image model and with use_fps_condition.
             image: CLIP image embedding (B, 1, image_dim), image model only; left out, its tokens are left out.
             local_image: latent of the conditioning view (B, C, V, H, W), image model only.
@@ -265,8 +265,13 @@ class OrbitUNet(nn.Module):
             fps = torch.as_tensor(fps, device=t.device).expand(len(t))
             embedding_BE = embedding_BE + self.fps_embedding(sinusoidal_embedding(fps, self.config.dim).to(dtype))
         embedding_BVE = embedding_BE[:, None].expand(-1, num_views, -1)
-        if camera_data is not None and self.config.use_camera_condition:
-            embedding_BVE = embedding_BVE + self.camera_embedding(camera_data.to(dtype))
+        if self.config.use_camera_condition:
+            if camera_data is not None:
+                embedding_BVE = embedding_BVE + self.camera_embedding(camera_data.to(dtype))
+            elif self.training and torch.is_grad_enabled():
+                # Processes that train together exchange gradients of the same parameters: here they are zero.
+                nowhere_1 = embedding_BVE.new_zeros(1, CAMERA_DIM)
+                embedding_BVE = embedding_BVE + 0 * self.camera_embedding(nowhere_1)
         return embedding_BVE.flatten(0, 1)
 
     def _context(self, y: Tensor, image: Tensor | None, local_image: Tensor | None) -> Tensor:

@@ -22,7 +22,7 @@ class WholeSamples(Dataset):
 
     Args:
         replace: the place of a broken sample goes to the next whole one, so that all batches have one size; else it
-            stays empty.
+            stays empty. A data set may say which is next: `instead_of(index)`.
     """
 
     def __init__(self, dataset: Any, *, replace: bool) -> None:
@@ -32,14 +32,23 @@ class WholeSamples(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[dict[str, Any] | None, list[str]]:
-        """The sample, and a line for each broken one that was met."""
+        """The sample with its `index`, and a line for each broken one that was met."""
         problems: list[str] = []
-        for number in range(index, index + (min(MAX_TRIES, len(self)) if self.replace else 1)):
+        following = getattr(self.dataset, "instead_of", lambda number: (number + 1) % len(self))
+        for _ in range(min(MAX_TRIES, len(self)) if self.replace else 1):
             try:
-                return self.dataset[number % len(self)], problems
+                return {**self.dataset[index], "index": index}, problems + self._noticed()
             except DataError as err:
                 problems.append(str(err))
-        return None, problems
+            index = following(index)
+        return None, problems + self._noticed()
+
+    def _noticed(self) -> list[str]:
+        """Broken samples that a data set met on its way to others, and has not told yet."""
+        found = getattr(self.dataset, "noticed", [])
+        problems = list(found)
+        found.clear()
+        return problems
 
 
 class BadSamples:

@@ -62,23 +62,30 @@ class GlobalBatch:
 
     def __init__(self, *, size: int, parts: int, seed: int, device: torch.device) -> None:
         self.size, self.parts, self.seed, self.device = size, parts, seed, device
+        self.part = 0
         self.rank, self.num_processes = process_rank(), num_processes()
         self.generator, self.own = torch.Generator(device), torch.Generator(device)
-        self._seed_generators(0, 0)
+        self._seed(0, 0, self.rank)
 
     @property
     def total(self) -> int:
         """G."""
         return self.size * self.num_processes * self.parts
 
+    @property
+    def per_step(self) -> int:
+        """How far a step moves the position in the data."""
+        return self.total
+
     def begin(self, number: int, part: int) -> None:
         """Seed everything for one part of one step, torch's own generators (which dropout draws from) included."""
-        torch.manual_seed(self._seed_generators(number, part))
+        self.part = part
+        torch.manual_seed(self._seed(number, part, self.rank))
 
-    def _seed_generators(self, number: int, part: int) -> int:
-        self.number, self.part = number, part
+    def _seed(self, number: int, *place: int) -> int:
+        self.number = number
         self.generator.manual_seed(mixed_seed(self.seed, number))
-        own = mixed_seed(self.seed, number, part, self.rank)
+        own = mixed_seed(self.seed, number, *place)
         self.own.manual_seed(own)
         return own
 
@@ -96,6 +103,11 @@ class GlobalBatch:
         for index_G in epoch_order(num_items, self.total, seed=self.seed, start=start):
             parts = index_G.view(self.parts, self.num_processes, self.size)
             yield from parts[:, self.rank]
+
+    def samples_at(self, num_items: int, number: int, part: int, rank: int) -> list[int]:
+        """Indices of the samples that a process has in one part of one step."""
+        index_G = next(epoch_order(num_items, self.total, seed=self.seed, start=number))
+        return index_G.view(self.parts, self.num_processes, self.size)[part, rank].tolist()
 
     def single_views(self, num_orbits: int, num_views: int, *, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless pairs (orbits_B, views_B) on the CPU: every orbit equally often, one random view of it."""

@@ -1,81 +1,55 @@
-"""Latents of a whole data set, encoded once and kept beside what made them.
+"""Latents of a whole data set, encoded once and kept beside what made them. pipelines/cached_latents.py reads them.
 
 A cache folder holds safetensors shards, `samples.json` and `fingerprint.json`. The fingerprint is written last and
 names the weights of the encoders, the data set and its index: when any of it differs, the cache is made again.
 
-Letters: N samples, V views, C channels, H W latent pixels.
+Letters: B samples, V views, C channels, H W latent pixels.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.autoencoder import draw_like
 from utils.errors import DataError
 from utils.files import atomic_path, read_json, writable_folder, write_json
+from utils.processes import is_main, num_processes, process_rank, wait_for_all
 
 log = logging.getLogger(__name__)
 
 SHARD_SIZE = 128  # samples
+BEGUN = "begun.json"  # the fingerprint of what is being encoded
 LAYOUT = 2  # raise it when the content of shards changes
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachedLatents:
-    """Encoded samples.
+class EncodedChunk:
+    """Some samples on their way into the cache.
 
     Attributes:
-        mean_NCVHW: scaled posterior means, float16.
-        std_NCVHW: scaled deviations, or None when the mode is taken.
-        c2w_NV44: cameras, float32.
-        captions: N sentences.
-        object_ids: N names.
-        image_NVC: image embedding of every view, float16, or None when the network takes none.
+        first: number of the first one in the data set.
+        mean_BCVHW: scaled posterior means.
+        std_BCVHW: scaled deviations, or None when the mode is taken.
+        c2w_BV44: cameras.
+        captions: B sentences.
+        object_ids: B names.
+        image_BVC: image embedding of every view, or None when the network takes none.
     """
 
-    mean_NCVHW: Tensor
-    std_NCVHW: Tensor | None
-    c2w_NV44: Tensor
-    captions: list[str]
-    object_ids: list[str]
-    image_NVC: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def draw(self, index_B: Tensor, *, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
-        """Latents (B, C, V, H, W) float32: a fresh sample of the posterior, or its mode.
-
-        Args:
-            generator: one, or one for each sample.
-        """
-        mean_BCVHW = self.mean_NCVHW[index_B].float()
-        if self.std_NCVHW is None:
-            return mean_BCVHW
-        return mean_BCVHW + self.std_NCVHW[index_B].float() * draw_like(mean_BCVHW, generator)
-
-    def to(self, device: torch.device) -> CachedLatents:
-        """The same on another device."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return dataclasses.replace(self, **tensors)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodedChunk:
-    """Some samples on their way into the cache; fields as in CachedLatents."""
-
+    first: int
     mean_BCVHW: Tensor
     std_BCVHW: Tensor | None
     c2w_BV44: Tensor
@@ -131,49 +105,93 @@ def is_current(folder: str | Path, wanted: Mapping[str, Any]) -> bool:
     return not changed
 
 
-def write_cache(folder: str | Path, chunks: Iterable[EncodedChunk], wanted: Mapping[str, Any]) -> None:
-    """Fill the folder; until the last file is written it counts as empty.
+def write_cache(
+    folder: str | Path,
+    encode: Callable[[list[range]], Iterable[EncodedChunk]],
+    wanted: Mapping[str, Any],
+    *,
+    num_samples: int,
+) -> None:
+    """Fill the folder, all processes together; until the last file is written it counts as empty.
+
+    A shard holds SHARD_SIZE samples of the data set, less what is broken. Shards that a stopped run left under the same
+    fingerprint stay.
+
+    Args:
+        encode: gives the samples of some ranges, in order, no chunk from two of them.
+        wanted: the fingerprint.
+        num_samples: of the whole data set.
 
     Raises:
-        DataError: the folder cannot be written.
+        DataError: the folder cannot be written, or the disk is full.
     """
     folder = writable_folder(folder, option="cache_dir")
+    if is_main():
+        _begin(folder, wanted)
+    wait_for_all()
+    starts = enumerate(range(0, num_samples, SHARD_SIZE))
+    ranges = {number: range(first, min(first + SHARD_SIZE, num_samples)) for number, first in starts}
+    own = {number: rows for number, rows in ranges.items() if number % num_processes() == process_rank()}
+    todo = {number: rows for number, rows in own.items() if _samples_in(_shard_file(folder, number)) is None}
+    log.info("%d of %d parts are to be encoded", len(todo), len(own))
+    for number, chunks in groupby(encode(list(todo.values())), key=lambda chunk: chunk.first // SHARD_SIZE):
+        _write_shard(_shard_file(folder, number), list(chunks))
+    wait_for_all()
+    if is_main():
+        found = [_samples_in(_shard_file(folder, number)) or [] for number in ranges]
+        with _writing(folder):
+            write_json(folder / "samples.json", [sample for samples in found for sample in samples])
+            write_json(folder / "fingerprint.json", dict(wanted))
+            (folder / BEGUN).unlink()
+    wait_for_all()
+
+
+def _shard_file(folder: Path, number: int) -> Path:
+    return folder / f"latents_{number:05d}.safetensors"
+
+
+def _begin(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Remove what was made by something else."""
+    begun = folder / BEGUN
+    if begun.is_file() and read_json(begun, option="cache_dir") == dict(wanted):
+        return
     for old in (folder / "fingerprint.json", *sorted(folder.glob("latents_*.safetensors"))):
         old.unlink(missing_ok=True)
-    samples: list[list[str]] = []
-    for number, chunk in enumerate(chunks):
-        tensors = {"mean": chunk.mean_BCVHW.half(), "c2w": chunk.c2w_BV44.float()}
-        if chunk.std_BCVHW is not None:
-            tensors["std"] = chunk.std_BCVHW.half()
-        if chunk.image_BVC is not None:
-            tensors["image"] = chunk.image_BVC.half()
-        with atomic_path(folder / f"latents_{number:05d}.safetensors") as part:
-            save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, part)
-        samples += map(list, zip(chunk.object_ids, chunk.captions, strict=True))
-    write_json(folder / "samples.json", samples)
-    write_json(folder / "fingerprint.json", dict(wanted))
+    with _writing(folder):
+        write_json(begun, dict(wanted))
 
 
-def read_cache(folder: str | Path) -> CachedLatents:
-    """Read a complete cache into memory.
+def _write_shard(file: Path, chunks: list[EncodedChunk]) -> None:
+    fields = {"mean": "mean_BCVHW", "std": "std_BCVHW", "c2w": "c2w_BV44", "image": "image_BVC"}
+    joined = {}
+    for name, field in fields.items():
+        parts = [getattr(chunk, field) for chunk in chunks]
+        if parts[0] is not None:
+            joined[name] = torch.cat([part.cpu() for part in parts]).to(
+                torch.float32 if name == "c2w" else torch.float16
+            )
+    samples = [sample for chunk in chunks for sample in zip(chunk.object_ids, chunk.captions, strict=True)]
+    with _writing(file.parent), atomic_path(file) as part:
+        save_file({name: value.contiguous() for name, value in joined.items()}, part, {"samples": json.dumps(samples)})
 
-    Raises:
-        DataError: it is empty, or shards are missing or broken.
-    """
-    folder = Path(folder)
-    samples = read_json(folder / "samples.json", option="cache_dir")
+
+def _samples_in(file: Path) -> list[list[str]] | None:
+    """Object id and caption of each sample in a shard; None when it is not there, or not whole."""
     try:
-        shards = [load_file(file) for file in sorted(folder.glob("latents_*.safetensors"))]
-    except (SafetensorError, OSError) as err:
-        raise DataError(f"cache_dir={folder}: a shard is broken ({err}); delete the folder to encode again") from err
-    if not shards or sum(len(shard["mean"]) for shard in shards) != len(samples):
-        raise DataError(f"cache_dir={folder} is incomplete; delete the folder to encode again")
-    joined = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
-    return CachedLatents(
-        mean_NCVHW=joined["mean"],
-        std_NCVHW=joined.get("std"),
-        c2w_NV44=joined["c2w"],
-        captions=[caption for _, caption in samples],
-        object_ids=[object_id for object_id, _ in samples],
-        image_NVC=joined.get("image"),
-    )
+        with safe_open(str(file), framework="pt") as shard:
+            return json.loads(shard.metadata()["samples"])
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError):
+        return None
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say in one line why files could not be written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as err:
+        free_mb = shutil.disk_usage(folder).free / 1e6
+        raise DataError(
+            f"cache_dir={folder}: latents cannot be saved ({err}; {free_mb:.0f} MB are free); make room and run the "
+            "same command again: it goes on there"
+        ) from err

@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.processes import is_main
+from utils.processes import is_main, mean_over_processes
 from utils.run_config import RunConfig
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 class ProgressReport:
     """One line at intervals, and a bar on a terminal."""
 
-    def __init__(self, cfg: RunConfig, *, views_per_batch: int, first_step: int) -> None:
+    def __init__(self, cfg: RunConfig, *, views_per_batch: float, first_step: int) -> None:
         self.views_per_batch = views_per_batch
         self.bar = tqdm(
             total=cfg.num_steps, initial=first_step, unit="step", disable=not (is_main() and sys.stderr.isatty())
@@ -47,9 +48,18 @@ class ProgressReport:
         if step_ends:
             self.bar.update()
 
-    def write(self, step: int, *, lr: float, progress: float) -> dict[str, float]:
-        """Log the means since the last call and return them."""
-        figures = {name: float(total) / self.num_added for name, total in self.sums.items()}
+    def write(
+        self, step: int, *, lr: float, progress: float, summary: Callable[[dict[str, float]], dict[str, float]]
+    ) -> dict[str, float]:
+        """Log the means since the last call, over all processes, and return them.
+
+        Args:
+            summary: makes of the means what is said.
+        """
+        names = sorted(self.sums)
+        means = mean_over_processes(torch.stack([self.sums[name].float() for name in names]) / self.num_added)
+        figures = summary(dict(zip(names, means.tolist(), strict=True)))
+        figures = {"loss": figures["loss"], **figures}
         now = time.monotonic()
         speed = self.views_per_batch * self.num_added / (now - self.since)
         done = progress - self.first_progress

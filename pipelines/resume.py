@@ -29,6 +29,8 @@ FREE_OPTIONS = {"UNet": ("attention", "use_checkpoint", "checkpoint_level")}
 def settings_of(cfg: RunConfig) -> dict[str, Any]:
     """The settings that two starts of one run have in common, as plain values."""
     content = {name: value for name, value in dataclasses.asdict(cfg).items() if name in IDENTITY}
+    if cfg.is_joint:
+        content["img_dataset"] = cfg.img_dataset
     for section, free in FREE_OPTIONS.items():
         content[section] = {name: value for name, value in content[section].items() if name not in free}
     return json.loads(json.dumps(content, sort_keys=True))

@@ -16,7 +16,23 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from utils.errors import ConfigError
 from utils.processes import is_main, num_processes
+from utils.run_config import RunConfig
+
+
+def check_sharding(cfg: RunConfig, entrance: str, *, can_be_sharded: bool) -> None:
+    """Refuse `use_fsdp` where it does not go.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if not cfg.use_fsdp:
+        return
+    if not can_be_sharded:
+        raise ConfigError(f"use_fsdp=true divides a UNet, and {entrance} does not train one alone; set use_fsdp=false")
+    if cfg.precision == "float16":
+        raise ConfigError("use_fsdp=true does not go with precision=float16; set precision=bfloat16")
 
 
 def shard(network: nn.Module, blocks: Iterable[nn.Module]) -> None:

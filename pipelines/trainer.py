@@ -21,7 +21,7 @@ from pipelines.objectives.base import Objective
 from pipelines.optimization import MovingAverage, lr_factor, parameter_groups
 from pipelines.progress import LossWatch, ProgressReport
 from pipelines.resume import clean_up, find_state, settings_of
-from pipelines.sharding import is_sharded, put_together, shard
+from pipelines.sharding import check_sharding, is_sharded, put_together, shard
 from pipelines.training_state import latest, read_state, restore, save_state, saving, snapshot
 from utils.compilation import compile_parts
 from utils.config import save_config
@@ -47,7 +47,7 @@ def train(cfg: RunConfig) -> Path:
         raise ConfigError(f"TASK_TYPE={cfg.TASK_TYPE} is no training{nearest(cfg.TASK_TYPE, ENGINE.names())}")
     entrance = {"type": entrance_of(cfg), **cfg.objective}
     kind = ENGINE.resolve(entrance, where="objective")[0]
-    check_sharding(cfg, kind)
+    check_sharding(cfg, entrance_of(cfg), can_be_sharded=kind.can_be_sharded)
     device = join_processes(cfg)
     state = find_state(cfg, Path(cfg.log_dir))
     with main_first():
@@ -66,20 +66,6 @@ def entrance_of(cfg: RunConfig) -> str:
     """What trains: a generator's entrance tunes the Gaussian head with `UNet.use_lgm_refine`, as in the original."""
     tuning = cfg.TASK_TYPE.replace("train_", "tune_", 1)
     return tuning if cfg.UNet.get("use_lgm_refine") and tuning in ENGINE.names() else cfg.TASK_TYPE
-
-
-def check_sharding(cfg: RunConfig, kind: type[Objective]) -> None:
-    """Refuse `use_fsdp` where it does not go.
-
-    Raises:
-        ConfigError: see above.
-    """
-    if not cfg.use_fsdp:
-        return
-    if not kind.can_be_sharded:
-        raise ConfigError(f"use_fsdp=true divides a UNet, and {entrance_of(cfg)} does not train one alone; set false")
-    if cfg.precision == "float16":
-        raise ConfigError("use_fsdp=true does not go with precision=float16; set precision=bfloat16")
 
 
 class Trainer:
@@ -154,7 +140,7 @@ class Trainer:
     @property
     def number(self) -> int:
         """Of the global batch that comes next."""
-        return self.num_samples // self.objective.share.total
+        return self.num_samples // self.objective.share.per_step
 
     @property
     def progress(self) -> float:
@@ -183,7 +169,7 @@ class Trainer:
         if self.average:
             self.average.update()
         self.step += 1
-        self.num_samples += self.objective.share.total
+        self.num_samples += self.objective.share.per_step
 
     def _backward(self, batches: Iterator[Any], part: int, *, last: bool) -> None:
         """Add the gradients of one part of a step; processes exchange them after the last."""
@@ -199,7 +185,12 @@ class Trainer:
         cfg, last = self.cfg, self.progress >= 1
         if self.step % cfg.log_interval == 0 or last:
             self._check_losses()
-            figures = self.report.write(self.step, lr=self.optimizer.param_groups[0]["lr"], progress=self.progress)
+            figures = self.report.write(
+                self.step,
+                lr=self.optimizer.param_groups[0]["lr"],
+                progress=self.progress,
+                summary=self.objective.summary,
+            )
             self.accelerator.log(figures, step=self.step)
         if self.step % cfg.save_ckp_interval == 0 and not last:
             self.save()
@@ -211,9 +202,7 @@ class Trainer:
         bad = self.watch.look()
         if bad is None:
             return
-        size = self.objective.share.size
-        first = (bad.part * self.accelerator.num_processes + bad.rank) * size
-        names = self.objective.sample_names(bad.number)[first : first + size]
+        names = self.objective.sample_names(bad.number, bad.part, bad.rank)
         raise DataError(bad.message(names, last_state=latest(self.folder / "state")))
 
     def save(self) -> None:

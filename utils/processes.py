@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 
 def num_processes() -> int:
@@ -24,6 +24,12 @@ def is_main() -> bool:
     return process_rank() == 0
 
 
+def wait_for_all() -> None:
+    """Go on when all processes have come here."""
+    if num_processes() > 1:
+        distributed.barrier()
+
+
 @contextmanager
 def main_first() -> Iterator[None]:
     """The main process goes through the block before the others do."""
@@ -32,6 +38,15 @@ def main_first() -> Iterator[None]:
     yield
     if is_main() and num_processes() > 1:
         distributed.barrier()
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The mean of a tensor that all processes have. All of them call together."""
+    if num_processes() == 1:
+        return values
+    shared = values.clone()
+    distributed.all_reduce(shared)
+    return shared / num_processes()
 
 
 def largest(*values: float) -> tuple[float, ...]:

@@ -48,8 +48,7 @@ RETIRED_KEYS = {
     "depth_clamp": "no depth condition",
     "misc_size": "no depth condition",
     "depth_std": "no depth condition",
-    "img_dataset": "training on images beside orbits is not part of this version",
-    "sample_fps": "orbits have no frame rate",
+    "sample_fps": "orbits have target_fps, images 1",
     "scale": "the autoencoder knows its reduction",
     "scale_factor": "the autoencoder owns it",
     "use_div_loss": "unused by the published models",
@@ -152,6 +151,7 @@ class RunConfig:
     sampler: dict[str, Any] = section("SAMPLERS", type="DDIM")
     reconstruction: dict[str, Any] = section("RECONSTRUCTORS")
     vid_dataset: dict[str, Any] = section("DATASETS")
+    img_dataset: dict[str, Any] = section("DATASETS")
     Pretrain: dict[str, Any] = section("PRETRAIN")
     visual_train: dict[str, Any] = section("VISUAL")
     visual_inference: dict[str, Any] = section("VISUAL", type="VisualGeneratedVideos")
@@ -202,6 +202,7 @@ class RunConfig:
     p_zero: float = 0.1
     cache_latents: bool = False
     cache_dir: str = "workspace/latents"
+    cache_memory_gb: float = 8.0
     use_ema: bool = False
     ema_decay: float = 0.9999
     num_processes: int = 0
@@ -222,7 +223,7 @@ class RunConfig:
         for name in (*positive, "viz_interval", "log_interval", "grad_accumulation", "keep_states"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("num_processes", "max_bad_samples", "keep_every"):
+        for name in ("num_processes", "max_bad_samples", "keep_every", "cache_memory_gb"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.resume:
@@ -241,11 +242,7 @@ class RunConfig:
         if not 0 <= start < end <= 1:
             raise ConfigError(f"guide_range must be two shares of the steps, 0 <= from < to <= 1, got [{start}, {end}]")
         self._check_input_camera()
-        if len(set(self.frame_lens)) != 1:
-            raise ConfigError(
-                f"frame_lens={list(self.frame_lens)}: training on images beside orbits is not part of this version; "
-                "give one number of views"
-            )
+        self._check_frame_lens()
         _one_of("precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
         _one_of("results", self.results, RESULTS)
         _one_of("hold_views", self.hold_views, HOLD_VIEWS)
@@ -254,6 +251,23 @@ class RunConfig:
         _one_of("decay_mode", self.decay_mode, ("cosine", "linear", "constant"))
         if min(self.resolution) < 8 or any(side % 8 for side in self.resolution):
             raise ConfigError(f"resolution must be multiples of 8, at least 8, got {list(self.resolution)}")
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether training takes single images beside orbits."""
+        return len(set(self.frame_lens)) == 2
+
+    def _check_frame_lens(self) -> None:
+        kinds = set(self.frame_lens)
+        if not kinds or min(kinds) < 1 or len(kinds) > 2 or (len(kinds) == 2 and 1 not in kinds):
+            raise ConfigError(
+                f"frame_lens={list(self.frame_lens)}: give one number of views, and 1 beside it for processes that "
+                "train on images, e.g. [1, 24, 24, 24]"
+            )
+        if self.is_joint and not self.img_dataset:
+            raise ConfigError(
+                f"frame_lens={list(self.frame_lens)} has a 1, for images: name them in a section img_dataset"
+            )
 
     def _check_input_camera(self) -> None:
         """The picture is view 0, so the two elevations are one."""

@@ -20,7 +20,8 @@ from pipelines.benchmark.case import Bench, Case
 from pipelines.benchmark.steps import unet_arguments
 from pipelines.benchmark.timing import Marks, peak_gib, reset_peak
 from pipelines.objectives.base import Objective
-from pipelines.objectives.diffusion import DiffusionBatch, OrbitDenoising
+from pipelines.objectives.diffusion import OrbitDenoising
+from pipelines.orbit_batches import DiffusionBatch
 from pipelines.trainer import Trainer
 from utils.memory_format import channels_last
 from utils.registry import DIFFUSION, MODEL
@@ -35,6 +36,7 @@ class RandomOrbits(OrbitDenoising):
     def __init__(self, cfg: RunConfig, *, device: torch.device) -> None:
         Objective.__init__(self, cfg, device=device, num_views=cfg.frame_lens[0])
         self.of_images = MODEL.resolve(cfg.UNet, where="UNet")[1].image_condition
+        self.options, self.images = self.Config(image=self.of_images), None
         self.diffusion = DIFFUSION.build(cfg.Diffusion, where="Diffusion")
         with torch.device("meta"):
             network = MODEL.build(cfg.UNet, where="UNet")

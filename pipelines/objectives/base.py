@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelines.global_batch import GlobalBatch, epoch_order
+from pipelines.global_batch import GlobalBatch
 from utils.errors import ConfigError
 from utils.run_config import RunConfig
 
@@ -54,13 +54,12 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
-    def sample_names(self, number: int) -> list[str]:
-        """Object ids of the global batch of that number; a sample that was skipped is still named."""
+    def sample_names(self, number: int, part: int, rank: int) -> list[str]:
+        """Object ids of what a process had in one part of a step; a sample that was skipped is still named."""
         dataset = self.sample_source
         if dataset is None:
             return []
-        index_G = next(epoch_order(len(dataset), self.share.total, seed=self.cfg.seed, start=number))
-        return [dataset.object_ids[index] for index in index_G.tolist()]
+        return [dataset.object_ids[index] for index in self.share.samples_at(len(dataset), number, part, rank)]
 
     @property
     def sample_source(self) -> Any:
@@ -70,6 +69,10 @@ class Objective(nn.Module):
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and figures for the log."""
         raise NotImplementedError
+
+    def summary(self, figures: dict[str, float]) -> dict[str, float]:
+        """What the log says, out of means over all batches of an interval."""
+        return figures
 
     def parts_to_compile(self) -> list[nn.Module]:
         """Modules whose forward pass is worth compiling."""

@@ -23,9 +23,10 @@ from models.gaussians import Gaussians
 from models.lgm import LGM
 from models.weights import HEAD_PREFIX, load_head, load_strict, read_weights
 from pipelines.head_views import head_input
-from pipelines.objectives.diffusion import DiffusionBatch, OrbitDenoising, roll_views
+from pipelines.objectives.diffusion import OrbitDenoising
 from pipelines.objectives.head_parts import HeadLoss, LossConfig, draw_views, preview_views, sized
 from pipelines.objectives.known_view_training import give_clean
+from pipelines.orbit_batches import DiffusionBatch, roll_views
 from pipelines.orbit_pixels import load_orbits
 from utils.cameras import camera_condition, head_cameras
 from utils.errors import ConfigError
@@ -89,6 +90,7 @@ class HeadTuning(OrbitDenoising):
 
     stem = "t2v"
     can_be_sharded = False
+    takes_images = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LossConfig, OrbitDenoising.Config):
@@ -148,7 +150,7 @@ class HeadTuning(OrbitDenoising):
 
     def batches(self, start: int = 0) -> Iterator[TuningBatch]:
         if self.orbits is None:
-            for sample in self._loader(start):
+            for sample in self.data.loader(start):
                 yield self._tuning_batch(*_bytes_of(sample, self.device))
         for index_B in self.share.order(self.orbits.num_orbits, start=start):
             yield self._tuning_batch(*self._packed(index_B))
@@ -161,12 +163,12 @@ class HeadTuning(OrbitDenoising):
     def _tuning_batch(self, rgba_BVHW4: Tensor, c2w_BV44: Tensor, captions: list[str]) -> TuningBatch:
         """Encode the views; with `random_start_view` bytes roll, each sample's by its own number, and cameras stay."""
         B, V = rgba_BVHW4.shape[:2]
-        if self.random_start_view:
+        if self.data.random_start_view:
             start_B = torch.randint(V, (B,), generator=self.generator, device=self.device)
             rgba_BVHW4 = roll_views(rgba_BVHW4, start_B)
         views_BVCHW, _ = sized(rgba_BVHW4, self.dataset.config.background, self.cfg.resolution[0])
         latents_BCVHW = self.autoencoder.encode_views(views_BVCHW, generator=self.generator, chunk=self.cfg.chunk_size)
-        image_BVC = self._embed_views(views_BVCHW)
+        image_BVC = self.data.embed_views(views_BVCHW)
         c2w_BV44 = c2w_BV44.to(self.device)
         given = DiffusionBatch(
             latents_BCVHW.float(),

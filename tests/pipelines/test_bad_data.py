@@ -11,7 +11,7 @@ import pytest
 from datasets.orbit_layout import view_file
 from datasets.packed_orbits import shard_file
 from models.weights import read_weights
-from pipelines.latent_cache import read_cache
+from pipelines.cached_latents import CachedLatents
 from pipelines.trainer import train
 from tests.pipelines.test_training import load
 from tests.tiny_orbits import write_files, write_orbits
@@ -66,7 +66,7 @@ def test_too_many_broken_samples_stop(folder, section, cached):
 
 def test_broken_samples_are_not_cached(folder, section, caplog):
     train(config(folder, section, cache_latents=True))
-    assert read_cache(folder / "latents").object_ids == [f"0/{n}" for n in range(8) if f"0/{n}" not in BROKEN]
+    assert CachedLatents(folder / "latents").object_ids == [f"0/{n}" for n in range(8) if f"0/{n}" not in BROKEN]
     assert "3 broken orbits are not in" in caplog.text
 
 

@@ -75,6 +75,16 @@ def check_published_training(name):
     return cfg
 
 
+def test_the_joint_training_has_the_published_settings():
+    cfg = check_published_training("t2v_train_laion")
+    published = PUBLISHED["t2v_train_laion"]
+    assert (cfg.frame_lens, cfg.batch_sizes) == (published["frame_lens"], published["batch_sizes"])
+    for key in ("type", "data_list", "resolution", "max_words"):
+        assert cfg.img_dataset[key] == published["img_dataset"][key]
+    options = DATASETS.resolve(cfg.img_dataset)[1]
+    assert (options.max_watermark, options.max_unsafe, options.min_aesthetic, options.max_aspect) == (0.3, 0.2, 4, 3)
+
+
 def test_the_mini_text_family_stays_under_30_megabytes():
     cfg = load_config(ROOT / "configs" / "mini" / "t2v_train.yaml")
     with torch.device("meta"):

@@ -12,8 +12,8 @@ import datasets
 import pipelines
 from datasets.packed_orbits import PackedShard, shard_file, write_shard
 from models.weights import read_weights
-from pipelines.latent_cache import read_cache
-from pipelines.objectives.diffusion import roll_views
+from pipelines.cached_latents import CachedLatents
+from pipelines.orbit_batches import roll_views
 from pipelines.trainer import train
 from tests.tiny import UNET, V_DIFFUSION, write_config
 from tests.tiny_orbits import NUM_VIEWS, SIZE, training_config
@@ -137,16 +137,17 @@ def test_the_share_of_dropped_samples_is_p_zero(folder, p_zero, dropped):
 def test_embeddings_are_cached_and_follow_the_encoder(folder, caplog):
     caplog.set_level("INFO")
     task = objective(folder)
-    cached = task.cached_latents()
-    assert (cached.image_NVC.shape, cached.image_NVC.dtype) == ((4, NUM_VIEWS, 16), torch.float16)
-    torch.testing.assert_close(cached.image_NVC.float(), as_encoded(task)[1], atol=TOLERANCE, rtol=0)
+    image_NVC = task.data.cached_latents().rows(torch.arange(4)).image_BVC
+    assert (image_NVC.shape, image_NVC.dtype) == ((4, NUM_VIEWS, 16), torch.float16)
+    torch.testing.assert_close(image_NVC.float(), as_encoded(task)[1], atol=TOLERANCE, rtol=0)
     stamp = (folder / "latents" / "fingerprint.json").stat().st_mtime_ns
-    objective(folder, rolls=False).cached_latents()  # how a sample begins does not change what is encoded
+    objective(folder, rolls=False).data.cached_latents()  # how a sample begins does not change what is encoded
     assert (folder / "latents" / "fingerprint.json").stat().st_mtime_ns == stamp
     task.embedder.model.visual.proj.data *= 2
-    task.cached_latents()
+    task.data.cached_latents()
     assert "(image_weights changed)" in caplog.text
-    assert not torch.allclose(read_cache(folder / "latents").image_NVC, cached.image_NVC, atol=0.1)
+    again_NVC = CachedLatents(folder / "latents").rows(torch.arange(4)).image_BVC
+    assert not torch.allclose(again_NVC, image_NVC, atol=0.1)
 
 
 def test_learns_and_leaves_weights(folder, caplog):

@@ -1,14 +1,18 @@
 import json
+import signal
 
 import pytest
 import torch
 
 import datasets
 import pipelines
+from pipelines import latent_cache, orbit_batches
+from pipelines.cached_latents import CachedLatents
 from pipelines.global_batch import epoch_order
-from pipelines.latent_cache import is_current, read_cache
+from pipelines.latent_cache import is_current
 from pipelines.orbit_pixels import composite, load_orbits
 from tests.pipelines.test_training import load
+from tests.tiny import AUTOENCODER
 from tests.tiny_orbits import write_orbits
 from utils.errors import DataError
 from utils.registry import AUTO_ENCODER, DATASETS, ENGINE
@@ -17,6 +21,7 @@ assert datasets
 assert pipelines
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -28,49 +33,52 @@ def folder(tmp_path):
 def objective(folder, **changes):
     torch.manual_seed(0)
     return ENGINE.build(
-        {"type": "train_t2v_entrance"}, cfg=load(folder, cache_latents=True, chunk_size=64, **changes), device=CPU
+        {"type": "train_t2v_entrance"},
+        cfg=load(folder, **({"cache_latents": True, "chunk_size": 64} | changes)),
+        device=CPU,
     )
 
 
 def test_cached_latents_are_the_encoded_views(folder):
     task = objective(folder)
-    cached = task.cached_latents()
+    cached = task.data.cached_latents()
     sample = task.dataset[5]
     expected = task.autoencoder.encode_views(sample["views_VCHW"][None])
-    torch.testing.assert_close(cached.mean_NCVHW[5:6].float(), expected, atol=2e-3, rtol=2e-3)  # half precision
+    rows = cached.rows(torch.tensor([5]))
+    torch.testing.assert_close(rows.mean_BCVHW.float(), expected, atol=2e-3, rtol=2e-3)  # half precision
     assert cached.captions[5] == sample["caption"]
-    torch.testing.assert_close(cached.c2w_NV44[5], sample["c2w_V44"])
-    assert cached.std_NCVHW is None
+    torch.testing.assert_close(rows.c2w_BV44[0], sample["c2w_V44"])
+    assert rows.std_BCVHW is None
 
 
 def test_the_cache_is_kept_until_what_made_it_changes(folder, caplog):
     caplog.set_level("INFO")
     task = objective(folder)
-    task.cached_latents()
+    task.data.cached_latents()
     shard = next((folder / "latents").glob("latents_*"))
     stamp = shard.stat().st_mtime_ns
-    task.cached_latents()
+    task.data.cached_latents()
     assert shard.stat().st_mtime_ns == stamp
     task.autoencoder.network.quant_conv.bias.data += 1
-    task.cached_latents()
+    task.data.cached_latents()
     assert shard.stat().st_mtime_ns > stamp
     assert "(weights changed)" in caplog.text
     write_orbits(folder / "orbits", copies=2)
     changed = objective(folder)
-    changed.cached_latents()
-    assert len(read_cache(folder / "latents").captions) == 8
+    changed.data.cached_latents()
+    assert len(CachedLatents(folder / "latents")) == 8
 
 
 def test_a_cache_that_was_not_finished_does_not_count(folder):
     task = objective(folder)
-    task.cached_latents()
+    task.data.cached_latents()
     wanted = json.loads((folder / "latents" / "fingerprint.json").read_text())
     assert is_current(folder / "latents", wanted)
     (folder / "latents" / "fingerprint.json").unlink()
     assert not is_current(folder / "latents", wanted)
     next((folder / "latents").glob("latents_*")).unlink()
     with pytest.raises(DataError, match="incomplete"):
-        read_cache(folder / "latents")
+        CachedLatents(folder / "latents")
 
 
 def test_a_sampled_posterior_keeps_its_spread(folder):
@@ -78,17 +86,17 @@ def test_a_sampled_posterior_keeps_its_spread(folder):
     assert options.posterior == "sample"
     task = objective(folder)
     sampled = {**task.cfg.auto_encoder, "posterior": "sample"}
-    cached = objective(folder, auto_encoder=sampled).cached_latents()
-    draws = [cached.draw(torch.tensor([0]), generator=torch.Generator().manual_seed(seed)) for seed in range(400)]
+    cached = objective(folder, auto_encoder=sampled).data.cached_latents()
+    rows = cached.rows(torch.tensor([0]))
+    draws = [rows.draw(generator=torch.Generator().manual_seed(seed)) for seed in range(400)]
     deviation = torch.cat(draws).std(dim=0)
-    torch.testing.assert_close(deviation.mean(), cached.std_NCVHW[0].float().mean(), rtol=0.05, atol=0)
+    torch.testing.assert_close(deviation.mean(), rows.std_BCVHW.float().mean(), rtol=0.05, atol=0)
 
 
 def test_the_cached_and_the_direct_path_give_the_same_batch(folder):
     task = objective(folder)
-    batches = [
-        next(iter(batches)) for batches in (task._cached_batches(task.cached_latents()), task._encoded_batches())
-    ]
+    ways = (task.data.cached_batches(task.data.cached_latents()), task.data.encoded_batches())
+    batches = [next(batches) for batches in ways]
     by_caption = [dict(zip(map(tuple, b.token_ids_BL.tolist()), b.camera_data_BV16, strict=True)) for b in batches]
     for name, camera in by_caption[0].items():
         if name in by_caption[1]:
@@ -121,3 +129,115 @@ def test_other_sizes_than_packed_are_refused(folder):
     dataset = DATASETS.build({**load(folder).vid_dataset, "resolution": [64, 64]})
     with pytest.raises(DataError, match="packed images are 32 x 32"):
         load_orbits(dataset, device=CPU)
+
+
+@pytest.mark.parametrize("posterior", ["mode", "sample"])
+def test_the_cached_and_the_direct_path_give_the_same_loss(folder, posterior):
+    """Also with noise of the posterior, which each row draws from a generator of its own."""
+    losses = []
+    for cached in (True, False):
+        sampled = {**AUTOENCODER, "scale_factor": 1.0, "posterior": posterior}
+        task = objective(folder, auto_encoder=sampled, cache_latents=cached)
+        torch.nn.init.normal_(task.network.out[-1].weight, std=0.1)
+        for number, batch in zip(range(3), task.batches(), strict=False):
+            task.share.begin(number, 0)
+            losses.append(float(task(batch)[0].detach()))
+    # the cache holds half precision: 5e-4 of a latent
+    assert losses[:3] == pytest.approx(losses[3:], rel=2e-3)
+    assert len(set(losses)) == 6
+
+
+def test_batches_from_the_files_are_those_from_memory(folder, monkeypatch):
+    """Bit for bit, whatever shards the rows lie in."""
+    monkeypatch.setattr(latent_cache, "SHARD_SIZE", 4)
+    monkeypatch.setattr(orbit_batches, "READ_SIZE", 3)
+    sampled = {**AUTOENCODER, "scale_factor": 1.0, "posterior": "sample"}
+    task = objective(folder, auto_encoder=sampled)
+    files = [objective(folder, auto_encoder=sampled, cache_memory_gb=0), task]
+    both = [iter(one.batches()) for one in files]
+    assert len(list((folder / "latents").glob("latents_*"))) == 4
+    for number in range(6):
+        batches = []
+        for one, source in zip(files, both, strict=True):
+            one.share.begin(number, 0)
+            batches.append(next(source))
+        for on_disk, in_memory in zip(*batches, strict=True):
+            assert on_disk is in_memory is None or torch.equal(on_disk, in_memory)
+    kept, read = (one.data.cached_latents() for one in files)
+    kept.keep(CPU)
+    for index_B in (torch.tensor([5, 6, 7, 0, 15, 15]), torch.arange(16), torch.tensor([12])):
+        torch.testing.assert_close(vars(kept.rows(index_B)), vars(read.rows(index_B)), atol=0, rtol=0)
+
+
+def test_a_file_that_goes_away_while_training_is_named(folder):
+    cached = objective(folder).data.cached_latents()
+    file = next((folder / "latents").glob("latents_*"))
+    file.unlink()
+    with pytest.raises(DataError, match=rf"cache_dir=.*{file.name} is broken"):
+        cached.rows(torch.tensor([0]))
+
+
+def test_encoding_goes_on_where_it_was_stopped(folder, monkeypatch):
+    monkeypatch.setattr(latent_cache, "SHARD_SIZE", 4)
+    monkeypatch.setattr(orbit_batches, "READ_SIZE", 3)
+    whole = objective(folder, cache_dir=str(folder / "whole")).data.cached_latents()
+    task = objective(folder)
+    posteriors, calls = task.autoencoder.view_posteriors, []
+
+    def stops(*args, **options):
+        calls.append(0)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return posteriors(*args, **options)
+
+    monkeypatch.setattr(task.autoencoder, "view_posteriors", stops)
+    with pytest.raises(KeyboardInterrupt):
+        task.data.cached_latents()
+    assert len(list((folder / "latents").glob("latents_*"))) == 1  # four orbits; three more are lost
+    cached = task.data.cached_latents()
+    assert len(calls) == 4 + 6
+    assert cached.object_ids == whole.object_ids
+    torch.testing.assert_close(vars(cached.rows(torch.arange(16))), vars(whole.rows(torch.arange(16))), atol=0, rtol=0)
+    assert not (folder / "latents" / "begun.json").exists()
+
+
+@pytest.mark.parametrize("limit", [100, 5_000])
+def test_a_full_disk_while_encoding_is_named(folder, limit):
+    resource = pytest.importorskip("resource")
+    task = objective(folder)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        with pytest.raises(DataError, match=r"latents cannot be saved .* MB are free.*make room") as caught:
+            task.data.cached_latents()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "\n" not in str(caught.value)
+    assert not list((folder / "latents").glob("*.part*"))
+    assert len(task.data.cached_latents()) == 16
+
+
+def test_processes_encode_a_part_each(folder, monkeypatch):
+    monkeypatch.setattr(latent_cache, "SHARD_SIZE", 3)
+    monkeypatch.setattr(orbit_batches, "READ_SIZE", 2)
+    alone = objective(folder, cache_dir=str(folder / "alone")).data.cached_latents()
+    task, encoded = objective(folder), []
+    monkeypatch.setattr(latent_cache, "num_processes", lambda: 3)
+    for rank in (2, 1, 0):  # the main one last: it lists what all have written
+        monkeypatch.setattr(latent_cache, "process_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(latent_cache, "is_main", lambda rank=rank: rank == 0)
+        wanted = {"made": "here"}
+        if rank == 2:
+            latent_cache._begin(folder / "latents", wanted)
+
+        def encode(ranges):
+            encoded.extend(ranges)
+            return task.data._encode(ranges)
+
+        latent_cache.write_cache(folder / "latents", encode, wanted, num_samples=16)
+    assert [rows.start for rows in encoded] == [6, 15, 3, 12, 0, 9]
+    both = CachedLatents(folder / "latents"), alone
+    assert both[0].object_ids == both[1].object_ids
+    torch.testing.assert_close(*(vars(one.rows(torch.arange(16))) for one in both), atol=0, rtol=0)

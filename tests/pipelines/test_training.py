@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 import datasets
 import models
 import pipelines
-from models.weights import read_weights, save_published
+from models.weights import read_weights
 from pipelines.objectives.autoencoder import RestoreViews
 from pipelines.trainer import Trainer, train
 from tests.conftest import ROOT
@@ -212,9 +213,26 @@ def test_bad_settings_are_refused(folder, changes, message):
         train(load(folder, **changes))
 
 
-def test_a_checkpoint_of_another_model_is_refused_in_one_line(folder):
-    save_published(folder / "other_3.pth", {"weight": torch.zeros(1)}, 3)
+class Shout:
+    """Runs code when it is unpickled by something that allows that."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("shouted"),))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {"weight": torch.zeros(1)}, "step": 3}, "missing"),
+        ({"state_dict": Shout(), "step": 3}, "could run code"),
+    ],
+    ids=["other-model", "code"],
+)
+def test_a_checkpoint_that_does_not_fit_or_carries_code_is_refused_in_one_line(folder, monkeypatch, content, message):
+    monkeypatch.chdir(folder)
+    torch.save(content, folder / "other_3.pth")
     pretrain = {"type": "pretrain_specific_strategies", "resume_checkpoint": str(folder / "other_3.pth")}
-    with pytest.raises(DataError, match=r"Pretrain\.resume_checkpoint=.*missing") as caught:
+    with pytest.raises(DataError, match=rf"Pretrain\.resume_checkpoint=.*{message}") as caught:
         train(load(folder, TASK_TYPE="train_t2v_entrance", Pretrain=pretrain))
     assert "\n" not in str(caught.value)
+    assert not (folder / "shouted").exists()

@@ -13,8 +13,10 @@ from tests.conftest import ROOT
 from tests.pipelines.test_processes import config_file, gradients
 from tests.pipelines.test_processes import train as train_by_command
 from tests.pipelines.test_training import load
-from tests.tiny import UNET
+from tests.tiny import AUTOENCODER, UNET
+from tests.tiny_images import write_shards
 from tests.tiny_orbits import write_orbits
+from utils.registry import ENGINE
 
 pytestmark = pytest.mark.gpu
 
@@ -85,3 +87,26 @@ def test_a_divided_network_trains_as_a_whole_one_and_takes_over_from_it(folder, 
         for key, value in first.items():
             # a step is 2e-3: other data or a lost moment would be of that size
             assert float((value - second[key]).abs().mean()) < 4e-4, (name, key)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("use_fsdp", [False, True], ids=["ddp", "fsdp"])
+def test_one_device_trains_on_images_and_the_other_on_orbits(folder, use_fsdp):
+    given = T2V | {"num_processes": 2, "frame_lens": [1, 3], "batch_sizes": {"1": 6, "3": 2}, "log_interval": 1}
+    given |= {"img_dataset": write_shards(folder / "shards"), "num_steps": 3, "use_fsdp": use_fsdp}
+    output = train_by_command(ROOT / "train_net.py", "--cfg", config_file(folder, "run", **given), folder=folder)
+    assert output.count(" image_batches 0.5000 loss_images ") == 3
+    assert read_state(latest(folder / "run" / "state")).step == 3
+
+
+def test_a_cache_gives_the_same_batches_from_the_device_and_from_its_files(folder):
+    batches = []
+    for limit in (8, 0):
+        sampled = {**AUTOENCODER, "scale_factor": 1.0, "posterior": "sample"}
+        cfg = load(folder, **T2V, cache_latents=True, cache_memory_gb=limit, auto_encoder=sampled)
+        torch.manual_seed(0)  # one autoencoder
+        task = ENGINE.build({"type": cfg.TASK_TYPE}, cfg=cfg, device=torch.device("cuda"))
+        task.share.begin(3, 0)
+        batches.append(next(task.batches(3)))
+    for kept, read in zip(*batches, strict=True):
+        assert kept is read is None or (kept.is_cuda and torch.equal(kept, read))

@@ -1,0 +1,100 @@
+"""Look at every image that a configuration trains on beside orbits, and report what is broken.
+
+    python tools/check_images.py --cfg configs/t2v_train_laion.yaml
+
+reads the section img_dataset: all images of lists, or all of shards that pass the filters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from datasets.image_dataset import ImageDataset, listed_sample
+from datasets.image_sample import image_sample
+from datasets.image_shard import read_shard
+from datasets.laion_shards import LAIONImageDataset
+from tools.render_jobs import run_jobs
+from utils.config import load_config
+from utils.errors import ConfigError, DataError
+from utils.registry import DATASETS
+from utils.script import config_arguments, run_script
+
+LISTED_TOGETHER = 500  # images of a list that are one job
+
+
+def check_shard(file: Path, config: LAIONImageDataset.Config) -> tuple[int, int, list[str]]:
+    """Images that pass the filters and are whole, images that do not pass, and what is wrong, one line each."""
+    shard = read_shard(file, keeps=config.keeps)
+    problems = list(shard.problems)
+    with file.open("rb") as raw:
+        for image in shard.images:
+            raw.seek(image.offset)
+            try:
+                image_sample(raw.read(image.num_bytes), image.caption, name=f"{file}/{image.name}", options=config)
+            except DataError as err:
+                problems.append(str(err))
+    num_whole = len(shard.images) - (len(problems) - len(shard.problems))
+    return num_whole, shard.num_left_out, problems
+
+
+def check_listed(entries: list[tuple[Path, str]], config: ImageDataset.Config) -> tuple[int, int, list[str]]:
+    """The same for lines of a list, which has no filters."""
+    problems = []
+    for file, caption in entries:
+        try:
+            listed_sample(file, caption, options=config)
+        except DataError as err:
+            problems.append(str(err))
+    return len(entries) - len(problems), 0, problems
+
+
+def check(dataset: Any, *, workers: int) -> Iterator[tuple[int, int, list[str]]]:
+    """What `check_shard` or `check_listed` says of each part of a data set."""
+    if isinstance(dataset, LAIONImageDataset):
+        work, jobs = check_shard, [(file, dataset.config) for file in dataset.files]
+    else:
+        starts = range(0, len(dataset), LISTED_TOGETHER)
+        jobs = [(dataset.entries[start : start + LISTED_TOGETHER], dataset.config) for start in starts]
+        work = check_listed
+    for result, error in run_jobs(work, jobs, workers=workers, total=len(jobs), unit="part"):
+        if error is not None:
+            raise DataError(f"img_dataset cannot be checked: {error}")
+        yield result
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = config_arguments(__doc__.splitlines()[0])
+    parser.add_argument("--strict", action="store_true", help="exit with code 1 when anything is broken")
+    parser.add_argument("--workers", type=int, default=4, help="processes (default 4)")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse_args(argv)
+
+    import models  # noqa: F401 - registers
+    import pipelines  # noqa: F401 - registers
+
+    cfg = load_config(options.cfg, options.overrides)
+    if not cfg.img_dataset:
+        raise ConfigError(f"--cfg {options.cfg} has no section img_dataset")
+    num_whole = num_left_out = num_problems = 0
+    for whole, left_out, problems in check(
+        DATASETS.build(cfg.img_dataset, where="img_dataset"), workers=options.workers
+    ):
+        print("\n".join(problems), end="\n" if problems else "")
+        num_whole, num_left_out = num_whole + whole, num_left_out + left_out
+        num_problems += len(problems)
+    print(f"{num_whole} images to train on, {num_left_out} left out by the filters, {num_problems} broken")
+    return 1 if options.strict and num_problems else 0
+
+
+if __name__ == "__main__":
+    run_script(main)
