@@ -137,7 +137,9 @@ def test_a_configured_command_is_accepted(line, started, monkeypatch):
     assert cfg.TASK_TYPE in kinds.names()
 
 
-@pytest.mark.parametrize("line", commands("tools/make_zoo.py", "tools/render_orbit.py", "tools/index_dataset.py"))
+@pytest.mark.parametrize(
+    "line", commands("tools/make_zoo.py", "tools/render_orbit.py", "tools/index_dataset.py", "tools/check_images.py")
+)
 def test_a_data_command_is_accepted(line):
     tool = importlib.import_module(shlex.split(line)[1].removesuffix(".py").replace("/", "."))
     options = vars(tool.parse_args(arguments(line)))
