@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 STARTED_HERE = "VIDEOMV_STARTED_HERE"
-# The main process encodes data sets and samples previews while the others wait.
+# The main process writes files and samples previews while the others wait.
 PATIENCE = timedelta(hours=12)
 GRACE_S = 5.0  # between the first failure and the end of the other processes
 

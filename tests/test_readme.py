@@ -148,7 +148,9 @@ def test_a_benchmark_command_is_planned(line, monkeypatch):
     assert jobs
 
 
-@pytest.mark.parametrize("line", commands("tools/make_zoo.py", "tools/render_orbit.py", "tools/index_dataset.py"))
+@pytest.mark.parametrize(
+    "line", commands("tools/make_zoo.py", "tools/render_orbit.py", "tools/index_dataset.py", "tools/check_images.py")
+)
 def test_a_data_command_is_accepted(line):
     tool = importlib.import_module(shlex.split(line)[1].removesuffix(".py").replace("/", "."))
     options = vars(tool.parse_args(arguments(line)))
