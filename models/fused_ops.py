@@ -78,9 +78,10 @@ def layer_norm(x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, *, eps: float, sh
     return F.layer_norm(x_RC, x_RC.shape[-1:], weight_C, bias_C, eps)
 
 
-def add(x_RC: Tensor, y_RC: Tensor, bias_C: Tensor) -> Tensor:
-    """Two activations and a bias."""
-    return x_RC + y_RC + bias_C
+def add(x_RC: Tensor, y_RC: Tensor, bias_C: Tensor, *, scale: float = 1.0) -> Tensor:
+    """Two activations and a bias, and their sum scaled."""
+    total_RC = x_RC + y_RC + bias_C
+    return total_RC if scale == 1.0 else total_RC * scale
 
 
 def gate(x_R2I: Tensor, bias_2I: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from models.attention import Attention, SpatialTransformer, TemporalTransformer,
 from models.blocks import Downsample, ResBlock, Upsample, sinusoidal_embedding
 from models.fused_rows import Rows
 from models.image_condition import concat_condition
-from models.unet import OrbitUNet
+from models.unet import DeepFeatures, OrbitUNet
 
 NUM_PREPARED = 8  # sets of conditions that are kept: both branches of guidance, and several known views
 
@@ -227,16 +227,25 @@ class FusedUNet:
         fps: Tensor | None = None,
         image: Tensor | None = None,
         local_image: Tensor | None = None,
+        deep: DeepFeatures | None = None,
     ) -> Tensor:
         """See OrbitUNet.forward; a later call with the very same condition tensors does not prepare them again."""
         self.unet._check_inputs(x, camera_data, fps, local_image)
         prepared = self._prepare(y, camera_data, fps, image, local_image, num_views=x.shape[2])
-        if not (self.graph and x.is_cuda):
-            return self._forward(x, t, prepared)
-        key = (x.shape, x.dtype, *(tensor.shape for tensor in prepared.tensors()))
-        if key not in self._graphs:
-            self._graphs[key] = _Graph(self._forward, x, t, prepared)
-        return self._graphs[key](x, t, prepared)
+        outer, inner = (deep.num_outer, deep.value) if deep else (len(self.input_blocks), None)
+        if deep:
+            self.unet._check_outer(outer)
+        if self.graph and x.is_cuda:
+            key = (x.shape, x.dtype, outer, inner is None, *(tensor.shape for tensor in prepared.tensors()))
+            if key not in self._graphs:
+                self._graphs[key] = _Graph(self._forward, x, t, prepared, outer, inner)
+            out, found = self._graphs[key](x, t, prepared, inner)
+        else:
+            out, found = self._forward(x, t, prepared, outer, inner)
+        if deep and inner is None:
+            # what a graph gives lies in its own memory, which its next replay overwrites
+            deep.value = found.clone()
+        return out.clone()
 
     def _prepare(self, *conditions: Tensor | None, num_views: int) -> Prepared:
         for known, prepared in self._prepared:
@@ -275,7 +284,10 @@ class FusedUNet:
             concat = concat_condition(local_image, unet.local_image_concat, unet.local_temporal_encoder)
         return Prepared(embedding_BVE=embedding_BVE, contexts=contexts, concat_BCVHW=concat)
 
-    def _forward(self, x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
+    def _forward(
+        self, x: Tensor, t: Tensor, prepared: Prepared, outer: int, inner_RC: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The prediction, and what enters the last `outer` blocks; that may be given, see DeepFeatures."""
         unet, V = self.unet, x.shape[2]
         time_BE = unet.time_embed(sinusoidal_embedding(t, unet.config.dim).to(self.dtype))
         embedding_FE = F.silu(time_BE[:, None] + prepared.embedding_BVE).flatten(0, 1)
@@ -288,15 +300,20 @@ class FusedUNet:
             x = torch.cat([x, prepared.concat_BCVHW.to(x.dtype)], dim=1)
         rows = Rows.of(rearrange(x, "b c v h w -> (b v) c h w").contiguous(memory_format=torch.channels_last))
         skips = []
-        for block in self.input_blocks:
+        for block in self.input_blocks if inner_RC is None else self.input_blocks[:outer]:
             rows = _through(block, rows, frame)
             skips.append(rows.x_RC)
-        rows = _through(self.middle_block, rows, frame)
-        for block in self.output_blocks:
+        if inner_RC is None:
+            rows = _through(self.middle_block, rows, frame)
+            for block in self.output_blocks[:-outer]:
+                rows = _through(block, rows.holding(torch.cat([rows.x_RC, skips.pop()], dim=1)), frame)
+            inner_RC = rows.x_RC
+        rows = rows.holding(inner_RC)
+        for block in self.output_blocks[-outer:]:
             rows = _through(block, rows.holding(torch.cat([rows.x_RC, skips.pop()], dim=1)), frame)
         norm, _, conv = unet.out
         rows = rows.holding(rows.normed(norm, silu=True)).convolved(conv).with_bias(conv)
-        return rearrange(rows.images(), "(b v) c h w -> b c v h w", v=V)
+        return rearrange(rows.images(), "(b v) c h w -> b c v h w", v=V), inner_RC
 
 
 class _Graph:
@@ -304,33 +321,46 @@ class _Graph:
 
     WARM_UP = 3  # passes that compile kernels and let libraries choose theirs
 
-    def __init__(self, forward: Callable[..., Tensor], x: Tensor, t: Tensor, prepared: Prepared) -> None:
+    def __init__(
+        self,
+        forward: Callable[..., tuple[Tensor, Tensor]],
+        x: Tensor,
+        t: Tensor,
+        prepared: Prepared,
+        outer: int,
+        inner_RC: Tensor | None,
+    ) -> None:
         self.x, self.t, self.source = x.clone(), t.clone(), None
+        self.inner_RC = None if inner_RC is None else inner_RC.clone()
         own = iter([tensor.clone() for tensor in prepared.tensors()])
         self.prepared = Prepared(
             embedding_BVE=next(own),
             contexts={key: (next(own), next(own)) for key in prepared.contexts},
             concat_BCVHW=None if prepared.concat_BCVHW is None else next(own),
         )
+        given = (self.x, self.t, self.prepared, outer, self.inner_RC)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(self.WARM_UP):
-                forward(self.x, self.t, self.prepared)
+                forward(*given)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.out = forward(self.x, self.t, self.prepared)
+            self.out = forward(*given)
 
-    def __call__(self, x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, prepared: Prepared, inner_RC: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The results lie in the graph's own memory until the next call."""
         self.x.copy_(x)
         self.t.copy_(t)
+        if self.inner_RC is not None:
+            self.inner_RC.copy_(inner_RC)
         if prepared is not self.source:
             for own, given in zip(self.prepared.tensors(), prepared.tensors(), strict=True):
                 own.copy_(given)
             self.source = prepared
         self.graph.replay()
-        return self.out.clone()
+        return self.out
 
 
 def _through(layers: list[Callable[[Rows, Frame], Rows]], rows: Rows, frame: Frame) -> Rows:

@@ -6,6 +6,7 @@ Letters: B batch, V views, C channels, H W pixels, N Gaussians, F = B·V images,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -138,7 +139,11 @@ class HeadUNet(nn.Module):
 
 @MODEL.register
 class LGM(nn.Module):
-    """Posed views to Gaussians; the defaults are the published size "big"."""
+    """Posed views to Gaussians; the defaults are the published size "big".
+
+    Attributes:
+        fused: takes the place of the network where no gradients are needed, see models.fused_head.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -182,6 +187,7 @@ class LGM(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.fused: Callable[[Tensor, int], Tensor] | None = None
         self.unet = HeadUNet(config)
         self.conv = nn.Conv2d(GAUSSIAN_CHANNELS, GAUSSIAN_CHANNELS, 1)
         if config.anchor == "pixels":
@@ -203,7 +209,8 @@ class LGM(nn.Module):
             raise ValueError(
                 f"views of shape {tuple(views_BV9HW.shape)} do not fit the head, which takes (B, {wanted})"
             )
-        features_FCHW = self.unet(views_BV9HW.flatten(0, 1), V)
+        unet = self.unet if self.fused is None or torch.is_grad_enabled() else self.fused
+        features_FCHW = unet(views_BV9HW.flatten(0, 1), V)
         with torch.autocast(features_FCHW.device.type, enabled=False):
             raw_BNC = rearrange(self.conv(features_FCHW).float(), "(b v) c h w -> b (v h w) c", b=B)
             return activate(raw_BNC, rotation=self.config.rotation, pixels_BN9=self._pixels(views_BV9HW))

@@ -16,7 +16,7 @@ NUM_GROUPS = 32
 PROGRAMS = 2048  # enough to fill the largest GPUs several times over
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "rows_per_split"])
 def _sums_kernel(x, sums, squares, C, P, rows_per_split, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     unit, split, num_splits = tl.program_id(2), tl.program_id(1), tl.num_programs(1)
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -34,14 +34,14 @@ def _sums_kernel(x, sums, squares, C, P, rows_per_split, BLOCK_R: tl.constexpr, 
     tl.store(squares + place, square_c, mask=channels < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["shift_stride", "C", "P", "num_splits", "group_size"])
 def _scales_kernel(
-    sums, squares, shift, weight, bias, scales, offsets, shift_stride, C, P, num_splits, eps,
-    GROUP: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, HAS_SHIFT: tl.constexpr,
+    sums, squares, shift, weight, bias, scales, offsets, shift_stride, C, P, num_splits, group_size, eps,
+    BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, HAS_SHIFT: tl.constexpr,
 ):  # fmt: skip
     unit, group = tl.program_id(0), tl.program_id(1)
-    inside = tl.arange(0, BLOCK_G) < GROUP
-    channels = group * GROUP + tl.arange(0, BLOCK_G)
+    inside = tl.arange(0, BLOCK_G) < group_size
+    channels = group * group_size + tl.arange(0, BLOCK_G)
     sum_c, square_c = tl.zeros((BLOCK_G,), tl.float32), tl.zeros((BLOCK_G,), tl.float32)
     for start in range(0, num_splits, BLOCK_S):
         splits = start + tl.arange(0, BLOCK_S)
@@ -54,7 +54,7 @@ def _scales_kernel(
         shift_c = tl.load(shift + unit * shift_stride + channels, mask=inside, other=0.0).to(tl.float32)
         square_c += 2 * shift_c * sum_c + P * shift_c * shift_c
         sum_c += P * shift_c
-    count = P * GROUP
+    count = P * group_size
     mean = tl.sum(tl.where(inside, sum_c, 0.0)) / count
     variance = tl.sum(tl.where(inside, square_c, 0.0)) / count - mean * mean
     scale_c = tl.rsqrt(tl.maximum(variance, 0.0) + eps) * tl.load(weight + channels, mask=inside).to(tl.float32)
@@ -63,7 +63,7 @@ def _scales_kernel(
     tl.store(offsets + unit * C + channels, offset_c, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def _apply_kernel(
     x, out, scales, offsets, C, P, L,
     SILU: tl.constexpr, TAPS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -120,8 +120,8 @@ def group_norm(
     group = C // NUM_GROUPS
     _scales_kernel[(U, NUM_GROUPS)](
         partial[0], partial[1], shift, weight_C, bias_C, affine[0], affine[1],
-        0 if shift is None or shift.shape[0] == 1 else shift.stride(0), C, P, num_splits, eps,
-        GROUP=group, BLOCK_G=triton.next_power_of_2(group), BLOCK_S=16, HAS_SHIFT=shift is not None, num_warps=1,
+        0 if shift is None or shift.shape[0] == 1 else shift.stride(0), C, P, num_splits, group, eps,
+        BLOCK_G=max(16, triton.next_power_of_2(group)), BLOCK_S=16, HAS_SHIFT=shift is not None, num_warps=1,
     )  # fmt: skip
     out = x_RC.new_empty((R, 3 * C if window else C))
     _apply_kernel[(num_blocks, triton.cdiv(P, block), U)](
@@ -131,7 +131,7 @@ def group_norm(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def _layer_norm_kernel(
     x, shift, weight, bias, out, R, C, eps, HAS_SHIFT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):
@@ -175,27 +175,27 @@ def layer_norm(x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, *, eps: float, sh
     return out_RC
 
 
-@triton.jit
-def _add_kernel(x, y, bias, out, R, C, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+@triton.jit(do_not_specialize=["R"])
+def _add_kernel(x, y, bias, out, scale, R, C, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     rows = (tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = (rows < R)[:, None] & (channels < C)[None, :]
     place = rows[:, None] * C + channels[None, :]
     value = tl.load(x + place, mask=mask).to(tl.float32) + tl.load(y + place, mask=mask).to(tl.float32)
     value += tl.load(bias + channels, mask=channels < C).to(tl.float32)[None, :]
-    tl.store(out + place, value.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + place, (value * scale).to(out.dtype.element_ty), mask=mask)
 
 
-def add(x_RC: Tensor, y_RC: Tensor, bias_C: Tensor) -> Tensor:
+def add(x_RC: Tensor, y_RC: Tensor, bias_C: Tensor, *, scale: float = 1.0) -> Tensor:
     """See models.fused_ops.add."""
     R, C = x_RC.shape
     out_RC = torch.empty_like(x_RC)
     grid = (triton.cdiv(C, CHANNELS), triton.cdiv(R, 64))
-    _add_kernel[grid](x_RC, y_RC, bias_C, out_RC, R, C, BLOCK_R=64, BLOCK_C=CHANNELS)
+    _add_kernel[grid](x_RC, y_RC, bias_C, out_RC, scale, R, C, BLOCK_R=64, BLOCK_C=CHANNELS)
     return out_RC
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def _gate_kernel(x, bias, out, R, inner, BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr):
     rows = (tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
     columns = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
@@ -218,7 +218,7 @@ def gate(x_R2I: Tensor, bias_2I: Tensor) -> Tensor:
     return out_RI
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["V", "L"])
 def _views_attention_kernel(qkv, out, V, L, N, scale, BLOCK_V: tl.constexpr, D: tl.constexpr):
     place, head, orbit = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     views, dims = tl.arange(0, BLOCK_V), tl.arange(0, D)
@@ -247,8 +247,8 @@ def views_attention(qkv_R3C: Tensor, *, num_views: int, places: int, head_dim: i
     return out_RC
 
 
-@triton.jit
-def _doubled_kernel(x, out, H, W, C, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr):
+@triton.jit(do_not_specialize=["W"])
+def _doubled_kernel(x, out, W, C, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr):
     line, columns = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
     channels = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = (columns < W)[:, None] & (channels < C)[None, :]
@@ -266,5 +266,5 @@ def doubled(x_RC: Tensor, *, height: int, width: int) -> Tensor:
     out = x_RC.new_empty((4 * R, C))
     block = min(16, triton.next_power_of_2(width))
     grid = (R // width, triton.cdiv(width, block), triton.cdiv(C, CHANNELS))
-    _doubled_kernel[grid](x_RC, out, height, width, C, BLOCK_W=block, BLOCK_C=CHANNELS)
+    _doubled_kernel[grid](x_RC, out, width, C, BLOCK_W=block, BLOCK_C=CHANNELS)
     return out

@@ -32,6 +32,19 @@ CHECKPOINT_LEVELS = ("block", "layer")
 REPEATED_BLOCKS = (ResBlock, SpatialTransformer, TemporalTransformer)
 
 
+@dataclass
+class DeepFeatures:
+    """What the inner part of the network gave at one step, for the next ones (arXiv:2312.00858).
+
+    Attributes:
+        num_outer: blocks at either end that run at every step.
+        value: input of the first of the last blocks; None until a call fills it.
+    """
+
+    num_outer: int = 1
+    value: Tensor | None = None
+
+
 @MODEL.register(name="UNetSD_T2VBase")
 @MODEL.register(name="UNetSD_I2VGen", image_condition=True)
 class OrbitUNet(nn.Module):
@@ -208,6 +221,7 @@ class OrbitUNet(nn.Module):
         fps: Tensor | None = None,
         image: Tensor | None = None,
         local_image: Tensor | None = None,
+        deep: DeepFeatures | None = None,
     ) -> Tensor:
         """Predict.
 
@@ -219,6 +233,7 @@ class OrbitUNet(nn.Module):
             fps: (B,) or one number, used by the image model and with use_fps_condition.
             image: CLIP image embedding (B, 1, image_dim), image model only; left out, its tokens are left out.
             local_image: latent of the conditioning view (B, C, V, H, W), image model only.
+            deep: empty, it is filled; filled, the inner part of the network does not run.
 
         Returns:
             (B, out_dim, V, H, W), epsilon or v as the schedule says.
@@ -234,12 +249,21 @@ class OrbitUNet(nn.Module):
             concat = concat_condition(local_image, self.local_image_concat, self.local_temporal_encoder)
             x = torch.cat([x, concat.to(x.dtype)], dim=1)
         h = rearrange(x, "b c v h w -> (b v) c h w").contiguous(memory_format=torch.channels_last)
+        reuses, outer = deep is not None and deep.value is not None, len(self.input_blocks)
+        if deep is not None:
+            outer = deep.num_outer
+            self._check_outer(outer)
         skips = []
-        for block in self.input_blocks:
+        for block in self.input_blocks[:outer] if reuses else self.input_blocks:
             h = self._run(block, h, embedding_FE, V, context_BSC)
             skips.append(h)
-        h = self._run(self.middle_block, h, embedding_FE, V, context_BSC)
-        for block in self.output_blocks:
+        if not reuses:
+            h = self._run(self.middle_block, h, embedding_FE, V, context_BSC)
+            for block in self.output_blocks[:-outer]:
+                h = self._run(block, torch.cat([h, skips.pop()], dim=1), embedding_FE, V, context_BSC)
+        if deep is not None:
+            h = deep.value = deep.value if reuses else h
+        for block in self.output_blocks[-outer:]:
             h = self._run(block, torch.cat([h, skips.pop()], dim=1), embedding_FE, V, context_BSC)
         return rearrange(self.out(h), "(b v) c h w -> b c v h w", v=V)
 
@@ -256,6 +280,10 @@ class OrbitUNet(nn.Module):
             raise ValueError(f"camera_data {tuple(camera_data.shape)} does not fit latents {tuple(x.shape)}")
         if self.config.image_condition and (local_image is None or fps is None):
             raise ValueError("the image model needs local_image and fps")
+
+    def _check_outer(self, num_outer: int) -> None:
+        if not 1 <= num_outer < len(self.input_blocks):
+            raise ValueError(f"num_outer must lie in [1, {len(self.input_blocks) - 1}], got {num_outer}")
 
     def _embedding(self, t: Tensor, num_views: int, camera_data: Tensor | None, fps: Tensor | None) -> Tensor:
         """Timestep, fps and camera of every view: (F, E)."""

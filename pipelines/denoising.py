@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -57,13 +57,17 @@ class Denoising:
     generators: list[Generator] | None = None
     on_step: Callable[[], None] | None = None
 
-    def predict_x0(self, x_t: Tensor, t: int, *, guided: bool) -> list[Tensor]:
-        """x0 of the conditional and, where guidance acts, of the unconditional branch, in one call of the network."""
+    def predict_x0(self, x_t: Tensor, t: int, *, guided: bool, **more: Any) -> list[Tensor]:
+        """x0 of the conditional and, where guidance acts, of the unconditional branch, in one call of the network.
+
+        Args:
+            more: arguments of the network besides the conditions.
+        """
         copies = 2 if guided else 1
         x_both = torch.cat([self.shown(x_t)] * copies)
         t_B = torch.full((len(x_both),), t, device=x_t.device, dtype=torch.long)
         arguments = self.conditions.both if guided else self.conditions.conditional
-        prediction = self.network(x_both, t_B, **arguments).float()
+        prediction = self.network(x_both, t_B, **arguments, **more).float()
         return [self.shown(x0) for x0 in self.diffusion.to_x0(prediction, x_both, t_B).chunk(copies)]
 
     def shown(self, latents: Tensor) -> Tensor:

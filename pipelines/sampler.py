@@ -9,6 +9,7 @@ Letters: B batch, C channels, V views, H W latent pixels.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from models.diffusion import DiffusionDDIM
+from models.unet import DeepFeatures
 from pipelines.denoising import Denoising
 from utils.errors import ConfigError
 from utils.registry import SAMPLERS, nearest
@@ -41,6 +43,9 @@ class Sampler:
             spacing: leading (published: 981, 961, ..., 1), trailing (starts at pure noise) or linspace.
             options: more arguments of the diffusers scheduler, e.g. {use_karras_sigmas: true}; data/speed.md says what
                 helps.
+            reuse_steps: the inner part of the network runs at every so manieth step; in between, what it gave is taken
+                again (arXiv:2312.00858). 1: at every step.
+            reuse_outer: blocks at either end of the network that run at every step.
         """
 
         solver: str = "ddim"
@@ -48,6 +53,8 @@ class Sampler:
         eta: float = 0.0
         spacing: str = "leading"
         options: dict[str, Any] = field(default_factory=dict)
+        reuse_steps: int = 1
+        reuse_outer: int = 1
 
         def __post_init__(self) -> None:
             if not 1 <= self.num_steps <= 1000:
@@ -57,6 +64,9 @@ class Sampler:
                     raise ConfigError(f"sampler.{name}={getattr(self, name)} is unknown; valid: {', '.join(valid)}")
             if self.eta and self.solver != "ddim":
                 raise ConfigError(f"sampler.eta={self.eta} belongs to DDIM; set it to 0 for {self.solver}")
+            for name in ("reuse_steps", "reuse_outer"):
+                if getattr(self, name) < 1:
+                    raise ConfigError(f"sampler.{name} must be at least 1, got {getattr(self, name)}")
             if self.options:
                 _check_options(self.solver, self.options)
 
@@ -123,7 +133,7 @@ class Sampler:
             guided = run.guidance.acts_at(step, num_steps)
             forks = step in refine_at and not any(track.refined for track in tracks)
             for index, track in enumerate(list(tracks)):
-                branches = run.predict_x0(track.x_t, t, guided=guided)
+                branches = run.predict_x0(track.x_t, t, guided=guided, **self._deep(track, step, guided))
                 if forks:
                     tracks[index:] = [track.copy(), track]
                     self._step(tracks[0], run.mixed(branches), t)
@@ -133,6 +143,14 @@ class Sampler:
                 if run.on_step:
                     run.on_step()
         return tracks
+
+    def _deep(self, track: _Trajectory, step: int, guided: bool) -> dict[str, DeepFeatures]:
+        """What the network may take again, or is to remember."""
+        if self.config.reuse_steps == 1:
+            return {}
+        if step % self.config.reuse_steps == 0 or track.deep_is_guided != guided:
+            track.deep, track.deep_is_guided = DeepFeatures(num_outer=self.config.reuse_outer), guided
+        return {"deep": track.deep}
 
     def _step(self, track: _Trajectory, x0: Tensor, t: int) -> None:
         x_t, scheduler = track.x_t, track.scheduler
@@ -152,12 +170,16 @@ class _Trajectory:
         x_t: latents.
         generators: of the samples.
         refined: whether the refiner acts on it.
+        deep: what the inner part of the network gave last.
+        deep_is_guided: whether with both branches of guidance.
     """
 
     scheduler: Any
     x_t: Tensor
     generators: list[torch.Generator] | None
     refined: bool = True
+    deep: DeepFeatures | None = None
+    deep_is_guided: bool | None = None
 
     def copy(self) -> _Trajectory:
         """One that goes on by itself."""
@@ -166,7 +188,7 @@ class _Trajectory:
             generators = [torch.Generator(one.device) for one in self.generators]
             for copied, one in zip(generators, self.generators, strict=True):
                 copied.set_state(one.get_state())
-        return _Trajectory(copy.deepcopy(self.scheduler), self.x_t, generators, self.refined)
+        return dataclasses.replace(self, scheduler=copy.deepcopy(self.scheduler), generators=generators)
 
 
 # Arguments of every scheduler that are said elsewhere, or follow from the diffusion.

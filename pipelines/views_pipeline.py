@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.autoencoder import AutoencoderKL
 from models.diffusion import DiffusionDDIM
+from models.fused_head import FusedHead
 from models.fused_ops import has_kernels
 from models.fused_unet import FusedUNet
 from models.gaussians import Gaussians
@@ -116,6 +117,8 @@ class ViewsPipeline:
         self._fused: FusedUNet | None = None
         autoencoder.fused = cfg.fused and has_kernels(self.stage.device, next(unet.parameters()).dtype)
         self.fuses = autoencoder.fused and not cfg.compile and not cfg.low_memory
+        if self.fuses and reconstruction:
+            reconstruction.head.fused = FusedHead(reconstruction.head.unet, dtype=next(unet.parameters()).dtype)
 
     @property
     def network(self) -> nn.Module | FusedUNet:

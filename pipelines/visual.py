@@ -13,7 +13,7 @@ from pipelines.views_pipeline import Orbits
 from utils.asset_options import AssetOptions
 from utils.cameras import opencv_to_opengl
 from utils.files import atomic_folder, write_json
-from utils.images import contact_sheet, save_png, save_video
+from utils.images import contact_sheet, save_png, save_videos
 from utils.registry import VISUAL
 
 RESULT_FILE = "result.json"
@@ -56,15 +56,15 @@ class VisualGeneratedVideos:
         if orbits.refined_views_BVCHW is not None:
             results["_gs"] = orbits.refined_views_BVCHW
         with atomic_folder(folder) as part:
+            save_videos({part / f"orbit{suffix}.mp4": views[index] for suffix, views in results.items()}, fps=fps)
             for suffix, views_BVCHW in results.items():
-                self._write_views(part, views_BVCHW[index], suffix=suffix, fps=fps)
+                self._write_views(part, views_BVCHW[index], suffix=suffix)
             size = orbits.views_BVCHW.shape[-2:]
             write_json(part / "transforms.json", nerf_transforms(orbits.c2w_V44, orbits.fov_deg, size))
             objects = self._write_object(part, orbits, index, title=record.get("prompt", folder.name))
             write_json(part / RESULT_FILE, {**self._result(orbits, record), **objects})
 
-    def _write_views(self, part: Path, views_VCHW: Tensor, *, suffix: str, fps: int) -> None:
-        save_video(part / f"orbit{suffix}.mp4", views_VCHW, fps=fps)
+    def _write_views(self, part: Path, views_VCHW: Tensor, *, suffix: str) -> None:
         save_png(part / f"sheet{suffix}.png", contact_sheet(views_VCHW, columns=self.config.columns))
         (part / f"views{suffix}").mkdir()
         for number, view in enumerate(views_VCHW):

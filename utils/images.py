@@ -5,6 +5,8 @@ Letters: V views, C channels, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import imageio
@@ -38,6 +40,14 @@ def save_video(path: str | Path, views_VCHW: Tensor, *, fps: int) -> None:
         with imageio.get_writer(part, **options) as writer:
             for frame in to_uint8(views_VCHW):
                 writer.append_data(frame)
+
+
+def save_videos(videos: Mapping[Path, Tensor], *, fps: int) -> None:
+    """Write several videos at once, as `save_video` does: each is a process of its own that this one waits for."""
+    with ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(save_video, path, views_VCHW, fps=fps) for path, views_VCHW in videos.items()]
+        for one in waiting:
+            one.result()
 
 
 def contact_sheet(views_VCHW: Tensor, *, columns: int = 6, gap: int = 2) -> Tensor:

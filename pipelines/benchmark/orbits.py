@@ -20,7 +20,7 @@ from models.weights import save_published
 from pipelines.benchmark.case import Bench, Case, has_files, random_parts, sample
 from pipelines.benchmark.timing import median_s, peak_gib, reset_peak, synchronize
 from pipelines.views_pipeline import ViewsPipeline
-from utils.images import save_video
+from utils.images import save_videos
 from utils.run_config import RunConfig
 
 log = logging.getLogger(__name__)
@@ -45,9 +45,8 @@ def write_orbits(pipeline: ViewsPipeline, folder: Path, results: str) -> None:
     """Sample once; write a video of each result, and the Gaussians if there are any."""
     orbits = sample(pipeline, results=results)
     videos = {"orbit": orbits.views_BVCHW, "orbit_gs": orbits.refined_views_BVCHW}
-    for name, views_BVCHW in videos.items():
-        if views_BVCHW is not None:
-            save_video(folder / f"{name}.mp4", views_BVCHW[0], fps=pipeline.cfg.target_fps)
+    videos = {folder / f"{name}.mp4": views[0] for name, views in videos.items() if views is not None}
+    save_videos(videos, fps=pipeline.cfg.target_fps)
     if orbits.gaussians is not None:
         write_ply(folder / "gaussians.ply", orbits.gaussians.scene(0))
 

@@ -7,7 +7,9 @@ import models  # noqa: F401
 from models import fused_ops
 from models.autoencoder import NetworkConfig, build_network
 from models.fused_autoencoder import FusedCoder
+from models.fused_head import FusedHead
 from models.fused_unet import FusedUNet
+from models.unet import DeepFeatures
 from tests.models.test_unet import case_inputs
 from tests.reference_cases import assert_matches, fill_by_recipe, load_case
 from utils.memory_format import channels_last
@@ -74,6 +76,18 @@ def test_autoencoder(attention):
     torch.testing.assert_close(coder.encode(image), moments, atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_head():
+    spec, _ = load_case("lgm")
+    head = fill_by_recipe(MODEL.build({"type": "LGM", **spec["config"]}))
+    views = torch.randn(2, head.config.num_input_views, 9, head.config.input_size, head.config.input_size)
+    plain = head(views)
+    head.fused = FusedHead(head.unet, dtype=torch.float32)
+    fused = head(views)
+    for name, value in vars(plain).items():
+        torch.testing.assert_close(getattr(fused, name), value, atol=1e-4, rtol=1e-4)
+
+
 def operations_on(device: str, dtype: torch.dtype, *, channels: int, ops) -> dict[str, torch.Tensor]:
     """Every operation on the same random input."""
     generator = torch.Generator().manual_seed(0)
@@ -89,7 +103,7 @@ def operations_on(device: str, dtype: torch.dtype, *, channels: int, ops) -> dic
         "shifted": ops.group_norm(x, weight, bias, silu=True, shift=make(2 * V, 3 * C)[:, C : 2 * C], rows=L, eps=1e-5),
         "window": ops.group_norm(x, weight, bias, silu=True, window=L, shift=make(1, C), **norm),
         "layer norm": ops.layer_norm(x, weight, bias, eps=1e-5, shift_C=bias),
-        "add": ops.add(x, x.flip(0), bias),
+        "add": ops.add(x, x.flip(0), bias, scale=0.7),
         "gate": ops.gate(wide, make(2 * C)),
         "attention": ops.views_attention(make(2 * V * L, 3 * C), num_views=V, places=L, head_dim=32),
         "doubled": ops.doubled(x, height=3, width=4),
@@ -130,3 +144,23 @@ def test_graph_follows_its_inputs(name):
     error, floor = (float((out.cpu() - expected["out"]).norm() / expected["out"].norm()) for out in (first, plain))
     print(f"{name} in bfloat16: error {error:.1e}, of the plain network {floor:.1e}")
     assert error < max(1.5 * floor, 0.03)
+
+
+@pytest.mark.parametrize("arranged", [False, True])
+@torch.no_grad()
+def test_the_inner_part_is_taken_again(arranged):
+    unet, _ = unet_of("t2v_unet")
+    network, inputs = FusedUNet(unet) if arranged else unet, case_inputs("t2v_unet")
+    whole, deep = unet(**inputs), DeepFeatures(num_outer=1)
+    assert_matches(network(**inputs, deep=deep), whole)
+    inner = deep.value.clone()
+    ran = []
+    unet.middle_block[0].register_forward_hook(lambda *_: ran.append(1))
+    assert_matches(network(**inputs, deep=deep), whole)
+    later = inputs | {"t": inputs["t"] // 2}
+    again = network(**later, deep=deep)
+    assert torch.equal(deep.value, inner)
+    assert not ran
+    assert 0.001 < float((again - unet(**later)).norm() / whole.norm()) < 1
+    with pytest.raises(ValueError, match="num_outer must lie in"):
+        network(**inputs, deep=DeepFeatures(num_outer=99))

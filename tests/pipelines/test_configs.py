@@ -48,7 +48,7 @@ def test_the_image_model_trains_with_the_published_settings():
 def test_the_image_model_samples_with_the_published_settings():
     cfg = load_config(ROOT / "configs" / "i2vgen_xl_infer.yaml")
     published = {**PUBLISHED["defaults"], **PUBLISHED["i2vgen_xl_infer"]}
-    for key in ("TASK_TYPE", "guide_scale", "chunk_size", "decoder_bs", "target_fps", "seed", "round", "batch_size",
+    for key in ("TASK_TYPE", "guide_scale", "target_fps", "seed", "round", "batch_size",
                 "use_zero_infer", "test_list_path", "test_model", "log_dir", "negative_prompt"):  # fmt: skip
         assert getattr(cfg, key) == published[key], key
     assert (cfg.cameras.elevation_deg, cfg.cameras.distance, cfg.cameras.num_views) == (5, 1.7, 24)

@@ -11,6 +11,7 @@ from pipelines.conditioner import Conditions
 from pipelines.denoising import Denoising
 from pipelines.guidance import ClassifierFreeGuidance
 from tests.reference_cases import assert_matches, case_input, load_case
+from tests.tiny import V_DIFFUSION
 from utils.errors import ConfigError
 from utils.registry import DIFFUSION, SAMPLERS
 
@@ -268,3 +269,24 @@ def test_guidance_before_the_reconstruction_refines_once():
     # this refiner is linear, so the order does not change the result
     torch.testing.assert_close(run("ddim_eps", refiner=each), run("ddim_eps", refiner=once), atol=1e-4, rtol=0)
     assert (each.seen, once.seen) == ([20, 20, 30, 30, 40, 40], [20, 30, 40])
+
+
+def test_the_inner_part_of_the_network_runs_at_every_nth_step():
+    fresh = []
+
+    def network(x, t, y, deep=None):
+        fresh.append(deep.value is None)
+        deep.value = x if deep.value is None else deep.value
+        return torch.zeros_like(x)
+
+    run = Denoising(
+        network=network,
+        conditions=Conditions({"y": torch.ones(1)}, {"y": torch.zeros(1)}),
+        diffusion=DIFFUSION.build(V_DIFFUSION),
+        guidance=ClassifierFreeGuidance(scale=3.0, between=(0.0, 0.6)),
+    )
+    SAMPLERS.build({"type": "DDIM", "num_steps": 10, "reuse_steps": 4})(torch.randn(1, 4, 3, 4, 4), run)
+    # guidance ends after 6 of 10 steps: what was kept for two branches is of no use for one
+    assert [step for step, new in enumerate(fresh) if new] == [0, 4, 6, 8]
+    with pytest.raises(ConfigError, match=r"sampler.reuse_steps must be at least 1, got 0"):
+        SAMPLERS.build({"type": "DDIM", "reuse_steps": 0})
