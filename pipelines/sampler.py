@@ -179,9 +179,8 @@ class _Trajectory:
 def angle_timesteps(alpha_bar_T: Tensor, num_steps: int, *, warp: float) -> Tensor:
     """Timesteps whose angles arctan(noise / signal) are spaced as powers, (num_steps,), decreasing from pure noise.
 
-    Guided, x0 turns fastest near pure noise: of the small text model a hundred times as fast per angle in the first
-    twentieth of the way as in the last half. Steps of multistep solvers that are even in time miss that, and are no
-    better than DDIM there.
+    Guided, x0 turns fastest near pure noise: that of the small text model begins about a hundred times as fast, per
+    angle, as it goes in the last half. Steps that are even in time miss that, whatever the order of the solver.
 
     Args:
         alpha_bar_T: of the schedule.
