@@ -110,5 +110,5 @@ def empty_compile_cache(folder: Path) -> Iterator[None]:
 def _timed(bench: Bench, case: Case, what: str, call: Any) -> dict[str, Any]:
     call()  # compiles, allocates
     held = reset_peak(bench.device)
-    seconds = median_s(call, device=bench.device, warmup=0, repeats=min(3, bench.repeats))
+    seconds = median_s(call, device=bench.device, repeats=min(3, bench.repeats))
     return {**case.row, "what": what, "seconds": seconds, "held_gib": held, "peak_gib": peak_gib(bench.device)}

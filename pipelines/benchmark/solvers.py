@@ -22,10 +22,16 @@ REFERENCE_STEPS = 200
 MAX_PSNR_DB = 60.0
 SHEET_VIEWS = 6
 
+EVEN, ANGLE = "sampler.spacing=trailing", "sampler.spacing=angle"
 # Each is a row; the first is the bar.
-SETTINGS = tuple(
-    f"sampler.type={solver} sampler.num_steps={steps} sampler.spacing=trailing"
-    for solver, steps in (("DDIM", 50), ("DDIM", 20), ("DPMSolver++", 20), ("UniPC", 20), ("UniPC", 12))
+SETTINGS = (
+    f"sampler.type=DDIM sampler.num_steps=50 {EVEN}",
+    f"sampler.type=DDIM sampler.num_steps=20 {EVEN}",
+    *(
+        f"sampler.type={solver} sampler.num_steps={steps} {spacing}"
+        for solver in ("DPMSolver++", "UniPC")
+        for steps, spacing in ((20, EVEN), (20, ANGLE), (12, ANGLE))
+    ),
 )
 
 

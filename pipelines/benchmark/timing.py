@@ -41,18 +41,15 @@ class Marks:
         return [1000 * (second - first) for first, second in pairs]
 
 
-def median_ms(
-    call: Callable[[], object], *, device: torch.device, warmup: int = 3, repeats: int = 10, budget_s: float = 10.0
-) -> float:
-    """Median time of a call.
+def median_ms(call: Callable[[], object], *, device: torch.device, repeats: int = 10, budget_s: float = 10.0) -> float:
+    """Median time of a call, after up to three that do not count.
 
     Args:
         call: what is measured.
-        warmup: calls before that do not count.
         repeats: calls that count.
         budget_s: after that time fewer do, but at least three if `repeats` allows it.
     """
-    for _ in range(warmup):
+    for _ in range(min(MIN_REPEATS, repeats)):
         call()
     started, marks = time.perf_counter(), Marks(device)
     marks.mark()
@@ -64,16 +61,15 @@ def median_ms(
     return statistics.median(marks.intervals_ms())
 
 
-def median_s(call: Callable[[], object], *, device: torch.device, warmup: int, repeats: int) -> float:
+def median_s(call: Callable[[], object], *, device: torch.device, repeats: int) -> float:
     """Median time of a call as somebody who waits for it sees it: by the clock, until the device is done."""
     times = []
-    for number in range(warmup + repeats):
+    for _ in range(repeats):
         synchronize(device)
         started = time.perf_counter()
         call()
         synchronize(device)
-        if number >= warmup:
-            times.append(time.perf_counter() - started)
+        times.append(time.perf_counter() - started)
     return statistics.median(times)
 
 

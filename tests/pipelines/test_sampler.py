@@ -126,14 +126,40 @@ def test_every_solver_reaches_the_data(name, solver):
     assert float(x0.std()) == pytest.approx(0.5, abs=0.05)
 
 
-def test_further_options_reach_the_scheduler():
-    _, _, diffusion = build_case("ddim_v")
-    plain, karras = (
-        SAMPLERS.build({"type": "DPMSolver++", "options": options}).scheduler(diffusion)
-        for options in ({}, {"use_karras_sigmas": True, "solver_order": 3})
-    )
-    assert (plain.config.solver_order, karras.config.solver_order) == (2, 3)
-    assert not torch.equal(plain.sigmas, karras.sigmas)
+@pytest.mark.parametrize("name", ["ddim_eps", "ddim_v"])
+@pytest.mark.parametrize("num_steps", [1, 20, 1000])
+def test_angles_are_spaced_as_powers(name, num_steps):
+    _, _, diffusion = build_case(name)
+    options = {"type": "UniPC", "num_steps": num_steps, "spacing": "angle", "warp": 2.0}
+    scheduler = SAMPLERS.build(options).scheduler(diffusion)
+    t = scheduler.timesteps
+    assert (len(t), int(t[0]), len(scheduler.sigmas)) == (num_steps, 999, num_steps + 1)
+    assert bool((t.diff() < 0).all())
+    assert int(t[-1]) >= 0
+    torch.testing.assert_close(scheduler.sigmas[1:-1], (1 / diffusion.alpha_bar[t[1:]] - 1).sqrt().float())
+    if num_steps == 20:
+        angle = diffusion.alpha_bar.sqrt().acos()
+        gone = (angle[-1] - angle[t]) / (angle[-1] - angle[0])
+        torch.testing.assert_close(gone, (torch.arange(20) / 20.0).double() ** 2, atol=3e-3, rtol=0)
+
+
+@pytest.mark.parametrize("solver", ["DPMSolver++", "UniPC"])
+@pytest.mark.parametrize("name", ["ddim_eps", "ddim_v"])
+def test_angle_spacing_is_nearer_to_many_steps_than_ddim(name, solver):
+    """The exact network of normal data turns smoothly, and its solution is known."""
+    _, _, diffusion = build_case(name)
+    noise = torch.randn(1, 4, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    y = {"y": torch.zeros(1)}
+    guidance = ClassifierFreeGuidance(scale=1.0)
+    run = running(GaussianNetwork(diffusion), Conditions(y, y), diffusion=diffusion, guidance=guidance)
+
+    def sample(**options):
+        return SAMPLERS.build(options)(noise, run)
+
+    true = sample(type="DDIM", num_steps=500, spacing="trailing")
+    fast = sample(type=solver, num_steps=20, spacing="angle", warp=1.5)
+    slow = sample(type="DDIM", num_steps=20, spacing="trailing")
+    assert (fast - true).norm() < (slow - true).norm()
 
 
 def test_guidance_of_one_calls_one_branch():
@@ -212,8 +238,8 @@ def test_offset_noise_is_constant_inside_a_view():
         ({"num_stpes": 5}, "num_steps"),
         ({"type": "DDMI"}, "did you mean DDIM"),
         ({"type": "UniPC", "eta": 0.5}, "belongs to DDIM"),
-        ({"type": "UniPC", "options": {"use_karas_sigmas": True}}, "did you mean use_karras_sigmas"),
-        ({"type": "UniPC", "options": {"trained_betas": [0.1]}}, "sampler.options.trained_betas is unknown"),
+        ({"type": "DDIM", "spacing": "angle"}, "sampler.spacing=angle is for DPMSolver"),
+        ({"type": "UniPC", "warp": 0}, "sampler.warp must be positive"),
     ],
 )
 def test_refuses(options, message):
