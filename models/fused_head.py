@@ -49,7 +49,9 @@ class FusedHead:
                 rows = _attended(attend, _residual(net, rows), num_views)
             if hasattr(level, "upsample"):
                 rows = _conv(level.upsample, rows.doubled())
-        return self.conv_out(F.silu(self.norm_out(rows.images().float())))
+        # as in models.lgm: positions need the last layers exact
+        with torch.autocast(x_FCHW.device.type, enabled=False):
+            return self.conv_out(F.silu(self.norm_out(rows.images().to(self.conv_out.weight.dtype))))
 
 
 def _conv(conv: nn.Conv2d, rows: Rows) -> Rows:
