@@ -1,4 +1,4 @@
-"""Views of the object that are given: held while the others are sampled, and each in turn what they are made from.
+"""Views of the object that are given, held while the others are sampled.
 
 Letters: B batch, C channels, V views, K known views, H W latent pixels.
 """
@@ -6,14 +6,13 @@ Letters: B batch, C channels, V views, K known views, H W latent pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pipelines.conditioner import Conditions
-from utils.cameras import camera_distance
 from utils.errors import ConfigError
 
 AZIMUTH_TOLERANCE_DEG = 0.5
@@ -52,52 +51,6 @@ class KnownViews:
     def shown(self, x_t_BCVHW: Tensor) -> Tensor:
         """The latents as the network meets them."""
         return self(x_t_BCVHW) if self.clean else x_t_BCVHW
-
-
-@dataclass(frozen=True, kw_only=True)
-class EachInTurn:
-    """The network, asked once from each known view; nearer views of the orbit follow that view's answer more.
-
-    The network knows its input as view 0 only. On an even circle turning the object is the same as rolling the views
-    (so it was trained, with random start views), so every known view can take that place. Answers are predictions for
-    the same noisy latents, so mixing them mixes their x0.
-
-    Attributes:
-        network: maps (latents, timesteps, **conditions) to a prediction.
-        conditions: place in the orbit -> conditions with that view as the input.
-        weights_KV: of each known view for each view of the orbit; sums to one over K.
-    """
-
-    network: Callable[..., Tensor]
-    conditions: Mapping[int, Conditions]
-    weights_KV: Tensor
-
-    def __call__(self, x_BCVHW: Tensor, t_B: Tensor, **_of_view_0: Tensor) -> Tensor:
-        """The mixed prediction; conditions come from this object."""
-        mixed: Tensor | float = 0.0
-        for (view, conditions), weight_V in zip(self.conditions.items(), self.weights_KV, strict=True):
-            one_branch = len(x_BCVHW) == len(next(iter(conditions.conditional.values())))
-            arguments = conditions.conditional if one_branch else conditions.both
-            answer = self.network(x_BCVHW.roll(-view, dims=2), t_B, **arguments).roll(view, dims=2)
-            mixed = mixed + weight_V.to(answer)[:, None, None] * answer
-        return mixed
-
-
-def weights_by_nearness(c2w_V44: Tensor, views: tuple[int, ...]) -> Tensor:
-    """How much each view of an orbit follows each known one, (K, V): by one over the squared angle between them."""
-    relative_V = relative_azimuths(c2w_V44)
-    apart_KV = (((relative_V - relative_V[list(views), None]) + 180) % 360 - 180).abs()
-    weights_KV = 1 / (apart_KV + AZIMUTH_TOLERANCE_DEG) ** 2
-    return (weights_KV / weights_KV.sum(dim=0)).float()
-
-
-def is_even_circle(c2w_V44: Tensor) -> bool:
-    """Whether the views stand evenly on one horizontal circle, so that turning the object rolls them."""
-    V = len(c2w_V44)
-    apart_V = (relative_azimuths(c2w_V44) - torch.arange(V) * 360 / V + 180) % 360 - 180
-    heights_V, distances_V = c2w_V44[:, 2, 3], camera_distance(c2w_V44)
-    level = float(heights_V.max() - heights_V.min()) < 1e-3 and float(distances_V.max() - distances_V.min()) < 1e-3
-    return level and float(apart_V.abs().max()) < AZIMUTH_TOLERANCE_DEG
 
 
 def relative_azimuths(c2w_V44: Tensor) -> Tensor:

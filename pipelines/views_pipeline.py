@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from pipelines.conditioner import CallFrame, Conditions, ImageConditioner, Orbit
 from pipelines.denoising import Denoising
 from pipelines.guidance import ClassifierFreeGuidance
 from pipelines.head_loading import build_reconstruction
-from pipelines.known_views import EachInTurn, KnownViews, is_even_circle, weights_by_nearness
+from pipelines.known_views import KnownViews
 from pipelines.loading import Parts, check_fit, load_parts, pick_device, pick_dtype, resting_place, weights_in
 from pipelines.reconstruction import GaussianReconstruction, OrbitRefiner
 from pipelines.sampler import Sampler
@@ -195,7 +196,7 @@ class ViewsPipeline:
             guide_scale: the config's when left out.
             resolution: width and height in pixels; the config's when left out.
             known_views: place in the orbit -> pictures of that view, one an input; these views are held, and with them
-                the input itself as view 0. Image models only. See `hold_views` and `ask_from` of the config.
+                the input itself as view 0. Image models only. See `hold_views` of the config.
             results: `plain`, `refined` (by 3D-aware sampling) or `both`; the config's when left out.
             on_step: called after every denoising step.
 
@@ -338,7 +339,7 @@ class ViewsPipeline:
         """Latents on the CPU: one result, or the plain and the refined one."""
         scale = self.cfg.guide_scale if guide_scale is None else guide_scale
         run = Denoising(
-            network=self._network(given, frame),
+            network=self._network(frame),
             conditions=given[0],
             diffusion=self.diffusion,
             guidance=ClassifierFreeGuidance(scale=scale, between=tuple(self.cfg.guide_range)),
@@ -356,22 +357,15 @@ class ViewsPipeline:
         clean = self.cfg.hold_views == "clean" and isinstance(self.conditioner, ImageConditioner)
         return KnownViews.of(given, clean=clean) if clean or len(given) > 1 else None
 
-    def _network(self, given: dict[int, Conditions], frame: CallFrame) -> Callable[..., Tensor]:
-        """The UNet in its dtype; several given views on an even circle are asked in turn, unless `ask_from=input`."""
-
+    def _network(self, frame: CallFrame) -> Callable[..., Tensor]:
+        """What samples, in its dtype."""
         unet = self.network
 
-        def network(x: Tensor, t: Tensor, **arguments: Tensor) -> Tensor:
+        def network(x: Tensor, t: Tensor, **arguments: Any) -> Tensor:
             self.stage.use(self.unet)
             return unet(x.to(frame.dtype), t, **arguments)
 
-        if len(given) == 1 or self.cfg.ask_from == "input":
-            return network
-        if not is_even_circle(frame.c2w_V44):
-            log.info("known views are held only: the views do not stand evenly on one circle")
-            return network
-        weights_KV = weights_by_nearness(frame.c2w_V44, tuple(given))
-        return EachInTurn(network=network, conditions=given, weights_KV=weights_KV)
+        return network
 
     def decode(self, latents_BCVHW: Tensor) -> Tensor:
         """Latents to views in [0, 1], `decoder_bs` views at a time."""

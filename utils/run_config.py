@@ -22,7 +22,6 @@ ELEVATION_TOLERANCE_DEG = 0.5
 RESULTS = ("plain", "refined", "both")
 # How given views are held, and from which of them the network is asked.
 HOLD_VIEWS = ("trajectory", "clean")
-ASK_FROM = ("each", "input")
 
 # Keys of the original that are spelt or placed differently here: carrying them over silently would change results.
 REPLACED_KEYS = {
@@ -174,7 +173,6 @@ class RunConfig:
     input_elevation_deg: float | None = None
     known_views: list[dict[str, Any]] = field(default_factory=list)
     hold_views: str = "trajectory"
-    ask_from: str = "each"
     round: int = 1
     batch_size: int = 1
     target_fps: int = 8
@@ -246,7 +244,6 @@ class RunConfig:
         _one_of("precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
         _one_of("results", self.results, RESULTS)
         _one_of("hold_views", self.hold_views, HOLD_VIEWS)
-        _one_of("ask_from", self.ask_from, ASK_FROM)
         _one_of("tracker", self.tracker, ("none", "tensorboard"))
         _one_of("decay_mode", self.decay_mode, ("cosine", "linear", "constant"))
         if min(self.resolution) < 8 or any(side % 8 for side in self.resolution):

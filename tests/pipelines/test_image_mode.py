@@ -189,7 +189,7 @@ def test_clean_views_are_seen_without_noise_and_come_out_exactly(refined):
 
 def test_held_clean_the_input_comes_out_as_it_is_at_one_call_a_step(tmp_path, family):
     posterior = {"auto_encoder": {**family["auto_encoder"], "posterior": "mode"}}
-    cfg = load(tmp_path, {**family, **posterior}, "hold_views=clean", "ask_from=input", "guide_scale=1")
+    cfg = load(tmp_path, {**family, **posterior}, "hold_views=clean", "guide_scale=1")
     pipeline = ViewsPipeline.from_config(cfg)
     calls = []
     pipeline.unet.register_forward_pre_hook(lambda module, given: calls.append(given[0]))
