@@ -113,11 +113,11 @@ class FusedUNet:
         deep: DeepFeatures | None = None,
     ) -> Tensor:
         """See OrbitUNet.forward; a later call with the very same condition tensors does not prepare them again."""
-        self.unet._check_inputs(x, camera_data, fps, local_image)
+        self.unet.check_inputs(x, camera_data, fps, local_image)
         prepared = self._prepare(y, camera_data, fps, image, local_image, num_views=x.shape[2])
         outer, inner = (deep.num_outer, deep.value) if deep else (len(self.input_blocks), None)
         if deep:
-            self.unet._check_outer(outer)
+            self.unet.check_outer(outer)
         if self.graph and x.is_cuda:
             key = (x.shape, x.dtype, outer, inner is None, *(tensor.shape for tensor in prepared.tensors()))
             if key not in self._graphs:
@@ -156,7 +156,7 @@ class FusedUNet:
             embedding_BVE = embedding_BVE + fps_BE[:, None]
         if camera_data is not None and unet.config.use_camera_condition:
             embedding_BVE = embedding_BVE + unet.camera_embedding(camera_data.to(self.dtype))
-        context_BSC = unet._context(y, image, local_image)
+        context_BSC = unet.context_tokens(y, image, local_image)
         contexts = {}
         for module in unet.modules():
             if isinstance(module, Attention) and module.axis == "context":

@@ -242,9 +242,9 @@ class OrbitUNet(nn.Module):
             ValueError: a condition that this model needs is missing, or V, B differ between inputs.
         """
         B, _, V, H, W = x.shape
-        self._check_inputs(x, camera_data, fps, local_image)
+        self.check_inputs(x, camera_data, fps, local_image)
         embedding_FE = self._embedding(t, V, camera_data, fps)
-        context_BSC = self._context(y, image, local_image)
+        context_BSC = self.context_tokens(y, image, local_image)
         if local_image is not None:
             concat = concat_condition(local_image, self.local_image_concat, self.local_temporal_encoder)
             x = torch.cat([x, concat.to(x.dtype)], dim=1)
@@ -252,7 +252,7 @@ class OrbitUNet(nn.Module):
         reuses, outer = deep is not None and deep.value is not None, len(self.input_blocks)
         if deep is not None:
             outer = deep.num_outer
-            self._check_outer(outer)
+            self.check_outer(outer)
         skips = []
         for block in self.input_blocks[:outer] if reuses else self.input_blocks:
             h = self._run(block, h, embedding_FE, V, context_BSC)
@@ -267,9 +267,14 @@ class OrbitUNet(nn.Module):
             h = self._run(block, torch.cat([h, skips.pop()], dim=1), embedding_FE, V, context_BSC)
         return rearrange(self.out(h), "(b v) c h w -> b c v h w", v=V)
 
-    def _check_inputs(
+    def check_inputs(
         self, x: Tensor, camera_data: Tensor | None, fps: Tensor | None, local_image: Tensor | None
     ) -> None:
+        """Refuse what `forward` cannot take.
+
+        Raises:
+            ValueError: see `forward`.
+        """
         factor = 2 ** (len(self.config.dim_mult) - 1)
         if x.shape[1] != self.config.in_dim or x.shape[3] % factor or x.shape[4] % factor:
             raise ValueError(
@@ -281,7 +286,12 @@ class OrbitUNet(nn.Module):
         if self.config.image_condition and (local_image is None or fps is None):
             raise ValueError("the image model needs local_image and fps")
 
-    def _check_outer(self, num_outer: int) -> None:
+    def check_outer(self, num_outer: int) -> None:
+        """Refuse a number of outer blocks that leaves no inner part.
+
+        Raises:
+            ValueError: see above.
+        """
         if not 1 <= num_outer < len(self.input_blocks):
             raise ValueError(f"num_outer must lie in [1, {len(self.input_blocks) - 1}], got {num_outer}")
 
@@ -302,7 +312,7 @@ class OrbitUNet(nn.Module):
                 embedding_BVE = embedding_BVE + 0 * self.camera_embedding(nowhere_1)
         return embedding_BVE.flatten(0, 1)
 
-    def _context(self, y: Tensor, image: Tensor | None, local_image: Tensor | None) -> Tensor:
+    def context_tokens(self, y: Tensor, image: Tensor | None, local_image: Tensor | None) -> Tensor:
         """Context tokens in the published order: text, local image, CLIP image."""
         tokens = [y]
         if local_image is not None:

@@ -29,6 +29,7 @@ MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 STARTED_HERE = "VIDEOMV_STARTED_HERE"
 # The main process writes files and samples previews while the others wait.
 PATIENCE = timedelta(hours=12)
+TURN_S = 0.5  # for threads that want the interpreter
 GRACE_S = 5.0  # between the first failure and the end of the other processes
 
 
@@ -127,6 +128,19 @@ def make_accelerator(cfg: RunConfig, objective: Objective, *, folder: Path) -> A
     if cfg.tracker != "none":
         accelerator.init_trackers("log")
     return accelerator
+
+
+def leave_processes(accelerator: Accelerator) -> None:
+    """End the group of processes; whoever holds a wrapped model lets go of it before.
+
+    Gloo's threads need the interpreter to let go of their last task (torch 2.10). Whoever takes the group apart holds
+    the interpreter and waits for them: so no wrapped model may be the last owner of the group, and they get their turn.
+    """
+    accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:
+        accelerator.free_memory()
+        time.sleep(TURN_S)
+    accelerator.end_training()
 
 
 @contextmanager

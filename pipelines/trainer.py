@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from models.weights import save_published, save_safetensors
-from pipelines.launch import join_processes, make_accelerator, watch_signals
+from pipelines.launch import join_processes, leave_processes, make_accelerator, watch_signals
 from pipelines.objectives.base import Objective
 from pipelines.optimization import MovingAverage, lr_factor, parameter_groups
 from pipelines.progress import LossWatch, ProgressReport
@@ -264,8 +264,8 @@ class Trainer:
                     save_safetensors(final, content, metadata=metadata)
                 log.info("wrote %s (%.2f MB)", final, final.stat().st_size / 1e6)
             self._preview(averaged=False)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        self.model = None
+        leave_processes(self.accelerator)
         return last if interrupted else final
 
     def _preview(self, *, averaged: bool = True) -> None:

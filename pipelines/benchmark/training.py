@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from models.random_weights import fill_randomly
@@ -65,6 +66,7 @@ def measure_train(bench: Bench, case: Case) -> list[dict[str, Any]]:
     Encoding is left out: caches of latents are the rule.
     """
     bench.clear()
+    AcceleratorState._reset_state(reset_partial_state=True)  # else it keeps the precision of the first row
     pretrain = {**case.cfg.Pretrain, "resume_checkpoint": None} if case.cfg.Pretrain else {}
     cfg = dataclasses.replace(case.cfg, Pretrain=pretrain, tracker="none")
     before = torch.get_float32_matmul_precision()

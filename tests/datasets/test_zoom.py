@@ -12,7 +12,7 @@ import datasets
 import pipelines
 from datasets.packed_orbits import PackedOrbits
 from datasets.zoom import scale_of, zoom
-from pipelines.latent_cache import read_cache
+from pipelines.cached_latents import CachedLatents
 from pipelines.orbit_pixels import load_orbits
 from tests.pipelines.test_image_training import folder, load
 from tests.tiny_orbits import NUM_VIEWS, write_files, write_orbits
@@ -92,11 +92,13 @@ def test_cached_latents_follow_the_range(folder):
         task.autoencoder.load_state_dict(
             {name: torch.randn(value.shape) * 0.02 for name, value in task.autoencoder.state_dict().items()}
         )
-        task.cached_latents()
+        task.data.cached_latents()
         expected = torch.stack([task.dataset[number]["views_VCHW"] for number in range(4)])
         with torch.no_grad():
             latents = task.autoencoder.encode_views(expected)
-        torch.testing.assert_close(read_cache(folder / "latents").mean_NCVHW.float(), latents, atol=0.01, rtol=0.01)
+        cached = CachedLatents(folder / "latents")
+        kept = cached.rows(torch.arange(len(cached))).mean_BCVHW.float()
+        torch.testing.assert_close(kept, latents, atol=0.01, rtol=0.01)
 
 
 @pytest.mark.parametrize("ends", [[1.0], [1.2, 0.8], [0.0, 1.0]])
