@@ -66,7 +66,7 @@ def measure_train(bench: Bench, case: Case) -> list[dict[str, Any]]:
     Encoding is left out: caches of latents are the rule.
     """
     bench.clear()
-    AcceleratorState._reset_state(reset_partial_state=True)  # else it keeps the precision of the first row
+    forget_precision()
     pretrain = {**case.cfg.Pretrain, "resume_checkpoint": None} if case.cfg.Pretrain else {}
     cfg = dataclasses.replace(case.cfg, Pretrain=pretrain, tracker="none")
     before = torch.get_float32_matmul_precision()
@@ -76,6 +76,12 @@ def measure_train(bench: Bench, case: Case) -> list[dict[str, Any]]:
             return [_row(bench, case, cfg, Path(folder))]
     finally:
         torch.set_float32_matmul_precision(before)
+        forget_precision()
+
+
+def forget_precision() -> None:
+    """Else accelerate keeps that of the first training in a process, and refuses another."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _row(bench: Bench, case: Case, cfg: RunConfig, folder: Path) -> dict[str, Any]:
