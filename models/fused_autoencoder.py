@@ -30,58 +30,46 @@ class FusedCoder:
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         """Unscaled latents to images, as `network.decode`."""
         decoder = self.network.decoder
-        rows = _conv(self.network.post_quant_conv, Rows.of(latent_BCHW))
-        rows = _middle(decoder.mid_block, _conv(decoder.conv_in, rows))
+        rows = Rows.of(latent_BCHW).through(self.network.post_quant_conv)
+        rows = _middle(decoder.mid_block, rows.through(decoder.conv_in))
         for block in decoder.up_blocks:
             rows = _level(block, rows)
             for upsampler in block.upsamplers or ():
-                rows = _conv(upsampler.conv, rows.doubled())
+                rows = rows.doubled().through(upsampler.conv)
         return _last(decoder, rows).images()
 
     @torch.no_grad()
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """Images to means and log variances, as `network.encode` has them in its distribution."""
         encoder = self.network.encoder
-        rows = _conv(encoder.conv_in, Rows.of(image_BCHW))
+        rows = Rows.of(image_BCHW).through(encoder.conv_in)
         for block in encoder.down_blocks:
             rows = _level(block, rows)
             for downsampler in block.downsamplers or ():
                 # one row and one column of zeros, below and at the right only
-                rows = _conv(downsampler.conv, Rows.of(F.pad(rows.images(), (0, 1, 0, 1))))
+                rows = Rows.of(F.pad(rows.images(), (0, 1, 0, 1))).through(downsampler.conv)
         rows = _last(encoder, _middle(encoder.mid_block, rows))
-        return _conv(self.network.quant_conv, rows).images()
-
-
-def _conv(conv: nn.Conv2d, rows: Rows) -> Rows:
-    return rows.convolved(conv).with_bias(conv)
+        return rows.through(self.network.quant_conv).images()
 
 
 def _last(coder: nn.Module, rows: Rows) -> Rows:
-    return _conv(coder.conv_out, rows.holding(rows.normed(coder.conv_norm_out, silu=True)))
+    return rows.holding(rows.normed(coder.conv_norm_out, silu=True)).through(coder.conv_out)
 
 
 def _level(block: Any, rows: Rows) -> Rows:
     attentions = getattr(block, "attentions", None) or [None] * len(block.resnets)
     for resnet, attend in zip(block.resnets, attentions, strict=True):
-        rows = _residual(resnet, rows)
+        rows = rows.residual(resnet, shortcut=resnet.conv_shortcut)
         rows = rows if attend is None else _attended(attend, rows)
     return rows
 
 
 def _middle(block: Any, rows: Rows) -> Rows:
-    rows = _residual(block.resnets[0], rows)
+    rows = rows.residual(block.resnets[0], shortcut=block.resnets[0].conv_shortcut)
     for attend, resnet in zip(block.attentions, block.resnets[1:], strict=True):
-        rows = _residual(resnet, rows if attend is None else _attended(attend, rows))
+        rows = rows if attend is None else _attended(attend, rows)
+        rows = rows.residual(resnet, shortcut=resnet.conv_shortcut)
     return rows
-
-
-def _residual(block: Any, rows: Rows) -> Rows:
-    h = rows.holding(rows.normed(block.norm1, silu=True)).convolved(block.conv1)
-    h = h.holding(h.normed(block.norm2, silu=True, shift=block.conv1.bias[None])).convolved(block.conv2)
-    if block.conv_shortcut is None:
-        return h.holding(rows.ops.add(rows.x_RC, h.x_RC, block.conv2.bias))
-    skip_RC = F.linear(rows.x_RC, block.conv_shortcut.weight.flatten(1))
-    return h.holding(rows.ops.add(skip_RC, h.x_RC, block.conv2.bias + block.conv_shortcut.bias))
 
 
 def _attended(module: Any, rows: Rows) -> Rows:

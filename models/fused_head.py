@@ -32,14 +32,14 @@ class FusedHead:
     def __call__(self, x_FCHW: Tensor, num_views: int) -> Tensor:
         """See HeadUNet.forward."""
         unet = self.unet
-        rows = _conv(unet.conv_in, Rows.of(x_FCHW.to(self.dtype)))
+        rows = Rows.of(x_FCHW.to(self.dtype)).through(unet.conv_in)
         skips = [rows.x_RC]
         for level in unet.down_blocks:
             for net, attend in zip(level.nets, level.attns, strict=True):
                 rows = _attended(attend, _residual(net, rows), num_views)
                 skips.append(rows.x_RC)
             if hasattr(level, "downsample"):
-                rows = _conv(level.downsample, rows)
+                rows = rows.through(level.downsample)
                 skips.append(rows.x_RC)
         first, second = unet.mid_block.nets
         rows = _residual(second, _attended(unet.mid_block.attns[0], _residual(first, rows), num_views))
@@ -48,23 +48,15 @@ class FusedHead:
                 rows = rows.holding(torch.cat([rows.x_RC, skips.pop()], dim=1))
                 rows = _attended(attend, _residual(net, rows), num_views)
             if hasattr(level, "upsample"):
-                rows = _conv(level.upsample, rows.doubled())
+                rows = rows.doubled().through(level.upsample)
         # as in models.lgm: positions need the last layers exact
         with torch.autocast(x_FCHW.device.type, enabled=False):
             return self.conv_out(F.silu(self.norm_out(rows.images().to(self.conv_out.weight.dtype))))
 
 
-def _conv(conv: nn.Conv2d, rows: Rows) -> Rows:
-    return rows.convolved(conv).with_bias(conv)
-
-
 def _residual(block: ResnetBlock, rows: Rows) -> Rows:
-    h = rows.holding(rows.normed(block.norm1, silu=True)).convolved(block.conv1)
-    h = h.holding(h.normed(block.norm2, silu=True, shift=block.conv1.bias[None])).convolved(block.conv2)
-    skip_RC, bias_C = rows.x_RC, block.conv2.bias
-    if not isinstance(block.shortcut, nn.Identity):
-        skip_RC, bias_C = F.linear(skip_RC, block.shortcut.weight.flatten(1)), bias_C + block.shortcut.bias
-    return h.holding(rows.ops.add(skip_RC, h.x_RC, bias_C, scale=SKIP_SCALE))
+    shortcut = None if isinstance(block.shortcut, nn.Identity) else block.shortcut
+    return rows.residual(block, shortcut=shortcut, scale=SKIP_SCALE)
 
 
 def _attended(module: nn.Module, rows: Rows, num_views: int) -> Rows:

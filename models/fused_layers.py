@@ -122,7 +122,7 @@ class FusedUpsample:
         self.conv = module.conv
 
     def __call__(self, rows: Rows, frame: Frame) -> Rows:
-        return rows.doubled().convolved(self.conv).with_bias(self.conv)
+        return rows.doubled().through(self.conv)
 
 
 class FusedConv:
@@ -132,7 +132,7 @@ class FusedConv:
         self.conv = conv
 
     def __call__(self, rows: Rows, frame: Frame) -> Rows:
-        return rows.convolved(self.conv).with_bias(self.conv)
+        return rows.through(self.conv)
 
 
 def joined(weights: list[Tensor]) -> Tensor:

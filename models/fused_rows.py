@@ -60,10 +60,21 @@ class Rows:
         out = F.conv2d(self.images(), conv.weight, stride=conv.stride, padding=conv.padding)
         return Rows(out.permute(0, 2, 3, 1).reshape(-1, out.shape[1]), *out.shape[2:], self.ops)
 
-    def with_bias(self, conv: nn.Conv2d) -> Rows:
-        """Add the bias of the convolution that was the last operation, in place."""
-        self.x_RC.add_(conv.bias)
-        return self
+    def through(self, conv: nn.Conv2d) -> Rows:
+        """A convolution."""
+        rows = self.convolved(conv)
+        rows.x_RC.add_(conv.bias)
+        return rows
+
+    def residual(self, block: Any, *, shortcut: nn.Conv2d | None, scale: float = 1.0) -> Rows:
+        """Two normalised convolutions (`norm1`, `conv1`, `norm2`, `conv2` of a block) added to the input, or to its
+        1 x 1 convolution, and scaled."""
+        h = self.holding(self.normed(block.norm1, silu=True)).convolved(block.conv1)
+        h = h.holding(h.normed(block.norm2, silu=True, shift=block.conv1.bias[None])).convolved(block.conv2)
+        skip_RC, bias_C = self.x_RC, block.conv2.bias
+        if shortcut is not None:
+            skip_RC, bias_C = F.linear(skip_RC, shortcut.weight.flatten(1)), bias_C + shortcut.bias
+        return h.holding(self.ops.add(skip_RC, h.x_RC, bias_C, scale=scale))
 
     def doubled(self) -> Rows:
         """Twice the size, by nearest neighbour."""

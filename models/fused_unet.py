@@ -195,7 +195,7 @@ class FusedUNet:
         for block in self.output_blocks[-outer:]:
             rows = _through(block, rows.holding(torch.cat([rows.x_RC, skips.pop()], dim=1)), frame)
         norm, _, conv = unet.out
-        rows = rows.holding(rows.normed(norm, silu=True)).convolved(conv).with_bias(conv)
+        rows = rows.holding(rows.normed(norm, silu=True)).through(conv)
         return rearrange(rows.images(), "(b v) c h w -> b c v h w", v=V), inner_RC
 
 

@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from models.fused_ops import NUM_GROUPS
+
 CHANNELS = 64  # of a tile; divides every width of the published networks
-NUM_GROUPS = 32
 PROGRAMS = 2048  # enough to fill the largest GPUs several times over
 
 
