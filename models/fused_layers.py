@@ -1,11 +1,15 @@
-"""The blocks of models.fused_unet.
+"""The blocks of models.fused_unet and models.fused_training.
 
-Letters: B batch, V views, F = B·V images, L places of an image, R = F·L rows, C channels, S context tokens, E
-embedding, N heads, D channels of a head.
+Made from a block of the plain network, in the precision of the products. Where gradients are enabled, all of it is
+differentiable with respect to that block's parameters, and to be made anew for every pass.
+
+Letters: B batch, V views, F = B·V images, L places of an image, R = F·L rows, C channels, S context tokens, N heads,
+D channels of a head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,95 +27,114 @@ class Frame:
 
     Attributes:
         num_views: V.
-        embedding_FE: projections of the embedding for all residual blocks, side by side.
-        contexts: keys and values of each attention to the context, (B, S, N, D).
+        shifts: of each residual block: what the embedding adds to each image, and the bias of the first convolution;
+            (F, C).
+        contexts: of each attention to the context: keys and values, (B, S, N, D) or for each image (F, S, N, D).
     """
 
     num_views: int
-    embedding_FE: Tensor
+    shifts: dict[int, Tensor]
     contexts: dict[int, tuple[Tensor, Tensor]]
 
 
 class FusedResBlock:
-    """A ResBlock; `first` is the place of its projection among all."""
+    """A ResBlock."""
 
-    def __init__(self, block: ResBlock, first: int) -> None:
-        self.block, self.views = block, block.temopral_conv
-        self.channels = slice(first, first + block.out_layers[-1].out_channels)
-        self.convs = [conv[-1] for conv in (self.views.conv1, self.views.conv2, self.views.conv3, self.views.conv4)]
-        self.weights = [conv.weight.permute(0, 2, 3, 4, 1).reshape(len(conv.weight), -1) for conv in self.convs]
-        # The last convolution is added in place, so its bias is in the sum before, and taken out for the norm.
-        last = self.convs[-1].bias
+    def __init__(self, block: ResBlock, dtype: torch.dtype) -> None:
+        self.block, views = block, block.temopral_conv
+        self.first, self.second = (_of_convolution(part[-1], dtype) for part in (block.in_layers, block.out_layers))
+        self.over_views = (views.conv1, views.conv2, views.conv3, views.conv4)
+        weights = [part[-1].weight.to(dtype) for part in self.over_views]
+        self.weights = [weight.permute(0, 2, 3, 4, 1).reshape(len(weight), -1) for weight in weights]
+        # The last convolution is added to the sum before it, so its bias is in that sum, and taken out for the norm.
+        last = self.over_views[-1][-1].bias
         self.bias, self.without_end = block.out_layers[-1].bias + last, -last[None]
         self.skip_weight = None
         if not isinstance(block.skip_connection, nn.Identity):
-            self.skip_weight = block.skip_connection.weight.flatten(1)
+            self.skip_weight = block.skip_connection.weight.flatten(1).to(dtype)
             self.bias = self.bias + block.skip_connection.bias
 
     def __call__(self, rows: Rows, frame: Frame) -> Rows:
         block = self.block
-        h = rows.holding(rows.normed(block.in_layers[0], silu=True)).convolved(block.in_layers[-1])
-        shift_FC = frame.embedding_FE[:, self.channels]
-        h = h.holding(h.normed(block.out_layers[0], silu=True, shift=shift_FC)).convolved(block.out_layers[-1])
+        h = rows.product(block.in_layers[0], self.first, silu=True)
+        out, shift_FC = block.out_layers, frame.shifts[id(block)]
+        h = h.product(out[0], self.second, silu=True, shift=shift_FC, **_dropout(out))
         skip_RC = rows.x_RC if self.skip_weight is None else F.linear(rows.x_RC, self.skip_weight)
-        h = h.holding(rows.ops.add(skip_RC, h.x_RC, self.bias))
-        self._add_over_views(h, frame)
-        return h
+        return self._with_views(h.holding(rows.ops.add(skip_RC, h.x_RC, self.bias)), frame)
 
-    def _add_over_views(self, rows: Rows, frame: Frame) -> None:
-        """The four convolutions over the views, added in place."""
-        views, shift = self.views, self.without_end
+    def _with_views(self, rows: Rows, frame: Frame) -> Rows:
+        """The four convolutions over the views, added to their input."""
+        h, shift = rows, self.without_end
         options = {"rows": frame.num_views * rows.places, "silu": True, "window": rows.places}
-        h = rows
-        for index, part in enumerate((views.conv1, views.conv2, views.conv3, views.conv4)):
-            window_R3C = h.normed(part[0], shift=shift, **options)
-            if index == 3:
-                rows.x_RC.addmm_(window_R3C, self.weights[index].T)
-                return
-            h, shift = h.holding(F.linear(window_R3C, self.weights[index])), self.convs[index].bias[None]
+        for part, weight in zip(self.over_views, self.weights, strict=True):
+            onto_RC = rows.x_RC if part is self.over_views[-1] else None
+            h = h.product(part[0], weight, shift=shift, onto_RC=onto_RC, **options, **_dropout(part))
+            shift = part[-1].bias[None]
+        return h
 
 
 class FusedTransformer:
-    """A SpatialTransformer or a TemporalTransformer; with the sum that follows it."""
+    """A SpatialTransformer or a TemporalTransformer; with the sum that follows it.
 
-    def __init__(self, module: SpatialTransformer | TemporalTransformer) -> None:
+    Args:
+        module: the transformer.
+        dtype: of the products.
+        join: makes one matrix of those of queries, keys and values.
+    """
+
+    def __init__(
+        self,
+        module: SpatialTransformer | TemporalTransformer,
+        dtype: torch.dtype,
+        *,
+        join: Callable[[list[Tensor]], Tensor] = torch.cat,
+    ) -> None:
         self.module, self.block = module, module.transformer_blocks[0]
         self.spatial = isinstance(module, SpatialTransformer)
         block, out = self.block, module.proj_out
-        self.proj_in, self.proj_out = module.proj_in.weight.flatten(1), out.weight.flatten(1)
-        self.qkv = {id(one): _joined_qkv(one) for one in (block.attn1, block.attn2) if one.axis != "context"}
+        self.proj_in, self.proj_out = module.proj_in.weight.flatten(1).to(dtype), out.weight.flatten(1).to(dtype)
+        self.queries, self.outs = {}, {}
+        for attend in (block.attn1, block.attn2):
+            alone = attend.axis == "context"
+            parts = [attend.to_q] if alone else [attend.to_q, attend.to_k, attend.to_v]
+            weights = [part.weight.to(dtype) for part in parts]
+            self.queries[id(attend)] = weights[0] if alone else join(weights)
+            self.outs[id(attend)] = attend.to_out[0].weight.to(dtype)
+        project, _, back = block.ff.net
+        self.widen, self.narrow = project.proj.weight.to(dtype), back.weight.to(dtype)
         # Products are made without their biases, which is faster; these wait for the next norm, and for the last sum.
         self.before_first = module.proj_in.bias
         self.after_first = self.before_first + block.attn1.to_out[0].bias
         self.after_second = self.after_first + block.attn2.to_out[0].bias
-        pending = (self.after_second + block.ff.net[2].bias).float()
-        self.out_bias = (self.proj_out.float() @ pending + out.bias.float()).to(out.bias.dtype)
+        exact = torch.promote_types(out.bias.dtype, torch.float32)
+        pending_C = (self.after_second + back.bias).to(exact)
+        self.out_bias = ((out.weight.flatten(1).to(exact) * pending_C).sum(1) + out.bias.to(exact)).to(out.bias.dtype)
 
     def __call__(self, rows: Rows, frame: Frame) -> Rows:
         block, ops = self.block, rows.ops
         unit = rows.places if self.spatial else frame.num_views * rows.places
-        h_RC = F.linear(rows.normed(self.module.norm, rows=unit), self.proj_in)
+        h_RC = rows.product(self.module.norm, self.proj_in, rows=unit).x_RC
         for attend, norm, shift_C in (
             (block.attn1, block.norm1, self.before_first),
             (block.attn2, block.norm2, self.after_first),
         ):
             normed_RC = ops.layer_norm(h_RC, norm.weight, norm.bias, eps=norm.eps, shift_C=shift_C)
-            h_RC.addmm_(self._attended(attend, normed_RC, rows, frame), attend.to_out[0].weight.T)
-        norm, (project, _, back) = block.norm3, block.ff.net
+            h_RC = ops.accumulate(h_RC, self._attended(attend, normed_RC, rows, frame), self.outs[id(attend)])
+        norm, project = block.norm3, block.ff.net[0].proj
         normed_RC = ops.layer_norm(h_RC, norm.weight, norm.bias, eps=norm.eps, shift_C=self.after_second)
-        h_RC.addmm_(ops.gate(F.linear(normed_RC, project.proj.weight), project.proj.bias), back.weight.T)
+        h_RC = ops.accumulate(h_RC, ops.gate(F.linear(normed_RC, self.widen), project.bias), self.narrow)
         return rows.holding(ops.add(rows.x_RC, F.linear(h_RC, self.proj_out), self.out_bias))
 
     def _attended(self, attend: Attention, x_RC: Tensor, rows: Rows, frame: Frame) -> Tensor:
         N, D, V, L = attend.num_heads, attend.head_dim, frame.num_views, rows.places
+        projected = F.linear(x_RC, self.queries[id(attend)])
         if attend.axis == "context":
             k_BSND, v_BSND = frame.contexts[id(attend)]
-            q = F.linear(x_RC, attend.to_q.weight).view(-1, V * L, N, D)
+            q = projected.view(len(k_BSND), -1, N, D)
             return attention(q, k_BSND, v_BSND, backend=attend.backend).reshape(len(x_RC), -1)
-        qkv_R3C = F.linear(x_RC, self.qkv[id(attend)])
         if attend.axis == "views":
-            return rows.ops.views_attention(qkv_R3C, num_views=V, places=L, head_dim=D)
-        q, k, v = qkv_R3C.view(-1, L, 3, N, D).unbind(2)
+            return rows.ops.views_attention(projected, num_views=V, places=L, head_dim=D)
+        q, k, v = projected.view(-1, L, 3, N, D).unbind(2)
         return attention(q, k, v, backend=attend.backend).reshape(len(x_RC), -1)
 
 
@@ -137,11 +160,17 @@ class FusedConv:
 
 def joined(weights: list[Tensor]) -> Tensor:
     """Matrices below each other as one; the parameters become views of it, so memory does not grow."""
-    joined = torch.cat([weight.detach() for weight in weights])
-    for weight, part in zip(weights, joined.split([len(weight) for weight in weights]), strict=True):
+    whole = torch.cat([weight.detach() for weight in weights])
+    for weight, part in zip(weights, whole.split([len(weight) for weight in weights]), strict=True):
         weight.data = part
-    return joined
+    return whole
 
 
-def _joined_qkv(attend: Attention) -> Tensor:
-    return joined([attend.to_q.weight, attend.to_k.weight, attend.to_v.weight])
+def _of_convolution(conv: nn.Conv2d, dtype: torch.dtype) -> Tensor:
+    return conv.weight.to(dtype, memory_format=torch.channels_last)
+
+
+def _dropout(layers: nn.Sequential) -> dict[str, float | int]:
+    """How to drop what the layers would; the seed from PyTorch's generator of the CPU, without asking the GPU."""
+    share = sum(layer.p for layer in layers if isinstance(layer, nn.Dropout) and layer.training)
+    return {"dropout": share, "seed": int(torch.randint(2**31 - 1, ()))} if share else {}

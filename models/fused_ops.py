@@ -20,11 +20,14 @@ NUM_GROUPS = 32
 
 
 def operations(device: torch.device, dtype: torch.dtype) -> ModuleType | Any:
-    """The kernels where they run, in half precision on a CUDA device with Triton; this module elsewhere."""
-    if has_kernels(device, dtype):
-        from models import triton_kernels
+    """The kernels where they run, in half precision on a CUDA device with Triton; this module elsewhere.
 
-        return triton_kernels
+    With gradients enabled those that have them.
+    """
+    if has_kernels(device, dtype):
+        from models import fused_gradients, triton_kernels
+
+        return fused_gradients if torch.is_grad_enabled() else triton_kernels
     import models.fused_ops
 
     return models.fused_ops
@@ -47,6 +50,8 @@ def group_norm(
     shift: Tensor | None = None,
     silu: bool = False,
     window: int = 0,
+    dropout: float = 0.0,
+    seed: int = 0,
 ) -> Tensor:
     """Group norm of `x + shift` in 32 groups, over `rows` rows at a time.
 
@@ -56,6 +61,8 @@ def group_norm(
         silu: apply SiLU to the result.
         window: rows of a view. The result is then (R, 3 C): each row between those of the same place in the view before
             and the view after, zeros where there is none; a product with it is a convolution over the views.
+        dropout: share of the results that are zero; the others grow.
+        seed: says which; kernels and this module draw differently.
 
     Returns:
         (R, C), or (R, 3 C) with a window.
@@ -65,11 +72,49 @@ def group_norm(
         x_UPC = x_UPC + shift[:, None].to(x_UPC)
     x_UPC = F.group_norm(x_UPC.transpose(1, 2), NUM_GROUPS, weight_C, bias_C, eps).transpose(1, 2)
     x_UPC = F.silu(x_UPC) if silu else x_UPC
+    if dropout:
+        drawn = torch.rand(x_UPC.shape, generator=torch.Generator(x_RC.device).manual_seed(seed), device=x_RC.device)
+        x_UPC = torch.where(drawn >= dropout, x_UPC / (1 - dropout), 0)
     if not window:
         return x_UPC.reshape(x_RC.shape)
     before_UPC = F.pad(x_UPC, (0, 0, window, 0))[:, :rows]
     after_UPC = F.pad(x_UPC, (0, 0, 0, window))[:, window:]
     return torch.cat([before_UPC, x_UPC, after_UPC], dim=2).flatten(0, 1)
+
+
+def normed_product(
+    x_RC: Tensor,
+    norm_weight_C: Tensor,
+    norm_bias_C: Tensor,
+    weight: Tensor,
+    *,
+    size: tuple[int, int] | None = None,
+    onto_RC: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """A product of what `group_norm` gives.
+
+    Args:
+        weight: (O, I), or (O, I, h, w) of a convolution that keeps the size.
+        size: height and width of the images that are convolved.
+        onto_RC: is added. The kernels do that in place.
+        options: of `group_norm`.
+    """
+    out = product(group_norm(x_RC, norm_weight_C, norm_bias_C, **options), weight, size=size)
+    return out if onto_RC is None else onto_RC + out
+
+
+def product(x_RI: Tensor, weight: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
+    """Rows through a matrix (O, I), or as images of that size through a convolution; without bias."""
+    if weight.dim() == 2:
+        return F.linear(x_RI, weight)
+    images = x_RI.view(-1, *size, x_RI.shape[1]).permute(0, 3, 1, 2)
+    return F.conv2d(images, weight, padding=[side // 2 for side in weight.shape[2:]]).permute(0, 2, 3, 1).reshape(len(x_RI), -1)
+
+
+def accumulate(h_RC: Tensor, x_RI: Tensor, weight_CI: Tensor) -> Tensor:
+    """`h + x W'`. The kernels overwrite h."""
+    return torch.addmm(h_RC, x_RI, weight_CI.T)
 
 
 def layer_norm(x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, *, eps: float, shift_C: Tensor | None = None) -> Tensor:

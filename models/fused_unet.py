@@ -65,7 +65,6 @@ class FusedUNet:
         self.unet, self.dtype, self.graph = unet, next(unet.parameters()).dtype, graph
         self._graphs: dict[Any, _Graph] = {}
         self._prepared: deque[tuple[tuple[Tensor | None, ...], Prepared]] = deque(maxlen=NUM_PREPARED)
-        self._first = 0
         self._blocks: list[ResBlock] = []
         with torch.no_grad():
             self.input_blocks = [self._fused(block) for block in unet.input_blocks]
@@ -82,11 +81,10 @@ class FusedUNet:
         layers = []
         for layer in block if isinstance(block, nn.ModuleList) else [block]:
             if isinstance(layer, ResBlock):
-                layers.append(FusedResBlock(layer, self._first))
+                layers.append(FusedResBlock(layer, self.dtype))
                 self._blocks.append(layer)
-                self._first += layer.out_layers[-1].out_channels
             elif isinstance(layer, SpatialTransformer | TemporalTransformer):
-                layers.append(FusedTransformer(layer))
+                layers.append(FusedTransformer(layer, self.dtype, join=joined))
             elif isinstance(layer, Upsample):
                 layers.append(FusedUpsample(layer))
             else:
@@ -98,6 +96,7 @@ class FusedUNet:
         linears = [block.emb_layers[1] for block in self._blocks]
         self.emb_weight = joined([linear.weight for linear in linears])
         self.emb_bias = torch.cat([block.emb_layers[1].bias + block.in_layers[-1].bias for block in self._blocks])
+        self.emb_widths = [len(linear.bias) for linear in linears]
 
     @torch.no_grad()
     def __call__(
@@ -174,11 +173,9 @@ class FusedUNet:
         unet, V = self.unet, x.shape[2]
         time_BE = unet.time_embed(sinusoidal_embedding(t, unet.config.dim).to(self.dtype))
         embedding_FE = F.silu(time_BE[:, None] + prepared.embedding_BVE).flatten(0, 1)
-        frame = Frame(
-            num_views=V,
-            embedding_FE=F.linear(embedding_FE, self.emb_weight, self.emb_bias),
-            contexts=prepared.contexts,
-        )
+        shifts_FC = F.linear(embedding_FE, self.emb_weight, self.emb_bias).split(self.emb_widths, dim=1)
+        shifts = {id(block): shift_FC for block, shift_FC in zip(self._blocks, shifts_FC, strict=True)}
+        frame = Frame(num_views=V, shifts=shifts, contexts=prepared.contexts)
         if prepared.concat_BCVHW is not None:
             x = torch.cat([x, prepared.concat_BCVHW.to(x.dtype)], dim=1)
         rows = Rows.of(rearrange(x, "b c v h w -> (b v) c h w").contiguous(memory_format=torch.channels_last))

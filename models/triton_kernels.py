@@ -1,4 +1,4 @@
-"""Triton kernels for sampling on a GPU. models.fused_ops says what each computes, in plain PyTorch, and chooses.
+"""Triton kernels for a GPU. models.fused_ops says what each computes, in plain PyTorch, and chooses.
 
 Activations are rows of channels: R = images x places rows of C channels, contiguous. Group norms work on U units of P
 rows each: one image, or all views of an orbit.
@@ -6,12 +6,15 @@ rows each: one image, or all views of an orbit.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.fused_ops import NUM_GROUPS
+from models.fused_ops import NUM_GROUPS, product
 
 CHANNELS = 64  # of a tile; divides every width of the published networks
 PROGRAMS = 2048  # enough to fill the largest GPUs several times over
@@ -35,10 +38,10 @@ def _sums_kernel(x, sums, squares, C, P, rows_per_split, BLOCK_R: tl.constexpr, 
     tl.store(squares + place, square_c, mask=channels < C)
 
 
-@triton.jit(do_not_specialize=["shift_stride", "C", "P", "num_splits", "group_size"])
+@triton.jit(do_not_specialize=["shift_stride", "C", "P", "num_splits", "group_size", "num_units"])
 def _scales_kernel(
-    sums, squares, shift, weight, bias, scales, offsets, shift_stride, C, P, num_splits, group_size, eps,
-    BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, HAS_SHIFT: tl.constexpr,
+    sums, squares, shift, weight, bias, statistics, shift_stride, C, P, num_splits, group_size, num_units, eps,
+    BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr, HAS_SHIFT: tl.constexpr, FOR_GRADIENTS: tl.constexpr,
 ):  # fmt: skip
     unit, group = tl.program_id(0), tl.program_id(1)
     inside = tl.arange(0, BLOCK_G) < group_size
@@ -58,16 +61,28 @@ def _scales_kernel(
     count = P * group_size
     mean = tl.sum(tl.where(inside, sum_c, 0.0)) / count
     variance = tl.sum(tl.where(inside, square_c, 0.0)) / count - mean * mean
-    scale_c = tl.rsqrt(tl.maximum(variance, 0.0) + eps) * tl.load(weight + channels, mask=inside).to(tl.float32)
+    deviation = tl.rsqrt(tl.maximum(variance, 0.0) + eps)
+    scale_c = deviation * tl.load(weight + channels, mask=inside).to(tl.float32)
     offset_c = tl.load(bias + channels, mask=inside).to(tl.float32) + (shift_c - mean) * scale_c
-    tl.store(scales + unit * C + channels, scale_c, mask=inside)
-    tl.store(offsets + unit * C + channels, offset_c, mask=inside)
+    at, step = statistics + unit * C + channels, num_units * C
+    tl.store(at, scale_c, mask=inside)
+    tl.store(at + step, offset_c, mask=inside)
+    if FOR_GRADIENTS:
+        tl.store(at + 2 * step, shift_c - mean, mask=inside)
+        tl.store(at + 3 * step, tl.zeros_like(scale_c) + deviation, mask=inside)
 
 
-@triton.jit(do_not_specialize=["P"])
+@triton.jit
+def kept(value, row, channels, C, seed, dropout):
+    """Dropout: zero with that probability, the others larger. The same seed drops the same."""
+    place = (row[:, None] * C + channels[None, :]).to(tl.int32)
+    return tl.where(tl.rand(seed, place) >= dropout, value / (1.0 - dropout), 0.0)
+
+
+@triton.jit(do_not_specialize=["P", "seed"])
 def _apply_kernel(
-    x, out, scales, offsets, C, P, L,
-    SILU: tl.constexpr, TAPS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    x, out, scales, offsets, C, P, L, seed, dropout,
+    SILU: tl.constexpr, TAPS: tl.constexpr, DROPS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     unit, channels = tl.program_id(2), tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     rows = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -80,6 +95,8 @@ def _apply_kernel(
     value = value * scale[None, :] + offset[None, :]
     if SILU:
         value = value * tl.sigmoid(value)
+    if DROPS:
+        value = kept(value, row, channels, C, seed, dropout)
     value = value.to(out.dtype.element_ty)
     if not TAPS:
         tl.store(out + row[:, None] * C + channels[None, :], value, mask=mask)
@@ -94,42 +111,92 @@ def _apply_kernel(
         tl.store(own + 2 * C, zero, mask=(rows >= P - L)[:, None] & mask)
 
 
-def group_norm(
-    x_RC: Tensor,
-    weight_C: Tensor,
-    bias_C: Tensor,
-    *,
-    rows: int,
-    eps: float,
-    shift: Tensor | None = None,
-    silu: bool = False,
-    window: int = 0,
-) -> Tensor:
-    """See models.fused_ops.group_norm."""
-    R, C = x_RC.shape
-    U, P = R // rows, rows
-    num_blocks = triton.cdiv(C, CHANNELS)
-    block = min(64 if window else 128, triton.next_power_of_2(P))
-    num_splits = max(1, min(triton.cdiv(P, block), triton.cdiv(PROGRAMS, U * num_blocks)))
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """A group norm and what follows it; see models.fused_ops.group_norm."""
+
+    rows: int
+    eps: float
+    silu: bool = False
+    window: int = 0
+    dropout: float = 0.0
+    seed: int = 0
+
+
+def tiles(num_rows: int, num_channels: int, norm: Norm) -> tuple[int, int, int]:
+    """Rows of a tile, rows of a program and programs of a unit, where columns are summed."""
+    num_blocks, P = triton.cdiv(num_channels, CHANNELS), norm.rows
+    block = min(64 if norm.window else 128, triton.next_power_of_2(P))
+    num_splits = max(1, min(triton.cdiv(P, block), triton.cdiv(PROGRAMS, num_rows // P * num_blocks)))
     per_split = triton.cdiv(triton.cdiv(P, num_splits), block) * block
-    num_splits = triton.cdiv(P, per_split)
+    return block, per_split, triton.cdiv(P, per_split)
+
+
+def group_statistics(
+    x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, norm: Norm, *, shift: Tensor | None, for_gradients: bool = False
+) -> Tensor:
+    """What the norm does with each channel of each unit, float32.
+
+    Returns:
+        (2, U, C): scale and offset of x. For gradients (4, U, C): also what centres x, and 1 / standard deviation.
+    """
+    R, C = x_RC.shape
+    U, P, num_blocks = R // norm.rows, norm.rows, triton.cdiv(C, CHANNELS)
+    block, per_split, num_splits = tiles(R, C, norm)
     partial = x_RC.new_empty((2, U, num_splits, C), dtype=torch.float32)
     _sums_kernel[(num_blocks, num_splits, U)](
         x_RC, partial[0], partial[1], C, P, per_split, BLOCK_R=block, BLOCK_C=CHANNELS
     )
-    affine = x_RC.new_empty((2, U, C), dtype=torch.float32)
+    statistics = x_RC.new_empty((4 if for_gradients else 2, U, C), dtype=torch.float32)
     group = C // NUM_GROUPS
     _scales_kernel[(U, NUM_GROUPS)](
-        partial[0], partial[1], shift, weight_C, bias_C, affine[0], affine[1],
-        0 if shift is None or shift.shape[0] == 1 else shift.stride(0), C, P, num_splits, group, eps,
-        BLOCK_G=max(16, triton.next_power_of_2(group)), BLOCK_S=16, HAS_SHIFT=shift is not None, num_warps=1,
+        partial[0], partial[1], shift, weight_C, bias_C, statistics,
+        0 if shift is None or shift.shape[0] == 1 else shift.stride(0), C, P, num_splits, group, U, norm.eps,
+        BLOCK_G=max(16, triton.next_power_of_2(group)), BLOCK_S=16, HAS_SHIFT=shift is not None,
+        FOR_GRADIENTS=for_gradients, num_warps=1,
     )  # fmt: skip
-    out = x_RC.new_empty((R, 3 * C if window else C))
-    _apply_kernel[(num_blocks, triton.cdiv(P, block), U)](
-        x_RC, out, affine[0], affine[1], C, P, window,
-        SILU=silu, TAPS=bool(window), BLOCK_R=block, BLOCK_C=CHANNELS,
+    return statistics
+
+
+def normalized(x_RC: Tensor, statistics: Tensor, norm: Norm) -> Tensor:
+    """The norm of x, by its statistics."""
+    R, C = x_RC.shape
+    U, P = R // norm.rows, norm.rows
+    block, _, _ = tiles(R, C, norm)
+    out = x_RC.new_empty((R, 3 * C if norm.window else C))
+    _apply_kernel[(triton.cdiv(C, CHANNELS), triton.cdiv(P, block), U)](
+        x_RC, out, statistics[0], statistics[1], C, P, norm.window, norm.seed, norm.dropout,
+        SILU=norm.silu, TAPS=bool(norm.window), DROPS=norm.dropout > 0, BLOCK_R=block, BLOCK_C=CHANNELS,
     )  # fmt: skip
     return out
+
+
+def group_norm(
+    x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, *, shift: Tensor | None = None, **options: Any
+) -> Tensor:
+    """See models.fused_ops.group_norm."""
+    norm = Norm(**options)
+    return normalized(x_RC, group_statistics(x_RC, weight_C, bias_C, norm, shift=shift), norm)
+
+
+def normed_product(
+    x_RC: Tensor,
+    norm_weight_C: Tensor,
+    norm_bias_C: Tensor,
+    weight: Tensor,
+    *,
+    size: tuple[int, int] | None = None,
+    onto_RC: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """See models.fused_ops.normed_product; adds to `onto_RC` in place."""
+    normed = group_norm(x_RC, norm_weight_C, norm_bias_C, **options)
+    return product(normed, weight, size=size) if onto_RC is None else onto_RC.addmm_(normed, weight.T)
+
+
+def accumulate(h_RC: Tensor, x_RI: Tensor, weight_CI: Tensor) -> Tensor:
+    """See models.fused_ops.accumulate; in place."""
+    return h_RC.addmm_(x_RI, weight_CI.T)
 
 
 @triton.jit(do_not_specialize=["R"])

@@ -28,7 +28,7 @@ from utils.errors import ConfigError
 from utils.registry import MODEL
 
 CAMERA_DIM = 16
-CHECKPOINT_LEVELS = ("block", "layer")
+CHECKPOINT_LEVELS = ("block", "layer", "transformers")
 REPEATED_BLOCKS = (ResBlock, SpatialTransformer, TemporalTransformer)
 
 
@@ -81,7 +81,8 @@ class OrbitUNet(nn.Module):
             attention: backend of models.attention.
             use_checkpoint: recompute activations in the backward pass.
             checkpoint_level: what is recomputed at once: a `block`, which keeps least between the passes, or a `layer`
-                of it, which needs less in the backward pass.
+                of it, which needs less in the backward pass; `transformers`: these alone, which is faster.
+            checkpoint_places: latent pixels; what works on fewer is not recomputed.
         """
 
         in_dim: int = 4
@@ -104,6 +105,7 @@ class OrbitUNet(nn.Module):
         use_lgm_refine: bool = False
         use_checkpoint: bool = False
         checkpoint_level: str = "block"
+        checkpoint_places: int = 0
         image_condition: bool = False
         attention: str = "sdpa"
 
@@ -119,6 +121,8 @@ class OrbitUNet(nn.Module):
                 raise ConfigError(f"UNet.context_dim={self.context_dim} must equal UNet.y_dim={self.y_dim}")
             if not 0 <= self.dropout < 1:
                 raise ConfigError(f"UNet.dropout must lie in [0, 1), got {self.dropout}")
+            if self.checkpoint_places < 0:
+                raise ConfigError(f"UNet.checkpoint_places must be 0 or more, got {self.checkpoint_places}")
             if self.checkpoint_level not in CHECKPOINT_LEVELS:
                 valid = ", ".join(CHECKPOINT_LEVELS)
                 raise ConfigError(f"UNet.checkpoint_level={self.checkpoint_level} is unknown; valid: {valid}")
@@ -322,12 +326,23 @@ class OrbitUNet(nn.Module):
         return torch.cat([part.to(tokens[0].dtype) for part in tokens], dim=1)
 
     def _run(self, block: nn.Module, h: Tensor, embedding: Tensor, num_views: int, context: Tensor) -> Tensor:
-        if self.config.use_checkpoint and self.training and torch.is_grad_enabled():
-            by_layer = self.config.checkpoint_level == "layer" and isinstance(block, nn.ModuleList)
-            for part in block if by_layer else [block]:
+        if not (self.config.use_checkpoint and self.training and torch.is_grad_enabled()):
+            return _run_block(block, h, embedding, num_views, context)
+        whole = self.config.checkpoint_level == "block" or not isinstance(block, nn.ModuleList)
+        for part in [block] if whole else block:
+            if self._recomputes(part, h):
                 h = checkpoint(_run_block, part, h, embedding, num_views, context, use_reentrant=False)
-            return h
-        return _run_block(block, h, embedding, num_views, context)
+            else:
+                h = _run_block(part, h, embedding, num_views, context)
+        return h
+
+    def _recomputes(self, part: nn.Module, h: Tensor) -> bool:
+        """Whether the backward pass makes the activations of a part again."""
+        if h.shape[2] * h.shape[3] < self.config.checkpoint_places:
+            return False
+        return self.config.checkpoint_level != "transformers" or isinstance(
+            part, SpatialTransformer | TemporalTransformer
+        )
 
 
 def _run_block(block: nn.Module, h: Tensor, embedding: Tensor, num_views: int, context: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ IDENTITY = (
     "weight_decay", "betas", "eps", "warmup_steps", "decay_mode", "grad_clip", "use_ema", "ema_decay",
     "cache_latents", "test_model",
 )  # fmt: skip
-FREE_OPTIONS = {"UNet": ("attention", "use_checkpoint", "checkpoint_level")}
+FREE_OPTIONS = {"UNet": ("attention", "use_checkpoint", "checkpoint_level", "checkpoint_places")}
 
 
 def settings_of(cfg: RunConfig) -> dict[str, Any]:

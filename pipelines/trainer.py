@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from models.fused_training import fuse_for_training
 from models.weights import save_published, save_safetensors
 from pipelines.launch import join_processes, leave_processes, make_accelerator, watch_signals
 from pipelines.objectives.base import Objective
@@ -94,6 +95,8 @@ class Trainer:
         objective.network.train()
         if cfg.compile:
             compile_parts(objective.parts_to_compile(), only_forward=cfg.use_fsdp)
+        elif cfg.fused:
+            fuse_for_training(objective.parts_to_compile())
         if cfg.use_fsdp:
             shard(objective.network, objective.parts_to_compile())
         self.sharded = is_sharded(objective.network)

@@ -125,9 +125,16 @@ def test_refuses_latents_that_do_not_fit():
 
 def test_recomputed_activations_give_the_same_gradients():
     gradients = []
-    for options in ({}, {"use_checkpoint": True}, {"use_checkpoint": True, "checkpoint_level": "layer"}):
+    recomputed = (
+        {"checkpoint_level": "block"},
+        {"checkpoint_level": "layer"},
+        {"checkpoint_level": "transformers"},
+        {"checkpoint_level": "block", "checkpoint_places": 16},
+        {"checkpoint_level": "block", "checkpoint_places": 17},
+    )
+    for options in ({"use_checkpoint": False}, *recomputed):
         torch.manual_seed(0)
-        unet = MODEL.build({"type": "UNetSD_T2VBase", **TINY, **options})
+        unet = MODEL.build({"type": "UNetSD_T2VBase", **TINY, "use_checkpoint": True, **options})
         torch.nn.init.normal_(unet.out[-1].weight, std=0.1)
         draw = torch.Generator().manual_seed(1)
         x, y = torch.randn(2, 4, 3, 4, 4, generator=draw), torch.randn(2, 5, 24, generator=draw)
@@ -142,10 +149,12 @@ def test_recomputed_activations_give_the_same_gradients():
         loss.backward()
         named = unet.named_parameters()
         gradients.append(({name: value.grad for name, value in named if value.grad is not None}, sum(kept)))
-    (plain, kept_plain), (by_block, kept_by_block), (by_layer, kept_by_layer) = gradients
-    assert kept_by_block < kept_by_layer < kept_plain
-    for other in (by_block, by_layer):
+    plain, *others = [named for named, _ in gradients]
+    for other in others:
         torch.testing.assert_close(other, plain, atol=0, rtol=0)
+    kept_plain, block, layer, transformers, wide_block, no_block = [kept for _, kept in gradients]
+    assert block < wide_block < no_block == kept_plain
+    assert block < layer < transformers < kept_plain
 
 
 def test_an_unknown_checkpoint_level_is_refused():

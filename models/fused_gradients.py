@@ -1,0 +1,180 @@
+"""The operations of models.fused_ops for training on a GPU: Triton kernels forward and backward.
+
+What is cheap to compute is not kept between the passes: a norm, its activation and its window are made again from the
+norm's input and its statistics. So a product of a normalised activation keeps that activation's input, and nothing of
+three times its size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+
+from models import triton_gradients, triton_kernels
+from models.fused_ops import accumulate, product
+from models.triton_kernels import Norm
+
+__all__ = ["accumulate", "add", "gate", "layer_norm", "normed_product", "views_attention"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    norm: Norm
+    size: tuple[int, int] | None
+
+
+class _NormedProduct(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_RC: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        shift: Tensor | None,
+        weight: Tensor,
+        onto_RC: Tensor | None,
+        options: _Options,
+    ) -> Tensor:
+        norm = options.norm
+        statistics = triton_kernels.group_statistics(
+            x_RC, norm_weight, norm_bias, norm, shift=shift, for_gradients=True
+        )
+        normed = triton_kernels.normalized(x_RC, statistics, norm)
+        ctx.save_for_backward(x_RC, weight, statistics)
+        ctx.options, ctx.shift = options, None if shift is None else (len(shift), shift.dtype)
+        ctx.vector_types = norm_weight.dtype, norm_bias.dtype
+        return product(normed, weight, size=options.size) if onto_RC is None else accumulate(onto_RC, normed, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_RO: Tensor) -> tuple[Tensor | None, ...]:
+        x_RC, weight, statistics = ctx.saved_tensors
+        norm, gradient_RO = ctx.options.norm, gradient_RO.contiguous()
+        normed = triton_kernels.normalized(x_RC, statistics, norm) if ctx.needs_input_grad[4] else None
+        of_normed, of_weight = _product_gradients(gradient_RO, normed, weight, size=ctx.options.size, like=x_RC)
+        del normed
+        of_x, of_gain, of_bias, of_shift = triton_gradients.group_norm_gradients(x_RC, of_normed, statistics, norm)
+        if ctx.shift is None:
+            of_shift = None
+        else:
+            length, dtype = ctx.shift
+            of_shift = (of_shift.sum(0, keepdim=True) if length == 1 else of_shift).to(dtype)
+        of_onto = gradient_RO if ctx.needs_input_grad[5] else None
+        return of_x, of_gain.to(ctx.vector_types[0]), of_bias.to(ctx.vector_types[1]), of_shift, of_weight, of_onto, None
+
+
+def _product_gradients(
+    gradient_RO: Tensor, x: Tensor | None, weight: Tensor, *, size: tuple[int, int] | None, like: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Of both factors of `product`; of the weight where x is given."""
+    if weight.dim() == 2:
+        return gradient_RO @ weight, None if x is None else gradient_RO.T @ x
+
+    def images(rows: Tensor) -> Tensor:
+        return rows.view(-1, *size, rows.shape[1]).permute(0, 3, 1, 2)
+
+    padding = [side // 2 for side in weight.shape[2:]]
+    given = images(like) if x is None else images(x)
+    of_images, of_weight, _ = torch.ops.aten.convolution_backward(
+        images(gradient_RO), given, weight, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [True, x is not None, False]
+    )
+    return of_images.permute(0, 2, 3, 1).reshape(like.shape), of_weight
+
+
+class _LayerNorm(Function):
+    @staticmethod
+    def forward(ctx: Any, x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, shift_C: Tensor | None, eps: float) -> Tensor:
+        ctx.save_for_backward(x_RC, weight_C, shift_C)
+        ctx.eps, ctx.types = eps, (weight_C.dtype, bias_C.dtype, None if shift_C is None else shift_C.dtype)
+        return triton_kernels.layer_norm(x_RC, weight_C, bias_C, eps=eps, shift_C=shift_C)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_RC: Tensor) -> tuple[Tensor | None, ...]:
+        x_RC, weight_C, shift_C = ctx.saved_tensors
+        of_x, of_vectors = triton_gradients.layer_norm_gradients(
+            x_RC, weight_C, shift_C, gradient_RC.contiguous(), eps=ctx.eps
+        )
+        gain, bias, shift = (
+            None if dtype is None else part.to(dtype) for part, dtype in zip(of_vectors, ctx.types, strict=True)
+        )
+        return of_x, gain, bias, shift, None
+
+
+class _Add(Function):
+    @staticmethod
+    def forward(ctx: Any, x_RC: Tensor, y_RC: Tensor, bias_C: Tensor, scale: float) -> Tensor:
+        ctx.scale, ctx.dtype = scale, bias_C.dtype
+        return triton_kernels.add(x_RC, y_RC, bias_C, scale=scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_RC: Tensor) -> tuple[Tensor | None, ...]:
+        gradient_RC = gradient_RC if ctx.scale == 1.0 else gradient_RC * ctx.scale
+        of_bias = gradient_RC.sum(0, dtype=torch.float32).to(ctx.dtype) if ctx.needs_input_grad[2] else None
+        return gradient_RC, gradient_RC, of_bias, None
+
+
+class _Gate(Function):
+    @staticmethod
+    def forward(ctx: Any, x_R2I: Tensor, bias_2I: Tensor) -> Tensor:
+        ctx.save_for_backward(x_R2I, bias_2I)
+        return triton_kernels.gate(x_R2I, bias_2I)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_RI: Tensor) -> tuple[Tensor, Tensor]:
+        x_R2I, bias_2I = ctx.saved_tensors
+        of_x, of_bias = triton_gradients.gate_gradients(x_R2I, bias_2I, gradient_RI.contiguous())
+        return of_x, of_bias.to(bias_2I.dtype)
+
+
+class _ViewsAttention(Function):
+    @staticmethod
+    def forward(ctx: Any, qkv_R3C: Tensor, sizes: dict[str, int]) -> Tensor:
+        ctx.save_for_backward(qkv_R3C)
+        ctx.sizes = sizes
+        return triton_kernels.views_attention(qkv_R3C, **sizes)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_RC: Tensor) -> tuple[Tensor, None]:
+        (qkv_R3C,) = ctx.saved_tensors
+        return triton_gradients.views_attention_gradient(qkv_R3C, gradient_RC.contiguous(), **ctx.sizes), None
+
+
+def normed_product(
+    x_RC: Tensor,
+    norm_weight_C: Tensor,
+    norm_bias_C: Tensor,
+    weight: Tensor,
+    *,
+    size: tuple[int, int] | None = None,
+    onto_RC: Tensor | None = None,
+    shift: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """See models.fused_ops.normed_product."""
+    how = _Options(norm=Norm(**options), size=size)
+    return _NormedProduct.apply(x_RC, norm_weight_C, norm_bias_C, shift, weight, onto_RC, how)
+
+
+def layer_norm(x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, *, eps: float, shift_C: Tensor | None = None) -> Tensor:
+    """See models.fused_ops.layer_norm."""
+    return _LayerNorm.apply(x_RC, weight_C, bias_C, shift_C, eps)
+
+
+def add(x_RC: Tensor, y_RC: Tensor, bias_C: Tensor, *, scale: float = 1.0) -> Tensor:
+    """See models.fused_ops.add."""
+    return _Add.apply(x_RC, y_RC, bias_C, scale)
+
+
+def gate(x_R2I: Tensor, bias_2I: Tensor) -> Tensor:
+    """See models.fused_ops.gate."""
+    return _Gate.apply(x_R2I, bias_2I)
+
+
+def views_attention(qkv_R3C: Tensor, **sizes: int) -> Tensor:
+    """See models.fused_ops.views_attention."""
+    return _ViewsAttention.apply(qkv_R3C, sizes)
