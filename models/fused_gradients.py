@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx
 
 from models import triton_gradients, triton_kernels
 from models.fused_ops import accumulate, product
@@ -64,8 +62,8 @@ class _NormedProduct(Function):
         else:
             length, dtype = ctx.shift
             of_shift = (of_shift.sum(0, keepdim=True) if length == 1 else of_shift).to(dtype)
-        of_onto = gradient_RO if ctx.needs_input_grad[5] else None
-        return of_x, of_gain.to(ctx.vector_types[0]), of_bias.to(ctx.vector_types[1]), of_shift, of_weight, of_onto, None
+        of_gain, of_bias = (part.to(dtype) for part, dtype in zip((of_gain, of_bias), ctx.vector_types, strict=True))
+        return of_x, of_gain, of_bias, of_shift, of_weight, gradient_RO if ctx.needs_input_grad[5] else None, None
 
 
 def _product_gradients(
@@ -80,8 +78,9 @@ def _product_gradients(
 
     padding = [side // 2 for side in weight.shape[2:]]
     given = images(like) if x is None else images(x)
+    how, wanted = ([1, 1], padding, [1, 1], False, [0, 0], 1), [True, x is not None, False]
     of_images, of_weight, _ = torch.ops.aten.convolution_backward(
-        images(gradient_RO), given, weight, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [True, x is not None, False]
+        images(gradient_RO), given, weight, None, *how, wanted
     )
     return of_images.permute(0, 2, 3, 1).reshape(like.shape), of_weight
 

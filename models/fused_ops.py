@@ -109,7 +109,8 @@ def product(x_RI: Tensor, weight: Tensor, *, size: tuple[int, int] | None = None
     if weight.dim() == 2:
         return F.linear(x_RI, weight)
     images = x_RI.view(-1, *size, x_RI.shape[1]).permute(0, 3, 1, 2)
-    return F.conv2d(images, weight, padding=[side // 2 for side in weight.shape[2:]]).permute(0, 2, 3, 1).reshape(len(x_RI), -1)
+    images = F.conv2d(images, weight, padding=[side // 2 for side in weight.shape[2:]])
+    return images.permute(0, 2, 3, 1).reshape(len(x_RI), -1)
 
 
 def accumulate(h_RC: Tensor, x_RI: Tensor, weight_CI: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ def fuse_for_training(parts: Iterable[nn.Module]) -> None:
     Other parts stay as they are, and so do blocks with additions of LoRA, which act on single layers.
     """
     for part in parts:
-        if isinstance(part, ResBlock | SpatialTransformer | TemporalTransformer) and all(type(layer).__module__.startswith(("torch.", "models.")) for layer in part.modules()):
+        known = isinstance(part, ResBlock | SpatialTransformer | TemporalTransformer)
+        if known and all(type(layer).__module__.startswith(("torch.", "models.")) for layer in part.modules()):
             part.forward = partial(_forward, part, part.forward)
 
 

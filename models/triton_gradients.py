@@ -90,7 +90,6 @@ def _norm_means_kernel(
         normed_c += tl.sum(tl.load(at + 2 * step, mask=mask, other=0.0), axis=0)
     step = num_units * C
     scale = tl.load(statistics + unit * C + channels, mask=inside, other=0.0)
-    deviation = tl.load(statistics + 3 * step + unit * C + channels, mask=inside, other=0.0)
     count = P * group_size
     mean = tl.sum(scale * sum_c) / count
     slope = tl.sum(scale * product_c) / count
@@ -208,10 +207,8 @@ def layer_norm_gradients(
 
 
 @triton.jit(do_not_specialize=["R", "rows_per_split"])
-def _gate_kernel(
-    x, bias, gradient, out, sums, R, inner, rows_per_split, BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr
-):
-    split, num_splits = tl.program_id(1), tl.num_programs(1)
+def _gate_kernel(x, bias, gradient, out, sums, R, inner, rows_per_split, BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr):
+    split = tl.program_id(1)
     columns = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
     inside = columns < inner
     value_bias = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)

@@ -71,9 +71,7 @@ def test_dropout_drops_its_share_and_the_same_for_the_same_seed():
     dropped = fused_ops.group_norm(x, torch.ones(64), torch.zeros(64), **norm, dropout=0.25, seed=3)
     assert 0.2 < float((dropped == 0).float().mean()) < 0.3
     torch.testing.assert_close(dropped[dropped != 0] * 0.75, whole[dropped != 0])
-    assert torch.equal(
-        dropped, fused_ops.group_norm(x, torch.ones(64), torch.zeros(64), **norm, dropout=0.25, seed=3)
-    )
+    assert torch.equal(dropped, fused_ops.group_norm(x, torch.ones(64), torch.zeros(64), **norm, dropout=0.25, seed=3))
 
 
 def test_blocks_with_additions_and_on_a_cpu_stay_as_they_are():
@@ -102,9 +100,8 @@ def test_kernels_have_the_gradients_of_the_plain_blocks(dtype):
         fused = gradients(fused_forward, part, args, "cuda", in_half=dtype)
         usual = gradients(plain, part, args, "cuda", in_half=dtype)
         for what, value in exact.items():
-            error, floor = (
-                float((one[what].double().cpu() - value).norm() / value.norm().clamp(min=1e-9)) for one in (fused, usual)
-            )
+            size = value.norm().clamp(min=1e-9)
+            error, floor = (float((one[what].double().cpu() - value).norm() / size) for one in (fused, usual))
             print(f"{name}, {what}, {dtype}: {error:.1e}, plain {floor:.1e}")
             assert error < max(1.5 * floor, 0.01), (name, what)
 
