@@ -38,7 +38,8 @@ class _NormedProduct(Function):
         weight: Tensor,
         onto_RC: Tensor | None,
         options: _Options,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         norm = options.norm
         statistics = triton_kernels.group_statistics(
             x_RC, norm_weight, norm_bias, norm, shift=shift, for_gradients=True
@@ -47,16 +48,19 @@ class _NormedProduct(Function):
         ctx.save_for_backward(x_RC, weight, statistics)
         ctx.options, ctx.shift = options, None if shift is None else (len(shift), shift.dtype)
         ctx.vector_types = norm_weight.dtype, norm_bias.dtype
-        return product(normed, weight, size=options.size) if onto_RC is None else accumulate(onto_RC, normed, weight)
+        out = product(normed, weight, size=options.size) if onto_RC is None else accumulate(onto_RC, normed, weight)
+        return x_RC, out
 
     @staticmethod
-    def backward(ctx: Any, gradient_RO: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, beside_RC: Tensor | None, gradient_RO: Tensor) -> tuple[Tensor | None, ...]:
         x_RC, weight, statistics = ctx.saved_tensors
         norm, gradient_RO = ctx.options.norm, gradient_RO.contiguous()
         normed = triton_kernels.normalized(x_RC, statistics, norm) if ctx.needs_input_grad[4] else None
         of_normed, of_weight = _product_gradients(gradient_RO, normed, weight, size=ctx.options.size, like=x_RC)
         del normed
-        of_x, of_gain, of_bias, of_shift = triton_gradients.group_norm_gradients(x_RC, of_normed, statistics, norm)
+        of_x, of_gain, of_bias, of_shift = triton_gradients.group_norm_gradients(
+            x_RC, of_normed, statistics, norm, beside_RC=None if beside_RC is None else beside_RC.contiguous()
+        )
         if ctx.shift is None:
             of_shift = None
         else:
@@ -87,16 +91,20 @@ def _product_gradients(
 
 class _LayerNorm(Function):
     @staticmethod
-    def forward(ctx: Any, x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, shift_C: Tensor | None, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, shift_C: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x_RC, weight_C, shift_C)
         ctx.eps, ctx.types = eps, (weight_C.dtype, bias_C.dtype, None if shift_C is None else shift_C.dtype)
         return triton_kernels.layer_norm(x_RC, weight_C, bias_C, eps=eps, shift_C=shift_C)
 
     @staticmethod
-    def backward(ctx: Any, gradient_RC: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, beside_RC: Tensor | None, gradient_RC: Tensor) -> tuple[Tensor | None, ...]:
         x_RC, weight_C, shift_C = ctx.saved_tensors
+        beside_RC = None if beside_RC is None else beside_RC.contiguous()
         of_x, of_vectors = triton_gradients.layer_norm_gradients(
-            x_RC, weight_C, shift_C, gradient_RC.contiguous(), eps=ctx.eps
+            x_RC, weight_C, shift_C, gradient_RC.contiguous(), eps=ctx.eps, beside_RC=beside_RC
         )
         gain, bias, shift = (
             None if dtype is None else part.to(dtype) for part, dtype in zip(of_vectors, ctx.types, strict=True)
@@ -153,13 +161,15 @@ def normed_product(
     onto_RC: Tensor | None = None,
     shift: Tensor | None = None,
     **options: Any,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """See models.fused_ops.normed_product."""
     how = _Options(norm=Norm(**options), size=size)
     return _NormedProduct.apply(x_RC, norm_weight_C, norm_bias_C, shift, weight, onto_RC, how)
 
 
-def layer_norm(x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, *, eps: float, shift_C: Tensor | None = None) -> Tensor:
+def layer_norm(
+    x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, *, eps: float, shift_C: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """See models.fused_ops.layer_norm."""
     return _LayerNorm.apply(x_RC, weight_C, bias_C, shift_C, eps)
 

@@ -56,9 +56,9 @@ class FusedResBlock:
 
     def __call__(self, rows: Rows, frame: Frame) -> Rows:
         block = self.block
-        h = rows.product(block.in_layers[0], self.first, silu=True)
+        rows, h = rows.product(block.in_layers[0], self.first, silu=True)
         out, shift_FC = block.out_layers, frame.shifts[id(block)]
-        h = h.product(out[0], self.second, silu=True, shift=shift_FC, **_dropout(out))
+        _, h = h.product(out[0], self.second, silu=True, shift=shift_FC, **_dropout(out))
         skip_RC = rows.x_RC if self.skip_weight is None else F.linear(rows.x_RC, self.skip_weight)
         return self._with_views(h.holding(rows.ops.add(skip_RC, h.x_RC, self.bias)), frame)
 
@@ -68,7 +68,8 @@ class FusedResBlock:
         options = {"rows": frame.num_views * rows.places, "silu": True, "window": rows.places}
         for part, weight in zip(self.over_views, self.weights, strict=True):
             onto_RC = rows.x_RC if part is self.over_views[-1] else None
-            h = h.product(part[0], weight, shift=shift, onto_RC=onto_RC, **options, **_dropout(part))
+            before, h = h.product(part[0], weight, shift=shift, onto_RC=onto_RC, **options, **_dropout(part))
+            rows = before if part is self.over_views[0] else rows
             shift = part[-1].bias[None]
         return h
 
@@ -113,15 +114,16 @@ class FusedTransformer:
     def __call__(self, rows: Rows, frame: Frame) -> Rows:
         block, ops = self.block, rows.ops
         unit = rows.places if self.spatial else frame.num_views * rows.places
-        h_RC = rows.product(self.module.norm, self.proj_in, rows=unit).x_RC
+        rows, h = rows.product(self.module.norm, self.proj_in, rows=unit)
+        h_RC = h.x_RC
         for attend, norm, shift_C in (
             (block.attn1, block.norm1, self.before_first),
             (block.attn2, block.norm2, self.after_first),
         ):
-            normed_RC = ops.layer_norm(h_RC, norm.weight, norm.bias, eps=norm.eps, shift_C=shift_C)
+            h_RC, normed_RC = ops.layer_norm(h_RC, norm.weight, norm.bias, eps=norm.eps, shift_C=shift_C)
             h_RC = ops.accumulate(h_RC, self._attended(attend, normed_RC, rows, frame), self.outs[id(attend)])
         norm, project = block.norm3, block.ff.net[0].proj
-        normed_RC = ops.layer_norm(h_RC, norm.weight, norm.bias, eps=norm.eps, shift_C=self.after_second)
+        h_RC, normed_RC = ops.layer_norm(h_RC, norm.weight, norm.bias, eps=norm.eps, shift_C=self.after_second)
         h_RC = ops.accumulate(h_RC, ops.gate(F.linear(normed_RC, self.widen), project.bias), self.narrow)
         return rows.holding(ops.add(rows.x_RC, F.linear(h_RC, self.proj_out), self.out_bias))
 

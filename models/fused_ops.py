@@ -91,7 +91,7 @@ def normed_product(
     size: tuple[int, int] | None = None,
     onto_RC: Tensor | None = None,
     **options: Any,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """A product of what `group_norm` gives.
 
     Args:
@@ -99,9 +99,12 @@ def normed_product(
         size: height and width of the images that are convolved.
         onto_RC: is added. The kernels do that in place.
         options: of `group_norm`.
+
+    Returns:
+        The input, for what else it is needed for: its gradients then meet in one kernel. And the product.
     """
     out = product(group_norm(x_RC, norm_weight_C, norm_bias_C, **options), weight, size=size)
-    return out if onto_RC is None else onto_RC + out
+    return x_RC, out if onto_RC is None else onto_RC + out
 
 
 def product(x_RI: Tensor, weight: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
@@ -118,10 +121,12 @@ def accumulate(h_RC: Tensor, x_RI: Tensor, weight_CI: Tensor) -> Tensor:
     return torch.addmm(h_RC, x_RI, weight_CI.T)
 
 
-def layer_norm(x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, *, eps: float, shift_C: Tensor | None = None) -> Tensor:
-    """Layer norm of `x + shift`."""
-    x_RC = x_RC if shift_C is None else x_RC + shift_C
-    return F.layer_norm(x_RC, x_RC.shape[-1:], weight_C, bias_C, eps)
+def layer_norm(
+    x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, *, eps: float, shift_C: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The input, as `normed_product` gives it back, and the layer norm of `x + shift`."""
+    shifted_RC = x_RC if shift_C is None else x_RC + shift_C
+    return x_RC, F.layer_norm(shifted_RC, x_RC.shape[-1:], weight_C, bias_C, eps)
 
 
 def add(x_RC: Tensor, y_RC: Tensor, bias_C: Tensor, *, scale: float = 1.0) -> Tensor:

@@ -55,20 +55,21 @@ class Rows:
         """Group norm over each image, or over so many rows; options as in models.fused_ops.group_norm."""
         return self.ops.group_norm(self.x_RC, norm.weight, norm.bias, rows=rows or self.places, eps=norm.eps, **options)
 
-    def product(self, norm: nn.GroupNorm, weight: Tensor, *, rows: int | None = None, **options: Any) -> Rows:
-        """Group norm, then a product without bias; as models.fused_ops.normed_product."""
-        return self.holding(
-            self.ops.normed_product(
-                self.x_RC,
-                norm.weight,
-                norm.bias,
-                weight,
-                size=(self.height, self.width),
-                rows=rows or self.places,
-                eps=norm.eps,
-                **options,
-            )
+    def product(
+        self, norm: nn.GroupNorm, weight: Tensor, *, rows: int | None = None, **options: Any
+    ) -> tuple[Rows, Rows]:
+        """The rows themselves, and a product of their group norm; as models.fused_ops.normed_product."""
+        x_RC, out_RC = self.ops.normed_product(
+            self.x_RC,
+            norm.weight,
+            norm.bias,
+            weight,
+            size=(self.height, self.width),
+            rows=rows or self.places,
+            eps=norm.eps,
+            **options,
         )
+        return self.holding(x_RC), self.holding(out_RC)
 
     def convolved(self, conv: nn.Conv2d) -> Rows:
         """A convolution without its bias."""
@@ -84,8 +85,8 @@ class Rows:
     def residual(self, block: Any, *, shortcut: nn.Conv2d | None, scale: float = 1.0) -> Rows:
         """Two normalised convolutions (`norm1`, `conv1`, `norm2`, `conv2` of a block) added to the input, or to its
         1 x 1 convolution, and scaled."""
-        h = self.product(block.norm1, block.conv1.weight, silu=True)
-        h = h.product(block.norm2, block.conv2.weight, silu=True, shift=block.conv1.bias[None])
+        _, h = self.product(block.norm1, block.conv1.weight, silu=True)
+        _, h = h.product(block.norm2, block.conv2.weight, silu=True, shift=block.conv1.bias[None])
         skip_RC, bias_C = self.x_RC, block.conv2.bias
         if shortcut is not None:
             skip_RC, bias_C = F.linear(skip_RC, shortcut.weight.flatten(1)), bias_C + shortcut.bias

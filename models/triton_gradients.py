@@ -14,7 +14,7 @@ from torch import Tensor
 from models.fused_ops import NUM_GROUPS
 from models.triton_kernels import CHANNELS, Norm, kept, tiles
 
-PROGRAMS = 512  # that sum columns over all rows
+PROGRAMS = 1024  # that sum columns over all rows
 
 
 @triton.jit
@@ -51,8 +51,8 @@ def _norm_sums_kernel(
     scale, offset = tl.load(at, mask=inside), tl.load(at + step, mask=inside)
     centre, deviation = tl.load(at + 2 * step, mask=inside), tl.load(at + 3 * step, mask=inside)
     first, last = split * rows_per_split, tl.minimum((split + 1) * rows_per_split, P)
-    sum_c, product_c = tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
-    normed_c = tl.zeros((BLOCK_C,), tl.float32)
+    sums_rc, products_rc = tl.zeros((BLOCK_R, BLOCK_C), tl.float32), tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    values_rc = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     for start in range(first, last, BLOCK_R):
         rows = start + tl.arange(0, BLOCK_R)
         mask = (rows < last)[:, None] & inside[None, :]
@@ -61,11 +61,11 @@ def _norm_sums_kernel(
         before = _before_activation(
             gradient, value, scale, offset, row, rows, channels, mask, C, P, L, seed, dropout, SILU, TAPS, DROPS
         )
-        before = tl.where(mask, before, 0.0)
         normed = tl.where(mask, (value + centre[None, :]) * deviation[None, :], 0.0)
-        sum_c += tl.sum(before, axis=0)
-        product_c += tl.sum(before * normed, axis=0)
-        normed_c += tl.sum(normed, axis=0)
+        sums_rc += before  # zero outside, as the gradient that was read
+        products_rc += before * normed
+        values_rc += normed
+    sum_c, product_c, normed_c = tl.sum(sums_rc, axis=0), tl.sum(products_rc, axis=0), tl.sum(values_rc, axis=0)
     at, step = sums + (unit * num_splits + split) * C + channels, num_units * num_splits * C
     tl.store(at, sum_c, mask=inside)
     tl.store(at + step, product_c, mask=inside)
@@ -104,8 +104,9 @@ def _norm_means_kernel(
 
 @triton.jit(do_not_specialize=["P", "seed", "num_units"])
 def _norm_input_kernel(
-    x, gradient, statistics, means, out, C, P, L, num_units, seed, dropout,
-    SILU: tl.constexpr, TAPS: tl.constexpr, DROPS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    x, gradient, beside, statistics, means, out, C, P, L, num_units, seed, dropout,
+    SILU: tl.constexpr, TAPS: tl.constexpr, DROPS: tl.constexpr, HAS_BESIDE: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     unit, channels = tl.program_id(2), tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     rows, inside = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R), channels < C
@@ -123,13 +124,19 @@ def _norm_input_kernel(
     )
     normed = (value + centre[None, :]) * deviation[None, :]
     result = before * scale[None, :] - mean[None, :] - normed * slope[None, :]
+    if HAS_BESIDE:
+        result += tl.load(beside + place, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
 
 
 def group_norm_gradients(
-    x_RC: Tensor, gradient: Tensor, statistics_4UC: Tensor, norm: Norm
+    x_RC: Tensor, gradient: Tensor, statistics_4UC: Tensor, norm: Norm, *, beside_RC: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of the input (R, C), the gain (C,), the bias (C,) and the shift of each unit (U, C); the last three float32."""
+    """Of the input (R, C), the gain (C,), the bias (C,) and the shift of each unit (U, C); the last three float32.
+
+    Args:
+        beside_RC: what the input's gradient is besides.
+    """
     R, C = x_RC.shape
     U, P, num_blocks = R // norm.rows, norm.rows, triton.cdiv(C, CHANNELS)
     block, per_split, num_splits = tiles(R, C, norm)
@@ -137,7 +144,7 @@ def group_norm_gradients(
     sums = x_RC.new_empty((3, U, num_splits, C), dtype=torch.float32)
     _norm_sums_kernel[(num_blocks, num_splits, U)](
         x_RC, gradient, statistics_4UC, sums, C, P, norm.window, per_split, U, norm.seed, norm.dropout,
-        BLOCK_R=min(block, 64), BLOCK_C=CHANNELS, **after,
+        BLOCK_R=min(block, 32), BLOCK_C=CHANNELS, **after,
     )  # fmt: skip
     means, group = x_RC.new_empty((5, U, C), dtype=torch.float32), C // NUM_GROUPS
     _norm_means_kernel[(U, NUM_GROUPS)](
@@ -147,17 +154,17 @@ def group_norm_gradients(
     out_RC = torch.empty_like(x_RC)
     block = min(block, 64)
     _norm_input_kernel[(num_blocks, triton.cdiv(P, block), U)](
-        x_RC, gradient, statistics_4UC, means, out_RC, C, P, norm.window, U, norm.seed, norm.dropout,
-        BLOCK_R=block, BLOCK_C=CHANNELS, **after,
+        x_RC, gradient, beside_RC, statistics_4UC, means, out_RC, C, P, norm.window, U, norm.seed, norm.dropout,
+        HAS_BESIDE=beside_RC is not None, BLOCK_R=block, BLOCK_C=CHANNELS, **after,
     )  # fmt: skip
     of_vectors = means[:2].sum(1)
     return out_RC, of_vectors[1], of_vectors[0], means[4]
 
 
 @triton.jit(do_not_specialize=["R"])
-def _layer_norm_kernel(
-    x, shift, weight, gradient, out, sums, R, C, eps,
-    HAS_SHIFT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+def _layer_norm_gradient_kernel(
+    x, shift, weight, gradient, beside, out, sums, R, C, eps,
+    HAS_SHIFT: tl.constexpr, HAS_BESIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     program, num_programs = tl.program_id(0), tl.num_programs(0)
     channels = tl.arange(0, BLOCK_C)
@@ -166,8 +173,8 @@ def _layer_norm_kernel(
     shift_c = tl.zeros((BLOCK_C,), tl.float32)
     if HAS_SHIFT:
         shift_c = tl.load(shift + channels, mask=inside, other=0.0).to(tl.float32)
-    gain_c, bias_c = tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
-    input_c = tl.zeros((BLOCK_C,), tl.float32)
+    gains_rc, biases_rc = tl.zeros((BLOCK_R, BLOCK_C), tl.float32), tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    inputs_rc = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     for start in range(program * BLOCK_R, R, num_programs * BLOCK_R):
         rows = (start + tl.arange(0, BLOCK_R)).to(tl.int64)
         mask = (rows < R)[:, None] & inside[None, :]
@@ -177,43 +184,51 @@ def _layer_norm_kernel(
         centred = tl.where(mask, value - (tl.sum(tl.where(mask, value, 0.0), axis=1) / C)[:, None], 0.0)
         deviation = tl.rsqrt(tl.sum(centred * centred, axis=1) / C + eps)
         normed = centred * deviation[:, None]
-        gain_c += tl.sum(after * normed, axis=0)
-        bias_c += tl.sum(after, axis=0)
+        gains_rc += after * normed
+        biases_rc += after
         after *= weight_c[None, :]
         mean, slope = tl.sum(after, axis=1) / C, tl.sum(after * normed, axis=1) / C
         result = tl.where(mask, (after - mean[:, None] - normed * slope[:, None]) * deviation[:, None], 0.0)
-        input_c += tl.sum(result, axis=0)
+        inputs_rc += result
+        if HAS_BESIDE:
+            result += tl.load(beside + place, mask=mask, other=0.0).to(tl.float32)
         tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
     at, step = sums + program * C + channels, num_programs * C
-    tl.store(at, gain_c, mask=inside)
-    tl.store(at + step, bias_c, mask=inside)
-    tl.store(at + 2 * step, input_c, mask=inside)
+    tl.store(at, tl.sum(gains_rc, axis=0), mask=inside)
+    tl.store(at + step, tl.sum(biases_rc, axis=0), mask=inside)
+    tl.store(at + 2 * step, tl.sum(inputs_rc, axis=0), mask=inside)
 
 
 def layer_norm_gradients(
-    x_RC: Tensor, weight_C: Tensor, shift_C: Tensor | None, gradient_RC: Tensor, *, eps: float
+    x_RC: Tensor,
+    weight_C: Tensor,
+    shift_C: Tensor | None,
+    gradient_RC: Tensor,
+    *,
+    eps: float,
+    beside_RC: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Of the input (R, C), and of gain, bias and shift (3, C) in float32."""
+    """Of the input (R, C), and of gain, bias and shift (3, C) in float32; `beside_RC` as for the group norm."""
     R, C = x_RC.shape
     out_RC, width = torch.empty_like(x_RC), triton.next_power_of_2(C)
-    block = max(1, 4096 // width)
+    block = max(1, 2048 // width)
     num_programs = min(PROGRAMS, triton.cdiv(R, block))
     sums = x_RC.new_empty((3, num_programs, C), dtype=torch.float32)
-    _layer_norm_kernel[(num_programs,)](
-        x_RC, shift_C, weight_C, gradient_RC, out_RC, sums, R, C, eps,
-        HAS_SHIFT=shift_C is not None, BLOCK_R=block, BLOCK_C=width, num_warps=8,
+    _layer_norm_gradient_kernel[(num_programs,)](
+        x_RC, shift_C, weight_C, gradient_RC, beside_RC, out_RC, sums, R, C, eps,
+        HAS_SHIFT=shift_C is not None, HAS_BESIDE=beside_RC is not None, BLOCK_R=block, BLOCK_C=width, num_warps=4,
     )  # fmt: skip
     return out_RC, sums.sum(1)
 
 
 @triton.jit(do_not_specialize=["R", "rows_per_split"])
-def _gate_kernel(x, bias, gradient, out, sums, R, inner, rows_per_split, BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr):
+def _gate_gradient_kernel(x, bias, gradient, out, sums, R, inner, rows_per_split, BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr):
     split = tl.program_id(1)
     columns = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
     inside = columns < inner
     value_bias = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
     gate_bias = tl.load(bias + inner + columns, mask=inside, other=0.0).to(tl.float32)
-    value_i, gate_i = tl.zeros((BLOCK_I,), tl.float32), tl.zeros((BLOCK_I,), tl.float32)
+    values_ri, gates_ri = tl.zeros((BLOCK_R, BLOCK_I), tl.float32), tl.zeros((BLOCK_R, BLOCK_I), tl.float32)
     last = tl.minimum((split + 1) * rows_per_split, R)
     for start in range(split * rows_per_split, last, BLOCK_R):
         rows = (start + tl.arange(0, BLOCK_R)).to(tl.int64)
@@ -225,32 +240,32 @@ def _gate_kernel(x, bias, gradient, out, sums, R, inner, rows_per_split, BLOCK_R
         share = 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
         of_value = after * gate * share
         of_gate = after * value * (share + gate * tl.exp(-0.5 * gate * gate) * 0.3989422804014327)
-        value_i += tl.sum(of_value, axis=0)
-        gate_i += tl.sum(of_gate, axis=0)
+        values_ri += of_value
+        gates_ri += of_gate
         tl.store(out + place, of_value.to(out.dtype.element_ty), mask=mask)
         tl.store(out + place + inner, of_gate.to(out.dtype.element_ty), mask=mask)
     at = sums + split * (2 * inner) + columns
-    tl.store(at, value_i, mask=inside)
-    tl.store(at + inner, gate_i, mask=inside)
+    tl.store(at, tl.sum(values_ri, axis=0), mask=inside)
+    tl.store(at + inner, tl.sum(gates_ri, axis=0), mask=inside)
 
 
 def gate_gradients(x_R2I: Tensor, bias_2I: Tensor, gradient_RI: Tensor) -> tuple[Tensor, Tensor]:
     """Of the input (R, 2 I), and of the bias (2 I,) in float32."""
     R, inner = gradient_RI.shape
-    out_R2I, rows, columns = torch.empty_like(x_R2I), 16, 128
+    out_R2I, rows, columns = torch.empty_like(x_R2I), 8, 256
     num_columns = triton.cdiv(inner, columns)
-    num_splits = max(1, min(triton.cdiv(R, rows), triton.cdiv(8 * PROGRAMS, num_columns)))
+    num_splits = max(1, min(triton.cdiv(R, rows), triton.cdiv(4 * PROGRAMS, num_columns)))
     per_split = triton.cdiv(triton.cdiv(R, num_splits), rows) * rows
     num_splits = triton.cdiv(R, per_split)
     sums = x_R2I.new_empty((num_splits, 2 * inner), dtype=torch.float32)
-    _gate_kernel[(num_columns, num_splits)](
+    _gate_gradient_kernel[(num_columns, num_splits)](
         x_R2I, bias_2I, gradient_RI, out_R2I, sums, R, inner, per_split, BLOCK_R=rows, BLOCK_I=columns
     )
     return out_R2I, sums.sum(0)
 
 
 @triton.jit(do_not_specialize=["V", "L"])
-def _views_attention_kernel(qkv, gradient, out, V, L, N, scale, BLOCK_V: tl.constexpr, D: tl.constexpr):
+def _views_attention_gradient_kernel(qkv, gradient, out, V, L, N, scale, BLOCK_V: tl.constexpr, D: tl.constexpr):
     place, head, orbit = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     views, dims = tl.arange(0, BLOCK_V), tl.arange(0, D)
     row = (orbit * V + views).to(tl.int64) * L + place
@@ -280,7 +295,7 @@ def views_attention_gradient(
     out_R3C = torch.empty_like(qkv_R3C)
     grid = (places, C // head_dim, R // (num_views * places))
     block = max(16, triton.next_power_of_2(num_views))
-    _views_attention_kernel[grid](
+    _views_attention_gradient_kernel[grid](
         qkv_R3C, gradient_RC, out_R3C, num_views, places, C // head_dim, head_dim**-0.5,
         BLOCK_V=block, D=head_dim, num_warps=2,
     )  # fmt: skip

@@ -25,17 +25,17 @@ def _sums_kernel(x, sums, squares, C, P, rows_per_split, BLOCK_R: tl.constexpr, 
     unit, split, num_splits = tl.program_id(2), tl.program_id(1), tl.num_programs(1)
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     first, last = split * rows_per_split, tl.minimum((split + 1) * rows_per_split, P)
-    sum_c, square_c = tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
+    sums_rc, squares_rc = tl.zeros((BLOCK_R, BLOCK_C), tl.float32), tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     base = x + unit.to(tl.int64) * P * C + channels[None, :]
     for start in range(first, last, BLOCK_R):
         rows = start + tl.arange(0, BLOCK_R)
         mask = (rows < last)[:, None] & (channels < C)[None, :]
         value = tl.load(base + rows[:, None] * C, mask=mask, other=0.0).to(tl.float32)
-        sum_c += tl.sum(value, axis=0)
-        square_c += tl.sum(value * value, axis=0)
+        sums_rc += value
+        squares_rc += value * value
     place = (unit * num_splits + split) * C + channels
-    tl.store(sums + place, sum_c, mask=channels < C)
-    tl.store(squares + place, square_c, mask=channels < C)
+    tl.store(sums + place, tl.sum(sums_rc, axis=0), mask=channels < C)
+    tl.store(squares + place, tl.sum(squares_rc, axis=0), mask=channels < C)
 
 
 @triton.jit(do_not_specialize=["shift_stride", "C", "P", "num_splits", "group_size", "num_units"])
@@ -74,9 +74,15 @@ def _scales_kernel(
 
 @triton.jit
 def kept(value, row, channels, C, seed, dropout):
-    """Dropout: zero with that probability, the others larger. The same seed drops the same."""
-    place = (row[:, None] * C + channels[None, :]).to(tl.int32)
-    return tl.where(tl.rand(seed, place) >= dropout, value / (1.0 - dropout), 0.0)
+    """Dropout: zero with that probability, the others larger. The same seed drops the same.
+
+    Bits of the place are mixed as in a hash: Triton's own generator takes longer than reading the value.
+    """
+    drawn = (row[:, None] * C + channels[None, :]).to(tl.uint32) ^ seed.to(tl.uint32)
+    drawn = (drawn ^ (drawn >> 16)) * 0x7FEB352D
+    drawn = (drawn ^ (drawn >> 15)) * 0x846CA68B
+    drawn = drawn ^ (drawn >> 16)
+    return tl.where((drawn >> 8).to(tl.float32) >= dropout * 16777216.0, value / (1.0 - dropout), 0.0)
 
 
 @triton.jit(do_not_specialize=["P", "seed"])
@@ -145,7 +151,7 @@ def group_statistics(
     block, per_split, num_splits = tiles(R, C, norm)
     partial = x_RC.new_empty((2, U, num_splits, C), dtype=torch.float32)
     _sums_kernel[(num_blocks, num_splits, U)](
-        x_RC, partial[0], partial[1], C, P, per_split, BLOCK_R=block, BLOCK_C=CHANNELS
+        x_RC, partial[0], partial[1], C, P, per_split, BLOCK_R=min(block, 32), BLOCK_C=CHANNELS
     )
     statistics = x_RC.new_empty((4 if for_gradients else 2, U, C), dtype=torch.float32)
     group = C // NUM_GROUPS
@@ -188,10 +194,10 @@ def normed_product(
     size: tuple[int, int] | None = None,
     onto_RC: Tensor | None = None,
     **options: Any,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """See models.fused_ops.normed_product; adds to `onto_RC` in place."""
     normed = group_norm(x_RC, norm_weight_C, norm_bias_C, **options)
-    return product(normed, weight, size=size) if onto_RC is None else onto_RC.addmm_(normed, weight.T)
+    return x_RC, product(normed, weight, size=size) if onto_RC is None else onto_RC.addmm_(normed, weight.T)
 
 
 def accumulate(h_RC: Tensor, x_RI: Tensor, weight_CI: Tensor) -> Tensor:
@@ -220,7 +226,9 @@ def _layer_norm_kernel(
     tl.store(out + place, value.to(out.dtype.element_ty), mask=mask)
 
 
-def layer_norm(x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, *, eps: float, shift_C: Tensor | None = None) -> Tensor:
+def layer_norm(
+    x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, *, eps: float, shift_C: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """See models.fused_ops.layer_norm."""
     R, C = x_RC.shape
     out_RC = torch.empty_like(x_RC)
@@ -240,7 +248,7 @@ def layer_norm(x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, *, eps: float, sh
         BLOCK_C=width,
         num_warps=2,
     )
-    return out_RC
+    return x_RC, out_RC
 
 
 @triton.jit(do_not_specialize=["R"])

@@ -106,7 +106,7 @@ def operations_on(device: str, dtype: torch.dtype, *, channels: int, ops) -> dic
         "image norm": ops.group_norm(x, weight, bias, rows=L, eps=1e-5),
         "shifted": ops.group_norm(x, weight, bias, silu=True, shift=make(2 * V, 3 * C)[:, C : 2 * C], rows=L, eps=1e-5),
         "window": ops.group_norm(x, weight, bias, silu=True, window=L, shift=make(1, C), **norm),
-        "layer norm": ops.layer_norm(x, weight, bias, eps=1e-5, shift_C=bias),
+        "layer norm": ops.layer_norm(x, weight, bias, eps=1e-5, shift_C=bias)[1],
         "add": ops.add(x, x.flip(0), bias, scale=0.7),
         "gate": ops.gate(wide, make(2 * C)),
         "attention": ops.views_attention(make(2 * V * L, 3 * C), num_views=V, places=L, head_dim=32),
