@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.gaussians import Gaussians
+from utils.matmul_precision import float32_products
 
 NEAR = 0.2  # Gaussians nearer than this are dropped
 LOW_PASS = 0.3  # pixels², added to the diagonal of the 2D covariance: nothing is thinner than a pixel
@@ -182,7 +183,7 @@ class _Blend(torch.autograd.Function):
         ctx.save_for_backward(corner_T2, present_TK, centers_TK2, conics_TK3, opacities_TK, features_TKC)
         _, _, _, alpha_TKP = _alphas(corner_T2, present_TK, centers_TK2, conics_TK3, opacities_TK)
         weight_TKP, _ = _weights(alpha_TKP)
-        with _full_float32():
+        with float32_products("highest"):
             blended_TPC = weight_TKP.transpose(1, 2) @ features_TKC
         return torch.cat([blended_TPC, weight_TKP.sum(1)[..., None]], dim=-1)
 
@@ -192,7 +193,7 @@ class _Blend(torch.autograd.Function):
         corner_T2, present_TK, centers_TK2, conics_TK3, opacities_TK, features_TKC = ctx.saved_tensors
         dx_TKP, dy_TKP, raw_TKP, alpha_TKP = _alphas(corner_T2, present_TK, centers_TK2, conics_TK3, opacities_TK)
         weight_TKP, before_TKP = _weights(alpha_TKP)
-        with _full_float32():
+        with float32_products("highest"):
             grad_features_TKC = weight_TKP @ grad_TPC[..., :-1]
             # what one more unit of this splat's weight is worth
             value_TKP = features_TKC @ grad_TPC[..., :-1].transpose(1, 2) + grad_TPC[..., -1][:, None]
@@ -234,14 +235,3 @@ def _weights(alpha_TKP: Tensor) -> tuple[Tensor, Tensor]:
     after_TKP = (1 - alpha_TKP).cumprod(1)
     before_TKP = torch.cat([torch.ones_like(after_TKP[:, :1]), after_TKP[:, :-1]], dim=1)
     return alpha_TKP * before_TKP * (after_TKP >= MIN_TRANSMITTANCE), before_TKP
-
-
-class _full_float32:
-    """Products in full float32 within the block, whatever precision training has chosen."""
-
-    def __enter__(self) -> None:
-        self.before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-
-    def __exit__(self, *_error: object) -> None:
-        torch.set_float32_matmul_precision(self.before)

@@ -222,7 +222,9 @@ def layer_norm_gradients(
 
 
 @triton.jit(do_not_specialize=["R", "rows_per_split"])
-def _gate_gradient_kernel(x, bias, gradient, out, sums, R, inner, rows_per_split, BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr):
+def _gate_gradient_kernel(
+    x, bias, gradient, out, sums, R, inner, rows_per_split, BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr
+):
     split = tl.program_id(1)
     columns = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
     inside = columns < inner

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from pipelines.benchmark.case import Bench
 from pipelines.benchmark.timing import median_ms
+from utils.matmul_precision import float32_products
 
 CUDA_SIZE, CPU_SIZE = 8192, 1024
 CUDA_COPY_BYTES, CPU_COPY_BYTES = 2**32, 2**28
@@ -25,7 +24,7 @@ def measure_ceiling(bench: Bench) -> list[dict[str, Any]]:
         kinds |= {"float16": torch.float16, WITH_TF32: torch.float32}
     rows = []
     for name, dtype in kinds.items():
-        with _tf32(name == WITH_TF32):
+        with float32_products("high" if name == WITH_TF32 else "highest"):
             bench.ceilings[name] = _product_tflops(size, dtype, bench)
         rows.append({"what": f"matrix product of {size}, {name}", "tflops": bench.ceilings[name]})
     return [*rows, _copy(bench)]
@@ -55,13 +54,3 @@ def _copy(bench: Bench) -> dict[str, Any]:
     target = torch.empty_like(source)
     ms = median_ms(lambda: target.copy_(source), device=bench.device, repeats=3 * bench.repeats, budget_s=2)
     return {"what": f"copy of {num_bytes / 2**30:g} GiB", "gb_per_s": 2 * num_bytes / ms / 1e6}
-
-
-@contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

@@ -24,6 +24,7 @@ from pipelines.objectives.base import Objective
 from pipelines.objectives.diffusion import OrbitDenoising
 from pipelines.orbit_batches import DiffusionBatch
 from pipelines.trainer import Trainer
+from utils.matmul_precision import float32_products
 from utils.memory_format import channels_last
 from utils.registry import DIFFUSION, MODEL
 from utils.run_config import RunConfig
@@ -69,13 +70,10 @@ def measure_train(bench: Bench, case: Case) -> list[dict[str, Any]]:
     forget_precision()
     pretrain = {**case.cfg.Pretrain, "resume_checkpoint": None} if case.cfg.Pretrain else {}
     cfg = dataclasses.replace(case.cfg, Pretrain=pretrain, tracker="none")
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")  # as train_net.py
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, float32_products("high"):  # as train_net.py
             return [_row(bench, case, cfg, Path(folder))]
     finally:
-        torch.set_float32_matmul_precision(before)
         forget_precision()
 
 

@@ -42,7 +42,7 @@ def test_four_steps_are_nearly_two_and_two_more(folder, precision):
     assert bool(one.scaler) == (precision == "float16")
     for name, value in one.model.items():
         # a step is 2e-3: other data or a lost moment would be of that size
-        assert float((value - two.model[name]).abs().mean()) < 2e-4, name
+        assert float((value - two.model[name]).abs().mean()) < 5e-4, name
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
