@@ -7,6 +7,7 @@ three times its size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from models import triton_gradients, triton_kernels
 from models.fused_ops import accumulate, product
 from models.triton_kernels import Norm
 
-__all__ = ["accumulate", "add", "gate", "layer_norm", "normed_product", "views_attention"]
+__all__ = ["accumulate", "add", "cast", "gate", "layer_norm", "normed_product", "views_attention"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,16 +96,17 @@ class _LayerNorm(Function):
         ctx: Any, x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, shift_C: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x_RC, weight_C, shift_C)
-        ctx.eps, ctx.types = eps, (weight_C.dtype, bias_C.dtype, None if shift_C is None else shift_C.dtype)
-        return triton_kernels.layer_norm(x_RC, weight_C, bias_C, eps=eps, shift_C=shift_C)
+        statistics_2R = x_RC.new_empty((2, len(x_RC)), dtype=torch.float32)
+        ctx.save_for_backward(x_RC, weight_C, shift_C, statistics_2R)
+        ctx.types = weight_C.dtype, bias_C.dtype, None if shift_C is None else shift_C.dtype
+        return triton_kernels.layer_norm(x_RC, weight_C, bias_C, eps=eps, shift_C=shift_C, statistics_2R=statistics_2R)
 
     @staticmethod
     def backward(ctx: Any, beside_RC: Tensor | None, gradient_RC: Tensor) -> tuple[Tensor | None, ...]:
-        x_RC, weight_C, shift_C = ctx.saved_tensors
+        x_RC, weight_C, shift_C, statistics_2R = ctx.saved_tensors
         beside_RC = None if beside_RC is None else beside_RC.contiguous()
         of_x, of_vectors = triton_gradients.layer_norm_gradients(
-            x_RC, weight_C, shift_C, gradient_RC.contiguous(), eps=ctx.eps, beside_RC=beside_RC
+            x_RC, weight_C, shift_C, gradient_RC.contiguous(), statistics_2R, beside_RC=beside_RC
         )
         gain, bias, shift = (
             None if dtype is None else part.to(dtype) for part, dtype in zip(of_vectors, ctx.types, strict=True)
@@ -149,6 +151,29 @@ class _ViewsAttention(Function):
     def backward(ctx: Any, gradient_RC: Tensor) -> tuple[Tensor, None]:
         (qkv_R3C,) = ctx.saved_tensors
         return triton_gradients.views_attention_gradient(qkv_R3C, gradient_RC.contiguous(), **ctx.sizes), None
+
+
+class _Cast(Function):
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.types = [weight.dtype for weight in weights]
+        return tuple(_cast(weights, [dtype] * len(weights)))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *_cast(gradients, ctx.types)
+
+
+def _cast(tensors: Sequence[Tensor], types: Sequence[torch.dtype]) -> list[Tensor]:
+    """All in one kernel, each in its own memory format."""
+    out = [torch.empty_like(tensor, dtype=dtype) for tensor, dtype in zip(tensors, types, strict=True)]
+    torch._foreach_copy_(out, list(tensors))
+    return out
+
+
+def cast(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Weights in another precision; their gradients are cast back."""
+    return list(_Cast.apply(dtype, *weights))
 
 
 def normed_product(

@@ -1,7 +1,8 @@
 """The blocks of models.fused_unet and models.fused_training.
 
-Made from a block of the plain network, in the precision of the products. Where gradients are enabled, all of it is
-differentiable with respect to that block's parameters, and to be made anew for every pass.
+Made from a block of the plain network and a function that casts its matrices to the precision of the products. Where
+gradients are enabled, all of it is differentiable with respect to that block's parameters, and to be made anew for
+every pass.
 
 Letters: B batch, V views, F = B·V images, L places of an image, R = F·L rows, C channels, S context tokens, N heads,
 D channels of a head.
@@ -9,7 +10,7 @@ D channels of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from models.attention import Attention, SpatialTransformer, TemporalTransformer, attention
 from models.blocks import ResBlock, Upsample
 from models.fused_rows import Rows
+
+Cast = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +43,19 @@ class Frame:
 class FusedResBlock:
     """A ResBlock."""
 
-    def __init__(self, block: ResBlock, dtype: torch.dtype) -> None:
-        self.block, views = block, block.temopral_conv
-        self.first, self.second = (_of_convolution(part[-1], dtype) for part in (block.in_layers, block.out_layers))
+    def __init__(self, block: ResBlock, cast: Cast) -> None:
+        self.block, views, skip = block, block.temopral_conv, block.skip_connection
         self.over_views = (views.conv1, views.conv2, views.conv3, views.conv4)
-        weights = [part[-1].weight.to(dtype) for part in self.over_views]
-        self.weights = [weight.permute(0, 2, 3, 4, 1).reshape(len(weight), -1) for weight in weights]
+        layers = [block.in_layers[-1], block.out_layers[-1], *(part[-1] for part in self.over_views)]
         # The last convolution is added to the sum before it, so its bias is in that sum, and taken out for the norm.
-        last = self.over_views[-1][-1].bias
+        last = layers[-1].bias
         self.bias, self.without_end = block.out_layers[-1].bias + last, -last[None]
-        self.skip_weight = None
-        if not isinstance(block.skip_connection, nn.Identity):
-            self.skip_weight = block.skip_connection.weight.flatten(1).to(dtype)
-            self.bias = self.bias + block.skip_connection.bias
+        if not isinstance(skip, nn.Identity):
+            layers.append(skip)
+            self.bias = self.bias + skip.bias
+        self.first, self.second, *rest = cast([layer.weight for layer in layers])
+        self.weights = [weight.permute(0, 2, 3, 4, 1).reshape(len(weight), -1) for weight in rest[:4]]
+        self.skip_weight = rest[4].flatten(1) if rest[4:] else None
 
     def __call__(self, rows: Rows, frame: Frame) -> Rows:
         block = self.block
@@ -79,37 +82,39 @@ class FusedTransformer:
 
     Args:
         module: the transformer.
-        dtype: of the products.
+        cast: see above.
         join: makes one matrix of those of queries, keys and values.
     """
 
     def __init__(
         self,
         module: SpatialTransformer | TemporalTransformer,
-        dtype: torch.dtype,
+        cast: Cast,
         *,
         join: Callable[[list[Tensor]], Tensor] = torch.cat,
     ) -> None:
         self.module, self.block = module, module.transformer_blocks[0]
         self.spatial = isinstance(module, SpatialTransformer)
         block, out = self.block, module.proj_out
-        self.proj_in, self.proj_out = module.proj_in.weight.flatten(1).to(dtype), out.weight.flatten(1).to(dtype)
-        self.queries, self.outs = {}, {}
-        for attend in (block.attn1, block.attn2):
-            alone = attend.axis == "context"
-            parts = [attend.to_q] if alone else [attend.to_q, attend.to_k, attend.to_v]
-            weights = [part.weight.to(dtype) for part in parts]
-            self.queries[id(attend)] = weights[0] if alone else join(weights)
-            self.outs[id(attend)] = attend.to_out[0].weight.to(dtype)
         project, _, back = block.ff.net
-        self.widen, self.narrow = project.proj.weight.to(dtype), back.weight.to(dtype)
+        layers = [module.proj_in, out, project.proj, back]
+        for attend in (block.attn1, block.attn2):
+            own = [] if attend.axis == "context" else [attend.to_k, attend.to_v]
+            layers += [attend.to_out[0], attend.to_q, *own]
+        proj_in, proj_out, self.widen, self.narrow, *rest = cast([layer.weight for layer in layers])
+        self.proj_in, self.proj_out = proj_in.flatten(1), proj_out.flatten(1)
+        self.outs, self.queries = {}, {}
+        for attend in (block.attn1, block.attn2):
+            self.outs[id(attend)], *queries = rest[: 2 if attend.axis == "context" else 4]
+            self.queries[id(attend)] = join(queries) if queries[1:] else queries[0]
+            rest = rest[4:]
         # Products are made without their biases, which is faster; these wait for the next norm, and for the last sum.
         self.before_first = module.proj_in.bias
         self.after_first = self.before_first + block.attn1.to_out[0].bias
         self.after_second = self.after_first + block.attn2.to_out[0].bias
         exact = torch.promote_types(out.bias.dtype, torch.float32)
         pending_C = (self.after_second + back.bias).to(exact)
-        self.out_bias = ((out.weight.flatten(1).to(exact) * pending_C).sum(1) + out.bias.to(exact)).to(out.bias.dtype)
+        self.out_bias = torch.addmv(out.bias.to(exact), out.weight.flatten(1).to(exact), pending_C).to(out.bias.dtype)
 
     def __call__(self, rows: Rows, frame: Frame) -> Rows:
         block, ops = self.block, rows.ops
@@ -166,10 +171,6 @@ def joined(weights: list[Tensor]) -> Tensor:
     for weight, part in zip(weights, whole.split([len(weight) for weight in weights]), strict=True):
         weight.data = part
     return whole
-
-
-def _of_convolution(conv: nn.Conv2d, dtype: torch.dtype) -> Tensor:
-    return conv.weight.to(dtype, memory_format=torch.channels_last)
 
 
 def _dropout(layers: nn.Sequential) -> dict[str, float | int]:

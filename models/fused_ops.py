@@ -7,6 +7,7 @@ other. So channels-last images, tokens and matrices are the same memory, and not
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -119,6 +120,11 @@ def product(x_RI: Tensor, weight: Tensor, *, size: tuple[int, int] | None = None
 def accumulate(h_RC: Tensor, x_RI: Tensor, weight_CI: Tensor) -> Tensor:
     """`h + x W'`. The kernels overwrite h."""
     return torch.addmm(h_RC, x_RI, weight_CI.T)
+
+
+def cast(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Weights in another precision."""
+    return [weight.to(dtype) for weight in weights]
 
 
 def layer_norm(

@@ -38,6 +38,7 @@ def fused_forward(part: nn.Module, x_FCHW: Tensor, *args: Any) -> Tensor:
     dtype = x_FCHW.dtype
     with torch.autocast(x_FCHW.device.type, enabled=False):
         rows = Rows.of(x_FCHW.contiguous(memory_format=torch.channels_last))
+        cast = partial(rows.ops.cast, dtype=dtype)
         if isinstance(part, ResBlock):
             embedding_FE, num_views = args
             project = part.emb_layers[1]
@@ -47,13 +48,13 @@ def fused_forward(part: nn.Module, x_FCHW: Tensor, *args: Any) -> Tensor:
                 (project.bias + part.in_layers[-1].bias).to(dtype),
             )
             frame = Frame(num_views=num_views, shifts={id(part): shift_FC}, contexts={})
-            return FusedResBlock(part, dtype)(rows, frame).images()
+            return FusedResBlock(part, cast)(rows, frame).images()
         contexts, num_views = {}, args[0]
         if isinstance(part, SpatialTransformer):
             attend = part.transformer_blocks[0].attn2
             contexts[id(attend)] = _keys_and_values(attend, args[1].to(dtype), num_views)
         frame = Frame(num_views=num_views, shifts={}, contexts=contexts)
-        return FusedTransformer(part, dtype)(rows, frame).images()
+        return FusedTransformer(part, cast)(rows, frame).images()
 
 
 def _keys_and_values(attend: Any, context_BSC: Tensor, num_views: int) -> tuple[Tensor, Tensor]:

@@ -81,10 +81,10 @@ class FusedUNet:
         layers = []
         for layer in block if isinstance(block, nn.ModuleList) else [block]:
             if isinstance(layer, ResBlock):
-                layers.append(FusedResBlock(layer, self.dtype))
+                layers.append(FusedResBlock(layer, list))
                 self._blocks.append(layer)
             elif isinstance(layer, SpatialTransformer | TemporalTransformer):
-                layers.append(FusedTransformer(layer, self.dtype, join=joined))
+                layers.append(FusedTransformer(layer, list, join=joined))
             elif isinstance(layer, Upsample):
                 layers.append(FusedUpsample(layer))
             else:

@@ -163,7 +163,7 @@ def group_norm_gradients(
 
 @triton.jit(do_not_specialize=["R"])
 def _layer_norm_gradient_kernel(
-    x, shift, weight, gradient, beside, out, sums, R, C, eps,
+    x, shift, weight, gradient, beside, statistics, out, sums, R, C,
     HAS_SHIFT: tl.constexpr, HAS_BESIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     program, num_programs = tl.program_id(0), tl.num_programs(0)
@@ -179,16 +179,16 @@ def _layer_norm_gradient_kernel(
         rows = (start + tl.arange(0, BLOCK_R)).to(tl.int64)
         mask = (rows < R)[:, None] & inside[None, :]
         place = rows[:, None] * C + channels[None, :]
+        mean = tl.load(statistics + rows, mask=rows < R, other=0.0)
+        deviation = tl.load(statistics + R + rows, mask=rows < R, other=0.0)
         value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32) + shift_c[None, :]
         after = tl.load(gradient + place, mask=mask, other=0.0).to(tl.float32)
-        centred = tl.where(mask, value - (tl.sum(tl.where(mask, value, 0.0), axis=1) / C)[:, None], 0.0)
-        deviation = tl.rsqrt(tl.sum(centred * centred, axis=1) / C + eps)
-        normed = centred * deviation[:, None]
+        normed = tl.where(mask, (value - mean[:, None]) * deviation[:, None], 0.0)
         gains_rc += after * normed
         biases_rc += after
         after *= weight_c[None, :]
-        mean, slope = tl.sum(after, axis=1) / C, tl.sum(after * normed, axis=1) / C
-        result = tl.where(mask, (after - mean[:, None] - normed * slope[:, None]) * deviation[:, None], 0.0)
+        level, slope = tl.sum(after, axis=1) / C, tl.sum(after * normed, axis=1) / C
+        result = tl.where(mask, (after - level[:, None] - normed * slope[:, None]) * deviation[:, None], 0.0)
         inputs_rc += result
         if HAS_BESIDE:
             result += tl.load(beside + place, mask=mask, other=0.0).to(tl.float32)
@@ -204,18 +204,23 @@ def layer_norm_gradients(
     weight_C: Tensor,
     shift_C: Tensor | None,
     gradient_RC: Tensor,
+    statistics_2R: Tensor,
     *,
-    eps: float,
     beside_RC: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Of the input (R, C), and of gain, bias and shift (3, C) in float32; `beside_RC` as for the group norm."""
+    """Of the input (R, C), and of gain, bias and shift (3, C) in float32.
+
+    Args:
+        statistics_2R: that the forward pass wrote.
+        beside_RC: as for the group norm.
+    """
     R, C = x_RC.shape
     out_RC, width = torch.empty_like(x_RC), triton.next_power_of_2(C)
     block = max(1, 2048 // width)
     num_programs = min(PROGRAMS, triton.cdiv(R, block))
     sums = x_RC.new_empty((3, num_programs, C), dtype=torch.float32)
     _layer_norm_gradient_kernel[(num_programs,)](
-        x_RC, shift_C, weight_C, gradient_RC, beside_RC, out_RC, sums, R, C, eps,
+        x_RC, shift_C, weight_C, gradient_RC, beside_RC, statistics_2R, out_RC, sums, R, C,
         HAS_SHIFT=shift_C is not None, HAS_BESIDE=beside_RC is not None, BLOCK_R=block, BLOCK_C=width, num_warps=4,
     )  # fmt: skip
     return out_RC, sums.sum(1)

@@ -14,7 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.fused_ops import NUM_GROUPS, product
+from models.fused_ops import NUM_GROUPS, cast, product
+
+__all__ = [
+    "accumulate", "add", "cast", "doubled", "gate", "group_norm", "layer_norm", "normed_product", "views_attention",
+]  # fmt: skip
 
 CHANNELS = 64  # of a tile; divides every width of the published networks
 PROGRAMS = 2048  # enough to fill the largest GPUs several times over
@@ -207,8 +211,9 @@ def accumulate(h_RC: Tensor, x_RI: Tensor, weight_CI: Tensor) -> Tensor:
 
 @triton.jit(do_not_specialize=["R"])
 def _layer_norm_kernel(
-    x, shift, weight, bias, out, R, C, eps, HAS_SHIFT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
-):
+    x, shift, weight, bias, out, statistics, R, C, eps,
+    HAS_SHIFT: tl.constexpr, FOR_GRADIENTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
     channels = tl.arange(0, BLOCK_C)
     inside = channels < C
@@ -220,6 +225,9 @@ def _layer_norm_kernel(
     mean = tl.sum(value, axis=1) / C
     centred = tl.where(inside[None, :], value - mean[:, None], 0.0)
     scale = tl.rsqrt(tl.sum(centred * centred, axis=1) / C + eps)
+    if FOR_GRADIENTS:
+        tl.store(statistics + rows, mean, mask=rows < R)
+        tl.store(statistics + R + rows, scale, mask=rows < R)
     weight_c = tl.load(weight + channels, mask=inside).to(tl.float32)
     bias_c = tl.load(bias + channels, mask=inside).to(tl.float32)
     value = centred * scale[:, None] * weight_c[None, :] + bias_c[None, :]
@@ -227,27 +235,24 @@ def _layer_norm_kernel(
 
 
 def layer_norm(
-    x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, *, eps: float, shift_C: Tensor | None = None
+    x_RC: Tensor,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    *,
+    eps: float,
+    shift_C: Tensor | None = None,
+    statistics_2R: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See models.fused_ops.layer_norm."""
+    """See models.fused_ops.layer_norm; writes means and 1 / standard deviations of the rows where they are wanted."""
     R, C = x_RC.shape
     out_RC = torch.empty_like(x_RC)
     width = triton.next_power_of_2(C)
     block = max(1, 2048 // width)
     _layer_norm_kernel[(triton.cdiv(R, block),)](
-        x_RC,
-        shift_C,
-        weight_C,
-        bias_C,
-        out_RC,
-        R,
-        C,
-        eps,
-        HAS_SHIFT=shift_C is not None,
-        BLOCK_R=block,
-        BLOCK_C=width,
-        num_warps=2,
-    )
+        x_RC, shift_C, weight_C, bias_C, out_RC, statistics_2R, R, C, eps,
+        HAS_SHIFT=shift_C is not None, FOR_GRADIENTS=statistics_2R is not None,
+        BLOCK_R=block, BLOCK_C=width, num_warps=2,
+    )  # fmt: skip
     return x_RC, out_RC
 
 

@@ -331,7 +331,10 @@ class OrbitUNet(nn.Module):
         whole = self.config.checkpoint_level == "block" or not isinstance(block, nn.ModuleList)
         for part in [block] if whole else block:
             if self._recomputes(part, h):
-                h = checkpoint(_run_block, part, h, embedding, num_views, context, use_reentrant=False)
+                h = checkpoint(
+                    _run_block, part, h, embedding, num_views, context,
+                    use_reentrant=False, preserve_rng_state=_draws(part),
+                )  # fmt: skip
             else:
                 h = _run_block(part, h, embedding, num_views, context)
         return h
@@ -343,6 +346,11 @@ class OrbitUNet(nn.Module):
         return self.config.checkpoint_level != "transformers" or isinstance(
             part, SpatialTransformer | TemporalTransformer
         )
+
+
+def _draws(part: nn.Module) -> bool:
+    """Whether a part draws random numbers, for dropout, which have to be the same again."""
+    return not isinstance(part, SpatialTransformer | TemporalTransformer)
 
 
 def _run_block(block: nn.Module, h: Tensor, embedding: Tensor, num_views: int, context: Tensor) -> Tensor:
