@@ -65,7 +65,9 @@ def write_files(folder: Path) -> dict[str, Any]:
     }
 
 
-def write_turning_orbits(folder: Path, *, elevations: tuple[float, ...], num_views: int = 8) -> Path:
+def write_turning_orbits(
+    folder: Path, *, elevations: tuple[float, ...], num_views: int = 8, attributes: dict[str, str] | None = None
+) -> Path:
     """Write one orbit an elevation of a disc that circles the origin, so that each view differs from the others."""
     y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
     images = np.zeros((len(elevations), num_views, SIZE, SIZE, 4), dtype=np.uint8)
@@ -79,7 +81,7 @@ def write_turning_orbits(folder: Path, *, elevations: tuple[float, ...], num_vie
         fov_deg=39.6,
         object_ids=[f"0/{number}" for number in range(len(elevations))],
         captions=["a disc"] * len(elevations),
-        attributes=[{}] * len(elevations),
+        attributes=[attributes or {}] * len(elevations),
     )
     write_shard(shard_file(folder, 0), shard)
     return folder

@@ -24,6 +24,13 @@ The Gaussian head by itself: what it makes of true views, from cameras that it w
 true ones. `--runs workspace/evaluation/given_1` adds what it makes of the views that an image model sampled. Figures go
 to head.json.
 
+    python tools/evaluate.py --measure settings --cfg configs/mini/t2v_infer.yaml --held-out workspace/zoo_held_out \
+        --num 24 UNet.use_lgm_refine=true --set "reconstruction.guidance=before" --set "reconstruction.guidance=after"
+
+Settings side by side, with the same seeds: each `--set` is a row, overrides separated by blanks. Samples as above, then
+recognition or quality, and consistency, of each result (`results=both`: without and with 3D-aware sampling). Figures go
+to settings.json, row by row.
+
 data/metrics.md defines every figure.
 """
 
@@ -43,11 +50,34 @@ from pipelines.evaluation.head_quality import HeadOptions, evaluate_head, head_t
 from pipelines.evaluation.image_quality import QualityOptions, evaluate_quality
 from pipelines.evaluation.quality_report import quality_table
 from pipelines.evaluation.recognition import evaluate_recognition, recognition_text
+from pipelines.evaluation.settings_table import SettingsOptions, evaluate_settings, settings_of, settings_table
 from utils.config import load_config
 from utils.errors import ConfigError
 from utils.registry import MODEL
 from utils.run_config import RunConfig
 from utils.script import config_arguments, run_script
+
+
+def compare_settings(args: argparse.Namespace) -> str:
+    """Measure each setting; returns the table.
+
+    Raises:
+        ConfigError, DataError: an option, a setting or a folder does not fit.
+    """
+    cfgs = {text: load_config(args.cfg, [*args.overrides, *text.split()]) for text in settings_of(args.set)}
+    options = SettingsOptions(
+        held_out=args.held_out,
+        classifier=args.classifier,
+        num_objects=args.num,
+        fit=_fit_options(args),
+        batch_size=args.fit_batch,
+        out=args.out,
+    )
+    return settings_table(evaluate_settings(cfgs, options))
+
+
+def _fit_options(args: argparse.Namespace) -> FitOptions:
+    return FitOptions(num_gaussians=args.fit_gaussians, num_steps=args.fit_steps, views_per_step=args.fit_views)
 
 
 def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
@@ -59,15 +89,16 @@ def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
     for name in ("num", "sheet"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.measure == "settings":
+        return compare_settings(args)
     if args.measure == "consistency":
         if not args.runs:
             raise ConfigError("--measure consistency needs --runs FOLDER, which inference.py or this command wrote")
-        fit = FitOptions(num_gaussians=args.fit_gaussians, num_steps=args.fit_steps, views_per_step=args.fit_views)
         options = ConsistencyOptions(
             held_out=args.held_out,
             runs=args.runs,
             num_objects=args.num,
-            fit=fit,
+            fit=_fit_options(args),
             batch_size=args.fit_batch,
             out=args.out,
         )
@@ -107,10 +138,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--held-out", type=Path, required=True, help="orbits: tools/make_zoo.py --split held_out, or render_orbit.py")
-    add("--measure", choices=("auto", "consistency", "head"), default="auto", help="auto: by the model")
+    add("--measure", choices=("auto", "consistency", "head", "settings"), default="auto", help="auto: by the model")
     add("--num", type=int, default=64, help="objects or prompts at most (default 64)")
     add("--runs", type=Path, action="append", default=[], help="measure these samples instead of sampling; repeatable")
     add("--out", type=Path, default=Path("workspace/evaluation"), help="where results go")
+    add("--set", action="append", default=[], metavar="OVERRIDES", help="a row of --measure settings; repeatable")
     text = parser.add_argument_group("recognition (text models)").add_argument
     text("--classifier", default="data/mini/classifier.safetensors", help="from configs/mini/classifier.yaml")
     image = parser.add_argument_group("quality (image models)").add_argument

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from models.gaussians import Gaussians
 from pipelines.evaluation.consistency_rows import OrbitViews, Row, rows_of
 from pipelines.evaluation.gaussian_fit import FitOptions, Shots, fit, render_scenes
-from pipelines.evaluation.image_metrics import Lpips, ViewScores, find_lpips, join, score_views
+from pipelines.evaluation.image_metrics import Lpips, ViewScores, find_lpips, join, pooled_psnr, score_views
 from pipelines.loading import pick_device
 from utils.errors import ConfigError
 from utils.files import read_json, writable_folder, write_json
@@ -229,6 +229,7 @@ def row_figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         scores = join([_scores(record[kind]) for record in records])
         over = scores.over(range(scores.psnr_OV.shape[1]))
         figures[kind] = {name: over[name] for name in METRICS}
+        figures[kind]["psnr_by_object"] = [round(value, 3) for value in pooled_psnr(scores.psnr_OV).tolist()]
     distances = [record["chamfer"] for record in records if record["chamfer"] is not None]
     figures["self"]["chamfer"] = sum(distances) / len(distances) if distances else None
     figures["without_surface"] = len(records) - len(distances)

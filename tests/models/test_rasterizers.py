@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import types
 from dataclasses import fields, replace
 
 import pytest
@@ -205,9 +206,106 @@ def test_gsplat_agrees(name, monkeypatch):
     for part, gradient in plain_grads.items():
         error = float((fast_grads[part] - gradient).norm() / gradient.norm().clamp_min(1e-12))
         print(f"{name}: gradient of {part} differs by {error:.2e} of its length")
-        # Measured on an H200. Of stopped rays the gradients of means, scales and rotations differ by up to 9 %, while
-        # opacities and colours agree to 4e-7: not explained yet.
-        assert error < {"rays that stop": 0.12, "nearly opaque": 0.12, "needles": 0.02}.get(name, 0.01)
+        # 6e-5 was measured on an H200; 1.4e-2 for rotations of needles, because gsplat takes -C G C in float32 for the
+        # derivative of a covariance from that of its inverse C: on a CPU that formula alone loses 2.1e-2.
+        assert error < (0.03 if name == "needles" else 1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(importlib.util.find_spec("gsplat") is None, reason="gsplat is not installed")
+def test_gradients_of_small_scenes_stay_in_their_scene():
+    """Of 20 Gaussians a scene, gsplat 1.5.3 gives a part to another scene of the batch; see `rendering.WARP`."""
+
+    def gradient(scenes, cameras_BV44):
+        means = torch.cat([scene.means_BN3 for scene in scenes]).cuda().requires_grad_()
+        inputs = {name: torch.cat([getattr(scene, name) for scene in scenes]).cuda() for name in NAMES}
+        drawn = draw(Gaussians(**inputs | {"means_BN3": means}), cameras_BV44.cuda(), backend="gsplat")
+        drawn.colors_BV3HW.square().sum().backward()
+        return means.grad
+
+    cameras_BV44 = torch.stack([ORBIT_V44, orbit_cameras(num_views=3, elevation_deg=-20.0, radius=1.2)])
+    scenes = [stacked(0.9), stacked(0.5)]
+    together = gradient(scenes, cameras_BV44)
+    for number in (0, 1):
+        alone = gradient(scenes[number : number + 1], cameras_BV44[number : number + 1])[0]
+        assert float((together[number] - alone).norm() / alone.norm()) < 1e-4
+
+
+def test_gsplat_is_given_a_whole_warp(monkeypatch):
+    """So that the above holds, seen without gsplat; what is added is transparent and takes no gradient."""
+    given = {}
+
+    def rasterization(**values):
+        given.update(values)
+        image_BVHW = (values["opacities"] * values["means"].sum(-1)).sum(-1)[:, None, None, None].expand(2, 3, 40, 40)
+        return image_BVHW[..., None].expand(-1, -1, -1, -1, 4), image_BVHW[..., None], {}
+
+    monkeypatch.setitem(sys.modules, "gsplat", types.SimpleNamespace(rasterization=rasterization))
+    scene = join(stacked(0.9), stacked(0.5))
+    cameras_BV44 = ORBIT_V44.expand(2, -1, -1, -1)
+    assert rendering._gsplat(scene, cameras_BV44, K, (40, 40)).shape == (2, 3, 5, 40, 40)
+    assert {name: tuple(given[name].shape) for name in ("means", "covars", "opacities", "colors")} == {
+        "means": (2, 32, 3), "covars": (2, 32, 3, 3), "opacities": (2, 32), "colors": (2, 32, 3)
+    }  # fmt: skip
+    torch.testing.assert_close(given["covars"][:, :20], scene.covariances())
+    assert not any(given[name][:, 20:].any() for name in ("means", "covars", "opacities", "colors"))
+    many = join(random_gaussians(40), random_gaussians(40, seed=1))
+    rendering._gsplat(many, cameras_BV44, K, (40, 40))
+    torch.testing.assert_close(given["means"], many.means_BN3, atol=0, rtol=0)
+
+
+def dense_render(gaussians: Gaussians, c2w_V44, K_33, *, size: int, background: float):
+    """All Gaussians at all pixels, by the rules written down once more, for autograd: colours and alpha."""
+    focal, middle = K_33[0, 0], K_33[0, 2]
+    pixel_P = (torch.arange(size, dtype=c2w_V44.dtype) + 0.5).repeat(size)
+    pixels_2P = torch.stack([pixel_P, pixel_P.view(size, size).T.flatten()])
+    images = []
+    for c2w_44 in c2w_V44:
+        turn_33 = c2w_44[:3, :3].T
+        local_N3 = (gaussians.means_BN3[0] - c2w_44[:3, 3]) @ turn_33.T
+        order = local_N3[:, 2].argsort()
+        order = order[local_N3[order, 2] > splatting.NEAR]
+        x, y, z = local_N3[order].T
+        limit = (1 + splatting.VIEW_MARGIN) * middle / focal
+        zero, slope = torch.zeros_like(z), torch.stack([x / z, y / z]).clamp(-limit, limit)
+        jacobian_N23 = torch.stack([focal / z, zero, -focal * slope[0] / z, zero, focal / z, -focal * slope[1] / z], -1)
+        affine_N23 = jacobian_N23.view(-1, 2, 3) @ turn_33
+        spread_N22 = affine_N23 @ gaussians.covariances()[0, order] @ affine_N23.mT
+        spread_N22 = spread_N22 + splatting.LOW_PASS * torch.eye(2, dtype=z.dtype)
+        away_NP2 = (pixels_2P - (focal * torch.stack([x / z, y / z], -1) + middle)[..., None]).mT
+        power_NP = -0.5 * (away_NP2 * torch.linalg.solve(spread_N22, away_NP2.mT).mT).sum(-1)
+        alpha_NP = (gaussians.opacities_BN1[0, order] * power_NP.exp()).clamp_max(splatting.MAX_ALPHA)
+        alpha_NP = alpha_NP * (alpha_NP >= MIN_ALPHA)
+        after_NP = (1 - alpha_NP).cumprod(0)
+        weight_NP = alpha_NP * after_NP / (1 - alpha_NP) * (after_NP >= splatting.MIN_TRANSMITTANCE)
+        color_3P = gaussians.colors_BN3[0, order].T @ weight_NP + (1 - weight_NP.sum(0)) * background
+        images.append(torch.cat([color_3P, weight_NP.sum(0)[None]]).view(4, size, size))
+    return torch.stack(images)
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_gradients_agree_with_autograd_in_float64(name, monkeypatch):
+    """In float32, under both caps of alpha, also of rays that stop and of what is nearly opaque."""
+    for cap in (splatting.MAX_ALPHA, GSPLAT_MAX_ALPHA):
+        monkeypatch.setattr(splatting, "MAX_ALPHA", cap)
+        torch.manual_seed(0)
+        scene = SCENES[name][0]().only(slice(200))
+        cameras_V44 = orbit_cameras(num_views=2, elevation_deg=-20.0, radius=1.2)
+        target = torch.rand(2, 4, 40, 40)
+        grads = {}
+        for dtype in (torch.float32, torch.float64):
+            inputs = {part: getattr(scene, part).detach().to(dtype).clone().requires_grad_() for part in NAMES}
+            if dtype == torch.float32:
+                drawn = draw(Gaussians(**inputs), cameras_V44[None])
+                images = torch.cat([drawn.colors_BV3HW[0], drawn.alphas_BV1HW[0]], dim=1)
+            else:
+                images = dense_render(Gaussians(**inputs), cameras_V44.double(), K.double(), size=40, background=0.3)
+            (images - target.to(dtype)).square().sum().backward()
+            grads[dtype] = {part: value.grad.double() for part, value in inputs.items()}
+        for part, true in grads[torch.float64].items():
+            error = float((grads[torch.float32][part] - true).norm() / true.norm().clamp_min(1e-12))
+            # At most 4e-6 was measured, and 5e-5 of needles, whose covariances cancel.
+            assert error < (2e-4 if name == "needles" else 1e-5), (part, cap)
 
 
 @torch.no_grad()
