@@ -173,7 +173,10 @@ def joined(weights: list[Tensor]) -> Tensor:
     return whole
 
 
-def _dropout(layers: nn.Sequential) -> dict[str, float | int]:
-    """How to drop what the layers would; the seed from PyTorch's generator of the CPU, without asking the GPU."""
+def _dropout(layers: nn.Sequential) -> dict[str, float | Tensor]:
+    """How to drop what the layers would; the seed from PyTorch's generator of the device."""
     share = sum(layer.p for layer in layers if isinstance(layer, nn.Dropout) and layer.training)
-    return {"dropout": share, "seed": int(torch.randint(2**31 - 1, ()))} if share else {}
+    if not share:
+        return {}
+    device = next(layers.parameters()).device
+    return {"dropout": share, "seed_1": torch.randint(2**31 - 1, (1,), dtype=torch.int32, device=device)}

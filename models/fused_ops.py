@@ -52,7 +52,7 @@ def group_norm(
     silu: bool = False,
     window: int = 0,
     dropout: float = 0.0,
-    seed: int = 0,
+    seed_1: Tensor | None = None,
 ) -> Tensor:
     """Group norm of `x + shift` in 32 groups, over `rows` rows at a time.
 
@@ -63,7 +63,7 @@ def group_norm(
         window: rows of a view. The result is then (R, 3 C): each row between those of the same place in the view before
             and the view after, zeros where there is none; a product with it is a convolution over the views.
         dropout: share of the results that are zero; the others grow.
-        seed: says which; kernels and this module draw differently.
+        seed_1: says which, an integer on the device; kernels and this module draw differently.
 
     Returns:
         (R, C), or (R, 3 C) with a window.
@@ -74,7 +74,8 @@ def group_norm(
     x_UPC = F.group_norm(x_UPC.transpose(1, 2), NUM_GROUPS, weight_C, bias_C, eps).transpose(1, 2)
     x_UPC = F.silu(x_UPC) if silu else x_UPC
     if dropout:
-        drawn = torch.rand(x_UPC.shape, generator=torch.Generator(x_RC.device).manual_seed(seed), device=x_RC.device)
+        generator = torch.Generator(x_RC.device).manual_seed(int(seed_1))
+        drawn = torch.rand(x_UPC.shape, generator=generator, device=x_RC.device)
         x_UPC = torch.where(drawn >= dropout, x_UPC / (1 - dropout), 0)
     if not window:
         return x_UPC.reshape(x_RC.shape)

@@ -39,7 +39,7 @@ def _before_activation(
     return out
 
 
-@triton.jit(do_not_specialize=["P", "rows_per_split", "seed", "num_units"])
+@triton.jit(do_not_specialize=["P", "rows_per_split", "num_units"])
 def _norm_sums_kernel(
     x, gradient, statistics, sums, C, P, L, rows_per_split, num_units, seed, dropout,
     SILU: tl.constexpr, TAPS: tl.constexpr, DROPS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -102,7 +102,7 @@ def _norm_means_kernel(
     tl.store(at + 4 * step, scale * sum_c - P * mean_c - slope_c * normed_c, mask=inside)
 
 
-@triton.jit(do_not_specialize=["P", "seed", "num_units"])
+@triton.jit(do_not_specialize=["P", "num_units"])
 def _norm_input_kernel(
     x, gradient, beside, statistics, means, out, C, P, L, num_units, seed, dropout,
     SILU: tl.constexpr, TAPS: tl.constexpr, DROPS: tl.constexpr, HAS_BESIDE: tl.constexpr,
@@ -143,7 +143,7 @@ def group_norm_gradients(
     after = {"SILU": norm.silu, "TAPS": bool(norm.window), "DROPS": norm.dropout > 0}
     sums = x_RC.new_empty((3, U, num_splits, C), dtype=torch.float32)
     _norm_sums_kernel[(num_blocks, num_splits, U)](
-        x_RC, gradient, statistics_4UC, sums, C, P, norm.window, per_split, U, norm.seed, norm.dropout,
+        x_RC, gradient, statistics_4UC, sums, C, P, norm.window, per_split, U, norm.seed_1, norm.dropout,
         BLOCK_R=min(block, 32), BLOCK_C=CHANNELS, **after,
     )  # fmt: skip
     means, group = x_RC.new_empty((5, U, C), dtype=torch.float32), C // NUM_GROUPS
@@ -154,7 +154,7 @@ def group_norm_gradients(
     out_RC = torch.empty_like(x_RC)
     block = min(block, 64)
     _norm_input_kernel[(num_blocks, triton.cdiv(P, block), U)](
-        x_RC, gradient, beside_RC, statistics_4UC, means, out_RC, C, P, norm.window, U, norm.seed, norm.dropout,
+        x_RC, gradient, beside_RC, statistics_4UC, means, out_RC, C, P, norm.window, U, norm.seed_1, norm.dropout,
         HAS_BESIDE=beside_RC is not None, BLOCK_R=block, BLOCK_C=CHANNELS, **after,
     )  # fmt: skip
     of_vectors = means[:2].sum(1)

@@ -82,14 +82,14 @@ def kept(value, row, channels, C, seed, dropout):
 
     Bits of the place are mixed as in a hash: Triton's own generator takes longer than reading the value.
     """
-    drawn = (row[:, None] * C + channels[None, :]).to(tl.uint32) ^ seed.to(tl.uint32)
+    drawn = (row[:, None] * C + channels[None, :]).to(tl.uint32) ^ tl.load(seed).to(tl.uint32)
     drawn = (drawn ^ (drawn >> 16)) * 0x7FEB352D
     drawn = (drawn ^ (drawn >> 15)) * 0x846CA68B
     drawn = drawn ^ (drawn >> 16)
     return tl.where((drawn >> 8).to(tl.float32) >= dropout * 16777216.0, value / (1.0 - dropout), 0.0)
 
 
-@triton.jit(do_not_specialize=["P", "seed"])
+@triton.jit(do_not_specialize=["P"])
 def _apply_kernel(
     x, out, scales, offsets, C, P, L, seed, dropout,
     SILU: tl.constexpr, TAPS: tl.constexpr, DROPS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -130,7 +130,7 @@ class Norm:
     silu: bool = False
     window: int = 0
     dropout: float = 0.0
-    seed: int = 0
+    seed_1: Tensor | None = None
 
 
 def tiles(num_rows: int, num_channels: int, norm: Norm) -> tuple[int, int, int]:
@@ -175,7 +175,7 @@ def normalized(x_RC: Tensor, statistics: Tensor, norm: Norm) -> Tensor:
     block, _, _ = tiles(R, C, norm)
     out = x_RC.new_empty((R, 3 * C if norm.window else C))
     _apply_kernel[(triton.cdiv(C, CHANNELS), triton.cdiv(P, block), U)](
-        x_RC, out, statistics[0], statistics[1], C, P, norm.window, norm.seed, norm.dropout,
+        x_RC, out, statistics[0], statistics[1], C, P, norm.window, norm.seed_1, norm.dropout,
         SILU=norm.silu, TAPS=bool(norm.window), DROPS=norm.dropout > 0, BLOCK_R=block, BLOCK_C=CHANNELS,
     )  # fmt: skip
     return out

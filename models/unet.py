@@ -211,6 +211,12 @@ class OrbitUNet(nn.Module):
                 self.output_blocks.append(block)
         return width
 
+    @property
+    def can_be_graphed(self) -> bool:
+        """Whether a training pass can be a CUDA graph: generators cannot be set back within one."""
+        config = self.config
+        return not config.use_checkpoint or config.checkpoint_level == "transformers" or not config.dropout
+
     def parts_to_compile(self) -> list[nn.Module]:
         """The blocks that repeat, each worth compiling by itself."""
         return [module for module in self.modules() if isinstance(module, REPEATED_BLOCKS)]
