@@ -99,4 +99,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x_FCHW: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x_FCHW, scale_factor=2.0, mode="nearest"))
+        F_, C, H, W = x_FCHW.shape
+        # by hand, because autocast makes F.interpolate work in float32
+        x_FHWC = x_FCHW.permute(0, 2, 3, 1)[:, :, None, :, None].expand(-1, -1, 2, -1, 2, -1)
+        return self.conv(x_FHWC.reshape(F_, 2 * H, 2 * W, C).permute(0, 3, 1, 2))

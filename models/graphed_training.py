@@ -33,6 +33,7 @@ class _Replayed:
         self.names: list[str] = []
         self.shapes: list[torch.Size] = []
         self.call: _Call | None = None
+        self.accumulators: list[Any] = []
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, **conditions: Any) -> Tensor:
         given = {"x": x, "t": t, "y": y} | {name: value for name, value in conditions.items() if value is not None}
@@ -53,6 +54,12 @@ class _Replayed:
 
     def _capture(self, given: dict[str, Tensor]) -> _Call:
         call = _Call(self.unet, self.plain, list(given)).train()
+        # Made now, these belong to this stream; made while capturing, to another, and every step would wait for it.
+        self.accumulators = [
+            parameter.view_as(parameter).grad_fn.next_functions[0][0]
+            for parameter in call.parameters()
+            if parameter.requires_grad
+        ]
         dtype = torch.get_autocast_dtype("cuda")
         with torch.autocast("cuda", dtype=dtype, enabled=torch.is_autocast_enabled("cuda"), cache_enabled=False):
             torch.cuda.make_graphed_callables(

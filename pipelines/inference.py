@@ -27,7 +27,16 @@ log = logging.getLogger(__name__)
 
 # Settings that may differ between two runs that make the same samples.
 NOT_IN_A_SAMPLE = {"log_dir", "device", "round", "seed", "batch_size", "test_list_path", "chunk_size", "decoder_bs"}
-NOT_IN_A_SAMPLE |= {"visual_inference", "prompts", "images", "compile", "fused", "input_elevation_deg", "rasterizer"}
+NOT_IN_A_SAMPLE |= {
+    "visual_inference",
+    "prompts",
+    "images",
+    "compile",
+    "fused",
+    "cuda_graph",
+    "input_elevation_deg",
+    "rasterizer",
+}
 NOT_IN_A_SAMPLE |= {"low_memory"}
 
 

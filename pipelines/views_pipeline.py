@@ -127,7 +127,7 @@ class ViewsPipeline:
         if not self.fuses:
             return self.unet
         if self._fused is None:
-            self._fused = FusedUNet(self.unet, graph=True)
+            self._fused = FusedUNet(self.unet, graph=self.cfg.cuda_graph)
         return self._fused
 
     @classmethod

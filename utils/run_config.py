@@ -139,6 +139,7 @@ class RunConfig:
     rasterizer: str = "auto"
     compile: bool = False
     fused: bool = True
+    cuda_graph: bool = True
     low_memory: bool = False
 
     # The parts, each built by its registry.
