@@ -6,7 +6,7 @@ Letters: B batch, C channels, V views, H W latent pixels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from models.diffusion import DiffusionDDIM
 from pipelines.conditioner import Conditions
 from pipelines.guidance import ClassifierFreeGuidance
 from pipelines.known_views import KnownViews
+from utils.stopwatch import Stopwatch
 
 Network = Callable[..., Tensor]
 
@@ -46,6 +47,7 @@ class Denoising:
         known_views: holds given views by replacing their x0 at every step, after guidance.
         generators: one per sample, for eta > 0.
         on_step: called after every call of the network.
+        stopwatch: counts what the refiner takes, as `refine`.
     """
 
     network: Network
@@ -56,6 +58,7 @@ class Denoising:
     known_views: KnownViews | None = None
     generators: list[Generator] | None = None
     on_step: Callable[[], None] | None = None
+    stopwatch: Stopwatch = field(default_factory=lambda: Stopwatch(torch.device("cpu")))
 
     def predict_x0(self, x_t: Tensor, t: int, *, guided: bool, **more: Any) -> list[Tensor]:
         """x0 of the conditional and, where guidance acts, of the unconditional branch, in one call of the network.
@@ -80,9 +83,10 @@ class Denoising:
 
     def refined(self, branches: list[Tensor], step: int) -> Tensor:
         """As `mixed`, by way of the refiner."""
-        if self.refiner.after_guidance:
-            return self._held(self.refiner(self._guided(branches), step))
-        return self.mixed([self.refiner(x0, step) for x0 in branches])
+        with self.stopwatch.part("refine"):
+            if self.refiner.after_guidance:
+                return self._held(self.refiner(self._guided(branches), step))
+            return self.mixed([self.refiner(x0, step) for x0 in branches])
 
     def _guided(self, branches: list[Tensor]) -> Tensor:
         return self.guidance(*branches) if len(branches) == 2 else branches[0]

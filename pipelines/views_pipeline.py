@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +18,9 @@ from models.autoencoder import AutoencoderKL
 from models.diffusion import DiffusionDDIM
 from models.fused_head import FusedHead
 from models.fused_ops import has_kernels
-from models.fused_unet import FusedUNet
 from models.gaussians import Gaussians
 from models.weights import save_safetensors
+from pipelines.acting_network import ActingNetwork
 from pipelines.conditioner import CallFrame, Conditions, ImageConditioner, OrbitInput, conditioner_for
 from pipelines.denoising import Denoising
 from pipelines.guidance import ClassifierFreeGuidance
@@ -41,6 +39,7 @@ from utils.lora_options import LoraOptions
 from utils.memory_format import channels_last
 from utils.registry import DIFFUSION, SAMPLERS
 from utils.run_config import RESULTS, RunConfig
+from utils.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class Orbits:
         latents_BCVHW: (B, C, V, h, w) float32, scaled, on the CPU.
         c2w_V44: the cameras, see utils.cameras.
         fov_deg: field of view of the views.
-        seconds: what the call took, by part (denoise, of that refine; decode; reconstruct).
+        seconds: what the call took, by part: conditions, denoise (of that refine), decode, reconstruct.
         refined_views_BVCHW: the same samples with 3D-aware sampling, when both were asked for.
         refined_latents_BCVHW: their latents.
         gaussians: the objects, B scenes on the head's device in the world of `c2w_V44`, from the refined views if there
@@ -115,20 +114,12 @@ class ViewsPipeline:
         self.unet, self.autoencoder = unet, autoencoder
         self.diffusion, self.sampler = diffusion, sampler
         self.conditioner = conditioner_for(cfg, unet, embedder=embedder, autoencoder=autoencoder)
-        self._fused: FusedUNet | None = None
-        autoencoder.fused = cfg.fused and has_kernels(self.stage.device, next(unet.parameters()).dtype)
-        self.fuses = autoencoder.fused and not cfg.compile and not cfg.low_memory
-        if self.fuses and reconstruction:
-            reconstruction.head.fused = FusedHead(reconstruction.head.unet, dtype=next(unet.parameters()).dtype)
-
-    @property
-    def network(self) -> nn.Module | FusedUNet:
-        """What samples: the UNet, or the same arranged for speed."""
-        if not self.fuses:
-            return self.unet
-        if self._fused is None:
-            self._fused = FusedUNet(self.unet, graph=True)
-        return self._fused
+        dtype = next(unet.parameters()).dtype
+        autoencoder.fused = cfg.fused and has_kernels(self.stage.device, dtype)
+        fuses = autoencoder.fused and not cfg.compile and not cfg.low_memory
+        self.network = ActingNetwork(unet, stage=self.stage, fuses=fuses)
+        if fuses and reconstruction:
+            reconstruction.head.fused = FusedHead(reconstruction.head.unet, dtype=dtype)
 
     @classmethod
     def from_config(cls, cfg: RunConfig) -> ViewsPipeline:
@@ -222,22 +213,20 @@ class ViewsPipeline:
         reconstruction = self._reconstruction_for(frame, needed=results != "plain")
         refiner = reconstruction.refiner(frame.c2w_V44, frame.generators) if results != "plain" else None
         noise = self.draw_noise(frame.generators, num_views=len(frame.c2w_V44), resolution=frame.resolution)
+        watch = Stopwatch(device)
         with torch.no_grad():
-            started = time.perf_counter()
-            self.stage.use(self.conditioner.embedder, self.autoencoder)
-            conditions = self.conditioner(inputs, frame)
-            given = self._given(known_views or {}, conditions, frame)
-            latents = self._denoise(noise, given, frame, guide_scale, on_step, refiner, results)
-            denoised = time.perf_counter()
-            views = [self.decode(one).float().cpu() for one in latents]
-            decoded = time.perf_counter()
-            gaussians = reconstruction and reconstruction.world_gaussians(views[-1], frame.c2w_V44)
-            reconstructed = time.perf_counter()
-        seconds = {"denoise": denoised - started, "decode": decoded - denoised}
-        if refiner:
-            seconds["refine"] = sum(refiner.seconds)
-        if gaussians:
-            seconds["reconstruct"] = reconstructed - decoded
+            with watch.part("conditions"):
+                self.stage.use(self.conditioner.embedder, self.autoencoder)
+                conditions = self.conditioner(inputs, frame)
+                given = self._given(known_views or {}, conditions, frame)
+            with watch.part("denoise"):
+                latents = self._denoise(noise, given, frame, guide_scale, on_step, refiner, results, watch)
+            with watch.part("decode"):
+                views = [self.decode(one).float().cpu() for one in latents]
+            gaussians = None
+            if reconstruction:
+                with watch.part("reconstruct"):
+                    gaussians = reconstruction.world_gaussians(views[-1], frame.c2w_V44)
         return Orbits(
             inputs=inputs,
             seeds=seeds,
@@ -245,7 +234,7 @@ class ViewsPipeline:
             latents_BCVHW=latents[0],
             c2w_V44=frame.c2w_V44,
             fov_deg=self.cfg.cameras.fov_deg or DATA_FOV_DEG,
-            seconds=seconds,
+            seconds=watch.seconds,
             refined_views_BVCHW=views[1] if len(views) == 2 else None,
             refined_latents_BCVHW=latents[1] if len(latents) == 2 else None,
             gaussians=gaussians,
@@ -308,7 +297,7 @@ class ViewsPipeline:
 
     @property
     def _place(self) -> tuple[torch.device, torch.dtype]:
-        return self.stage.device, next(self.unet.parameters()).dtype
+        return self.stage.device, self.network.dtype
 
     def draw_noise(
         self, generators: Sequence[torch.Generator], *, num_views: int, resolution: tuple[int, int]
@@ -335,11 +324,12 @@ class ViewsPipeline:
         on_step: Callable[[], None] | None,
         refiner: OrbitRefiner | None,
         results: str,
+        watch: Stopwatch,
     ) -> list[Tensor]:
         """Latents on the CPU: one result, or the plain and the refined one."""
         scale = self.cfg.guide_scale if guide_scale is None else guide_scale
         run = Denoising(
-            network=self._network(frame),
+            network=self.network,
             conditions=given[0],
             diffusion=self.diffusion,
             guidance=ClassifierFreeGuidance(scale=scale, between=tuple(self.cfg.guide_range)),
@@ -347,6 +337,7 @@ class ViewsPipeline:
             known_views=self._held(given),
             generators=list(frame.generators),
             on_step=on_step,
+            stopwatch=watch,
         )
         sample = self.sampler.both if results == "both" else self.sampler
         latents = sample(noise.to(frame.device), run)
@@ -356,16 +347,6 @@ class ViewsPipeline:
         """The given views in the way that the network was trained for; the input alone is only held when clean."""
         clean = self.cfg.hold_views == "clean" and isinstance(self.conditioner, ImageConditioner)
         return KnownViews.of(given, clean=clean) if clean or len(given) > 1 else None
-
-    def _network(self, frame: CallFrame) -> Callable[..., Tensor]:
-        """What samples, in its dtype."""
-        unet = self.network
-
-        def network(x: Tensor, t: Tensor, **arguments: Any) -> Tensor:
-            self.stage.use(self.unet)
-            return unet(x.to(frame.dtype), t, **arguments)
-
-        return network
 
     def decode(self, latents_BCVHW: Tensor) -> Tensor:
         """Latents to views in [0, 1], `decoder_bs` views at a time."""

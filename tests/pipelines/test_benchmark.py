@@ -50,6 +50,10 @@ def test_a_text_model_is_measured(tmp_path):
         "plain orbit.mp4",
         "plain and 3D-aware orbit.mp4, gaussians.ply",
     ]
+    for row in tables["orbit"]:
+        parts = [row.get(f"{name}_ms", 0) for name in ("conditions", "denoise", "refine", "decode", "reconstruct")]
+        assert sum(parts) + row["files_ms"] + row["other_ms"] == pytest.approx(1000 * row["seconds"])
+    assert parts[2] > 0  # 3D-aware sampling
     (cold,) = tables["cold"]
     assert cold["start_s"] == pytest.approx(cold["load_s"] + cold["first_s"] - cold["second_s"])
     assert all(tables[name][0][f"{name}_ms"] > 0 for name in ("decode", "refine"))
