@@ -39,6 +39,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "tflop": ("TFLOP", ".3f"),
     "share": ("of ceiling", ".1%"),
     "psnr_db": ("PSNR dB", ".2f"),
+    "psnr_same_db": ("same sampler, dB", ".2f"),
     "held_gib": ("held GiB", ".2f"),
     "peak_gib": ("peak GiB", ".2f"),
     "error_1": ("error, 1 step", ".1e"),
