@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipelines.views_pipeline import Orbits
+from pipelines.orbits import Orbits
 from utils.asset_options import AssetOptions
 from utils.cameras import opencv_to_opengl
 from utils.files import atomic_folder, meanwhile, write_json

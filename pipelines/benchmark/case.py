@@ -19,7 +19,8 @@ from models.random_weights import fill_randomly
 from pipelines.benchmark.timing import free_memory
 from pipelines.conditioner import OrbitInput
 from pipelines.loading import Parts, check_fit, pick_device, pick_dtype, resting_place
-from pipelines.views_pipeline import Orbits, ViewsPipeline
+from pipelines.orbits import Orbits
+from pipelines.views_pipeline import ViewsPipeline
 from utils.registry import AUTO_ENCODER, EMBEDDER, MODEL, SAMPLERS
 from utils.run_config import RunConfig
 

@@ -21,7 +21,8 @@ from models.gaussian_files import write_ply
 from models.weights import save_published
 from pipelines.benchmark.case import Bench, Case, has_files, random_parts, sample
 from pipelines.benchmark.timing import peak_gib, reset_peak
-from pipelines.views_pipeline import Orbits, ViewsPipeline
+from pipelines.orbits import Orbits
+from pipelines.views_pipeline import ViewsPipeline
 from utils.files import meanwhile
 from utils.images import save_video
 from utils.run_config import RunConfig
@@ -89,10 +90,10 @@ def measure_cold(bench: Bench, case: Case) -> list[dict[str, Any]]:
     Random weights are written first, as published files are: float32. Compiled code goes to an empty cache. The start
     is what loading and the first orbit take more than a second orbit; it leaves out importing packages.
     """
+    cfg = dataclasses.replace(case.cfg, reconstruction={})
+    cfg = cfg if has_files(cfg) else with_random_files(bench, case.model, cfg)
+    bench.clear()
     with tempfile.TemporaryDirectory() as folder, empty_compile_cache(Path(folder)):
-        cfg = dataclasses.replace(case.cfg, reconstruction={})
-        cfg = cfg if has_files(cfg) else write_random_files(cfg, Path(folder), bench.device)
-        bench.clear()
         held = reset_peak(bench.device)
         times = [time.perf_counter()]
         pipeline = ViewsPipeline.from_config(cfg)
@@ -106,21 +107,28 @@ def measure_cold(bench: Bench, case: Case) -> list[dict[str, Any]]:
         return [row | {"held_gib": held, "peak_gib": peak_gib(bench.device)}]
 
 
-def write_random_files(cfg: RunConfig, folder: Path, device: torch.device) -> RunConfig:
-    """Untrained weights as files; returns the configuration that names them."""
-    log.info("writing random weights to %s", folder)
-    parts = random_parts(cfg, device=device, rest=torch.device("cpu"), dtype=torch.float32)
-    save_published(folder / "unet_00000000.pth", parts.unet.state_dict(), 0)
-    paths = {}
-    for name, part in {"auto_encoder": parts.autoencoder, "embedder": parts.embedder.model}.items():
-        paths[name] = str(folder / f"{name}.pth")
-        save_published(paths[name], part.state_dict(), 0)
+def with_random_files(bench: Bench, model: str, cfg: RunConfig) -> RunConfig:
+    """The configuration with untrained weights in files, written once for a model and gone when the process ends."""
+    key = f"{model}, files"
+    if key not in bench.references:
+        bench.references[key] = tempfile.TemporaryDirectory()
+        write_random_files(cfg, Path(bench.references[key].name), bench.device)
+    folder = Path(bench.references[key].name)
     return dataclasses.replace(
         cfg,
         test_model=str(folder / "unet_00000000.pth"),
-        auto_encoder={**cfg.auto_encoder, "pretrained": paths["auto_encoder"]},
-        embedder={**cfg.embedder, "pretrained": paths["embedder"]},
+        auto_encoder={**cfg.auto_encoder, "pretrained": str(folder / "auto_encoder.pth")},
+        embedder={**cfg.embedder, "pretrained": str(folder / "embedder.pth")},
     )
+
+
+def write_random_files(cfg: RunConfig, folder: Path, device: torch.device) -> None:
+    """Untrained weights in float32, as published ones are."""
+    log.info("writing random weights to %s", folder)
+    parts = random_parts(cfg, device=device, rest=torch.device("cpu"), dtype=torch.float32)
+    networks = {"unet_00000000": parts.unet, "auto_encoder": parts.autoencoder, "embedder": parts.embedder.model}
+    for name, network in networks.items():
+        save_published(folder / f"{name}.pth", network.state_dict(), 0)
 
 
 @contextmanager
