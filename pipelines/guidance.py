@@ -1,8 +1,12 @@
-"""Guidance: how the conditional and the unconditional x0 become one, and where on the way."""
+"""What happens to x0 between network and solver: guidance mixes both branches into one; a refiner may replace it.
+
+Letters: B batch, C channels, V views, H W latent pixels.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -28,3 +32,16 @@ class ClassifierFreeGuidance:
 
     def __call__(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         return unconditional + self.scale * (conditional - unconditional)
+
+
+class Refiner(Protocol):
+    """Replaces x0 at some steps, e.g. by renders of a reconstruction (3D-aware sampling)."""
+
+    # Whether guidance mixes the branches first, so that there is one x0 to refine; else each branch is refined.
+    after_guidance: bool
+
+    def steps(self, num_steps: int) -> set[int]:
+        """Indices of the steps, out of num_steps, at which to refine."""
+
+    def __call__(self, x0_BCVHW: Tensor, step: int) -> Tensor:
+        """Another x0 of the same shape."""

@@ -81,6 +81,26 @@ def build_reconstruction(
     )
 
 
+def usable(
+    reconstruction: GaussianReconstruction | None, *, num_views: int, resolution: tuple[int, int], needed: bool
+) -> GaussianReconstruction | None:
+    """The reconstruction, if there is one and it can work on the views of a call.
+
+    Args:
+        needed: say so where it cannot; else the call goes on without Gaussians.
+
+    Raises:
+        ConfigError: it cannot, and it is needed.
+    """
+    obstacle = reconstruction and reconstruction.config.obstacle(num_views=num_views, resolution=resolution)
+    if obstacle is None:
+        return reconstruction
+    if needed:
+        raise ConfigError(f"{obstacle}; ask for results=plain")
+    log.warning("no Gaussians: %s", obstacle)
+    return None
+
+
 def load_lgm(options: dict[str, object], path: str, *, option: str) -> LGM:
     """A head for inference, on the CPU, without drawing random weights first.
 

@@ -16,7 +16,8 @@ import torch
 from tqdm import tqdm
 
 from pipelines.inputs import Source, known_view_files, sources_of
-from pipelines.views_pipeline import Orbits, ViewsPipeline
+from pipelines.orbits import Orbits
+from pipelines.views_pipeline import ViewsPipeline
 from pipelines.visual import RESULT_FILE
 from utils.config import save_config
 from utils.files import writable_folder

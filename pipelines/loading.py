@@ -13,9 +13,12 @@ from torch import nn
 from models.autoencoder import AutoencoderKL
 from models.lgm import LGM
 from models.lora import merge_lora
-from models.weights import load_strict, placed
+from models.weights import load_strict, placed, save_safetensors
 from pipelines.head_loading import check_reconstruction, load_head_of
+from utils.config import save_config
 from utils.errors import ConfigError, DataError
+from utils.files import writable_folder
+from utils.lora_options import LoraOptions
 from utils.registry import AUTO_ENCODER, EMBEDDER, MODEL
 from utils.run_config import RunConfig
 
@@ -123,6 +126,22 @@ def pick_dtype(cfg: RunConfig) -> torch.dtype:
     if cfg.precision == "auto":
         return torch.bfloat16 if pick_device(cfg.device).type == "cuda" else torch.float32
     return DTYPES[cfg.precision]
+
+
+def save_parts(cfg: RunConfig, parts: Parts, folder: str | Path) -> None:
+    """Write parts and settings as a folder that is a configuration with its weights, these as float16 safetensors."""
+    folder = writable_folder(folder, option="folder")
+    files = {"unet": parts.unet, "autoencoder": parts.autoencoder, "embedder": parts.embedder.model}
+    sections = {"auto_encoder": "autoencoder", "embedder": "embedder"}
+    if parts.head is not None:
+        files["head"] = parts.head
+        sections["reconstruction"] = "head"
+    for name, part in files.items():
+        save_safetensors(folder / f"{name}.safetensors", part.state_dict())
+    values = {key: {**getattr(cfg, key), "pretrained": f"{name}.safetensors"} for key, name in sections.items()}
+    # what lora added is in the weights
+    cfg = dataclasses.replace(cfg, test_model="unet.safetensors", lora=LoraOptions(), **values)
+    save_config(cfg, folder / "config.yaml")
 
 
 def weights_in(cfg: RunConfig, folder: Path) -> RunConfig:

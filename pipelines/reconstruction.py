@@ -6,8 +6,7 @@ Letters: B batch, V views of an orbit, I of them the head's input, C channels, H
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -205,13 +204,11 @@ class OrbitRefiner:
         reconstruction: does it.
         c2w_V44: cameras of the call.
         generators: of its samples.
-        seconds: what each refinement took.
     """
 
     reconstruction: GaussianReconstruction
     c2w_V44: Tensor
     generators: list[torch.Generator]
-    seconds: list[float] = field(default_factory=list)
 
     @property
     def after_guidance(self) -> bool:
@@ -224,28 +221,19 @@ class OrbitRefiner:
 
     @torch.no_grad()
     def __call__(self, x0_BCVHW: Tensor, step: int) -> Tensor:
-        with self._timed(x0_BCVHW.device):
-            own = self.reconstruction
-            if own.stage:
-                own.stage.use(own.head, own.autoencoder)
-            autoencoder, dtype = own.autoencoder, next(own.autoencoder.parameters()).dtype
-            inputs = own.config.views_of(len(self.c2w_V44))
-            poses_I44 = own.poses(self.c2w_V44)[inputs].to(x0_BCVHW.device)
-            views_BICHW = autoencoder.decode_views(x0_BCVHW[:, :, inputs].to(dtype), chunk=own.decode_chunk)
-            gaussians = own.from_inputs(views_BICHW, poses_I44.expand(len(x0_BCVHW), -1, -1, -1))
-            views_BVCHW = own.views(gaussians, self.c2w_V44, size=views_BICHW.shape[-1])
-            latents_BCVHW = autoencoder.encode_views(
-                views_BVCHW.to(dtype), generator=self.generators, chunk=own.encode_chunk
-            )
-            return latents_BCVHW.to(x0_BCVHW.dtype)
-
-    @contextlib.contextmanager
-    def _timed(self, device: torch.device) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        self.seconds.append(time.perf_counter() - started)
+        own = self.reconstruction
+        if own.stage:
+            own.stage.use(own.head, own.autoencoder)
+        autoencoder, dtype = own.autoencoder, next(own.autoencoder.parameters()).dtype
+        inputs = own.config.views_of(len(self.c2w_V44))
+        poses_I44 = own.poses(self.c2w_V44)[inputs].to(x0_BCVHW.device)
+        views_BICHW = autoencoder.decode_views(x0_BCVHW[:, :, inputs].to(dtype), chunk=own.decode_chunk)
+        gaussians = own.from_inputs(views_BICHW, poses_I44.expand(len(x0_BCVHW), -1, -1, -1))
+        views_BVCHW = own.views(gaussians, self.c2w_V44, size=views_BICHW.shape[-1])
+        latents_BCVHW = autoencoder.encode_views(
+            views_BVCHW.to(dtype), generator=self.generators, chunk=own.encode_chunk
+        )
+        return latents_BCVHW.to(x0_BCVHW.dtype)
 
 
 def resized(views_BVCHW: Tensor, size: int, *, mode: str) -> Tensor:

@@ -1,6 +1,6 @@
 """From noise to latents: one loop for every solver.
 
-What a step needs (network, conditions, guidance, refinement) is a `Denoising`; it gives x0, and the solver (from
+In a step, `Denoising` goes from latents to x0, with guidance and refinement as objects that it is given; a solver (from
 diffusers) takes x0 and makes the next latents.
 
 Letters: B batch, C channels, V views, H W latent pixels.
@@ -10,20 +10,85 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from models.diffusion import DiffusionDDIM
 from models.unet import DeepFeatures
-from pipelines.denoising import Denoising
+from pipelines.conditioner import Conditions
+from pipelines.guidance import ClassifierFreeGuidance, Refiner
+from pipelines.known_views import KnownViews
+from pipelines.solvers import SOLVERS, SPACINGS, make_scheduler
 from utils.errors import ConfigError
 from utils.registry import SAMPLERS
+from utils.stopwatch import Stopwatch
 
-SPACINGS = ("leading", "trailing", "linspace", "angle")
-SOLVERS = ("ddim", "dpmsolver++", "unipc")
+Network = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising:
+    """What a run of the sampler works with.
+
+    Attributes:
+        network: maps (latents, timesteps, **conditions) to a prediction.
+        conditions: of both guidance branches.
+        diffusion: says what the prediction means.
+        guidance: mixes the two x0.
+        refiner: replaces x0 at its steps, in each branch before they are mixed (as published) or after.
+        known_views: holds given views by replacing their x0 at every step, after guidance.
+        generators: one per sample, for eta > 0.
+        on_step: called after every call of the network.
+        stopwatch: counts what the refiner takes, as `refine`.
+    """
+
+    network: Network
+    conditions: Conditions
+    diffusion: DiffusionDDIM
+    guidance: ClassifierFreeGuidance
+    refiner: Refiner | None = None
+    known_views: KnownViews | None = None
+    generators: list[Generator] | None = None
+    on_step: Callable[[], None] | None = None
+    stopwatch: Stopwatch = field(default_factory=lambda: Stopwatch(torch.device("cpu")))
+
+    def predict_x0(self, x_t: Tensor, t: int, *, guided: bool, **more: Any) -> list[Tensor]:
+        """x0 of the conditional and, where guidance acts, of the unconditional branch, in one call of the network.
+
+        Args:
+            more: arguments of the network besides the conditions.
+        """
+        copies = 2 if guided else 1
+        x_both = torch.cat([self.shown(x_t)] * copies)
+        t_B = torch.full((len(x_both),), t, device=x_t.device, dtype=torch.long)
+        arguments = self.conditions.both if guided else self.conditions.conditional
+        prediction = self.network(x_both, t_B, **arguments, **more).float()
+        return [self.shown(x0) for x0 in self.diffusion.to_x0(prediction, x_both, t_B).chunk(copies)]
+
+    def shown(self, latents: Tensor) -> Tensor:
+        """Latents with those views in their places that are given clean."""
+        return self.known_views.shown(latents) if self.known_views else latents
+
+    def mixed(self, branches: list[Tensor]) -> Tensor:
+        """One x0, with the known views in their places."""
+        return self._held(self._guided(branches))
+
+    def refined(self, branches: list[Tensor], step: int) -> Tensor:
+        """As `mixed`, by way of the refiner."""
+        with self.stopwatch.part("refine"):
+            if self.refiner.after_guidance:
+                return self._held(self.refiner(self._guided(branches), step))
+            return self.mixed([self.refiner(x0, step) for x0 in branches])
+
+    def _guided(self, branches: list[Tensor]) -> Tensor:
+        return self.guidance(*branches) if len(branches) == 2 else branches[0]
+
+    def _held(self, x0: Tensor) -> Tensor:
+        return self.known_views(x0) if self.known_views else x0
 
 
 @SAMPLERS.register(name="DDIM")
@@ -41,7 +106,7 @@ class Sampler:
             num_steps: calls of the network (each with both guidance branches).
             eta: stochasticity of DDIM, 0 is deterministic.
             spacing: leading (published: 981, 961, ..., 1), trailing (starts at pure noise), linspace; or
-                for multistep solvers angle: see `angle_timesteps`.
+                for multistep solvers angle: see pipelines.solvers.
             warp: of `angle` spacing; 1 is even, more is denser at the noisy end.
             reuse_steps: the inner part of the network runs at every so manieth step; in between, what it gave is taken
                 again (arXiv:2312.00858). 1: at every step.
@@ -76,28 +141,11 @@ class Sampler:
         self.config = config
 
     def scheduler(self, diffusion: DiffusionDDIM) -> Any:
-        """A fresh diffusers scheduler that takes x0 and knows the timesteps of this run."""
-        betas = diffusion.betas.clone()
-        alpha_bar = diffusion.alpha_bar
-        if alpha_bar[-1] < 2**-24 and self.config.solver != "ddim":
-            # Multistep solvers work with log(signal / noise): the terminal signal must not be exactly zero.
-            betas[-1] = 1 - 2**-24 / alpha_bar[-2]
-        angle = self.config.spacing == "angle"
-        scheduler = make_solver(
-            self.config.solver,
-            num_train_timesteps=diffusion.num_timesteps,
-            trained_betas=betas.tolist(),
-            prediction_type="sample",
-            timestep_spacing="trailing" if angle else self.config.spacing,
-            steps_offset=1 if self.config.spacing == "leading" else 0,
+        """A fresh diffusers scheduler of this run's options."""
+        config = self.config
+        return make_scheduler(
+            diffusion, solver=config.solver, num_steps=config.num_steps, spacing=config.spacing, warp=config.warp
         )
-        scheduler.set_timesteps(self.config.num_steps)
-        if angle:
-            alpha_bar = scheduler.alphas_cumprod
-            t_S = angle_timesteps(alpha_bar, self.config.num_steps, warp=self.config.warp)
-            sigmas_S = (1 / alpha_bar[t_S] - 1).sqrt()
-            scheduler.timesteps, scheduler.sigmas = t_S, torch.cat([sigmas_S, scheduler.sigmas[-1:]]).float()
-        return scheduler
 
     @torch.no_grad()
     def __call__(self, noise_BCVHW: Tensor, run: Denoising) -> Tensor:
@@ -183,7 +231,7 @@ class _Trajectory:
 
     scheduler: Any
     x_t: Tensor
-    generators: list[torch.Generator] | None
+    generators: list[Generator] | None
     refined: bool = True
     deep: DeepFeatures | None = None
     deep_is_guided: bool | None = None
@@ -192,39 +240,7 @@ class _Trajectory:
         """One that goes on by itself."""
         generators = None
         if self.generators is not None:
-            generators = [torch.Generator(one.device) for one in self.generators]
+            generators = [Generator(one.device) for one in self.generators]
             for copied, one in zip(generators, self.generators, strict=True):
                 copied.set_state(one.get_state())
         return dataclasses.replace(self, scheduler=copy.deepcopy(self.scheduler), generators=generators)
-
-
-def angle_timesteps(alpha_bar_T: Tensor, num_steps: int, *, warp: float) -> Tensor:
-    """Timesteps whose angles arctan(noise / signal) are spaced as powers, (num_steps,), decreasing from pure noise.
-
-    Guided, x0 turns fastest near pure noise: that of the small text model begins about a hundred times as fast, per
-    angle, as it goes in the last half. Steps that are even in time miss that, whatever the order of the solver.
-
-    Args:
-        alpha_bar_T: of the schedule.
-        warp: the power; 1 is even, more is denser near pure noise.
-    """
-    angle_T = alpha_bar_T.double().sqrt().acos()
-    share_S = (torch.arange(num_steps, dtype=torch.float64) / num_steps) ** warp
-    wanted_S = angle_T[-1] - (angle_T[-1] - angle_T[0]) * share_S
-    t_S = (angle_T[None] - wanted_S[:, None]).abs().argmin(dim=1)
-    for index in range(1, num_steps):  # no timestep twice, and as many below as are still to come
-        t_S[index] = max(min(int(t_S[index]), int(t_S[index - 1]) - 1), num_steps - 1 - index)
-    return t_S
-
-
-def make_solver(name: str, **options: Any) -> Any:
-    """The diffusers scheduler of a solver; importing diffusers takes seconds, so it waits until here."""
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
-
-    if name == "ddim":
-        # As published, the last step goes to the alpha of timestep 0, not to 1.
-        return DDIMScheduler(clip_sample=False, set_alpha_to_one=False, **options)
-    if name == "dpmsolver++":
-        return DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=2, **options)
-    assert name == "unipc"
-    return UniPCMultistepScheduler(predict_x0=True, solver_order=2, **options)

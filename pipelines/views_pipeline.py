@@ -5,174 +5,26 @@ Letters: B batch, V views, C channels, H W pixels or latent pixels.
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.autoencoder import AutoencoderKL
-from models.diffusion import DiffusionDDIM
-from models.fused_head import FusedHead
-from models.fused_ops import has_kernels
-from models.fused_unet import FusedUNet
-from models.gaussians import Gaussians
-from models.weights import save_safetensors
-from pipelines.conditioner import CallFrame, Conditions, ImageConditioner, OrbitInput, conditioner_for
-from pipelines.denoising import Denoising
-from pipelines.guidance import ClassifierFreeGuidance
-from pipelines.head_loading import build_reconstruction
+from pipelines.assembly import Assembly
+from pipelines.conditioner import CallFrame, Conditions, ImageConditioner, OrbitInput
+from pipelines.guidance import ClassifierFreeGuidance, Refiner
+from pipelines.head_loading import usable
 from pipelines.known_views import KnownViews
-from pipelines.loading import Parts, check_fit, load_parts, pick_device, pick_dtype, resting_place, weights_in
-from pipelines.reconstruction import GaussianReconstruction, OrbitRefiner
-from pipelines.sampler import Sampler
-from pipelines.stage import Stage
+from pipelines.orbits import Orbits
+from pipelines.sampler import Denoising
 from utils.cameras import DATA_FOV_DEG
-from utils.compilation import compile_parts
-from utils.config import load_config, save_config
 from utils.errors import ConfigError
-from utils.files import writable_folder
-from utils.lora_options import LoraOptions
-from utils.memory_format import channels_last
-from utils.registry import DIFFUSION, SAMPLERS
-from utils.run_config import RESULTS, RunConfig
-
-log = logging.getLogger(__name__)
+from utils.run_config import RESULTS
+from utils.stopwatch import Stopwatch
 
 
-@dataclass(frozen=True, kw_only=True)
-class Orbits:
-    """What a call of the pipeline returns.
-
-    Attributes:
-        inputs: B sentences or pictures, as given.
-        seeds: one per sample.
-        views_BVCHW: (B, V, 3, H, W) float32 in [0, 1], on the CPU; sampled without 3D-aware sampling, or with it when
-            only that was asked for.
-        latents_BCVHW: (B, C, V, h, w) float32, scaled, on the CPU.
-        c2w_V44: the cameras, see utils.cameras.
-        fov_deg: field of view of the views.
-        seconds: what the call took, by part (denoise, of that refine; decode; reconstruct).
-        refined_views_BVCHW: the same samples with 3D-aware sampling, when both were asked for.
-        refined_latents_BCVHW: their latents.
-        gaussians: the objects, B scenes on the head's device in the world of `c2w_V44`, from the refined views if there
-            are any; None without a head.
-        gaussians_fov_deg: field of view with which they look like the views (the published head has its own).
-    """
-
-    inputs: list[OrbitInput]
-    seeds: list[int]
-    views_BVCHW: Tensor
-    latents_BCVHW: Tensor
-    c2w_V44: Tensor
-    fov_deg: float
-    seconds: dict[str, float]
-    refined_views_BVCHW: Tensor | None = None
-    refined_latents_BCVHW: Tensor | None = None
-    gaussians: Gaussians | None = None
-    gaussians_fov_deg: float | None = None
-
-    @property
-    def best_views_BVCHW(self) -> Tensor:
-        """The refined views, or the plain ones where there are no others."""
-        return self.views_BVCHW if self.refined_views_BVCHW is None else self.refined_views_BVCHW
-
-
-class ViewsPipeline:
-    """Holds the parts and samples with them; `from_config` and `from_folder` build it.
-
-    Args:
-        cfg: settings of the run, the defaults of every call.
-        unet: the network, on its device and in its dtype.
-        autoencoder: decodes latents, same device and dtype.
-        embedder: text and image encoder, same device.
-        diffusion: the process that the network was trained for.
-        sampler: denoising loop.
-        reconstruction: makes the Gaussians, and 3D-aware sampling when `cfg.UNet.use_lgm_refine`; None: views only.
-        stage: brings the networks to the device; None: they all are where the UNet is.
-    """
-
-    def __init__(
-        self,
-        cfg: RunConfig,
-        *,
-        unet: nn.Module,
-        autoencoder: AutoencoderKL,
-        embedder: nn.Module,
-        diffusion: DiffusionDDIM,
-        sampler: Sampler,
-        reconstruction: GaussianReconstruction | None = None,
-        stage: Stage | None = None,
-    ) -> None:
-        self.cfg = cfg
-        self.stage = stage or Stage(next(unet.parameters()).device)
-        self.reconstruction = reconstruction
-        self.unet, self.autoencoder = unet, autoencoder
-        self.diffusion, self.sampler = diffusion, sampler
-        self.conditioner = conditioner_for(cfg, unet, embedder=embedder, autoencoder=autoencoder)
-        self._fused: FusedUNet | None = None
-        autoencoder.fused = cfg.fused and has_kernels(self.stage.device, next(unet.parameters()).dtype)
-        self.fuses = autoencoder.fused and not cfg.compile and not cfg.low_memory
-        if self.fuses and reconstruction:
-            reconstruction.head.fused = FusedHead(reconstruction.head.unet, dtype=next(unet.parameters()).dtype)
-
-    @property
-    def network(self) -> nn.Module | FusedUNet:
-        """What samples: the UNet, or the same arranged for speed."""
-        if not self.fuses:
-            return self.unet
-        if self._fused is None:
-            self._fused = FusedUNet(self.unet, graph=self.cfg.cuda_graph)
-        return self._fused
-
-    @classmethod
-    def from_config(cls, cfg: RunConfig) -> ViewsPipeline:
-        """Build and load every part that a configuration names.
-
-        Raises:
-            ConfigError, DataError: a setting or a weight file does not fit; nothing has been sampled then.
-        """
-        check_fit(cfg, pick_device(cfg.device))
-        return cls.from_parts(cfg, load_parts(cfg, device=resting_place(cfg), dtype=pick_dtype(cfg)))
-
-    @classmethod
-    def from_parts(cls, cfg: RunConfig, parts: Parts) -> ViewsPipeline:
-        """Lay out and compile parts as a configuration says, and join them."""
-        unet, autoencoder = parts.unet, parts.autoencoder
-        if cfg.channels_last:
-            unet, autoencoder = channels_last(unet), channels_last(autoencoder)
-        stage = Stage(pick_device(cfg.device), one_at_a_time=cfg.low_memory)
-        reconstruction = parts.head and build_reconstruction(cfg, parts.head, autoencoder=autoencoder, stage=stage)
-        if cfg.compile:
-            compile_parts(unet.parts_to_compile())
-            if reconstruction:
-                compile_parts(reconstruction.head.parts_to_compile())
-        return cls(
-            cfg,
-            unet=unet,
-            autoencoder=autoencoder,
-            embedder=parts.embedder,
-            diffusion=DIFFUSION.build(cfg.Diffusion, where="Diffusion"),
-            sampler=SAMPLERS.build(cfg.sampler, where="sampler"),
-            reconstruction=reconstruction,
-            stage=stage,
-        )
-
-    @classmethod
-    def from_folder(cls, folder: str | Path, *overrides: str) -> ViewsPipeline:
-        """Build from a folder that `save` wrote: its config.yaml and its weights.
-
-        Args:
-            overrides: `key=value` strings, as on the command line.
-        """
-        folder = Path(folder)
-        cfg = load_config(folder / "config.yaml", overrides)
-        return cls.from_config(weights_in(cfg, folder))
+class ViewsPipeline(Assembly):
+    """Samples with its parts; `from_config` and `from_folder` build it."""
 
     def __call__(
         self,
@@ -219,25 +71,28 @@ class ViewsPipeline:
             device=device,
             dtype=dtype,
         )
-        reconstruction = self._reconstruction_for(frame, needed=results != "plain")
+        reconstruction = usable(
+            self.reconstruction,
+            num_views=len(frame.c2w_V44),
+            resolution=frame.resolution,
+            needed=results != "plain",
+        )
         refiner = reconstruction.refiner(frame.c2w_V44, frame.generators) if results != "plain" else None
         noise = self.draw_noise(frame.generators, num_views=len(frame.c2w_V44), resolution=frame.resolution)
+        watch = Stopwatch(device)
         with torch.no_grad():
-            started = time.perf_counter()
-            self.stage.use(self.conditioner.embedder, self.autoencoder)
-            conditions = self.conditioner(inputs, frame)
-            given = self._given(known_views or {}, conditions, frame)
-            latents = self._denoise(noise, given, frame, guide_scale, on_step, refiner, results)
-            denoised = time.perf_counter()
-            views = [self.decode(one).float().cpu() for one in latents]
-            decoded = time.perf_counter()
-            gaussians = reconstruction and reconstruction.world_gaussians(views[-1], frame.c2w_V44)
-            reconstructed = time.perf_counter()
-        seconds = {"denoise": denoised - started, "decode": decoded - denoised}
-        if refiner:
-            seconds["refine"] = sum(refiner.seconds)
-        if gaussians:
-            seconds["reconstruct"] = reconstructed - decoded
+            with watch.part("conditions"):
+                self.stage.use(self.conditioner.embedder, self.autoencoder)
+                conditions = self.conditioner(inputs, frame)
+                given = self._given(known_views or {}, conditions, frame)
+            with watch.part("denoise"):
+                latents = self._denoise(noise, given, frame, guide_scale, on_step, refiner, results, watch)
+            with watch.part("decode"):
+                views = [self.decode(one).float().cpu() for one in latents]
+            gaussians = None
+            if reconstruction:
+                with watch.part("reconstruct"):
+                    gaussians = reconstruction.world_gaussians(views[-1], frame.c2w_V44)
         return Orbits(
             inputs=inputs,
             seeds=seeds,
@@ -245,7 +100,7 @@ class ViewsPipeline:
             latents_BCVHW=latents[0],
             c2w_V44=frame.c2w_V44,
             fov_deg=self.cfg.cameras.fov_deg or DATA_FOV_DEG,
-            seconds=seconds,
+            seconds=watch.seconds,
             refined_views_BVCHW=views[1] if len(views) == 2 else None,
             refined_latents_BCVHW=latents[1] if len(latents) == 2 else None,
             gaussians=gaussians,
@@ -273,43 +128,6 @@ class ViewsPipeline:
         steps = self.reconstruction.refine_steps(self.sampler.config.num_steps) if results != "plain" else set()
         return self.sampler.num_calls(refiner_steps=steps, both=results == "both")
 
-    def _reconstruction_for(self, frame: CallFrame, *, needed: bool) -> GaussianReconstruction | None:
-        """The reconstruction, if it can work on the views of a call.
-
-        Raises:
-            ConfigError: it cannot, and it is needed.
-        """
-        if self.reconstruction is None:
-            return None
-        obstacle = self.reconstruction.config.obstacle(num_views=len(frame.c2w_V44), resolution=frame.resolution)
-        if obstacle is None:
-            return self.reconstruction
-        if needed:
-            raise ConfigError(f"{obstacle}; ask for results=plain")
-        log.warning("no Gaussians: %s", obstacle)
-        return None
-
-    def save(self, folder: str | Path) -> None:
-        """Write the parts and the settings as a folder that `from_folder` opens, weights as float16 safetensors."""
-        folder = writable_folder(folder, option="folder")
-        files = {"unet": self.unet, "autoencoder": self.autoencoder, "embedder": self.conditioner.embedder.model}
-        parts = [("auto_encoder", "autoencoder"), ("embedder", "embedder")]
-        if self.reconstruction:
-            files["head"] = self.reconstruction.head
-            parts.append(("reconstruction", "head"))
-        for name, part in files.items():
-            save_safetensors(folder / f"{name}.safetensors", part.state_dict())
-        sections = {
-            section: {**getattr(self.cfg, section), "pretrained": f"{name}.safetensors"} for section, name in parts
-        }
-        # what lora added is in the weights
-        cfg = dataclasses.replace(self.cfg, test_model="unet.safetensors", lora=LoraOptions(), **sections)
-        save_config(cfg, folder / "config.yaml")
-
-    @property
-    def _place(self) -> tuple[torch.device, torch.dtype]:
-        return self.stage.device, next(self.unet.parameters()).dtype
-
     def draw_noise(
         self, generators: Sequence[torch.Generator], *, num_views: int, resolution: tuple[int, int]
     ) -> Tensor:
@@ -333,13 +151,14 @@ class ViewsPipeline:
         frame: CallFrame,
         guide_scale: float | None,
         on_step: Callable[[], None] | None,
-        refiner: OrbitRefiner | None,
+        refiner: Refiner | None,
         results: str,
+        watch: Stopwatch,
     ) -> list[Tensor]:
         """Latents on the CPU: one result, or the plain and the refined one."""
         scale = self.cfg.guide_scale if guide_scale is None else guide_scale
         run = Denoising(
-            network=self._network(frame),
+            network=self.network,
             conditions=given[0],
             diffusion=self.diffusion,
             guidance=ClassifierFreeGuidance(scale=scale, between=tuple(self.cfg.guide_range)),
@@ -347,6 +166,7 @@ class ViewsPipeline:
             known_views=self._held(given),
             generators=list(frame.generators),
             on_step=on_step,
+            stopwatch=watch,
         )
         sample = self.sampler.both if results == "both" else self.sampler
         latents = sample(noise.to(frame.device), run)
@@ -356,16 +176,6 @@ class ViewsPipeline:
         """The given views in the way that the network was trained for; the input alone is only held when clean."""
         clean = self.cfg.hold_views == "clean" and isinstance(self.conditioner, ImageConditioner)
         return KnownViews.of(given, clean=clean) if clean or len(given) > 1 else None
-
-    def _network(self, frame: CallFrame) -> Callable[..., Tensor]:
-        """What samples, in its dtype."""
-        unet = self.network
-
-        def network(x: Tensor, t: Tensor, **arguments: Any) -> Tensor:
-            self.stage.use(self.unet)
-            return unet(x.to(frame.dtype), t, **arguments)
-
-        return network
 
     def decode(self, latents_BCVHW: Tensor) -> Tensor:
         """Latents to views in [0, 1], `decoder_bs` views at a time."""

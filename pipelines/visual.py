@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from pipelines.views_pipeline import Orbits
+from pipelines.orbits import Orbits
 from utils.asset_options import AssetOptions
 from utils.cameras import opencv_to_opengl
-from utils.files import atomic_folder, write_json
-from utils.images import contact_sheet, save_png, save_videos
+from utils.files import atomic_folder, meanwhile, write_json
+from utils.images import contact_sheet, save_png, save_video
 from utils.registry import VISUAL
 
 RESULT_FILE = "result.json"
@@ -56,19 +58,23 @@ class VisualGeneratedVideos:
         if orbits.refined_views_BVCHW is not None:
             results["_gs"] = orbits.refined_views_BVCHW
         with atomic_folder(folder) as part:
-            save_videos({part / f"orbit{suffix}.mp4": views[index] for suffix, views in results.items()}, fps=fps)
-            for suffix, views_BVCHW in results.items():
-                self._write_views(part, views_BVCHW[index], suffix=suffix)
+            with meanwhile(*self._pictures(part, results, index, fps=fps)):
+                objects = self._write_object(part, orbits, index, title=record.get("prompt", folder.name))
             size = orbits.views_BVCHW.shape[-2:]
             write_json(part / "transforms.json", nerf_transforms(orbits.c2w_V44, orbits.fov_deg, size))
-            objects = self._write_object(part, orbits, index, title=record.get("prompt", folder.name))
             write_json(part / RESULT_FILE, {**self._result(orbits, record), **objects})
 
-    def _write_views(self, part: Path, views_VCHW: Tensor, *, suffix: str) -> None:
-        save_png(part / f"sheet{suffix}.png", contact_sheet(views_VCHW, columns=self.config.columns))
-        (part / f"views{suffix}").mkdir()
-        for number, view in enumerate(views_VCHW):
-            save_png(part / f"views{suffix}" / f"{number:03d}.png", view)
+    def _pictures(
+        self, part: Path, results: dict[str, Tensor], index: int, *, fps: int
+    ) -> Iterator[Callable[[], None]]:
+        """What writes videos, sheets and views, a file each: compressing is most of the work, and goes side by side."""
+        for suffix, views_BVCHW in results.items():
+            views_VCHW = views_BVCHW[index]
+            sheet = contact_sheet(views_VCHW, columns=self.config.columns)
+            yield partial(save_video, part / f"orbit{suffix}.mp4", views_VCHW, fps=fps)
+            yield partial(save_png, part / f"sheet{suffix}.png", sheet)
+            for number, view in enumerate(views_VCHW):
+                yield partial(save_png, part / f"views{suffix}" / f"{number:03d}.png", view)
 
     def _write_object(self, folder: Path, orbits: Orbits, index: int, *, title: str) -> dict[str, Any]:
         if orbits.gaussians is None:

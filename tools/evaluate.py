@@ -46,7 +46,8 @@ if not __package__:
 import pipelines  # noqa: F401 - registers
 from pipelines.evaluation.consistency import ConsistencyOptions, consistency_table, evaluate_consistency
 from pipelines.evaluation.gaussian_fit import FitOptions
-from pipelines.evaluation.head_quality import HeadOptions, evaluate_head, head_table
+from pipelines.evaluation.head_quality import HeadOptions, evaluate_head
+from pipelines.evaluation.head_rows import head_table
 from pipelines.evaluation.image_quality import QualityOptions, evaluate_quality
 from pipelines.evaluation.quality_report import quality_table
 from pipelines.evaluation.recognition import evaluate_recognition, recognition_text

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,13 @@ def remove_folder(path: Path) -> None:
     aside = path.with_name(f".{path.name}.old.{os.getpid()}.part")
     path.rename(aside)
     shutil.rmtree(aside)
+
+
+@contextmanager
+def meanwhile(*calls: Callable[[], object]) -> Iterator[None]:
+    """Run calls in threads while the block runs; ends when all are done, with the error of the first that failed."""
+    with ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(call) for call in calls]
+        yield
+        for one in waiting:
+            one.result()

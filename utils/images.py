@@ -5,17 +5,21 @@ Letters: V views, C channels, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
 from pathlib import Path
 
-import imageio
 import numpy as np
 import torch
+from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
 from torch import Tensor
 
+from utils.errors import DataError
 from utils.files import atomic_path
+
+# Constant quality (0 is lossless, 23 the default); on orbits this preset is three times as fast as the default one, for
+# 0.2 dB at the same size.
+CODEC = ("-c:v", "libx264", "-crf", "10", "-preset", "veryfast", "-pix_fmt", "yuv420p")
 
 
 def to_uint8(images_CHW: Tensor) -> np.ndarray:
@@ -34,20 +38,20 @@ def save_video(path: str | Path, views_VCHW: Tensor, *, fps: int) -> None:
     """Write views as an H.264 `.mp4` that players loop cleanly, whole or not at all.
 
     Height and width must be even, as the codec wants.
+
+    Raises:
+        DataError: ffmpeg cannot write it.
     """
+    frames_VHWC = to_uint8(views_VCHW)
+    size = f"{frames_VHWC.shape[2]}x{frames_VHWC.shape[1]}"
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"]
     with atomic_path(path) as part:
-        options = {"fps": fps, "codec": "libx264", "quality": 8, "macro_block_size": 2, "pixelformat": "yuv420p"}
-        with imageio.get_writer(part, **options) as writer:
-            for frame in to_uint8(views_VCHW):
-                writer.append_data(frame)
-
-
-def save_videos(videos: Mapping[Path, Tensor], *, fps: int) -> None:
-    """Write several videos at once, as `save_video` does: each is a process of its own that this one waits for."""
-    with ThreadPoolExecutor() as pool:
-        waiting = [pool.submit(save_video, path, views_VCHW, fps=fps) for path, views_VCHW in videos.items()]
-        for one in waiting:
-            one.result()
+        # All frames at once: imageio's writer forks this process, which takes long beside a GPU, and polls for the end.
+        command = [get_ffmpeg_exe(), "-y", "-v", "error", *source, *CODEC, str(part)]
+        done = subprocess.run(command, input=frames_VHWC.tobytes(), capture_output=True)
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
+            raise DataError(f"{path} cannot be written: ffmpeg: {said[0]}; check the disk and the size of the views")
 
 
 def contact_sheet(views_VCHW: Tensor, *, columns: int = 6, gap: int = 2) -> Tensor:

@@ -19,7 +19,8 @@ from models.random_weights import fill_randomly
 from pipelines.benchmark.timing import free_memory
 from pipelines.conditioner import OrbitInput
 from pipelines.loading import Parts, check_fit, pick_device, pick_dtype, resting_place
-from pipelines.views_pipeline import Orbits, ViewsPipeline
+from pipelines.orbits import Orbits
+from pipelines.views_pipeline import ViewsPipeline
 from utils.registry import AUTO_ENCODER, EMBEDDER, MODEL, SAMPLERS
 from utils.run_config import RunConfig
 
@@ -82,6 +83,7 @@ class Bench:
     ceilings: dict[str, float] = field(default_factory=dict)
     references: dict[str, Any] = field(default_factory=dict)
     _held: tuple[RunConfig, ViewsPipeline] | None = None
+    _shared: dict[str, ViewsPipeline] = field(default_factory=dict)
 
     def pipeline(self, cfg: RunConfig, *, head: bool = False) -> ViewsPipeline:
         """The pipeline of a configuration; one is held at a time.
@@ -89,17 +91,46 @@ class Bench:
         Args:
             head: with its Gaussian head; without, nothing is reconstructed and the head takes no memory.
         """
-        cfg = cfg if head else dataclasses.replace(cfg, reconstruction={}, UNet={**cfg.UNet, "use_lgm_refine": False})
+        cfg = cfg if head else without_head(cfg)
         if self._held is None or self._held[0] != cfg:
             self.clear()
             self._held = (cfg, build_pipeline(cfg))
         return self._held[1]
 
-    def clear(self) -> None:
-        """Forget the pipeline and everything that was compiled for it."""
+    def shared_pipeline(self, cfg: RunConfig, *, role: str, head: bool = False) -> ViewsPipeline:
+        """The same for measures that need many: configurations that differ only in how they sample share their parts.
+
+        Args:
+            role: one pipeline is held for each, until `pipeline` or `clear` is called.
+        """
+        cfg = cfg if head else without_head(cfg)
         self._held = None
+        pipeline = self._shared.pop(role, None)
+        if pipeline is None or parts_only(pipeline.cfg) != parts_only(cfg):
+            del pipeline
+            free_memory(self.device)
+            pipeline = build_pipeline(cfg)
+        pipeline = copy.copy(pipeline)
+        pipeline.cfg, pipeline.sampler = cfg, SAMPLERS.build(cfg.sampler, where="sampler")
+        self._shared[role] = pipeline
+        return pipeline
+
+    def clear(self) -> None:
+        """Forget the pipelines and everything that was compiled for them."""
+        self._held = None
+        self._shared.clear()
         torch.compiler.reset()
         free_memory(self.device)
+
+
+def without_head(cfg: RunConfig) -> RunConfig:
+    """The same, for plain views only."""
+    return dataclasses.replace(cfg, reconstruction={}, UNet={**cfg.UNet, "use_lgm_refine": False})
+
+
+def parts_only(cfg: RunConfig) -> RunConfig:
+    """What decides how the parts are built: all but what a call of the pipeline reads."""
+    return dataclasses.replace(cfg, sampler={}, guide_range=(0.0, 1.0))
 
 
 def build_pipeline(cfg: RunConfig) -> ViewsPipeline:

@@ -6,10 +6,12 @@ import dataclasses
 import itertools
 import logging
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +20,68 @@ import torch
 from models.gaussian_files import write_ply
 from models.weights import save_published
 from pipelines.benchmark.case import Bench, Case, has_files, random_parts, sample
-from pipelines.benchmark.timing import median_s, peak_gib, reset_peak, synchronize
+from pipelines.benchmark.timing import peak_gib, reset_peak
+from pipelines.orbits import Orbits
 from pipelines.views_pipeline import ViewsPipeline
-from utils.images import save_videos
+from utils.files import meanwhile
+from utils.images import save_video
 from utils.run_config import RunConfig
+from utils.stopwatch import Stopwatch, synchronize
 
 log = logging.getLogger(__name__)
 
+FILES_OF = {"plain": "plain orbit.mp4", "both": "plain and 3D-aware orbit.mp4, gaussians.ply"}
+
 
 def measure_orbit(bench: Bench, case: Case) -> list[dict[str, Any]]:
-    """Prompt to a plain orbit.mp4; and to that, a 3D-aware one and gaussians.ply, of one trajectory."""
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        pipeline = bench.pipeline(case.cfg)
-        rows.append(_timed(bench, case, "plain orbit.mp4", lambda: write_orbits(pipeline, Path(folder), "plain")))
-        if not case.cfg.reconstruction:
-            return rows
+    """Prompt to a plain orbit.mp4; and to that, a 3D-aware one and gaussians.ply, of one trajectory; warm.
+
+    Columns: the whole, and its parts: conditions; denoising without the refinements; these; decoding; Gaussians; files.
+    """
+    pipeline = bench.pipeline(case.cfg)
+    rows = [_orbit_row(bench, case, pipeline, "plain")]
+    if case.cfg.reconstruction:
         pipeline = bench.pipeline(case.cfg, head=True)
         if pipeline.reconstruction:
-            what = "plain and 3D-aware orbit.mp4, gaussians.ply"
-            rows.append(_timed(bench, case, what, lambda: write_orbits(pipeline, Path(folder), "both")))
+            rows.append(_orbit_row(bench, case, pipeline, "both"))
     return rows
 
 
-def write_orbits(pipeline: ViewsPipeline, folder: Path, results: str) -> None:
-    """Sample once; write a video of each result, and the Gaussians if there are any."""
-    orbits = sample(pipeline, results=results)
+def _orbit_row(bench: Bench, case: Case, pipeline: ViewsPipeline, results: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_orbits(pipeline, Path(folder), results)  # compiles, allocates
+        held = reset_peak(bench.device)
+        runs = [write_orbits(pipeline, Path(folder), results) for _ in range(min(3, bench.repeats))]
+    parts = {name: statistics.median(run.get(name, 0.0) for run in runs) for name in runs[0]}
+    row = {**case.row, "what": FILES_OF[results], "seconds": statistics.median(sum(run.values()) for run in runs)}
+    row |= {f"{name}_ms": 1000 * seconds for name, seconds in parts.items()}
+    return row | {"held_gib": held, "peak_gib": peak_gib(bench.device)}
+
+
+def write_orbits(pipeline: ViewsPipeline, folder: Path, results: str) -> dict[str, float]:
+    """Sample once; write a video of each result, and the Gaussians if there are any. Returns seconds by part."""
+    watch = Stopwatch(pipeline.stage.device)
+    with watch.part("all"):
+        orbits = sample(pipeline, results=results)
+        with watch.part("files"):
+            write_files(folder, orbits, fps=pipeline.cfg.target_fps)
+    total = watch.seconds.pop("all")
+    seconds = orbits.seconds | watch.seconds
+    seconds["denoise"] -= seconds.get("refine", 0.0)  # counted within
+    return seconds | {"other": total - sum(seconds.values())}
+
+
+def write_files(folder: Path, orbits: Orbits, *, fps: int) -> None:
+    """What a row says."""
     videos = {"orbit": orbits.views_BVCHW, "orbit_gs": orbits.refined_views_BVCHW}
-    videos = {folder / f"{name}.mp4": views[0] for name, views in videos.items() if views is not None}
-    save_videos(videos, fps=pipeline.cfg.target_fps)
-    if orbits.gaussians is not None:
-        write_ply(folder / "gaussians.ply", orbits.gaussians.scene(0))
+    writing = [
+        partial(save_video, folder / f"{name}.mp4", views[0], fps=fps)
+        for name, views in videos.items()
+        if views is not None
+    ]
+    with meanwhile(*writing):
+        if orbits.gaussians is not None:
+            write_ply(folder / "gaussians.ply", orbits.gaussians.scene(0))
 
 
 def measure_cold(bench: Bench, case: Case) -> list[dict[str, Any]]:
@@ -57,10 +90,10 @@ def measure_cold(bench: Bench, case: Case) -> list[dict[str, Any]]:
     Random weights are written first, as published files are: float32. Compiled code goes to an empty cache. The start
     is what loading and the first orbit take more than a second orbit; it leaves out importing packages.
     """
+    cfg = dataclasses.replace(case.cfg, reconstruction={})
+    cfg = cfg if has_files(cfg) else with_random_files(bench, case.model, cfg)
+    bench.clear()
     with tempfile.TemporaryDirectory() as folder, empty_compile_cache(Path(folder)):
-        cfg = dataclasses.replace(case.cfg, reconstruction={})
-        cfg = cfg if has_files(cfg) else write_random_files(cfg, Path(folder), bench.device)
-        bench.clear()
         held = reset_peak(bench.device)
         times = [time.perf_counter()]
         pipeline = ViewsPipeline.from_config(cfg)
@@ -74,21 +107,28 @@ def measure_cold(bench: Bench, case: Case) -> list[dict[str, Any]]:
         return [row | {"held_gib": held, "peak_gib": peak_gib(bench.device)}]
 
 
-def write_random_files(cfg: RunConfig, folder: Path, device: torch.device) -> RunConfig:
-    """Untrained weights as files; returns the configuration that names them."""
-    log.info("writing random weights to %s", folder)
-    parts = random_parts(cfg, device=device, rest=torch.device("cpu"), dtype=torch.float32)
-    save_published(folder / "unet_00000000.pth", parts.unet.state_dict(), 0)
-    paths = {}
-    for name, part in {"auto_encoder": parts.autoencoder, "embedder": parts.embedder.model}.items():
-        paths[name] = str(folder / f"{name}.pth")
-        save_published(paths[name], part.state_dict(), 0)
+def with_random_files(bench: Bench, model: str, cfg: RunConfig) -> RunConfig:
+    """The configuration with untrained weights in files, written once for a model and gone when the process ends."""
+    key = f"{model}, files"
+    if key not in bench.references:
+        bench.references[key] = tempfile.TemporaryDirectory()
+        write_random_files(cfg, Path(bench.references[key].name), bench.device)
+    folder = Path(bench.references[key].name)
     return dataclasses.replace(
         cfg,
         test_model=str(folder / "unet_00000000.pth"),
-        auto_encoder={**cfg.auto_encoder, "pretrained": paths["auto_encoder"]},
-        embedder={**cfg.embedder, "pretrained": paths["embedder"]},
+        auto_encoder={**cfg.auto_encoder, "pretrained": str(folder / "auto_encoder.pth")},
+        embedder={**cfg.embedder, "pretrained": str(folder / "embedder.pth")},
     )
+
+
+def write_random_files(cfg: RunConfig, folder: Path, device: torch.device) -> None:
+    """Untrained weights in float32, as published ones are."""
+    log.info("writing random weights to %s", folder)
+    parts = random_parts(cfg, device=device, rest=torch.device("cpu"), dtype=torch.float32)
+    networks = {"unet_00000000": parts.unet, "auto_encoder": parts.autoencoder, "embedder": parts.embedder.model}
+    for name, network in networks.items():
+        save_published(folder / f"{name}.pth", network.state_dict(), 0)
 
 
 @contextmanager
@@ -105,10 +145,3 @@ def empty_compile_cache(folder: Path) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _timed(bench: Bench, case: Case, what: str, call: Any) -> dict[str, Any]:
-    call()  # compiles, allocates
-    held = reset_peak(bench.device)
-    seconds = median_s(call, device=bench.device, repeats=min(3, bench.repeats))
-    return {**case.row, "what": what, "seconds": seconds, "held_gib": held, "peak_gib": peak_gib(bench.device)}

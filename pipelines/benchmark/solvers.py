@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelines.benchmark.case import Bench, Case, has_files
+from pipelines.benchmark.case import Bench, Case, has_files, warm_up
+from pipelines.benchmark.sheet import SheetLine, write_sheet
 from pipelines.inputs import sources_of
+from pipelines.loading import pick_dtype
 from utils.errors import ConfigError
-from utils.images import contact_sheet, save_png
+from utils.run_config import RunConfig
 
 REFERENCE_STEPS = 200
 MAX_PSNR_DB = 60.0
-SHEET_VIEWS = 6
 
 EVEN, ANGLE = "sampler.spacing=trailing", "sampler.spacing=angle"
 # Each is a row; the first is the bar.
@@ -36,47 +36,91 @@ SETTINGS = (
 
 
 def measure_solvers(bench: Bench, case: Case) -> list[dict[str, Any]]:
-    """PSNR of decoded views against DDIM in 200 steps from the same noise, for the first inputs of the list.
+    """PSNR of decoded views, for the first inputs of the list, against two references from the same noise.
 
-    The reference is in float32, not compiled, with the guidance and the spacing of the configuration. In the
-    tables' folder solvers_MODEL.png shows the first input: the reference, and below it the rows.
+    Both are in float32, not compiled. The first is DDIM in 200 steps, with the guidance of the configuration: what a
+    sampler is after. The second has the sampler of the row, so that it shows what the rest of the setting does; rows in
+    which there is nothing else have none. Settings of the reconstruction are measured on refined views, others on plain
+    ones. In the tables' folder solvers_MODEL.jpg shows the first input: the first reference, and the rows.
     """
     if not has_files(case.cfg):
         raise ConfigError(f"--measure solvers needs trained weights, but those of {case.model} are not there")
-    references = reference_views(bench, case)
-    shown = bench.references.setdefault(f"{case.model}, pictures", [next(iter(references.values()))])
-    pipeline, psnr, seconds = bench.pipeline(case.cfg), [], []
-    for number, (text, reference_VCHW) in enumerate(references.items()):
-        orbits = pipeline(text, results="plain")
-        psnr.append(psnr_db(orbits.views_BVCHW[0], reference_VCHW))
-        if number == 0:
-            shown.append(orbits.views_BVCHW[0])
-        seconds.append(orbits.seconds["denoise"])
-    write_sheet(bench.out / f"solvers_{case.model.replace('/', '_')}.png", shown)
-    row = {**case.row, "steps": pipeline.sampler.config.num_steps, "samples": len(psnr)}
-    return [row | {"denoise_s": statistics.median(seconds), "psnr_db": statistics.mean(psnr)}]
+    results = results_of(case)
+    converged = reference_views(bench, case, converged_sampler(case), results)
+    own_sampler = plain_sampler(case.cfg)
+    same = reference_views(bench, case, own_sampler, results) if sets_more(case, own_sampler) else None
+    pipeline = bench.shared_pipeline(case.cfg, role="row", head=results != "plain")
+    warm_up(pipeline, results=results)
+    views, seconds = {}, []
+    for text in converged:
+        orbits = pipeline(text, results=results)
+        views[text] = orbits.views_BVCHW[0]
+        seconds.append(orbits.seconds["conditions"] + orbits.seconds["denoise"])
+    row = {**case.row, "steps": pipeline.sampler.config.num_steps, "samples": len(views)}
+    row |= {"denoise_s": statistics.median(seconds), "psnr_db": mean_psnr_db(views, converged)}
+    row |= {"psnr_same_db": same and mean_psnr_db(views, same)}
+    _show(bench, case, row_label(row), views)
+    return [row]
 
 
-def reference_views(bench: Bench, case: Case) -> dict[str, Tensor]:
-    """Views by input; made once for a model."""
-    key = f"{case.model}, {REFERENCE_STEPS} steps"
+def results_of(case: Case) -> str:
+    """Refined views where the setting is about them."""
+    about = ("reconstruction.", "UNet.use_lgm_refine=true")
+    return "refined" if any(part.startswith(about) for part in case.setting.split()) else "plain"
+
+
+def converged_sampler(case: Case) -> dict[str, Any]:
+    """DDIM in many steps, spaced as the configuration has it where DDIM can be."""
+    spacing = case.plain_cfg.sampler.get("spacing", "leading")
+    spacing = "trailing" if spacing == "angle" else spacing
+    return {"type": "DDIM", "num_steps": REFERENCE_STEPS, "spacing": spacing}
+
+
+def plain_sampler(cfg: RunConfig) -> dict[str, Any]:
+    """That of a configuration, running the whole network at every step."""
+    return {name: value for name, value in cfg.sampler.items() if name not in ("reuse_steps", "reuse_outer")}
+
+
+def sets_more(case: Case, sampler: dict[str, Any]) -> bool:
+    """Whether a row does anything that its reference, in float32 with this sampler, does not."""
+    precision = str(pick_dtype(case.cfg)).removeprefix("torch.")
+    cfg = dataclasses.replace(case.cfg, precision=precision)
+    return cfg != dataclasses.replace(case.reference_cfg, sampler=sampler)
+
+
+def reference_views(bench: Bench, case: Case, sampler: dict[str, Any], results: str) -> dict[str, Tensor]:
+    """Views by input, of a sampler in float32; made once for a model."""
+    key = f"{case.model}, {results}, {sampler}"
     if key not in bench.references:
-        cfg = case.reference_cfg
-        spacing = cfg.sampler.get("spacing", "leading")
-        sampler = {"type": "DDIM", "num_steps": REFERENCE_STEPS, "spacing": spacing}
-        pipeline = bench.pipeline(dataclasses.replace(cfg, sampler=sampler))
+        cfg = dataclasses.replace(case.reference_cfg, sampler=sampler)
+        pipeline = bench.shared_pipeline(cfg, role="reference", head=results != "plain")
         sources = sources_of(cfg, kind="image" if case.takes_images else "prompt")[: bench.num_samples]
-        bench.references[key] = {
-            source.text: pipeline(source.text, results="plain").views_BVCHW[0] for source in sources
-        }
+        made = {source.text: pipeline(source.text, results=results).views_BVCHW[0] for source in sources}
+        bench.references[key] = made
+        if sampler == converged_sampler(case):
+            refined = ["with 3D-aware sampling"] if results == "refined" else []
+            _show(bench, case, (f"{REFERENCE_STEPS} steps of DDIM in float32", *refined), made)
     return bench.references[key]
 
 
-def write_sheet(path: Path, orbits: list[Tensor]) -> None:
-    """A line of evenly spaced views for each orbit."""
-    every = max(1, len(orbits[0]) // SHEET_VIEWS)
-    lines = [views_VCHW[::every][:SHEET_VIEWS] for views_VCHW in orbits]
-    save_png(path, contact_sheet(torch.cat(lines), columns=len(lines[0])))
+def row_label(row: dict[str, Any]) -> tuple[str, ...]:
+    """What is set, a line each, and what came of it."""
+    figures = [f"{row['psnr_db']:.1f} dB to {REFERENCE_STEPS} steps, {row['denoise_s']:.2f} s"]
+    if row["psnr_same_db"] is not None:
+        figures.append(f"{row['psnr_same_db']:.1f} dB to the same in float32")
+    return (*row["setting"].split(), *figures)
+
+
+def _show(bench: Bench, case: Case, label: tuple[str, ...], views: dict[str, Tensor]) -> None:
+    """Add the first input to the model's sheet, and write it as it is now."""
+    lines = bench.references.setdefault(f"{case.model}, sheet", [])
+    lines.append(SheetLine(label=label, views_VCHW=next(iter(views.values()))))
+    write_sheet(bench.out / f"solvers_{case.model.replace('/', '_')}.jpg", lines)
+
+
+def mean_psnr_db(views: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
+    """Over the inputs."""
+    return statistics.mean(psnr_db(views[text], reference[text]) for text in reference)
 
 
 def psnr_db(views: Tensor, reference: Tensor) -> float:

@@ -45,7 +45,7 @@ def measure_step(bench: Bench, case: Case) -> list[dict[str, Any]]:
             **case.row,
             "steps": pipeline.sampler.config.num_steps,
             "step_ms": step_ms,
-            "denoise_s": orbits.seconds["denoise"],
+            "denoise_s": orbits.seconds["conditions"] + orbits.seconds["denoise"],
             "tflop": tflop,
             "share": ceiling and 1000 * tflop / step_ms / ceiling,
             "held_gib": held,

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import torch
 
+from utils.stopwatch import synchronize
+
 GIB = 2**30
 MIN_REPEATS = 3
 
@@ -59,24 +61,6 @@ def median_ms(call: Callable[[], object], *, device: torch.device, repeats: int 
         if number >= MIN_REPEATS and time.perf_counter() - started > budget_s:
             break
     return statistics.median(marks.intervals_ms())
-
-
-def median_s(call: Callable[[], object], *, device: torch.device, repeats: int) -> float:
-    """Median time of a call as somebody who waits for it sees it: by the clock, until the device is done."""
-    times = []
-    for _ in range(repeats):
-        synchronize(device)
-        started = time.perf_counter()
-        call()
-        synchronize(device)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a GPU is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def reset_peak(device: torch.device) -> float | None:

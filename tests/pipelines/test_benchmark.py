@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +13,7 @@ from PIL import Image
 from pipelines.benchmark.case import Bench, build_pipeline
 from pipelines.benchmark.diffusers_unet import diffusers_unet
 from pipelines.benchmark.runner import BenchOptions, plan, run_benchmark
+from pipelines.benchmark.sheet import LABEL_WIDTH, SheetLine, write_sheet
 from pipelines.benchmark.steps import step_flops
 from pipelines.benchmark.timing import Marks, median_ms
 from tests.conftest import ROOT
@@ -50,6 +52,10 @@ def test_a_text_model_is_measured(tmp_path):
         "plain orbit.mp4",
         "plain and 3D-aware orbit.mp4, gaussians.ply",
     ]
+    for row in tables["orbit"]:
+        parts = [row.get(f"{name}_ms", 0) for name in ("conditions", "denoise", "refine", "decode", "reconstruct")]
+        assert sum(parts) + row["files_ms"] + row["other_ms"] == pytest.approx(1000 * row["seconds"])
+    assert parts[2] > 0  # 3D-aware sampling
     (cold,) = tables["cold"]
     assert cold["start_s"] == pytest.approx(cold["load_s"] + cold["first_s"] - cold["second_s"])
     assert all(tables[name][0][f"{name}_ms"] > 0 for name in ("decode", "refine"))
@@ -72,18 +78,53 @@ def test_settings_are_rows_and_errors_are_against_float32(tmp_path):
     assert sizes == [(1, "32 x 32"), (3, "32 x 32"), (6, "32 x 32"), (3, "64 x 64")]
 
 
-def test_samplers_are_compared_with_many_steps(tmp_path, monkeypatch):
+def test_settings_are_compared_with_many_steps_and_with_their_own_sampler(tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.benchmark.solvers.REFERENCE_STEPS", 8)
-    steps = "sampler.type=DDIM sampler.num_steps="
-    settings = [f"{steps}8", f"{steps}2"]
-    tables, _ = tables_of(tmp_path, write_family(tmp_path), "solvers", settings=settings, num_samples=1)
-    same, short = tables["solvers"]
+    sheets = []
+    monkeypatch.setattr("pipelines.benchmark.solvers.write_sheet", lambda path, lines: sheets.append(list(lines)))
+    steps = "precision=float32 sampler.type=DDIM sampler.num_steps="
+    settings = [f"{steps}8", f"{steps}2", f"{steps}3 sampler.reuse_steps=3", "reconstruction.guidance=before"]
+    config = write_family(tmp_path) | write_head(tmp_path)
+    tables, _ = tables_of(tmp_path, config, "solvers", settings=settings, num_samples=1)
+    same, short, reusing, refined = tables["solvers"]
     assert (same["psnr_db"], same["samples"], short["steps"]) == (60, 1, 2)
-    assert short["psnr_db"] < 50
-    sheet = Image.open(next((tmp_path / "bench").glob("solvers_*.png")))
-    assert sheet.height > 3 * 32  # the reference and two rows
+    assert max(short["psnr_db"], reusing["psnr_db"], reusing["psnr_same_db"], refined["psnr_same_db"]) < 60
+    assert "psnr_same_db" not in {name for row in (same, short) for name, value in row.items() if value is not None}
+    labels = [line.label for line in sheets[-1]]
+    reference = "8 steps of DDIM in float32"
+    assert [label for label in labels if label[0] == reference] == [(reference,), (reference, "with 3D-aware sampling")]
+    assert len(labels) == 2 + len(settings)
+    assert labels[-1][0] == "reconstruction.guidance=before"
+    assert labels[-1][-1] == f"{refined['psnr_same_db']:.1f} dB to the same in float32"
     with pytest.raises(ConfigError, match="needs trained weights"):
         tables_of(tmp_path, write_family(tmp_path) | {"test_model": "nowhere.pth"}, "solvers")
+
+
+def test_a_sheet_has_a_label_beside_each_line(tmp_path):
+    grey = torch.full((12, 3, 32, 32), 0.5)
+    write_sheet(tmp_path / "sheet.jpg", [SheetLine(label=("one",) * 4, views_VCHW=grey)] * 2)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.jpg").convert("L"))
+    assert sheet.shape[0] > 2 * 4 * 12  # labels are higher than these views
+    labels, views = sheet[:, :LABEL_WIDTH], sheet[: len(sheet) // 2, LABEL_WIDTH:]
+    assert labels.min() < 80
+    assert (np.abs(views.astype(int) - 128) < 8).sum() == pytest.approx(6 * 32 * 32, rel=0.1)
+
+
+def test_rows_that_differ_in_sampling_share_their_parts(tmp_path):
+    path = write_config(tmp_path / "run.yaml", write_family(tmp_path))
+    bench = Bench(device=torch.device("cpu"), out=tmp_path)
+
+    def shared(*overrides: str, role: str = "row"):
+        return bench.shared_pipeline(load_config(path, overrides), role=role)
+
+    first, longer = shared(), shared("sampler.num_steps=5", "guide_range=[0,0.5]")
+    assert longer.unet is first.unet
+    assert (longer.sampler.config.num_steps, longer.cfg.guide_range) == (5, (0, 0.5))
+    assert first.sampler.config.num_steps == 3
+    other = shared("precision=bfloat16")
+    assert other.unet is not first.unet
+    assert shared(role="reference").unet is not first.unet
+    assert shared("precision=bfloat16").unet is other.unet  # each role keeps its own
 
 
 def test_a_training_step_is_measured(tmp_path):

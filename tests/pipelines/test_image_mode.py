@@ -14,9 +14,9 @@ from PIL import Image
 import datasets
 import pipelines
 from pipelines.conditioner import CallFrame, Conditions
-from pipelines.denoising import Denoising
 from pipelines.guidance import ClassifierFreeGuidance
 from pipelines.known_views import KnownViews, view_at
+from pipelines.sampler import Denoising
 from pipelines.views_pipeline import ViewsPipeline
 from tests.conftest import ROOT
 from tests.odd_pictures import BAD, GOOD

@@ -132,7 +132,7 @@ def test_results_agree_with_each_other(tmp_path, family):
     assert isinstance(both.gaussians, Gaussians)
     torch.testing.assert_close(both.gaussians.means_BN3, refined.gaussians.means_BN3)
     assert not torch.allclose(both.gaussians.means_BN3, plain.gaussians.means_BN3)
-    assert set(both.seconds) == {"denoise", "decode", "refine", "reconstruct"}
+    assert set(both.seconds) == {"conditions", "denoise", "decode", "refine", "reconstruct"}
 
 
 @pytest.mark.parametrize("guidance", ["after", "before"])

@@ -8,8 +8,8 @@ import torch
 import models
 import pipelines.sampler  # noqa: F401
 from pipelines.conditioner import Conditions
-from pipelines.denoising import Denoising
 from pipelines.guidance import ClassifierFreeGuidance
+from pipelines.sampler import Denoising
 from tests.reference_cases import assert_matches, case_input, load_case
 from tests.tiny import V_DIFFUSION
 from utils.errors import ConfigError

@@ -68,7 +68,7 @@ def refining(tmp_path, *overrides):
 def test_networks_come_on_as_they_are_needed_and_results_stay(tmp_path):
     plain, saving = (refining(tmp_path, *overrides) for overrides in ((), ("low_memory=true",)))
     assert (plain.stage.one_at_a_time, saving.stage.one_at_a_time) == (False, True)
-    saving.stage = saving.reconstruction.stage = Watched()
+    saving.stage = saving.network.stage = saving.reconstruction.stage = Watched()
     expected, orbits = plain("a red mug", results="refined"), saving("a red mug", results="refined")
     assert torch.equal(orbits.views_BVCHW, expected.views_BVCHW)
     assert torch.equal(orbits.gaussians.means_BN3, expected.gaussians.means_BN3)

@@ -15,7 +15,8 @@ import trimesh
 from datasets.mesh_renderer import render_views
 from datasets.mesh_scene import RenderMesh
 from models.rendering import render
-from pipelines.evaluation.head_quality import HeadOptions, Measure, evaluate_head, head_table, true_meshes
+from pipelines.evaluation.head_quality import HeadOptions, Measure, evaluate_head, true_meshes
+from pipelines.evaluation.head_rows import head_table
 from pipelines.evaluation.held_out import TrueOrbit, TrueOrbits
 from pipelines.evaluation.samples import write_sample
 from tests.tiny import load, write_family, write_head
