@@ -72,6 +72,11 @@ class OrbitDenoising(Objective):
                 f"frame_lens={list(cfg.frame_lens)}, but vid_dataset.num_views={self.dataset.config.num_views}; "
                 "they say the same thing, so set both"
             )
+        if list(self.dataset.config.resolution) != list(cfg.resolution):
+            raise ConfigError(
+                f"resolution={list(cfg.resolution)}, but vid_dataset.resolution={list(self.dataset.config.resolution)}; "
+                "training and previews would differ in size, so set both"
+            )
         images = DATASETS.build(cfg.img_dataset, where="img_dataset") if joint else None
         self.diffusion = DIFFUSION.build(cfg.Diffusion, where="Diffusion")
         with device:  # random weights are drawn there: 1.4 billion take a CPU 15 s
