@@ -72,10 +72,11 @@ class OrbitDenoising(Objective):
                 f"frame_lens={list(cfg.frame_lens)}, but vid_dataset.num_views={self.dataset.config.num_views}; "
                 "they say the same thing, so set both"
             )
-        if list(self.dataset.config.resolution) != list(cfg.resolution):
+        size = list(self.dataset.config.resolution)
+        if size != list(cfg.resolution):
             raise ConfigError(
-                f"resolution={list(cfg.resolution)}, but vid_dataset.resolution={list(self.dataset.config.resolution)}; "
-                "training and previews would differ in size, so set both"
+                f"resolution={list(cfg.resolution)}, but vid_dataset.resolution={size}; training and previews would "
+                "differ in size, so set both"
             )
         images = DATASETS.build(cfg.img_dataset, where="img_dataset") if joint else None
         self.diffusion = DIFFUSION.build(cfg.Diffusion, where="Diffusion")
