@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.tracking import get_available_trackers
 
 from pipelines.loading import pick_device
 from pipelines.objectives.base import Objective
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 STARTED_HERE = "VIDEOMV_STARTED_HERE"
+BY_A_LAUNCHER = ("RANK", "LOCAL_RANK")
+BY_ACCELERATE = "ACCELERATE_DYNAMO_BACKEND"  # set by `accelerate launch` only, also where it starts a single process
+ENGINES_OF_ACCELERATE = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 # The main process writes files and samples previews while the others wait.
 PATIENCE = timedelta(hours=12)
 TURN_S = 0.5  # for threads that want the interpreter
@@ -37,9 +41,15 @@ def processes_to_start(cfg: RunConfig) -> int:
     """How many processes this command has to start; 1 when it trains by itself, as a launcher's process does.
 
     Raises:
-        ConfigError: `num_processes` and `device` do not fit each other or the machine.
+        ConfigError: `num_processes` and `device` do not fit each other or the machine, or accelerate was told to divide
+            the model, which would not reach the files that are written here.
     """
-    if "RANK" in os.environ or "LOCAL_RANK" in os.environ:
+    engines = [name for name in ENGINES_OF_ACCELERATE if os.environ.get(name, "").lower() in ("1", "true", "yes")]
+    if engines:
+        raise ConfigError(f"accelerate launch has set {engines[0]}; launch without it and set use_fsdp=true here")
+    if any(name in os.environ for name in BY_A_LAUNCHER):
+        return 1
+    if BY_ACCELERATE in os.environ and not cfg.num_processes:
         return 1
     on_cpu = pick_device(cfg.device).type == "cpu"
     num_devices = torch.cuda.device_count() if cfg.device in ("auto", "cuda") and not on_cpu else 1
@@ -110,6 +120,18 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def check_tracker(cfg: RunConfig) -> None:
+    """Refuse a tracker whose package is not there; accelerate would train without it.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if cfg.tracker != "none" and cfg.tracker not in [str(tracker.value) for tracker in get_available_trackers()]:
+        raise ConfigError(
+            f"tracker={cfg.tracker} is not installed here; run `pip install {cfg.tracker}`, or use tensorboard or none"
+        )
+
+
 def make_accelerator(cfg: RunConfig, objective: Objective, *, folder: Path) -> Accelerator:
     """Accelerate's view of the run: device, precision, tracker."""
     precision = cfg.precision
@@ -126,7 +148,8 @@ def make_accelerator(cfg: RunConfig, objective: Objective, *, folder: Path) -> A
         kwargs_handlers=[exchange],
     )
     if cfg.tracker != "none":
-        accelerator.init_trackers("log")
+        # TensorBoard's is a folder in the run's, the others' a project
+        accelerator.init_trackers("log" if cfg.tracker == "tensorboard" else folder.resolve().name)
     return accelerator
 
 

@@ -69,7 +69,7 @@ class ProgressReport:
         peaks = "".join(f", {name.replace('_', ' ')} {value:.2f} GB" for name, value in memory.items())
         self.bar.clear()
         log.info("step %d: %s, lr %.2e, %.1f views/s%s, ETA %s", step, shown, lr, speed, peaks, eta)
-        self.bar.set_postfix_str(f"{shown}, {speed:.0f} views/s")
+        self.bar.set_postfix_str(f"{shown}, {speed:.0f} views/s{peaks}")
         self.sums, self.num_added, self.since = {}, 0, now
         return {**figures, "lr": lr, "views_per_second": speed, **{f"{name}_gb": memory[name] for name in memory}}
 

@@ -18,7 +18,7 @@ import torch
 from models.fused_training import fuse_for_training
 from models.graphed_training import graph_for_training
 from models.weights import save_published, save_safetensors
-from pipelines.launch import join_processes, leave_processes, make_accelerator, watch_signals
+from pipelines.launch import check_tracker, join_processes, leave_processes, make_accelerator, watch_signals
 from pipelines.objectives.base import Objective
 from pipelines.optimization import MovingAverage, lr_factor, parameter_groups
 from pipelines.progress import LossWatch, ProgressReport
@@ -49,6 +49,7 @@ def train(cfg: RunConfig) -> Path:
         raise ConfigError(f"TASK_TYPE={cfg.TASK_TYPE} is no training{nearest(cfg.TASK_TYPE, ENGINE.names())}")
     entrance = {"type": entrance_of(cfg), **cfg.objective}
     kind = ENGINE.resolve(entrance, where="objective")[0]
+    check_tracker(cfg)
     check_sharding(cfg, entrance_of(cfg), can_be_sharded=kind.can_be_sharded)
     device = join_processes(cfg)
     state = find_state(cfg, Path(cfg.log_dir))

@@ -29,7 +29,7 @@ assert models
 assert pipelines
 
 PAGES = [ROOT / "README.md", ROOT / "configs" / "README.md"]
-PAGES += [ROOT / "data" / name for name in ("README.md", "metrics.md", "results.md", "speed.md")]
+PAGES += [ROOT / "data" / name for name in ("README.md", "metrics.md", "results.md", "speed.md", "training.md")]
 
 
 def blocks(page: Path, language: str) -> list[str]:

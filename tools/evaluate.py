@@ -31,6 +31,12 @@ Settings side by side, with the same seeds: each `--set` is a row, overrides sep
 recognition or quality, and consistency, of each result (`results=both`: without and with 3D-aware sampling). Figures go
 to settings.json, row by row.
 
+    python tools/evaluate.py --measure likeness --cfg configs/mini/t2v_infer.yaml --held-out workspace/my_orbits \
+        --among workspace/zoo_held_out --runs workspace/visualization/mini_t2v
+
+Likeness of text samples: do they look like the objects of `--held-out` whose captions they were made from, such as one
+that a LoRA was to teach, and more so than like any of `--among`? Figures go to likeness.json.
+
 data/metrics.md defines every figure.
 """
 
@@ -49,6 +55,7 @@ from pipelines.evaluation.gaussian_fit import FitOptions
 from pipelines.evaluation.head_quality import HeadOptions, evaluate_head
 from pipelines.evaluation.head_rows import head_table
 from pipelines.evaluation.image_quality import QualityOptions, evaluate_quality
+from pipelines.evaluation.likeness import LikenessOptions, evaluate_likeness, likeness_text
 from pipelines.evaluation.quality_report import quality_table
 from pipelines.evaluation.recognition import evaluate_recognition, recognition_text
 from pipelines.evaluation.settings_table import SettingsOptions, evaluate_settings, settings_of, settings_table
@@ -107,6 +114,13 @@ def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
     if args.measure == "head":
         options = HeadOptions(held_out=args.held_out, runs=args.runs, num_objects=args.num, out=args.out)
         return head_table(evaluate_head(cfg, options))
+    if args.measure == "likeness":
+        if len(args.runs) != 1:
+            raise ConfigError("--measure likeness needs one --runs FOLDER, which inference.py wrote")
+        options = LikenessOptions(
+            held_out=args.held_out, among=args.among, runs=args.runs[0], num_objects=args.num, out=args.out
+        )
+        return likeness_text(evaluate_likeness(cfg, options))
     if MODEL.resolve(cfg.UNet, where="UNet")[1].image_condition:
         if args.runs:
             raise ConfigError("--runs: an image model is sampled from the true views here; leave it out")
@@ -139,13 +153,15 @@ def arguments() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--held-out", type=Path, required=True, help="orbits: tools/make_zoo.py --split held_out, or render_orbit.py")
-    add("--measure", choices=("auto", "consistency", "head", "settings"), default="auto", help="auto: by the model")
+    kinds = ("auto", "consistency", "head", "likeness", "settings")
+    add("--measure", choices=kinds, default="auto", help="auto: by the model")
     add("--num", type=int, default=64, help="objects or prompts at most (default 64)")
     add("--runs", type=Path, action="append", default=[], help="measure these samples instead of sampling; repeatable")
     add("--out", type=Path, default=Path("workspace/evaluation"), help="where results go")
     add("--set", action="append", default=[], metavar="OVERRIDES", help="a row of --measure settings; repeatable")
     text = parser.add_argument_group("recognition (text models)").add_argument
     text("--classifier", default="data/mini/classifier.safetensors", help="from configs/mini/classifier.yaml")
+    add("--among", type=Path, help="likeness: orbits of other objects, which the samples are not to look like")
     image = parser.add_argument_group("quality (image models)").add_argument
     image("--train", type=Path, help="orbits whose mean image is a floor (else: of the other objects)")
     image("--known", type=int, action="append", default=[], metavar="N", help="also from N given views; repeatable")

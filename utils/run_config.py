@@ -60,6 +60,10 @@ RETIRED_KEYS = {
 }
 
 
+# those of accelerate that need no more than a name; all but tensorboard are packages of their own
+TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "aim", "comet_ml", "clearml", "dvclive", "swanlab", "trackio")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CamerasConfig:
     """Cameras of a sampling run.
@@ -245,7 +249,7 @@ class RunConfig:
         _one_of("precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
         _one_of("results", self.results, RESULTS)
         _one_of("hold_views", self.hold_views, HOLD_VIEWS)
-        _one_of("tracker", self.tracker, ("none", "tensorboard"))
+        _one_of("tracker", self.tracker, TRACKERS)
         _one_of("decay_mode", self.decay_mode, ("cosine", "linear", "constant"))
         if min(self.resolution) < 8 or any(side % 8 for side in self.resolution):
             raise ConfigError(f"resolution must be multiples of 8, at least 8, got {list(self.resolution)}")

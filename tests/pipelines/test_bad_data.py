@@ -14,9 +14,9 @@ from models.weights import read_weights
 from pipelines.cached_latents import CachedLatents
 from pipelines.trainer import train
 from tests.pipelines.test_training import load
-from tests.tiny_orbits import write_files, write_orbits
+from tests.tiny_orbits import training_config, write_files, write_orbits
 from tools.index_dataset import main as index_dataset
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -111,3 +111,13 @@ def test_nothing_but_broken_samples_is_refused(folder, section):
         view_file(folder / "files" / f"0/{number}", 0).write_bytes(b"")
     with pytest.raises(DataError, match="broken samples in a row"):
         train(config(folder, section, max_bad_samples=100))
+
+
+def test_sizes_that_contradict_each_other_are_refused(folder):
+    section = training_config(folder)["vid_dataset"]
+    for changes, message in (
+        ({"resolution": [64, 64]}, r"resolution=\[32, 32\], but vid_dataset.resolution=\[64, 64\]"),
+        ({"num_views": 2}, r"frame_lens=\[3\], but vid_dataset.num_views=2"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train(load(folder, TASK_TYPE="train_t2v_entrance", vid_dataset={**section, **changes}))

@@ -22,6 +22,9 @@ from tests.tiny_orbits import training_config, write_files, write_orbits
 from utils.config import load_config
 from utils.errors import ConfigError
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+# The launcher's way to several processes of one machine is called so on CPUs too; port 0: a free one.
+ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,13 +68,15 @@ def test_one_global_batch_gives_one_gradient(folder, request):
     if request.config.getoption("--slow"):
         cases["two"] = {"batch_sizes": {"3": 4}, "num_processes": 2}
         cases["four"] = {"batch_sizes": {"3": 2}, "num_processes": 4}
+        cases["torchrun"] = cases["accelerate"] = {"batch_sizes": {"3": 4}}
+    launchers = {"torchrun": TORCHRUN, "accelerate": ACCELERATE}
     diffusion = {"type": "DiffusionDDIM", "noise_strength": 0.1}
     for name, changes in cases.items():
         sampled = {**training_config(folder)["auto_encoder"], "posterior": "sample"}
         given = {"num_steps": 1, "p_zero": 0.4, "auto_encoder": sampled, "Diffusion": diffusion, "grad_clip": 0.1}
         file = config_file(folder, name, **given, **changes)
-        if "num_processes" in changes:
-            train(ROOT / "train_net.py", "--cfg", file, folder=folder)
+        if name in launchers or "num_processes" in changes:
+            train(*launchers.get(name, ()), ROOT / "train_net.py", "--cfg", file, folder=folder)
         else:
             train_here(load_config(file))
     one = gradients(folder, "one")
@@ -91,8 +96,7 @@ def test_processes_go_on_where_one_stopped(folder):
     train_here(load_config(first))
     state = folder / "halves" / "state"
     second = config_file(folder, "second", **files, batch_sizes={"3": 2}, num_steps=3, resume=str(state))
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", ROOT / "train_net.py")
-    assert train(*torchrun, "--cfg", second, folder=folder).count("wrote ") == 1
+    assert train(*TORCHRUN, ROOT / "train_net.py", "--cfg", second, folder=folder).count("wrote ") == 1
     one, two = (read_state(latest(folder / name / "state")) for name in ("whole", "second"))
     assert one.num_samples == two.num_samples == 12
     # AdamW divides by tiny gradients, so rounding shows; three steps of 2e-3 that went other ways would be 6e-3 off
@@ -150,6 +154,13 @@ def test_rows_of_a_global_batch_do_not_depend_on_who_has_them(monkeypatch):
 def test_numbers_of_processes(folder, monkeypatch):
     assert processes_to_start(load(folder)) == 1
     assert processes_to_start(load(folder, num_processes=3)) == 3
+    with monkeypatch.context() as by_accelerate:
+        by_accelerate.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+        assert processes_to_start(load(folder)) == 1
+        assert processes_to_start(load(folder, num_processes=3)) == 3
+        by_accelerate.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(ConfigError, match="ACCELERATE_USE_FSDP; launch without it and set use_fsdp=true here"):
+            processes_to_start(load(folder))
     monkeypatch.setenv("RANK", "0")
     assert processes_to_start(load(folder, num_processes=3)) == 1
     with pytest.raises(ConfigError, match="num_processes must not be negative"):
