@@ -122,7 +122,8 @@ class _Add(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient_RC: Tensor) -> tuple[Tensor | None, ...]:
-        gradient_RC = gradient_RC if ctx.scale == 1.0 else gradient_RC * ctx.scale
+        # contiguous here, once for both, and not in each of the kernels that come next
+        gradient_RC = gradient_RC.contiguous() if ctx.scale == 1.0 else gradient_RC * ctx.scale
         of_bias = gradient_RC.sum(0, dtype=torch.float32).to(ctx.dtype) if ctx.needs_input_grad[2] else None
         return gradient_RC, gradient_RC, of_bias, None
 

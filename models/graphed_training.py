@@ -24,6 +24,8 @@ def graph_for_training(unet: OrbitUNet) -> None:
     Each backward pass writes its gradients where the last one did: they are to be used up and set to None before.
     Calls without gradients, in evaluation, or with inputs of other shapes run as they are.
     """
+    # The nodes that gather gradients stay with the stream of the capture; waiting for it costs next to nothing.
+    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
     unet.forward = _Replayed(unet, unet.forward)
 
 
@@ -33,7 +35,6 @@ class _Replayed:
         self.names: list[str] = []
         self.shapes: list[torch.Size] = []
         self.call: _Call | None = None
-        self.accumulators: list[Any] = []
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, **conditions: Any) -> Tensor:
         given = {"x": x, "t": t, "y": y} | {name: value for name, value in conditions.items() if value is not None}
@@ -54,12 +55,6 @@ class _Replayed:
 
     def _capture(self, given: dict[str, Tensor]) -> _Call:
         call = _Call(self.unet, self.plain, list(given)).train()
-        # Made now, these belong to this stream; made while capturing, to another, and every step would wait for it.
-        self.accumulators = [
-            parameter.view_as(parameter).grad_fn.next_functions[0][0]
-            for parameter in call.parameters()
-            if parameter.requires_grad
-        ]
         dtype = torch.get_autocast_dtype("cuda")
         with torch.autocast("cuda", dtype=dtype, enabled=torch.is_autocast_enabled("cuda"), cache_enabled=False):
             torch.cuda.make_graphed_callables(

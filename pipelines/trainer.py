@@ -128,7 +128,8 @@ class Trainer:
         """Arrange the UNet for speed; that acts in half precision on a GPU."""
         cfg, network = self.cfg, self.objective.network
         fuse_for_training(self.objective.parts_to_compile())
-        one_shape = cfg.grad_accumulation == 1 and not cfg.is_joint and not cfg.use_fsdp
+        # DDP keeps nodes of the default stream, which cannot be captured.
+        one_shape = cfg.grad_accumulation == 1 and not cfg.is_joint and self.accelerator.num_processes == 1
         half = self.accelerator.mixed_precision != "no" and self.accelerator.device.type == "cuda"
         if cfg.cuda_graph and one_shape and half and getattr(network, "can_be_graphed", False):
             graph_for_training(network)
