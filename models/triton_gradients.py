@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from models.fused_ops import NUM_GROUPS
-from models.triton_kernels import CHANNELS, Norm, kept, tiles
+from models.triton_kernels import CHANNELS, Norm, kept, normal_share, tiles
 
 PROGRAMS = 1024  # that sum columns over all rows
 
@@ -41,7 +41,7 @@ def _before_activation(
 
 @triton.jit(do_not_specialize=["P", "rows_per_split", "num_units"])
 def _norm_sums_kernel(
-    x, gradient, statistics, sums, C, P, L, rows_per_split, num_units, seed, dropout,
+    x, gradient, statistics, sums, written, C, P, L, rows_per_split, num_units, seed, dropout,
     SILU: tl.constexpr, TAPS: tl.constexpr, DROPS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     unit, split, num_splits = tl.program_id(2), tl.program_id(1), tl.num_programs(1)
@@ -61,6 +61,8 @@ def _norm_sums_kernel(
         before = _before_activation(
             gradient, value, scale, offset, row, rows, channels, mask, C, P, L, seed, dropout, SILU, TAPS, DROPS
         )
+        if TAPS:  # so that the next pass reads one row and not three
+            tl.store(written + row[:, None] * C + channels[None, :], before.to(written.dtype.element_ty), mask=mask)
         normed = tl.where(mask, (value + centre[None, :]) * deviation[None, :], 0.0)
         sums_rc += before  # zero outside, as the gradient that was read
         products_rc += before * normed
@@ -142,8 +144,10 @@ def group_norm_gradients(
     block, per_split, num_splits = tiles(R, C, norm)
     after = {"SILU": norm.silu, "TAPS": bool(norm.window), "DROPS": norm.dropout > 0}
     sums = x_RC.new_empty((3, U, num_splits, C), dtype=torch.float32)
+    out_RC = torch.empty_like(x_RC)
+    written = torch.empty_like(x_RC) if norm.window else None
     _norm_sums_kernel[(num_blocks, num_splits, U)](
-        x_RC, gradient, statistics_4UC, sums, C, P, norm.window, per_split, U, norm.seed_1, norm.dropout,
+        x_RC, gradient, statistics_4UC, sums, written, C, P, norm.window, per_split, U, norm.seed_1, norm.dropout,
         BLOCK_R=min(block, 32), BLOCK_C=CHANNELS, **after,
     )  # fmt: skip
     means, group = x_RC.new_empty((5, U, C), dtype=torch.float32), C // NUM_GROUPS
@@ -151,7 +155,8 @@ def group_norm_gradients(
         sums, statistics_4UC, means, C, P, num_splits, group, U,
         BLOCK_G=max(16, triton.next_power_of_2(group)), BLOCK_S=16, num_warps=1,
     )  # fmt: skip
-    out_RC = torch.empty_like(x_RC)
+    if norm.window:
+        gradient, after = written, {"SILU": False, "TAPS": False, "DROPS": False}
     block = min(block, 64)
     _norm_input_kernel[(num_blocks, triton.cdiv(P, block), U)](
         x_RC, gradient, beside_RC, statistics_4UC, means, out_RC, C, P, norm.window, U, norm.seed_1, norm.dropout,
@@ -244,9 +249,9 @@ def _gate_gradient_kernel(
         value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32) + value_bias[None, :]
         gate = tl.load(x + place + inner, mask=mask, other=0.0).to(tl.float32) + gate_bias[None, :]
         after = tl.load(gradient + rows[:, None] * inner + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-        share = 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
+        share, falling = normal_share(gate)
         of_value = after * gate * share
-        of_gate = after * value * (share + gate * tl.exp(-0.5 * gate * gate) * 0.3989422804014327)
+        of_gate = after * value * (share + gate * falling * 0.3989422804014327)
         values_ri += of_value
         gates_ri += of_gate
         tl.store(out + place, of_value.to(out.dtype.element_ty), mask=mask)

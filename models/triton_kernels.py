@@ -276,6 +276,19 @@ def add(x_RC: Tensor, y_RC: Tensor, bias_C: Tensor, *, scale: float = 1.0) -> Te
     return out_RC
 
 
+@triton.jit
+def normal_share(z):
+    """How much of a normal distribution lies below z, to 1e-7, and exp(-z²/2); Abramowitz and Stegun, 7.1.26.
+
+    The library's erf takes longer than reading and writing the values.
+    """
+    falling = tl.exp(-0.5 * z * z)
+    t = 1.0 / (1.0 + 0.23164190 * tl.abs(z))
+    sum_t = 0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))
+    beyond = 0.5 * t * sum_t * falling
+    return tl.where(z < 0, beyond, 1.0 - beyond), falling
+
+
 @triton.jit(do_not_specialize=["R"])
 def _gate_kernel(x, bias, out, R, inner, BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr):
     rows = (tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
@@ -286,8 +299,8 @@ def _gate_kernel(x, bias, out, R, inner, BLOCK_R: tl.constexpr, BLOCK_I: tl.cons
     value, gate = tl.load(at, mask=mask).to(tl.float32), tl.load(at + inner, mask=mask).to(tl.float32)
     value += tl.load(bias + columns, mask=inside).to(tl.float32)[None, :]
     gate += tl.load(bias + inner + columns, mask=inside).to(tl.float32)[None, :]
-    gate = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
-    tl.store(out + rows[:, None] * inner + columns[None, :], (value * gate).to(out.dtype.element_ty), mask=mask)
+    share, _ = normal_share(gate)
+    tl.store(out + rows[:, None] * inner + columns[None, :], (value * gate * share).to(out.dtype.element_ty), mask=mask)
 
 
 def gate(x_R2I: Tensor, bias_2I: Tensor) -> Tensor:
