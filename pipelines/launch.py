@@ -33,6 +33,7 @@ BY_ACCELERATE = "ACCELERATE_DYNAMO_BACKEND"  # set by `accelerate launch` only, 
 ENGINES_OF_ACCELERATE = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 # The main process writes files and samples previews while the others wait.
 PATIENCE = timedelta(hours=12)
+BACKENDS = "cpu:gloo,cuda:nccl"  # decisions are taken together on the CPU, so that none waits for a GPU
 TURN_S = 0.5  # for threads that want the interpreter
 GRACE_S = 5.0  # between the first failure and the end of the other processes
 
@@ -107,7 +108,7 @@ def join_processes(cfg: RunConfig) -> torch.device:
     if STARTED_HERE in os.environ:
         threading.Thread(target=_end_with_parent, daemon=True).start()
     on_cpu = pick_device(cfg.device).type == "cpu"
-    device = PartialState(cpu=on_cpu, timeout=PATIENCE).device
+    device = PartialState(cpu=on_cpu, timeout=PATIENCE, **({} if on_cpu else {"backend": BACKENDS})).device
     if not is_main():
         logging.getLogger().setLevel(logging.WARNING)
     return device
