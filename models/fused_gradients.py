@@ -17,7 +17,8 @@ from torch.autograd import Function
 
 from models import triton_gradients, triton_kernels
 from models.fused_ops import accumulate, product
-from models.triton_kernels import Norm
+from models.triton_norm_gradients import group_norm_gradients
+from models.triton_norms import Norm, group_statistics, normalized
 
 __all__ = ["accumulate", "add", "cast", "gate", "layer_norm", "normed_product", "views_attention"]
 
@@ -42,10 +43,8 @@ class _NormedProduct(Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         norm = options.norm
-        statistics = triton_kernels.group_statistics(
-            x_RC, norm_weight, norm_bias, norm, shift=shift, for_gradients=True
-        )
-        normed = triton_kernels.normalized(x_RC, statistics, norm)
+        statistics = group_statistics(x_RC, norm_weight, norm_bias, norm, shift=shift, for_gradients=True)
+        normed = normalized(x_RC, statistics, norm)
         ctx.save_for_backward(x_RC, weight, statistics)
         ctx.options, ctx.shift = options, None if shift is None else (len(shift), shift.dtype)
         ctx.vector_types = norm_weight.dtype, norm_bias.dtype
@@ -56,10 +55,10 @@ class _NormedProduct(Function):
     def backward(ctx: Any, beside_RC: Tensor | None, gradient_RO: Tensor) -> tuple[Tensor | None, ...]:
         x_RC, weight, statistics = ctx.saved_tensors
         norm, gradient_RO = ctx.options.norm, gradient_RO.contiguous()
-        normed = triton_kernels.normalized(x_RC, statistics, norm) if ctx.needs_input_grad[4] else None
+        normed = normalized(x_RC, statistics, norm) if ctx.needs_input_grad[4] else None
         of_normed, of_weight = _product_gradients(gradient_RO, normed, weight, size=ctx.options.size, like=x_RC)
         del normed
-        of_x, of_gain, of_bias, of_shift = triton_gradients.group_norm_gradients(
+        of_x, of_gain, of_bias, of_shift = group_norm_gradients(
             x_RC, of_normed, statistics, norm, beside_RC=None if beside_RC is None else beside_RC.contiguous()
         )
         if ctx.shift is None:

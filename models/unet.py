@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from models.attention import SpatialTransformer, TemporalTransformer, check_backend
-from models.blocks import Downsample, ResBlock, Upsample, embedding_mlp, sinusoidal_embedding
+from models.attention import check_backend
+from models.blocks import embedding_mlp, sinusoidal_embedding
 from models.image_condition import (
     NUM_IMAGE_TOKENS,
     ViewsEncoder,
@@ -24,12 +23,11 @@ from models.image_condition import (
     local_image_concat,
     local_image_embedding,
 )
+from models.unet_layout import CHECKPOINT_LEVELS, REPEATED_BLOCKS, decoder, encoder, middle, run
 from utils.errors import ConfigError
 from utils.registry import MODEL
 
 CAMERA_DIM = 16
-CHECKPOINT_LEVELS = ("block", "layer", "transformers")
-REPEATED_BLOCKS = (ResBlock, SpatialTransformer, TemporalTransformer)
 
 
 @dataclass
@@ -139,9 +137,9 @@ class OrbitUNet(nn.Module):
             self.fps_embedding = embedding_mlp(dim, embed_dim)
         if config.use_camera_condition:
             self.camera_embedding = embedding_mlp(CAMERA_DIM, embed_dim)
-        widths = self._build_encoder(config, embed_dim)
-        self._build_middle(config, embed_dim)
-        width = self._build_decoder(config, embed_dim, widths)
+        self.input_blocks, widths = encoder(config, embed_dim)
+        self.middle_block = middle(config, embed_dim)
+        self.output_blocks, width = decoder(config, embed_dim, widths)
         self.out = nn.Sequential(nn.GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, config.out_dim, 3, padding=1))
         nn.init.zeros_(self.out[-1].weight)
 
@@ -151,65 +149,6 @@ class OrbitUNet(nn.Module):
         self.local_image_concat = local_image_concat(config.in_dim, config.concat_dim)
         self.local_temporal_encoder = ViewsEncoder(config.concat_dim)
         self.local_image_embedding = local_image_embedding(config.in_dim, config.concat_dim, config.context_dim)
-
-    def _attentions(self, config: Config, width: int) -> list[nn.Module]:
-        """The spatial and, if wanted, the temporal transformer that follow a residual block."""
-        heads = {"num_heads": width // config.head_dim, "head_dim": config.head_dim, "backend": config.attention}
-        layers: list[nn.Module] = [SpatialTransformer(width, context_dim=config.context_dim, **heads)]
-        if config.temporal_attention:
-            layers.append(TemporalTransformer(width, **heads))
-        return layers
-
-    def _build_encoder(self, config: Config, embed_dim: int) -> list[int]:
-        in_dim = config.in_dim + (config.concat_dim if config.image_condition else 0)
-        stem = nn.ModuleList([nn.Conv2d(in_dim, config.dim, 3, padding=1)])
-        if config.temporal_attention:
-            stem.append(
-                TemporalTransformer(
-                    config.dim, num_heads=config.num_heads, head_dim=config.head_dim, backend=config.attention
-                )
-            )
-        self.input_blocks = nn.ModuleList([stem])
-        widths, width, scale = [config.dim], config.dim, 1.0
-        for level, mult in enumerate(config.dim_mult):
-            for _ in range(config.num_res_blocks):
-                block = nn.ModuleList([ResBlock(width, embed_dim, config.dim * mult, config.dropout)])
-                width = config.dim * mult
-                if scale in config.attn_scales:
-                    block.extend(self._attentions(config, width))
-                self.input_blocks.append(block)
-                widths.append(width)
-            if level < len(config.dim_mult) - 1:
-                self.input_blocks.append(Downsample(width))
-                widths.append(width)
-                scale /= 2
-        return widths
-
-    def _build_middle(self, config: Config, embed_dim: int) -> None:
-        width = config.dim * config.dim_mult[-1]
-        self.middle_block = nn.ModuleList(
-            [
-                ResBlock(width, embed_dim, width, config.dropout),
-                *self._attentions(config, width),
-                ResBlock(width, embed_dim, width, config.dropout),
-            ]
-        )
-
-    def _build_decoder(self, config: Config, embed_dim: int, widths: list[int]) -> int:
-        """Add the way up; `widths` are those of the skips. Returns the last width."""
-        self.output_blocks = nn.ModuleList()
-        width, num_levels = widths[-1], len(config.dim_mult)
-        for level in reversed(range(num_levels)):
-            for index in range(config.num_res_blocks + 1):
-                out_width = config.dim * config.dim_mult[level]
-                block = nn.ModuleList([ResBlock(width + widths.pop(), embed_dim, out_width, config.dropout)])
-                width = out_width
-                if 0.5**level in config.attn_scales:
-                    block.extend(self._attentions(config, width))
-                if level > 0 and index == config.num_res_blocks:
-                    block.append(Upsample(width))
-                self.output_blocks.append(block)
-        return width
 
     @property
     def can_be_graphed(self) -> bool:
@@ -259,22 +198,24 @@ class OrbitUNet(nn.Module):
             concat = concat_condition(local_image, self.local_image_concat, self.local_temporal_encoder)
             x = torch.cat([x, concat.to(x.dtype)], dim=1)
         h = rearrange(x, "b c v h w -> (b v) c h w").contiguous(memory_format=torch.channels_last)
+        recomputes = self.config.use_checkpoint and self.training and torch.is_grad_enabled()
+        given = {"num_views": V, "context_BSC": context_BSC, "config": self.config if recomputes else None}
         reuses, outer = deep is not None and deep.value is not None, len(self.input_blocks)
         if deep is not None:
             outer = deep.num_outer
             self.check_outer(outer)
         skips = []
         for block in self.input_blocks[:outer] if reuses else self.input_blocks:
-            h = self._run(block, h, embedding_FE, V, context_BSC)
+            h = run(block, h, embedding_FE, **given)
             skips.append(h)
         if not reuses:
-            h = self._run(self.middle_block, h, embedding_FE, V, context_BSC)
+            h = run(self.middle_block, h, embedding_FE, **given)
             for block in self.output_blocks[:-outer]:
-                h = self._run(block, torch.cat([h, skips.pop()], dim=1), embedding_FE, V, context_BSC)
+                h = run(block, torch.cat([h, skips.pop()], dim=1), embedding_FE, **given)
         if deep is not None:
             h = deep.value = deep.value if reuses else h
         for block in self.output_blocks[-outer:]:
-            h = self._run(block, torch.cat([h, skips.pop()], dim=1), embedding_FE, V, context_BSC)
+            h = run(block, torch.cat([h, skips.pop()], dim=1), embedding_FE, **given)
         return rearrange(self.out(h), "(b v) c h w -> b c v h w", v=V)
 
     def check_inputs(
@@ -330,44 +271,3 @@ class OrbitUNet(nn.Module):
         if image is not None:
             tokens.append(rearrange(self.context_embedding(image), "b 1 (s c) -> b s c", s=NUM_IMAGE_TOKENS))
         return torch.cat([part.to(tokens[0].dtype) for part in tokens], dim=1)
-
-    def _run(self, block: nn.Module, h: Tensor, embedding: Tensor, num_views: int, context: Tensor) -> Tensor:
-        if not (self.config.use_checkpoint and self.training and torch.is_grad_enabled()):
-            return _run_block(block, h, embedding, num_views, context)
-        whole = self.config.checkpoint_level == "block" or not isinstance(block, nn.ModuleList)
-        for part in [block] if whole else block:
-            if self._recomputes(part, h):
-                h = checkpoint(
-                    _run_block, part, h, embedding, num_views, context,
-                    use_reentrant=False, preserve_rng_state=_draws(part),
-                )  # fmt: skip
-            else:
-                h = _run_block(part, h, embedding, num_views, context)
-        return h
-
-    def _recomputes(self, part: nn.Module, h: Tensor) -> bool:
-        """Whether the backward pass makes the activations of a part again."""
-        if h.shape[2] * h.shape[3] < self.config.checkpoint_places:
-            return False
-        return self.config.checkpoint_level != "transformers" or isinstance(
-            part, SpatialTransformer | TemporalTransformer
-        )
-
-
-def _draws(part: nn.Module) -> bool:
-    """Whether a part draws random numbers, for dropout, which have to be the same again."""
-    return not isinstance(part, SpatialTransformer | TemporalTransformer)
-
-
-def _run_block(block: nn.Module, h: Tensor, embedding: Tensor, num_views: int, context: Tensor) -> Tensor:
-    """Apply the layers of one block, each with what it takes."""
-    for layer in block if isinstance(block, nn.ModuleList) else [block]:
-        if isinstance(layer, ResBlock):
-            h = layer(h, embedding, num_views)
-        elif isinstance(layer, SpatialTransformer):
-            h = layer(h, num_views, context)
-        elif isinstance(layer, TemporalTransformer):
-            h = layer(h, num_views)
-        else:
-            h = layer(h)
-    return h
