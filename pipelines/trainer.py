@@ -15,17 +15,15 @@ from typing import Any
 
 import torch
 
-from models.fused_training import fuse_for_training
-from models.graphed_training import graph_for_training
-from models.weights import save_published, save_safetensors
+from pipelines.arrangement import arrange
 from pipelines.launch import check_tracker, join_processes, leave_processes, make_accelerator, watch_signals
 from pipelines.objectives.base import Objective
 from pipelines.optimization import MovingAverage, lr_factor, parameter_groups
 from pipelines.progress import LossWatch, ProgressReport
 from pipelines.resume import clean_up, find_state, settings_of
-from pipelines.sharding import check_sharding, is_sharded, put_together, shard
+from pipelines.sharding import check_sharding, is_sharded, shard
 from pipelines.training_state import latest, read_state, restore, save_state, saving, snapshot
-from utils.compilation import compile_parts
+from pipelines.weight_files import checkpoint_path, final_path, save_checkpoint, save_final
 from utils.config import save_config
 from utils.errors import ConfigError, DataError
 from utils.files import writable_folder
@@ -95,10 +93,7 @@ class Trainer:
         self.accelerator = make_accelerator(cfg, objective, folder=folder)
         objective.to(objective.device)
         objective.network.train()
-        if cfg.compile:
-            compile_parts(objective.parts_to_compile(), only_forward=cfg.use_fsdp)
-        elif cfg.fused:
-            self._fuse()
+        arrange(cfg, objective, self.accelerator)
         if cfg.use_fsdp:
             shard(objective.network, objective.parts_to_compile())
         self.sharded = is_sharded(objective.network)
@@ -123,16 +118,6 @@ class Trainer:
         self.report = ProgressReport(cfg, views_per_batch=views_per_batch, first_step=self.step)
         self.watch = LossWatch(self.accelerator)
         self.started = time.monotonic() - self.elapsed_s
-
-    def _fuse(self) -> None:
-        """Arrange the UNet for speed; that acts in half precision on a GPU."""
-        cfg, network = self.cfg, self.objective.network
-        fuse_for_training(self.objective.parts_to_compile())
-        # DDP keeps nodes of the default stream, which cannot be captured.
-        one_shape = cfg.grad_accumulation == 1 and not cfg.is_joint and self.accelerator.num_processes == 1
-        half = self.accelerator.mixed_precision != "no" and self.accelerator.device.type == "cuda"
-        if cfg.cuda_graph and one_shape and half and getattr(network, "can_be_graphed", False):
-            graph_for_training(network)
 
     def run(self) -> Path:
         """Train to the end, or until a signal; weights and state are saved in both cases.
@@ -226,7 +211,7 @@ class Trainer:
         if not self.takes_part:
             return
         with saving(self.folder, f"step {self.step}"):
-            self.save_checkpoint()
+            save_checkpoint(self.folder, self.objective, self.average, self.step)
             state = snapshot(
                 self.objective.network,
                 self.optimizer,
@@ -245,43 +230,23 @@ class Trainer:
         """In what needs all weights: the main process has them, or all have slices."""
         return self.sharded or is_main()
 
-    def save_checkpoint(self) -> None:
-        """Write `{stem}_{step}.pth` with the weights to sample with; with a moving average also the trained ones."""
-        name = f"{self.objective.stem}_{self.step:08d}.pth"
-        if self.average:
-            self._save_weights(f"non_ema_{name}")
-            with self.average.in_place():
-                self._save_weights(name)
-        else:
-            self._save_weights(name)
-
-    def _save_weights(self, name: str) -> None:
-        content = put_together(self.objective.checkpoint_state())
-        if is_main():
-            save_published(self.folder / "checkpoints" / name, content, self.step)
-
     def _finish(self, *, interrupted: bool) -> Path:
         """Save; when training is complete, also finish the network and write the final file."""
         self.save()
-        last = self.folder / "checkpoints" / f"{self.objective.stem}_{self.step:08d}.pth"
-        final = self.folder / f"{self.objective.stem}.safetensors"
+        last = final_path(self.folder, self.objective)
         if interrupted:
+            last = checkpoint_path(self.folder, self.objective, self.step)
             log.info("stopped at step %d; run the same command again to go on", self.step)
         elif self.takes_part:
             if self.average:
                 self.average.write()
             self.objective.network.eval()
             self.objective.finish()
-            content = put_together(self.objective.final_state())
-            if is_main():
-                metadata = {"step": self.step, **self.objective.metadata()}
-                with saving(self.folder, final.name):
-                    save_safetensors(final, content, metadata=metadata)
-                log.info("wrote %s (%.2f MB)", final, final.stat().st_size / 1e6)
+            save_final(self.folder, self.objective, self.step)
             self._preview(averaged=False)
         self.model = None
         leave_processes(self.accelerator)
-        return last if interrupted else final
+        return last
 
     def _preview(self, *, averaged: bool = True) -> None:
         if not self.takes_part:
