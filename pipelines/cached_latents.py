@@ -1,6 +1,7 @@
 """Encoded samples, read out of a cache folder: kept on the device if they fit, else row by row from the files.
 
-Either way a batch is the same, bit for bit. Letters: B batch, N samples, V views, C channels, H W latent pixels.
+Either way a batch is the same, bit for bit. Letters: B batch, N samples, V views, C channels, H W latent pixels, L text
+tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from models.autoencoder import draw_like
 from utils.errors import DataError
 from utils.files import read_json
 
-NAMES = {"mean_BCVHW": "mean", "std_BCVHW": "std", "c2w_BV44": "c2w", "image_BVC": "image"}
+NAMES = {"mean_BCVHW": "mean", "std_BCVHW": "std", "c2w_BV44": "c2w", "words_BLC": "words"}
+NAMES |= {"image_BVC": "image"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +32,14 @@ class LatentRows:
     Attributes:
         mean_BCVHW: scaled posterior means, float16.
         c2w_BV44: cameras, float32.
+        words_BLC: text tokens of the captions, float16.
         std_BCVHW: scaled deviations, or None when the mode is taken.
         image_BVC: image embedding of every view, float16, or None when the network takes none.
     """
 
     mean_BCVHW: Tensor
     c2w_BV44: Tensor
+    words_BLC: Tensor
     std_BCVHW: Tensor | None = None
     image_BVC: Tensor | None = None
 

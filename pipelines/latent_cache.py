@@ -1,9 +1,10 @@
-"""Latents of a whole data set, encoded once and kept beside what made them. pipelines/cached_latents.py reads them.
+"""Latents and words of a whole data set, encoded once and kept beside what made them; pipelines/cached_latents.py reads
+them.
 
 A cache folder holds safetensors shards, `samples.json` and `fingerprint.json`. The fingerprint is written last and
 names the weights of the encoders, the data set and its index: when any of it differs, the cache is made again.
 
-Letters: B samples, V views, C channels, H W latent pixels.
+Letters: B samples, V views, C channels, H W latent pixels, L text tokens.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 SHARD_SIZE = 128  # samples
 BEGUN = "begun.json"  # the fingerprint of what is being encoded
-LAYOUT = 2  # raise it when the content of shards changes
+LAYOUT = 3  # raise it when the content of shards changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class EncodedChunk:
         c2w_BV44: cameras.
         captions: B sentences.
         object_ids: B names.
+        words_BLC: text tokens of the captions, as the network takes them.
         image_BVC: image embedding of every view, or None when the network takes none.
     """
 
@@ -55,6 +57,7 @@ class EncodedChunk:
     c2w_BV44: Tensor
     captions: list[str]
     object_ids: list[str]
+    words_BLC: Tensor
     image_BVC: Tensor | None = None
 
 
@@ -63,18 +66,21 @@ def fingerprint(
     *,
     options: Mapping[str, Any],
     index: Iterable[Any],
-    image_encoder: nn.Module | None = None,
+    encoder: nn.Module,
+    with_images: bool,
 ) -> dict[str, Any]:
-    """What latents depend on, as plain values.
+    """What latents, words and image embeddings depend on, as plain values.
 
     Args:
         autoencoder: its weights, scale and kind of posterior count.
         options: of the data set.
         index: whatever names the samples and their captions, in order.
-        image_encoder: its weights count where image embeddings are kept.
+        encoder: of text and images (`visual`).
+        with_images: image embeddings are kept too.
     """
-    embeddings = {} if image_encoder is None else {"image_weights": digest_of(image_encoder)}
+    embeddings = {"image_weights": digest_of(encoder.visual)} if with_images else {}
     return embeddings | {
+        "text_weights": digest_of(encoder, without="visual."),
         "layout": LAYOUT,
         "weights": digest_of(autoencoder),
         "scale_factor": autoencoder.scale_factor,
@@ -84,12 +90,13 @@ def fingerprint(
     }
 
 
-def digest_of(module: nn.Module) -> str:
-    """SHA-256 of a module's weights, the same on any device."""
+def digest_of(module: nn.Module, *, without: str | None = None) -> str:
+    """SHA-256 of a module's weights, the same on any device; `without` those whose names begin so."""
     weights = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        if without is None or not name.startswith(without):
+            weights.update(name.encode())
+            weights.update(value.detach().float().cpu().contiguous().numpy())
     return weights.hexdigest()
 
 
@@ -162,7 +169,8 @@ def _begin(folder: Path, wanted: Mapping[str, Any]) -> None:
 
 
 def _write_shard(file: Path, chunks: list[EncodedChunk]) -> None:
-    fields = {"mean": "mean_BCVHW", "std": "std_BCVHW", "c2w": "c2w_BV44", "image": "image_BVC"}
+    fields = {"mean": "mean_BCVHW", "std": "std_BCVHW", "c2w": "c2w_BV44"}
+    fields |= {"words": "words_BLC", "image": "image_BVC"}
     joined = {}
     for name, field in fields.items():
         parts = [getattr(chunk, field) for chunk in chunks]

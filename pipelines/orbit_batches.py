@@ -36,12 +36,14 @@ class DiffusionBatch(NamedTuple):
         token_ids_BL: token numbers of the captions.
         camera_data_BV16: camera conditions; None for images, which have no camera.
         image_B1C: image embedding of view 0; None for a text model.
+        words_BLC: text tokens of the captions, where they were encoded before.
     """
 
     latents_BCVHW: Tensor
     token_ids_BL: Tensor
     camera_data_BV16: Tensor | None
     image_B1C: Tensor | None = None
+    words_BLC: Tensor | None = None
 
 
 class OrbitBatches:
@@ -89,7 +91,8 @@ class OrbitBatches:
             self.autoencoder,
             options=options,
             index=_index_of(self.dataset),
-            image_encoder=self.embedder.model.visual if self.of_images else None,
+            encoder=self.embedder.model,
+            with_images=self.of_images,
         )
         if any(largest(not is_current(self.cfg.cache_dir, wanted))):  # all processes encode, or none
             log.info("encoding %d orbits into %s", len(self.dataset), self.cfg.cache_dir)
@@ -115,7 +118,8 @@ class OrbitBatches:
             else:
                 token_ids_BL = token_ids_NL[index_B.to(token_ids_NL.device)]
             image_BVC = rows.image_BVC.float() if self.of_images else None
-            yield self._batch(latents_BCVHW, token_ids_BL, camera_condition(rows.c2w_BV44), image_BVC)
+            batch = self._batch(latents_BCVHW, token_ids_BL, camera_condition(rows.c2w_BV44), image_BVC)
+            yield batch._replace(words_BLC=rows.words_BLC.float())
 
     def encoded_batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
         for views_BVCHW, c2w_BV44, captions, *_ in self._views(start):
@@ -159,6 +163,7 @@ class OrbitBatches:
                 c2w_BV44=c2w_BV44,
                 captions=captions,
                 object_ids=object_ids,
+                words_BLC=self.embedder.embed_tokens(self.embedder.tokenize(captions))[1],
                 image_BVC=self.embed_views(views_BVCHW),
             )
 

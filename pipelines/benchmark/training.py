@@ -56,7 +56,7 @@ class RandomOrbits(OrbitDenoising):
         while True:
             yield DiffusionBatch(inputs["x"], ids_BL, inputs["camera_data"], inputs.get("image"))
 
-    def words(self, token_ids_BL: Tensor, drop_B: Tensor) -> Tensor:
+    def words(self, batch: DiffusionBatch, drop_B: Tensor) -> Tensor:
         """Of every caption."""
         return self.inputs["y"]
 

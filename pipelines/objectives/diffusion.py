@@ -88,6 +88,7 @@ class OrbitDenoising(Objective):
             channels_last(self.network)
         check_model_kind(self.network, self.embedder, image=config.image, option=f"TASK_TYPE={cfg.TASK_TYPE}")
         self.dropped_ids_1L = self.embedder.tokenize([config.dropped_prompt])
+        self.dropped_words_1LC: Tensor | None = None
         parts = {"autoencoder": self.autoencoder, "embedder": self.embedder, "device": device, "share": self.share}
         dealer = joint.kind(max(cfg.frame_lens)) if joint else self.share
         self.data = OrbitBatches(cfg, dataset=self.dataset, dealer=dealer, of_images=config.image, **parts)
@@ -174,7 +175,7 @@ class OrbitDenoising(Objective):
         prediction = self.unet(
             x_t,
             t_B,
-            self.words(batch.token_ids_BL, drop_B),
+            self.words(batch, drop_B),
             **self.image_conditions(batch, drop_B),
             camera_data=batch.camera_data_BV16,
             # published: single images have frame rate 1
@@ -183,10 +184,19 @@ class OrbitDenoising(Objective):
         return prediction, x_t, noise
 
     @torch.no_grad()
-    def words(self, token_ids_BL: Tensor, drop_B: Tensor) -> Tensor:
+    def words(self, batch: DiffusionBatch, drop_B: Tensor) -> Tensor:
         """Text tokens (B, L, C); where `drop_B` is true those of the dropped prompt, for guidance."""
-        token_ids_BL = torch.where(drop_B[:, None], self.dropped_ids_1L.to(token_ids_BL), token_ids_BL)
-        return self.embedder.embed_tokens(token_ids_BL)[1]
+        if batch.words_BLC is not None:
+            return torch.where(drop_B[:, None, None], self._dropped_words().to(batch.words_BLC), batch.words_BLC)
+        ids_BL = torch.where(drop_B[:, None], self.dropped_ids_1L.to(batch.token_ids_BL), batch.token_ids_BL)
+        return self.embedder.embed_tokens(ids_BL)[1]
+
+    def _dropped_words(self) -> Tensor:
+        """Those of the dropped prompt, encoded once, and rounded as the cache rounds the others."""
+        if self.dropped_words_1LC is None:
+            with torch.autocast(self.device.type, enabled=False):
+                self.dropped_words_1LC = self.embedder.embed_tokens(self.dropped_ids_1L)[1].half()
+        return self.dropped_words_1LC
 
     def image_conditions(self, batch: DiffusionBatch, drop_B: Tensor) -> dict[str, Tensor]:
         """Embedding and latent of view 0, dropped just as sampling leaves them out of its unconditional branch."""

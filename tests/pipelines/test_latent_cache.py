@@ -105,6 +105,35 @@ def test_the_cached_and_the_direct_path_give_the_same_batch(folder):
     assert batches[1].latents_BCVHW.dtype == torch.float32
 
 
+def test_words_are_encoded_once(folder, monkeypatch):
+    task = objective(folder, p_zero=0.5)
+    direct = objective(folder, p_zero=0.5, cache_latents=False)
+    calls = []
+    encode = task.embedder.embed_tokens
+    monkeypatch.setattr(task.embedder, "embed_tokens", lambda ids: calls.append(len(ids)) or encode(ids))
+    batches = task.batches()
+    encoded = sum(calls)
+    assert encoded == len(task.dataset)
+    drop_B = torch.tensor([True, False, True, False])
+    for _ in range(3):
+        batch = next(batches)
+        expected = direct.words(batch._replace(words_BLC=None), drop_B)
+        torch.testing.assert_close(task.words(batch, drop_B), expected, atol=2e-3, rtol=2e-3)
+    assert sum(calls) == encoded + 1  # the dropped prompt
+
+
+def test_other_words_of_the_encoder_make_the_cache_anew(folder, caplog):
+    caplog.set_level("INFO")
+    task = objective(folder)
+    task.data.cached_latents()
+    task.embedder.model.visual.proj.data += 1  # a text model takes no image embeddings
+    task.data.cached_latents()
+    assert "changed" not in caplog.text
+    task.embedder.model.positional_embedding.data += 1
+    task.data.cached_latents()
+    assert "(text_weights changed)" in caplog.text
+
+
 def test_compositing_agrees_with_the_data_set(folder):
     dataset = DATASETS.build(load(folder).vid_dataset)
     orbits = load_orbits(dataset, device=CPU)
