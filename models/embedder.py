@@ -143,6 +143,10 @@ class FrozenOpenCLIPTtxtVisualEmbedder(nn.Module):
         """Token numbers (B, L) on the model's device; what does not fit is cut off with a warning."""
         return self.tokenizer.ids(prompts).to(self.model.token_embedding.weight.device)
 
+    def forget_images(self) -> None:
+        """Give the memory of the image encoder back, two thirds of the published weights; it embeds text only then."""
+        self.model.visual = _NoImages(self.model.visual.output_dim)
+
     def embed_tokens(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Token numbers to (text_BC, words_BLC)."""
         model = self.model
@@ -153,6 +157,17 @@ class FrozenOpenCLIPTtxtVisualEmbedder(nn.Module):
         end_of_text_B = ids_BL.argmax(dim=-1)  # the end token has the largest number
         text_BC = words_BLC[torch.arange(len(ids_BL), device=ids_BL.device), end_of_text_B] @ model.text_projection
         return text_BC, words_BLC
+
+
+class _NoImages(nn.Module):
+    """Stands where the image encoder was."""
+
+    def __init__(self, output_dim: int) -> None:
+        super().__init__()
+        self.output_dim = output_dim
+
+    def forward(self, *_images: Tensor, **_options: Any) -> Tensor:
+        raise RuntimeError("this encoder embeds text only: forget_images was called")
 
 
 class ShortTokenizer(SimpleTokenizer):

@@ -87,6 +87,8 @@ class OrbitDenoising(Objective):
         if cfg.channels_last:
             channels_last(self.network)
         check_model_kind(self.network, self.embedder, image=config.image, option=f"TASK_TYPE={cfg.TASK_TYPE}")
+        if not config.image:
+            self.embedder.forget_images()
         self.dropped_ids_1L = self.embedder.tokenize([config.dropped_prompt])
         self.dropped_words_1LC: Tensor | None = None
         parts = {"autoencoder": self.autoencoder, "embedder": self.embedder, "device": device, "share": self.share}

@@ -107,3 +107,14 @@ def test_bad_options_are_refused(options, message):
 
 def test_the_retired_key_is_accepted():
     EMBEDDER.resolve({"type": TYPE, "vit_resolution": [224, 224]})
+
+
+def test_text_is_the_same_without_the_image_encoder():
+    embedder = build()
+    before, size = embedder.encode_text(["a red mug"]), sum(p.numel() for p in embedder.parameters())
+    embedder.forget_images()
+    assert torch.equal(embedder.encode_text(["a red mug"]), before)
+    assert embedder.image_width
+    assert sum(p.numel() for p in embedder.parameters()) < size
+    with pytest.raises(RuntimeError, match="embeds text only"):
+        embedder.model.visual(torch.zeros(1, 3, 32, 32))
