@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from models import triton_gradients, triton_kernels
+from models import fused_ops, triton_gradients, triton_kernels
 from models.fused_ops import accumulate, product
 from models.triton_norm_gradients import group_norm_gradients
 from models.triton_norms import Norm, group_statistics, normalized
@@ -211,4 +211,6 @@ def gate(x_R2I: Tensor, bias_2I: Tensor) -> Tensor:
 
 def views_attention(qkv_R3C: Tensor, **sizes: int) -> Tensor:
     """See models.fused_ops.views_attention."""
+    if not fused_ops.is_small(sizes["num_views"], sizes["head_dim"]):
+        return fused_ops.views_attention(qkv_R3C, **sizes)
     return _ViewsAttention.apply(qkv_R3C, sizes)

@@ -155,6 +155,11 @@ def views_attention(qkv_R3C: Tensor, *, num_views: int, places: int, head_dim: i
     return attention(q, k, v).reshape(len(qkv_R3C), -1)
 
 
+def is_small(num_views: int, head_dim: int) -> bool:
+    """Whether the kernels of `views_attention`, which hold all views of a head at once, are made for these sizes."""
+    return num_views <= 64 and head_dim in (16, 32, 64, 128)
+
+
 def doubled(x_RC: Tensor, *, height: int, width: int) -> Tensor:
     """Images of height x width places at twice the size, by nearest neighbour."""
     x_FHWC = x_RC.view(-1, height, 1, width, 1, x_RC.shape[1])

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from models import fused_ops
 from models.fused_ops import cast, product
 from models.triton_norms import CHANNELS, Norm, group_statistics, normalized
 
@@ -169,7 +170,9 @@ def _views_attention_kernel(qkv, out, V, L, N, scale, BLOCK_V: tl.constexpr, D: 
 
 
 def views_attention(qkv_R3C: Tensor, *, num_views: int, places: int, head_dim: int) -> Tensor:
-    """See models.fused_ops.views_attention."""
+    """See models.fused_ops.views_attention, which does it for sizes that the kernel is not made for."""
+    if not fused_ops.is_small(num_views, head_dim):
+        return fused_ops.views_attention(qkv_R3C, num_views=num_views, places=places, head_dim=head_dim)
     R, C = qkv_R3C.shape[0], qkv_R3C.shape[1] // 3
     out_RC = qkv_R3C.new_empty((R, C))
     grid = (places, C // head_dim, R // (num_views * places))

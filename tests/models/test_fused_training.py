@@ -134,6 +134,23 @@ def test_dropout_of_the_kernels_has_its_own_gradient():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(("num_views", "head_dim"), [(3, 24), (70, 32)])
+def test_attention_over_views_of_any_size(num_views, head_dim):
+    from models import fused_gradients, triton_kernels
+
+    sizes = {"num_views": num_views, "places": 4, "head_dim": head_dim}
+    qkv = torch.randn(2 * num_views * 4, 3 * 2 * head_dim, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    expected = fused_ops.views_attention(qkv.detach().double().cpu(), **sizes)
+    with torch.no_grad():
+        plain = triton_kernels.views_attention(qkv, **sizes)
+    out = fused_gradients.views_attention(qkv, **sizes)
+    for one in (plain, out.detach()):
+        assert float((one.double().cpu() - expected).norm() / expected.norm()) < 0.01
+    out.sum().backward()
+    assert qkv.grad.isfinite().all()
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("level", ["none", "transformers"])
 def test_graphs_give_the_gradients_of_the_passes_they_replay(level):
     options = {"dim": 64, "dim_mult": [1, 2], "num_res_blocks": 1, "context_dim": 24, "y_dim": 24, "attn_scales": [1.0]}
