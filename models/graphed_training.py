@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.unet import OrbitUNet
+from utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,8 @@ def graph_for_training(unet: OrbitUNet) -> None:
     """Let a UNet capture its forward and backward pass when it is first called for training, and replay them; in place.
 
     Each backward pass writes its gradients where the last one did: they are to be used up and set to None before.
-    Calls without gradients, in evaluation, or with inputs of other shapes run as they are.
+    Calls without gradients, in evaluation, or with inputs of other shapes run as they are. The first call for training
+    raises ConfigError where the passes cannot be captured.
     """
     # The nodes that gather gradients stay with the stream of the capture; waiting for it costs next to nothing.
     torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
@@ -57,9 +59,16 @@ class _Replayed:
         call = _Call(self.unet, self.plain, list(given)).train()
         dtype = torch.get_autocast_dtype("cuda")
         with torch.autocast("cuda", dtype=dtype, enabled=torch.is_autocast_enabled("cuda"), cache_enabled=False):
-            torch.cuda.make_graphed_callables(
-                call, tuple(value.clone() for value in given.values()), allow_unused_input=True
-            )
+            inputs = tuple(value.clone() for value in given.values())
+            try:
+                torch.cuda.make_graphed_callables(call, inputs, allow_unused_input=True)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as err:
+                reason = str(err).splitlines()[0]
+                raise ConfigError(
+                    f"cuda_graph=true: the UNet cannot be captured ({reason}); set cuda_graph=false"
+                ) from err
         log.info("the UNet's passes are replayed as CUDA graphs from now on")
         return call
 
