@@ -64,8 +64,8 @@ def test_every_device_is_used_and_one_global_batch_gives_one_gradient(folder):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @pytest.mark.parametrize(
     "changes",
-    [{"precision": "float32"}, {"precision": "bfloat16", "compile": True}],
-    ids=["float32", "bfloat16-compiled"],
+    [{"precision": "float32"}, {"precision": "bfloat16"}, {"precision": "bfloat16", "compile": True}],
+    ids=["float32", "bfloat16-fused", "bfloat16-compiled"],
 )
 def test_a_divided_network_trains_as_a_whole_one_and_takes_over_from_it(folder, changes):
     """Two steps of DDP, or one of them by FSDP2 from the state of the other; logged memory included."""
