@@ -19,10 +19,11 @@ Letters: B scenes, V cameras of each, N Gaussians, H W pixels.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.metadata
-import importlib.util
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as functional
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from models import splatting
 from models.gaussians import Gaussians
-from utils.errors import ConfigError
+from utils.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +99,10 @@ def render(
 
 
 def pick_rasterizer(name: str, device: torch.device) -> str:
-    """The backend that draws: `auto` is gsplat on a CUDA device where its compiled part is installed, else torch.
+    """The backend that draws: `auto` is gsplat on a CUDA device where it is compiled, else torch.
 
-    A gsplat without it compiles itself when first used, for minutes and with CUDA's compiler; that happens only when
-    gsplat is asked for by name.
+    The gsplat of PyPI compiles itself when first used, for minutes and with CUDA's compiler, and keeps what it made for
+    this version of PyTorch; that happens only when gsplat is asked for by name. From then on `auto` takes it too.
 
     Raises:
         ConfigError: an unknown name, or gsplat where it cannot run.
@@ -135,20 +136,36 @@ def _lack_of_gsplat(*, compiles: bool) -> str | None:
     """
     try:
         version = importlib.metadata.version("gsplat")
-        found = importlib.util.find_spec("gsplat.csrc") is not None
+        importlib.import_module("gsplat")
     except importlib.metadata.PackageNotFoundError:
         return "gsplat is not installed (pip install gsplat), with which rendering is several times faster"
     except ImportError as err:
         return f"gsplat does not import ({err})"
     if tuple(int(number) for number in version.split("+")[0].split(".")[:2]) < MIN_GSPLAT:
         return f"gsplat {version} draws no batches of scenes; install 1.5 or later"
-    if found:
+    try:
+        importlib.import_module("gsplat.csrc")
+    except ModuleNotFoundError:
+        reason = "gsplat is not compiled"
+    except ImportError as err:  # made for another PyTorch
+        reason = f"the compiled part of gsplat does not load ({first_line(err)})"
+    else:
         return None
-    if not compiles:
-        return "gsplat is not compiled; rasterizer=gsplat compiles it, for minutes and with CUDA's compiler"
-    from gsplat.cuda._backend import _C  # compiles, or loads what was compiled before
-
+    if not (compiles or _compiled_before()):
+        return f"{reason}; rasterizer=gsplat compiles it, for minutes and with CUDA's compiler"
+    try:
+        from gsplat.cuda._backend import _C  # compiles, or loads what was compiled before
+    except (ImportError, OSError, RuntimeError) as err:
+        return f"gsplat cannot compile itself here ({first_line(err)})"
     return None if _C is not None else "gsplat cannot compile itself here, because CUDA's compiler is missing"
+
+
+def _compiled_before() -> bool:
+    """Whether gsplat has compiled itself for this PyTorch: it would load that, and else begin to compile."""
+    from torch.utils.cpp_extension import _get_build_directory  # where gsplat looks
+
+    folder = Path(_get_build_directory("gsplat_cuda", verbose=False))
+    return any((folder / f"gsplat_cuda.{ending}").is_file() for ending in ("so", "lib"))
 
 
 def _torch(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, size: tuple[int, int]) -> Tensor:

@@ -26,7 +26,14 @@ TURNTABLE_FILE, VIEWER_FILE = "turntable.mp4", "viewer.html"
 
 
 def write_assets(
-    folder: Path, gaussians: Gaussians, *, options: AssetOptions, c2w_44: Tensor, fov_deg: float, title: str
+    folder: Path,
+    gaussians: Gaussians,
+    *,
+    options: AssetOptions,
+    c2w_44: Tensor,
+    fov_deg: float,
+    title: str,
+    rasterizer: str = "auto",
 ) -> dict[str, dict[str, Any]]:
     """Write the files that the options ask for; rendering happens on the device of the Gaussians.
 
@@ -36,6 +43,7 @@ def write_assets(
         c2w_44: the camera of the first view; the viewer starts there, and the turntable keeps its distance.
         fov_deg: field of view.
         title: what the viewer calls the object.
+        rasterizer: see models.rendering.
 
     Returns:
         For each file, its bytes, the seconds it took and what else is worth knowing, or {"error": why there is none}.
@@ -51,10 +59,10 @@ def write_assets(
         return {}
 
     def mesh(path: Path) -> dict[str, Any]:
-        return write_glb(path, gaussians, options)
+        return write_glb(path, gaussians, options, rasterizer=rasterizer)
 
     def turntable(path: Path) -> dict[str, Any]:
-        return write_turntable(path, gaussians, options, distance=distance, fov_deg=fov_deg)
+        return write_turntable(path, gaussians, options, distance=distance, fov_deg=fov_deg, rasterizer=rasterizer)
 
     def viewer(path: Path) -> dict[str, Any]:
         write_viewer(path, gaussians, c2w_44=c2w_44, fov_deg=fov_deg, background=options.background, title=title)

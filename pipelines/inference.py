@@ -100,7 +100,8 @@ class OrbitInference:
         started = time.perf_counter()
         pipeline = ViewsPipeline.from_config(self.cfg)
         log.info("built and loaded in %.1f s", time.perf_counter() - started)
-        writer = VISUAL.build(self.cfg.visual_inference, where="visual_inference", assets=self.cfg.assets)
+        options = {"assets": self.cfg.assets, "rasterizer": self.cfg.rasterizer}
+        writer = VISUAL.build(self.cfg.visual_inference, where="visual_inference", **options)
         batches = [jobs[start : start + self.cfg.batch_size] for start in range(0, len(jobs), self.cfg.batch_size)]
         seconds = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
         written = f"orbit.mp4, sheet.png, views/, transforms.json, {RESULT_FILE}"

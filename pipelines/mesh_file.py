@@ -27,8 +27,11 @@ from utils.files import atomic_path
 UNLIT = "KHR_materials_unlit"
 
 
-def write_glb(path: Path, gaussians: Gaussians, options: AssetOptions) -> dict[str, Any]:
+def write_glb(path: Path, gaussians: Gaussians, options: AssetOptions, *, rasterizer: str = "auto") -> dict[str, Any]:
     """Write one scene as a mesh, whole or not at all.
+
+    Args:
+        rasterizer: see models.rendering.
 
     Returns:
         What the file says about itself as well: faces, parts, whether it is watertight and if not, why.
@@ -37,7 +40,11 @@ def write_glb(path: Path, gaussians: Gaussians, options: AssetOptions) -> dict[s
         DataError: there is no surface, or it cannot be unfolded.
     """
     views = look_around(
-        gaussians, num_views=options.mesh_views, size=options.mesh_view_size, lowest_deg=options.mesh_lowest_deg
+        gaussians,
+        num_views=options.mesh_views,
+        size=options.mesh_view_size,
+        lowest_deg=options.mesh_lowest_deg,
+        rasterizer=rasterizer,
     )
     surface = extract_surface(views, grid=options.grid, num_faces=options.faces)
     closed = trimesh.Trimesh(surface.points_N3, surface.faces_F3, process=False)

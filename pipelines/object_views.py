@@ -55,12 +55,15 @@ class ObjectViews:
     depths_V1HW: Tensor
 
 
-def look_around(gaussians: Gaussians, *, num_views: int, size: int, lowest_deg: float) -> ObjectViews:
+def look_around(
+    gaussians: Gaussians, *, num_views: int, size: int, lowest_deg: float, rasterizer: str = "auto"
+) -> ObjectViews:
     """Render one scene from cameras spread evenly over a sphere, from `lowest_deg` up to the zenith.
 
     Args:
         size: height and width in pixels.
         lowest_deg: height angle under which no camera stands.
+        rasterizer: see models.rendering.
 
     Raises:
         DataError: nothing can be seen.
@@ -78,7 +81,9 @@ def look_around(gaussians: Gaussians, *, num_views: int, size: int, lowest_deg: 
     K_33 = intrinsics(fov_deg, size).to(middle_3)
     chunks = c2w_V44.split(max(1, CHUNK_PIXELS // size**2))
     with torch.no_grad():
-        drawn = [render(solid, chunk[None], K_33, size=(size, size), background=0.0) for chunk in chunks]
+        drawn = [
+            render(solid, chunk[None], K_33, size=(size, size), background=0.0, backend=rasterizer) for chunk in chunks
+        ]
     alphas_V1HW = torch.cat([chunk.alphas_BV1HW[0] for chunk in drawn])
     if not bool((alphas_V1HW > 0.5).any()):
         raise DataError("the Gaussians are too transparent to have a surface; use another seed or other weights")

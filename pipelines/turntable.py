@@ -5,6 +5,7 @@ Letters: V frames.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,20 @@ CHUNK_PIXELS = 1 << 20  # rendered at once; bounds memory
 
 
 def write_turntable(
-    path: Path, gaussians: Gaussians, options: AssetOptions, *, distance: float, fov_deg: float
+    path: Path,
+    gaussians: Gaussians,
+    options: AssetOptions,
+    *,
+    distance: float,
+    fov_deg: float,
+    rasterizer: str = "auto",
 ) -> dict[str, Any]:
     """Write one turn of one scene as `.mp4`, whole or not at all.
 
     Args:
         distance: of the camera to the origin, unless the options name another.
         fov_deg: field of view over the side of the square frames.
+        rasterizer: see models.rendering.
 
     Returns:
         What the file holds: frames, size, elevation.
@@ -38,9 +46,10 @@ def write_turntable(
         radius=options.turntable_distance or distance,
     )
     K_33 = intrinsics(fov_deg, size)
+    draw = functools.partial(render, size=(size, size), background=options.background, backend=rasterizer)
     with torch.no_grad():
         frames = [
-            render(gaussians, chunk[None], K_33, size=(size, size), background=options.background).colors_BV3HW[0].cpu()
+            draw(gaussians, chunk[None], K_33).colors_BV3HW[0].cpu()
             for chunk in c2w_V44.split(max(1, CHUNK_PIXELS // size**2))
         ]
     save_video(path, torch.cat(frames), fps=options.turntable_fps)

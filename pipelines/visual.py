@@ -32,6 +32,7 @@ class VisualGeneratedVideos:
 
     Args:
         assets: which of them, and how.
+        rasterizer: draws them, see models.rendering.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,8 @@ class VisualGeneratedVideos:
 
         columns: int = 6
 
-    def __init__(self, config: Config, *, assets: AssetOptions | None = None) -> None:
-        self.config, self.assets = config, assets or AssetOptions()
+    def __init__(self, config: Config, *, assets: AssetOptions | None = None, rasterizer: str = "auto") -> None:
+        self.config, self.assets, self.rasterizer = config, assets or AssetOptions(), rasterizer
 
     def write(self, folder: Path, orbits: Orbits, index: int, *, fps: int, record: dict[str, Any]) -> None:
         """Write sample `index` of a batch as `folder`, replacing an older one.
@@ -88,6 +89,7 @@ class VisualGeneratedVideos:
             c2w_44=orbits.c2w_V44[0],
             fov_deg=orbits.gaussians_fov_deg or orbits.fov_deg,
             title=title,
+            rasterizer=self.rasterizer,
         )
         return {"assets": facts}
 

@@ -77,15 +77,16 @@ def compare_settings(args: argparse.Namespace) -> str:
         held_out=args.held_out,
         classifier=args.classifier,
         num_objects=args.num,
-        fit=_fit_options(args),
+        fit=_fit_options(args, next(iter(cfgs.values()))),
         batch_size=args.fit_batch,
         out=args.out,
     )
     return settings_table(evaluate_settings(cfgs, options))
 
 
-def _fit_options(args: argparse.Namespace) -> FitOptions:
-    return FitOptions(num_gaussians=args.fit_gaussians, num_steps=args.fit_steps, views_per_step=args.fit_views)
+def _fit_options(args: argparse.Namespace, cfg: RunConfig) -> FitOptions:
+    sizes = {"num_gaussians": args.fit_gaussians, "num_steps": args.fit_steps, "views_per_step": args.fit_views}
+    return FitOptions(**sizes, rasterizer=cfg.rasterizer)
 
 
 def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
@@ -106,7 +107,7 @@ def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
             held_out=args.held_out,
             runs=args.runs,
             num_objects=args.num,
-            fit=_fit_options(args),
+            fit=_fit_options(args, cfg),
             batch_size=args.fit_batch,
             out=args.out,
         )

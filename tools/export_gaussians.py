@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from models.gaussian_files import read_ply, read_splat
+from models.rendering import RASTERIZERS, pick_rasterizer
 from pipelines.asset_files import write_assets
 from pipelines.loading import pick_device
 from utils.asset_options import AssetOptions
@@ -50,6 +51,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--distance", type=float, default=2.0, help="of the cameras to the origin (default 2)")
     parser.add_argument("--fov", type=float, default=round(DATA_FOV_DEG, 4), help="degrees (default as G-Objaverse)")
     parser.add_argument("--device", default="auto", help="where to render: auto, cpu, cuda (default auto)")
+    parser.add_argument("--rasterizer", choices=RASTERIZERS, default="auto", help="what renders (default auto)")
     return parser.parse_args(argv)
 
 
@@ -93,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
             f"--elevation {options.elevation} in (-90, 90)"
         )
     device = pick_device(options.device)
+    pick_rasterizer(options.rasterizer, device)  # refuses
     folders = folders_of(options.files, writable_folder(options.out, option="--out"))
     c2w_44 = cameras_at(torch.zeros(1), torch.tensor([options.elevation]), torch.tensor([options.distance]))[0]
     failures = []
@@ -104,7 +107,13 @@ def main(argv: list[str] | None = None) -> int:
             continue
         folder.mkdir(parents=True, exist_ok=True)
         facts = write_assets(
-            folder, gaussians.to(device), options=assets, c2w_44=c2w_44, fov_deg=options.fov, title=folder.name
+            folder,
+            gaussians.to(device),
+            options=assets,
+            c2w_44=c2w_44,
+            fov_deg=options.fov,
+            title=folder.name,
+            rasterizer=options.rasterizer,
         )
         failures += [f"{file}: no {name}: {fact['error']}" for name, fact in facts.items() if "error" in fact]
         done = [f"{name} ({fact['seconds']} s)" for name, fact in facts.items() if "error" not in fact]

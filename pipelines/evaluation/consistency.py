@@ -137,12 +137,13 @@ def measure(
     fov_deg, background = orbits[0].fov_deg, orbits[0].background
     size = tuple(views_BVCHW.shape[-2:])
     shots = Shots(views_BVCHW=views_BVCHW, c2w_BV44=c2w_BV44, fov_deg=fov_deg, background=background)
+    draw = partial(render_scenes, fov_deg=fov_deg, size=size, rasterizer=options.rasterizer)
     renders, surfaces = [], []
     for gaussians in fit_halves(shots, options, on_step=on_step):
         with torch.no_grad():
-            colors, _ = render_scenes(gaussians, c2w_BV44, fov_deg=fov_deg, size=size, background=background)
+            colors, _ = draw(gaussians, c2w_BV44, background=background)
         renders.append(colors.clamp(0, 1))
-        surfaces.append(surface_points(gaussians, c2w_BV44, fov_deg=fov_deg, size=size, seed=options.seed))
+        surfaces.append(surface_points(gaussians, c2w_BV44, draw, seed=options.seed))
     even_BVCHW, odd_BVCHW = renders
     unseen_BVCHW = even_BVCHW.clone()
     unseen_BVCHW[:, 0::2] = odd_BVCHW[:, 0::2]
@@ -183,11 +184,14 @@ def fit_halves(shots: Shots, options: FitOptions, *, on_step: Callable[[], objec
 
 @torch.no_grad()
 def surface_points(
-    gaussians: Gaussians, c2w_BV44: Tensor, *, fov_deg: float, size: tuple[int, int], seed: int
+    gaussians: Gaussians, c2w_BV44: Tensor, draw: Callable[..., tuple[Tensor, Tensor]], *, seed: int
 ) -> list[Tensor]:
     """Points that each scene shows to its cameras, (P, 3) with P at most NUM_SURFACE_POINTS, world units.
 
     A pixel's point is the mean of the centres, weighted as the colours are: positions are drawn as colours.
+
+    Args:
+        draw: `render_scenes` with all but the background.
     """
     placed = Gaussians(
         means_BN3=gaussians.means_BN3,
@@ -196,7 +200,7 @@ def surface_points(
         quats_BN4=gaussians.quats_BN4,
         colors_BN3=gaussians.means_BN3 / 4 + 0.5,  # positions within 2 of the origin as numbers in [0, 1]
     )
-    colors, alphas = render_scenes(placed, c2w_BV44, fov_deg=fov_deg, size=size, background=0.0)
+    colors, alphas = draw(placed, c2w_BV44, background=0.0)
     points = []
     for colors_VCHW, alphas_V1HW in zip(colors, alphas, strict=True):
         solid_VHW = alphas_V1HW[:, 0] > SOLID

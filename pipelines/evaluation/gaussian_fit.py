@@ -38,12 +38,14 @@ class FitOptions:
         num_steps: of Adam.
         views_per_step: K, at most the views there are.
         seed: of the points and of the order of views.
+        rasterizer: see models.rendering.
     """
 
     num_gaussians: int = 2048
     num_steps: int = 300
     views_per_step: int = 4
     seed: int = 0
+    rasterizer: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("num_gaussians", "num_steps", "views_per_step"):
@@ -74,10 +76,17 @@ class Shots:
 
 
 def render_scenes(
-    gaussians: Gaussians, c2w_BV44: Tensor, *, fov_deg: float, size: tuple[int, int], background: float
+    gaussians: Gaussians,
+    c2w_BV44: Tensor,
+    *,
+    fov_deg: float,
+    size: tuple[int, int],
+    background: float,
+    rasterizer: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Every scene from its own cameras: colours (B, V, 3, H, W) and alphas (B, V, 1, H, W)."""
-    drawn = render(gaussians, c2w_BV44, intrinsics(fov_deg, size[1]), size=size, background=background)
+    K_33 = intrinsics(fov_deg, size[1])
+    drawn = render(gaussians, c2w_BV44, K_33, size=size, background=background, backend=rasterizer)
     return drawn.colors_BV3HW, drawn.alphas_BV1HW
 
 
@@ -105,6 +114,7 @@ def fit(shots: Shots, options: FitOptions, *, on_step: Callable[[], object] | No
             fov_deg=shots.fov_deg,
             size=shots.size,
             background=shots.background,
+            rasterizer=options.rasterizer,
         )
         # The sum over the scenes of each one's mean: no scene's gradient depends on how many there are.
         loss = (colors - shots.views_BVCHW[:, pick]).abs().mean(dim=(1, 2, 3, 4)).sum()

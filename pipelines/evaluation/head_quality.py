@@ -192,7 +192,7 @@ class Measure:
         surface = None
         if true_mesh is not None:
             try:
-                write_glb(glb, gaussians, self.mesh_options)
+                write_glb(glb, gaussians, self.mesh_options, rasterizer=self.cfg.rasterizer)
                 surface = surface_distance(load_mesh(glb), true_mesh, outer=True)
             except DataError as err:
                 log.warning("object %s has no mesh: %s", orbit.object_id, err)

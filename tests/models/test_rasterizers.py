@@ -4,9 +4,11 @@ import importlib.util
 import sys
 import types
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.cpp_extension import _get_build_directory
 
 from models import rendering, splatting
 from models.gaussians import Gaussians
@@ -87,12 +89,18 @@ def test_choice_of_the_rasterizer():
         pick_rasterizer("inria", cpu)
 
 
-def fake_gsplat(folder, *, version="1.5.3", files=("__init__.py",), backend="_C = None"):
-    """A package of that name that cannot draw."""
+OTHER_TORCH = "raise ImportError('undefined symbol: abc')"
+BROKEN_COMPILER = "raise RuntimeError('Error building extension\\nninja: stopped')"
+
+
+def fake_gsplat(folder, *, version="1.5.3", files=("__init__.py",), backend="_C = None", csrc=None):
+    """A package of that name; `csrc` is its compiled part."""
     package = folder / "gsplat"
     (package / "cuda").mkdir(parents=True)
     for name in (*files, "cuda/__init__.py"):
         (package / name).write_text("")
+    if csrc is not None:
+        (package / "csrc.py").write_text(csrc)
     (package / "cuda" / "_backend.py").write_text(backend)
     info = folder / f"gsplat-{version}.dist-info"
     info.mkdir()
@@ -101,8 +109,9 @@ def fake_gsplat(folder, *, version="1.5.3", files=("__init__.py",), backend="_C 
 
 @pytest.fixture
 def cuda(monkeypatch, tmp_path):
-    """As if gsplat were looked for anew on a CUDA machine; what is in `tmp_path` comes first."""
+    """As if gsplat were looked for anew on a CUDA machine, where it never compiled; `tmp_path` comes first."""
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "built"))
     caches = (rendering._automatic, rendering._lack_of_gsplat)
     for cache in caches:
         cache.cache_clear()
@@ -116,8 +125,16 @@ def cuda(monkeypatch, tmp_path):
 
 
 def test_an_installed_gsplat_is_taken(cuda, tmp_path):
-    fake_gsplat(tmp_path, files=("__init__.py", "csrc.py"))
+    fake_gsplat(tmp_path, csrc="")
     assert pick_rasterizer("auto", cuda) == pick_rasterizer("gsplat", cuda) == "gsplat"
+
+
+def test_a_gsplat_that_has_compiled_itself_is_taken(cuda, tmp_path):
+    fake_gsplat(tmp_path, backend="_C = object()")
+    built = Path(_get_build_directory("gsplat_cuda", verbose=False))
+    assert built.is_relative_to(tmp_path)
+    (built / "gsplat_cuda.so").touch()
+    assert pick_rasterizer("auto", cuda) == "gsplat"
 
 
 @pytest.mark.parametrize(
@@ -126,6 +143,8 @@ def test_an_installed_gsplat_is_taken(cuda, tmp_path):
         ({}, "gsplat is not compiled", "cannot compile itself here"),
         ({"version": "1.4.0"}, "install 1.5 or later", "install 1.5 or later"),
         ({"files": ()}, "gsplat is not compiled", "cannot compile itself here"),
+        ({"csrc": OTHER_TORCH}, "does not load (undefined symbol: abc)", "cannot compile itself here"),
+        ({"backend": BROKEN_COMPILER}, "gsplat is not compiled", r"cannot compile itself here \(Error building"),
     ],
 )
 def test_a_gsplat_that_cannot_draw_is_left_alone(cuda, tmp_path, caplog, options, log, refusal):

@@ -56,6 +56,15 @@ def test_no_surface_does_not_lose_the_rest(tmp_path, caplog):
     assert [record.message for record in caplog.records if record.message.startswith("no mesh.glb: fewer than 4")]
 
 
+@pytest.mark.parametrize("made", ["glb", "turntable"])
+def test_the_rasterizer_that_was_chosen_draws(tmp_path, made):
+    wanted = {name: name == made for name in ("glb", "turntable", "ply", "splat", "html")}
+    options = dataclasses.replace(SMALL_OPTIONS, **wanted)
+    given = {"options": options, "c2w_44": ORBIT[0], "fov_deg": 39.6, "title": "a ball"}
+    with pytest.raises(ConfigError, match="rasterizer=gsplat needs a CUDA device"):
+        write_assets(tmp_path, ball(), rasterizer="gsplat", **given)
+
+
 @pytest.mark.parametrize("elevation_deg", [-40.0, 0.0, 75.0])
 def test_the_turntable_shows_the_gaussians_at_any_elevation(tmp_path, elevation_deg):
     options = dataclasses.replace(

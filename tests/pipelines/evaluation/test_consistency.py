@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
@@ -173,12 +174,12 @@ def test_chamfer_in_closed_form():
 def test_a_surface_lies_where_the_gaussians_are():
     one = thing(0)
     single = Gaussians(**{name: value[:, :1] for name, value in vars(one).items()})
-    options = {"fov_deg": FOV, "size": (SIZE, SIZE), "seed": 0}
-    [points] = surface_points(single, C2W[None], **options)
+    draw = partial(render_scenes, fov_deg=FOV, size=(SIZE, SIZE))
+    [points] = surface_points(single, C2W[None], draw, seed=0)
     assert len(points) > 50
     torch.testing.assert_close(points, single.means_BN3[0].expand_as(points), atol=1e-4, rtol=0)
     faint = dataclasses.replace(single, opacities_BN1=torch.full((1, 1, 1), 0.3))
-    assert len(surface_points(faint, C2W[None], **options)[0]) == 0
+    assert len(surface_points(faint, C2W[None], draw, seed=0)[0]) == 0
 
 
 def write_data(tmp_path, things):
