@@ -96,10 +96,18 @@ def layer_norm(
     return x_RC, out_RC
 
 
+@triton.jit
+def _place_of(program, num_columns, BLOCK: tl.constexpr):
+    """Block of rows and block of columns of a program: one number, because the others of a grid end at 65,535."""
+    num_blocks = tl.cdiv(num_columns, BLOCK)
+    return program // num_blocks, program % num_blocks
+
+
 @triton.jit(do_not_specialize=["R"])
 def _add_kernel(x, y, bias, out, scale, R, C, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    rows = (tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
-    channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    row_block, channel_block = _place_of(tl.program_id(0), C, BLOCK_C)
+    rows = (row_block * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
+    channels = channel_block * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = (rows < R)[:, None] & (channels < C)[None, :]
     place = rows[:, None] * C + channels[None, :]
     value = tl.load(x + place, mask=mask).to(tl.float32) + tl.load(y + place, mask=mask).to(tl.float32)
@@ -111,7 +119,7 @@ def add(x_RC: Tensor, y_RC: Tensor, bias_C: Tensor, *, scale: float = 1.0) -> Te
     """See models.fused_ops.add."""
     R, C = x_RC.shape
     out_RC = torch.empty_like(x_RC)
-    grid = (triton.cdiv(C, CHANNELS), triton.cdiv(R, 64))
+    grid = (triton.cdiv(C, CHANNELS) * triton.cdiv(R, 64),)
     _add_kernel[grid](x_RC, y_RC, bias_C, out_RC, scale, R, C, BLOCK_R=64, BLOCK_C=CHANNELS)
     return out_RC
 
@@ -131,8 +139,9 @@ def normal_share(z):
 
 @triton.jit(do_not_specialize=["R"])
 def _gate_kernel(x, bias, out, R, inner, BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr):
-    rows = (tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
-    columns = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
+    row_block, column_block = _place_of(tl.program_id(0), inner, BLOCK_I)
+    rows = (row_block * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
+    columns = column_block * BLOCK_I + tl.arange(0, BLOCK_I)
     inside = columns < inner
     mask = (rows < R)[:, None] & inside[None, :]
     at = x + rows[:, None] * (2 * inner) + columns[None, :]
@@ -147,7 +156,7 @@ def gate(x_R2I: Tensor, bias_2I: Tensor) -> Tensor:
     """See models.fused_ops.gate."""
     R, inner = x_R2I.shape[0], x_R2I.shape[1] // 2
     out_RI = x_R2I.new_empty((R, inner))
-    grid = (triton.cdiv(inner, 128), triton.cdiv(R, 16))
+    grid = (triton.cdiv(inner, 128) * triton.cdiv(R, 16),)
     _gate_kernel[grid](x_R2I, bias_2I, out_RI, R, inner, BLOCK_R=16, BLOCK_I=128)
     return out_RI
 

@@ -129,6 +129,19 @@ def test_kernels_agree_with_their_twins(channels, dtype, tolerance):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [64 * 65_536 + 3])
+def test_rows_of_many_images_fit_a_grid(num_rows):
+    """256 images of 128 x 128 are more blocks of rows than the second number of a CUDA grid may count."""
+    from models import triton_kernels
+
+    x, bias = torch.randn(num_rows, 16, device="cuda", dtype=torch.bfloat16), torch.randn(16, device="cuda").bfloat16()
+    for name, given in {"add": (x, x.flip(0), bias), "gate": (x, bias)}.items():
+        fast, exact = (getattr(ops, name)(*given).float() for ops in (triton_kernels, fused_ops))
+        assert float((fast - exact).norm() / exact.norm()) < 1e-2, name
+        assert float((fast - exact)[-3:].abs().max()) < 0.1, name
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["t2v_unet", "i2v_unet"])
 @torch.no_grad()
 def test_graph_follows_its_inputs(name):
