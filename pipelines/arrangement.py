@@ -11,20 +11,25 @@ from utils.compilation import compile_parts
 from utils.run_config import RunConfig
 
 
-def arrange(cfg: RunConfig, objective: Objective, accelerator: Accelerator) -> None:
-    """Compile the network's parts, or let the UNet run fused, as the settings say; in place, before it is divided."""
+def arrange(cfg: RunConfig, objective: Objective, accelerator: Accelerator) -> bool:
+    """Compile the network's parts, or let the UNet run fused, as the settings say; in place, before it is divided.
+
+    Returns:
+        Whether its passes are replayed as CUDA graphs.
+    """
     if cfg.compile:
         compile_parts(objective.parts_to_compile(), only_forward=cfg.use_fsdp)
     elif cfg.fused:
         fuse_for_training(objective.parts_to_compile())
         if cfg.cuda_graph and _can_be_graphed(cfg, objective, accelerator):
             graph_for_training(objective.network)
+            return True
+    return False
 
 
 def _can_be_graphed(cfg: RunConfig, objective: Objective, accelerator: Accelerator) -> bool:
     half = accelerator.mixed_precision != "no" and accelerator.device.type == "cuda"
     # A second backward pass would overwrite the first one's gradients, and images have another shape than orbits.
     one_pass = cfg.grad_accumulation == 1 and not cfg.is_joint
-    # DDP keeps nodes of the default stream, which cannot be captured.
-    alone = accelerator.num_processes == 1
-    return half and one_pass and alone and getattr(objective.network, "can_be_graphed", False)
+    divided = cfg.use_fsdp and accelerator.num_processes > 1
+    return half and one_pass and not divided and getattr(objective.network, "can_be_graphed", False)

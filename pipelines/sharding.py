@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from utils.errors import ConfigError
-from utils.processes import is_main, num_processes
+from utils.processes import is_main, num_processes, take_from_main
 from utils.run_config import RunConfig
 
 
@@ -46,12 +45,9 @@ def shard(network: nn.Module, blocks: Iterable[nn.Module]) -> None:
     """
     if num_processes() == 1:
         return
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.data = parameter.data.contiguous()  # FSDP takes no other memory format
-            distributed.broadcast(parameter.data, src=0)
-        for buffer in network.buffers():
-            distributed.broadcast(buffer, src=0)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.contiguous()  # FSDP takes no other memory format
+    take_from_main(network)
     mesh = init_device_mesh(next(network.parameters()).device.type, (num_processes(),))
     for block in blocks:
         fully_shard(block, mesh=mesh)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from pipelines.arrangement import arrange
+from pipelines.gradient_exchange import average_gradients
 from pipelines.launch import check_tracker, join_processes, leave_processes, make_accelerator, watch_signals
 from pipelines.objectives.base import Objective
 from pipelines.optimization import MovingAverage, lr_factor, parameter_groups
@@ -27,7 +28,7 @@ from pipelines.weight_files import checkpoint_path, final_path, save_checkpoint,
 from utils.config import save_config
 from utils.errors import ConfigError, DataError
 from utils.files import writable_folder
-from utils.processes import is_main, largest, main_first
+from utils.processes import is_main, largest, main_first, take_from_main
 from utils.registry import ENGINE, PRETRAIN, nearest
 from utils.run_config import RunConfig
 
@@ -81,6 +82,7 @@ class Trainer:
     Attributes:
         step: steps done, those of a checkpoint that training started from included.
         first_step: steps that the checkpoint brought.
+        exchanges: whether gradients are averaged here, not by DDP or FSDP.
         num_samples: samples dealt since the training began: the position in the data.
     """
 
@@ -93,7 +95,7 @@ class Trainer:
         self.accelerator = make_accelerator(cfg, objective, folder=folder)
         objective.to(objective.device)
         objective.network.train()
-        arrange(cfg, objective, self.accelerator)
+        graphed = arrange(cfg, objective, self.accelerator)
         if cfg.use_fsdp:
             shard(objective.network, objective.parts_to_compile())
         self.sharded = is_sharded(objective.network)
@@ -109,8 +111,11 @@ class Trainer:
             saved = read_state(state)
             restore(saved, objective.network, optimizer, self.average, source=f"resume: {state}")
             self.step, self.num_samples, self.elapsed_s = saved.step, saved.num_samples, saved.elapsed_s
-        # Without `evaluation_mode` accelerate would copy the divided network to every process.
-        self.model = self.accelerator.prepare_model(objective, evaluation_mode=self.sharded)
+        self.exchanges = graphed and self.accelerator.num_processes > 1
+        if self.exchanges:
+            take_from_main(objective.network)
+        # Without `evaluation_mode` accelerate would wrap the network for DDP, copied to every process.
+        self.model = self.accelerator.prepare_model(objective, evaluation_mode=self.sharded or self.exchanges)
         self.optimizer = self.accelerator.prepare(optimizer)
         if state is not None and self.accelerator.scaler and saved.scaler:
             self.accelerator.scaler.load_state_dict(saved.scaler)
@@ -178,6 +183,8 @@ class Trainer:
         with nullcontext() if last else self.accelerator.no_sync(self.model):
             loss, figures = self.model(batch)
             self.accelerator.backward(loss / self.cfg.grad_accumulation)
+        if self.exchanges:
+            average_gradients(self.objective.network.parameters())
         self.watch.add(loss, step=self.step + 1, number=self.number, part=part)
         self.report.add({"loss": loss.detach(), **figures}, step_ends=last)
 

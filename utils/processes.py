@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 
 def num_processes() -> int:
@@ -28,6 +28,15 @@ def wait_for_all() -> None:
     """Go on when all processes have come here."""
     if num_processes() > 1:
         distributed.barrier()
+
+
+@torch.no_grad()
+def take_from_main(network: nn.Module) -> None:
+    """Give all processes the weights that the main one has. All of them call together."""
+    if num_processes() == 1:
+        return
+    for tensor in (*network.parameters(), *network.buffers()):
+        distributed.broadcast(tensor.data, src=0)
 
 
 @contextmanager
