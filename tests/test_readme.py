@@ -12,12 +12,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import datasets
 import models
 import pipelines
 from datasets.zoo import COLORS, KINDS, is_held_out
 from pipelines.benchmark.runner import plan
+from pipelines.loading import check_fit
 from tests.conftest import ROOT
 from utils import registry
 from utils.config import load_config
@@ -134,6 +136,8 @@ def test_a_configured_command_is_accepted(line, started, monkeypatch):
     prompts = [words[place + 1] for place, word in enumerate(words) if word == "--prompt"]
     assert cfg.prompts == prompts
     cfg.cameras.c2w()
+    if line.startswith("python inference.py"):
+        check_fit(cfg, torch.device("cpu"))
     kinds = INFER_ENGINE if "infer" in words[words.index("--cfg") + 1] else ENGINE
     assert cfg.TASK_TYPE in kinds.names()
 

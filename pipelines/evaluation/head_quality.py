@@ -71,7 +71,7 @@ def evaluate_head(cfg: RunConfig, options: HeadOptions) -> dict[str, Any]:
     device = pick_device(cfg.device)
     if not cfg.reconstruction:
         raise ConfigError("--measure head needs a section reconstruction; see configs/mini/base.yaml")
-    check_reconstruction(cfg, device)
+    check_reconstruction(cfg, device, needed=True)
     out = writable_folder(options.out, option="--out")
     orbits = TrueOrbits(options.held_out, cfg, limit=options.num_objects, scratch=out, option="--held-out")
     rows = {TRUE_ROW: dict.fromkeys(range(len(orbits)))} | sampled_views(options.runs, orbits)
