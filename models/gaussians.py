@@ -109,7 +109,8 @@ class Gaussians:
         values their standard deviations.
         """
         lengths_BN = self.quats_BN4.norm(dim=-1)
-        bent_BN = (lengths_BN - 1).abs() > UNIT_TOLERANCE
+        finite_BN = (lengths_BN + self.scales_BN3.sum(-1)).isfinite()  # the others go on to `check_values`
+        bent_BN = ((lengths_BN - 1).abs() > UNIT_TOLERANCE) & finite_BN
         scales_BN3 = self.scales_BN3.clone()
         quats_BN4 = functional.normalize(self.quats_BN4, dim=-1)
         if bool(bent_BN.any()):

@@ -192,6 +192,7 @@ class Measure:
         surface = None
         if true_mesh is not None:
             try:
+                gaussians.check_values(name="the Gaussians")
                 write_glb(glb, gaussians, self.mesh_options)
                 surface = surface_distance(load_mesh(glb), true_mesh, outer=True)
             except DataError as err:
