@@ -12,6 +12,7 @@ Letters: N Gaussians.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,13 +84,13 @@ def read_ply(path: str | Path) -> Gaussians:
         raise DataError(f"{path}: no such file; give the path of a .ply with Gaussians")
     with path.open("rb") as file:
         header = _read_header(file.read(HEADER_BYTES), path)
+        num_whole = (path.stat().st_size - header.num_bytes) // header.row.itemsize
+        if num_whole < header.count:  # before reading: the header may promise more than fits into memory
+            raise DataError(
+                f"{path}: truncated, holds {num_whole} of {header.count} Gaussians; copy or export it again"
+            )
         file.seek(header.num_bytes)
         content = file.read(header.count * header.row.itemsize)
-    if len(content) < header.count * header.row.itemsize:
-        raise DataError(
-            f"{path}: truncated, holds {len(content) // header.row.itemsize} of {header.count} Gaussians; copy or "
-            "export it again"
-        )
     table = np.frombuffer(content, dtype=header.row)
     values = {name: table[name].astype(np.float64) for name in NEEDED}
     for name, column in values.items():
@@ -140,7 +141,9 @@ def _read_header(start: bytes, path: Path) -> _Header:
         raise DataError(f"{path}: lacks {', '.join(missing)}; export it with all properties of Gaussian splatting")
     if form != "binary_little_endian":
         raise DataError(f"{path}: its format is {form}; export it as binary little endian")
-    if next(iter(elements)) != "vertex" or not elements["vertex"].isdigit() or int(elements["vertex"]) == 0:
+    if not re.fullmatch(r"[0-9]{1,18}", elements.get("vertex", "")):
+        raise DataError(f"{path}: its header does not say how many Gaussians follow (element vertex); export it again")
+    if next(iter(elements)) != "vertex" or int(elements["vertex"]) == 0:
         raise DataError(f"{path}: holds no Gaussians; export it again")
     return _Header(count=int(elements["vertex"]), row=_row_type(lines, path), num_bytes=newline + 1)
 

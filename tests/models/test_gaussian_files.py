@@ -148,6 +148,11 @@ def test_broken_files_are_refused(tmp_path, good_ply):
     refused(bad, content.replace(b"binary_little_endian", b"ascii"), "its format is ascii")
     refused(bad, content.replace(b"vertex 5", b"vertex 0"), "holds no Gaussians")
     refused(bad, content.replace(b"float rot_3", b"list uchar int rot_3"), "none of Gaussians")
+    refused(bad, content.replace(b"vertex 5", b"vertex 99999999999999"), "truncated, holds 5 of 99999999999999")
+    for count in (b"", b" -5", b" 1_5", b" 9" + 5000 * b"9"):
+        line = b"element vertex" + count + b"\n"
+        refused(bad, content.replace(b"element vertex 5\n", line), r"how many Gaussians follow \(element vertex\)")
+    refused(bad, content.replace(b"element vertex 5\n", b""), "does not say how many Gaussians follow")
     with pytest.raises(DataError, match="no such file"):
         read_ply(tmp_path / "missing.ply")
 

@@ -47,15 +47,20 @@ def test_one_kind_with_its_options(ply, tmp_path):
 def test_a_broken_file_does_not_stop_the_others(ply, tmp_path, capsys):
     (tmp_path / "bad.ply").write_bytes(ply.read_bytes()[:-100])
     trimesh.creation.box().export(tmp_path / "mesh.ply")
+    (tmp_path / "huge.ply").write_bytes(ply.read_bytes().replace(b"vertex 1500", b"vertex 99999999999999"))
+    (tmp_path / "uncounted.ply").write_bytes(ply.read_bytes().replace(b"element vertex 1500\n", b""))
     write_splat(tmp_path / "small.splat", ball(300))
-    files = [tmp_path / "bad.ply", tmp_path / "mesh.ply", ply, tmp_path / "small.splat"]
+    names_of_files = ("bad.ply", "mesh.ply", "huge.ply", "uncounted.ply", "ball.ply", "small.splat")
+    files = [tmp_path / name for name in names_of_files]
     assert export(*files, "--out", tmp_path / "out", "--splat", "--ply") == 1
     assert names(tmp_path / "out") == {"ball", "small"}
     assert read_ply(tmp_path / "out" / "small" / "gaussians.ply").means_BN3.shape == (1, 300, 3)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 2
+    assert len(errors) == 4
     assert "bad.ply: truncated" in errors[0]
     assert "mesh.ply: holds a mesh" in errors[1]
+    assert "huge.ply: truncated" in errors[2]
+    assert "uncounted.ply: its header does not say" in errors[3]
 
 
 def test_files_of_one_name_get_folders_of_their_own(tmp_path):
