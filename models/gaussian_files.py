@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.gaussians import Gaussians
+from models.gaussians import OTHER_GAUSSIANS, Gaussians
 from utils.errors import DataError
 from utils.files import atomic_path
 
@@ -192,7 +192,7 @@ def splat_bytes(gaussians: Gaussians) -> bytes:
     opacity_N = scene.opacities_BN1[0, :, 0]
     seen_N = (opacity_N * 255).round() > 0
     if not bool(seen_N.any()):
-        raise DataError("every Gaussian is transparent, so there is nothing to show; use another seed or other weights")
+        raise DataError(f"every Gaussian is transparent, so there is nothing to show; {OTHER_GAUSSIANS}")
     importance_N = scene.scales_BN3[0].double().prod(-1) * opacity_N
     order = importance_N.argsort(descending=True, stable=True)
     scene = scene.only(order[seen_N[order]])
@@ -217,7 +217,7 @@ def read_splat(path: str | Path) -> Gaussians:
     """Read a `.splat` file: a batch of one scene.
 
     Raises:
-        DataError: no such file, or not a whole number of Gaussians.
+        DataError: no such file, not a whole number of Gaussians, or values that no rasteriser draws.
     """
     path = Path(path)
     if not path.is_file():
@@ -235,7 +235,8 @@ def read_splat(path: str | Path) -> Gaussians:
         quats_BN4=torch.nn.functional.normalize(quats_N4, dim=-1)[None],
         colors_BN3=rgba_N4[None, :, :3],
     )
-    scene.check_values(name=str(path))
+    # Any bytes of the right number can be read as such rows.
+    scene.check_values(name=str(path), remedy="if it is a .splat file, copy or export it again")
     return scene
 
 
