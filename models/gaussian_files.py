@@ -12,6 +12,7 @@ Letters: N Gaussians.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,36 +130,40 @@ def _read_header(start: bytes, path: Path) -> _Header:
     lines = [line.split() for line in start[:end].decode("ascii", errors="replace").splitlines()]
     form = next((line[1] for line in lines if line[:1] == ["format"] and len(line) > 1), "missing")
     elements = {line[1]: line[2] for line in lines if line[:1] == ["element"] and len(line) == 3}
-    names = {line[-1] for line in lines if line[:1] == ["property"]}
-    missing = [name for name in NEEDED if name not in names]
+    if not re.fullmatch(r"[0-9]{1,18}", elements.get("vertex", "")):
+        raise DataError(f"{path}: its header does not say how many Gaussians follow (element vertex); export it again")
+    properties = _vertex_properties(lines)
+    missing = [name for name in NEEDED if name not in (line[-1] for line in properties)]
+    if "chunk" in elements:
+        raise DataError(f"{path}: holds compressed Gaussians; export it as an uncompressed .ply")
     if "face" in elements or len(missing) > len(NEEDED) - 4:
         raise DataError(
             f"{path}: holds a mesh or a plain point cloud, not Gaussians; give a .ply of Gaussian splatting"
         )
-    if "chunk" in elements:
-        raise DataError(f"{path}: holds compressed Gaussians; export it as an uncompressed .ply")
     if missing:
         raise DataError(f"{path}: lacks {', '.join(missing)}; export it with all properties of Gaussian splatting")
     if form != "binary_little_endian":
         raise DataError(f"{path}: its format is {form}; export it as binary little endian")
-    if not re.fullmatch(r"[0-9]{1,18}", elements.get("vertex", "")):
-        raise DataError(f"{path}: its header does not say how many Gaussians follow (element vertex); export it again")
-    if next(iter(elements)) != "vertex" or int(elements["vertex"]) == 0:
+    if (first := next(iter(elements))) != "vertex":
+        raise DataError(f"{path}: element {first} stands before its Gaussians; export it with element vertex first")
+    if int(elements["vertex"]) == 0:
         raise DataError(f"{path}: holds no Gaussians; export it again")
-    return _Header(count=int(elements["vertex"]), row=_row_type(lines, path), num_bytes=newline + 1)
+    return _Header(count=int(elements["vertex"]), row=_row_type(properties, path), num_bytes=newline + 1)
 
 
-def _row_type(lines: list[list[str]], path: Path) -> np.dtype:
-    """What one vertex of the file consists of."""
+def _vertex_properties(lines: list[list[str]]) -> list[list[str]]:
+    """The lines of a header that say what one vertex consists of."""
     first = next(index for index, line in enumerate(lines) if line[:2] == ["element", "vertex"])
-    fields = []
-    for line in lines[first + 1 :]:
-        if line[:1] == ["element"]:
-            break
-        if line[:1] == ["property"]:
-            if len(line) != 3 or line[1] not in PLY_TYPES:
-                raise DataError(f"{path}: property {' '.join(line[1:])} is none of Gaussians; export it again")
-            fields.append((line[2], "<" + PLY_TYPES[line[1]]))
+    own = itertools.takewhile(lambda line: line[:1] != ["element"], lines[first + 1 :])
+    return [line for line in own if line[:1] == ["property"]]
+
+
+def _row_type(properties: list[list[str]], path: Path) -> np.dtype:
+    """What one vertex of the file looks like in memory."""
+    for line in properties:
+        if len(line) != 3 or line[1] not in PLY_TYPES:
+            raise DataError(f"{path}: property {' '.join(line[1:])} is none of Gaussians; export it again")
+    fields = [(name, "<" + PLY_TYPES[kind]) for _, kind, name in properties]
     try:
         return np.dtype(fields)
     except ValueError as err:

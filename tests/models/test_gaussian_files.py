@@ -148,6 +148,12 @@ def test_broken_files_are_refused(tmp_path, good_ply):
     refused(bad, content.replace(b"binary_little_endian", b"ascii"), "its format is ascii")
     refused(bad, content.replace(b"vertex 5", b"vertex 0"), "holds no Gaussians")
     refused(bad, content.replace(b"float rot_3", b"list uchar int rot_3"), "none of Gaussians")
+    camera = b"element camera 1\nproperty float fov\n"
+    refused(bad, content.replace(b"element vertex", camera + b"element vertex"), "element camera stands before its Gau")
+    elsewhere = content.replace(b"property float rot_3\n", camera + b"property float rot_3\n")
+    refused(bad, elsewhere, "lacks rot_3")
+    packed = b"ply\nformat binary_little_endian 1.0\nelement chunk 1\nproperty float min_x\nelement vertex 5\n"
+    refused(bad, packed + b"property uint packed_position\nend_header\n", "compressed Gaussians")
     refused(bad, content.replace(b"vertex 5", b"vertex 99999999999999"), "truncated, holds 5 of 99999999999999")
     for count in (b"", b" -5", b" 1_5", b" 9" + 5000 * b"9"):
         line = b"element vertex" + count + b"\n"
