@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     failures = []
     for file, folder in tqdm(folders.items(), unit="file"):
         try:
-            gaussians = read_splat(file) if file.suffix == ".splat" else read_ply(file)
+            gaussians = read_splat(file) if file.suffix.lower() == ".splat" else read_ply(file)
         except DataError as err:
             failures.append(str(err))
             continue

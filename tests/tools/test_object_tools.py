@@ -74,6 +74,13 @@ def test_files_of_one_name_get_folders_of_their_own(tmp_path):
         export(files[0], files[0], "--out", tmp_path / "out", "--splat")
 
 
+def test_suffixes_may_be_written_large(ply, tmp_path):
+    write_splat(tmp_path / "small.SPLAT", ball(300))
+    ply.rename(tmp_path / "large.PLY")
+    assert export(tmp_path / "small.SPLAT", tmp_path / "large.PLY", "--out", tmp_path / "out", "--ply") == 0
+    assert names(tmp_path / "out") == {"small", "large"}
+
+
 def test_mistakes_are_one_line(ply, tmp_path):
     script = [sys.executable, str(ROOT / "tools" / "export_gaussians.py"), str(ply), "--out", str(tmp_path / "out")]
     done = subprocess.run([*script, "--turntable-size", "33"], capture_output=True, text=True, check=False)
