@@ -1,5 +1,6 @@
 """The commands on files of Gaussians and on meshes, as a user runs them."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from models.gaussian_files import read_ply, write_ply, write_splat
 from tests.conftest import ROOT
 from tests.tiny_gaussians import SMALL, ball
 from tools import compare_meshes, export_gaussians
+from utils.asset_options import AssetOptions
 from utils.errors import ConfigError, DataError
 
 FLAGS = [text for name, value in SMALL.items() for text in (f"--{name.replace('_', '-')}", str(value))]
@@ -89,6 +91,19 @@ def test_mistakes_are_one_line(ply, tmp_path):
     assert "Traceback" not in done.stderr
     with pytest.raises(ConfigError, match=r"--distance -1\.0 must be positive"):
         export(ply, "--out", tmp_path / "out", "--distance", "-1")
+
+
+NUMBERS = ["--distance", "--fov", "--elevation"]
+NUMBERS += [
+    f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(AssetOptions) if field.type.startswith("float")
+]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("option", NUMBERS)
+def test_what_is_no_number_is_refused(ply, tmp_path, option, value):
+    with pytest.raises(ConfigError, match=value):
+        export_gaussians.main([str(ply), "--out", str(tmp_path / "out"), "--turntable", option, value])
 
 
 def test_a_made_mesh_is_compared_with_the_true_one(ply, tmp_path, capsys):
