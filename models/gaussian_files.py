@@ -13,6 +13,7 @@ Letters: N Gaussians.
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ import torch
 from models.gaussians import OTHER_GAUSSIANS, Gaussians
 from utils.errors import DataError
 from utils.files import atomic_path
+
+log = logging.getLogger(__name__)
 
 SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
 # sigmoid(±13.8): the file's logits stay finite where an opacity is 0 or 1
@@ -96,6 +99,7 @@ def read_ply(path: str | Path) -> Gaussians:
     values = {name: table[name].astype(np.float64) for name in NEEDED}
     for name, column in values.items():
         _check_column(path, name, column)
+    _warn_of_activated(path, values)
 
     def stacked(names: tuple[str, ...]) -> torch.Tensor:
         return torch.from_numpy(np.stack([values[name] for name in names], axis=-1))[None]
@@ -181,6 +185,17 @@ def _check_column(path: Path, name: str, column: np.ndarray) -> None:
         raise DataError(
             f"{path}: {name}={column[bad[0]]:.4g} of Gaussian {bad[0]} is out of range (at most {largest:g} either "
             f"side{how}); export it again in the layout of Gaussian splatting"
+        )
+
+
+def _warn_of_activated(path: Path, values: dict[str, np.ndarray]) -> None:
+    """Some programs write what a renderer uses; read as the layout has it, all is large and half transparent."""
+    opacities, scales_3N = values["opacity"], np.stack([values[name] for name in SCALES])
+    if opacities.min() >= 0 and opacities.max() <= 1 and scales_3N.min() > 0:
+        log.warning(
+            "%s: seems to hold opacities after the sigmoid and scales after the exponential, but is read as if before; "
+            "if all is huge, export it again in the layout of Gaussian splatting",
+            path,
         )
 
 

@@ -189,6 +189,22 @@ def test_values_out_of_range_are_refused(tmp_path, good_ply):
     refused(tmp_path / "bad.ply", content[:start] + table.tobytes(), "all zero")
 
 
+def test_a_ply_that_seems_to_be_activated_already_is_warned_of(tmp_path, good_ply, caplog):
+    content = good_ply.read_bytes()
+    start = content.index(b"end_header\n") + len(b"end_header\n")
+    table = table_of(good_ply).copy()
+    for name in ("opacity", "scale_0", "scale_1", "scale_2"):
+        column = table[:, PROPERTIES.index(name)]
+        column[:] = 1 / (1 + np.exp(-column)) if name == "opacity" else np.exp(column)
+    (tmp_path / "activated.ply").write_bytes(content[:start] + table.tobytes())
+    read_ply(good_ply)
+    assert not caplog.records
+    read_ply(tmp_path / "activated.ply")
+    [message] = [record.getMessage() for record in caplog.records]
+    assert "activated.ply: seems to hold opacities after the sigmoid" in message
+    assert "\n" not in message
+
+
 def test_a_ply_of_another_program_is_read(tmp_path, good_ply):
     """Other orders and types of properties, view-dependent colour, quaternions of any length."""
     names = [*reversed(PROPERTIES), "f_rest_0"]
