@@ -12,15 +12,20 @@ Letters: N Gaussians.
 
 from __future__ import annotations
 
+import itertools
+import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from models.gaussians import Gaussians
+from models.gaussians import OTHER_GAUSSIANS, Gaussians
 from utils.errors import DataError
 from utils.files import atomic_path
+
+log = logging.getLogger(__name__)
 
 SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
 # sigmoid(±13.8): the file's logits stay finite where an opacity is 0 or 1
@@ -83,17 +88,18 @@ def read_ply(path: str | Path) -> Gaussians:
         raise DataError(f"{path}: no such file; give the path of a .ply with Gaussians")
     with path.open("rb") as file:
         header = _read_header(file.read(HEADER_BYTES), path)
+        num_whole = (path.stat().st_size - header.num_bytes) // header.row.itemsize
+        if num_whole < header.count:  # before reading: the header may promise more than fits into memory
+            raise DataError(
+                f"{path}: truncated, holds {num_whole} of {header.count} Gaussians; copy or export it again"
+            )
         file.seek(header.num_bytes)
         content = file.read(header.count * header.row.itemsize)
-    if len(content) < header.count * header.row.itemsize:
-        raise DataError(
-            f"{path}: truncated, holds {len(content) // header.row.itemsize} of {header.count} Gaussians; copy or "
-            "export it again"
-        )
     table = np.frombuffer(content, dtype=header.row)
     values = {name: table[name].astype(np.float64) for name in NEEDED}
     for name, column in values.items():
         _check_column(path, name, column)
+    _warn_of_activated(path, values)
 
     def stacked(names: tuple[str, ...]) -> torch.Tensor:
         return torch.from_numpy(np.stack([values[name] for name in names], axis=-1))[None]
@@ -128,34 +134,40 @@ def _read_header(start: bytes, path: Path) -> _Header:
     lines = [line.split() for line in start[:end].decode("ascii", errors="replace").splitlines()]
     form = next((line[1] for line in lines if line[:1] == ["format"] and len(line) > 1), "missing")
     elements = {line[1]: line[2] for line in lines if line[:1] == ["element"] and len(line) == 3}
-    names = {line[-1] for line in lines if line[:1] == ["property"]}
-    missing = [name for name in NEEDED if name not in names]
+    if not re.fullmatch(r"[0-9]{1,18}", elements.get("vertex", "")):
+        raise DataError(f"{path}: its header does not say how many Gaussians follow (element vertex); export it again")
+    properties = _vertex_properties(lines)
+    missing = [name for name in NEEDED if name not in (line[-1] for line in properties)]
+    if "chunk" in elements:
+        raise DataError(f"{path}: holds compressed Gaussians; export it as an uncompressed .ply")
     if "face" in elements or len(missing) > len(NEEDED) - 4:
         raise DataError(
             f"{path}: holds a mesh or a plain point cloud, not Gaussians; give a .ply of Gaussian splatting"
         )
-    if "chunk" in elements:
-        raise DataError(f"{path}: holds compressed Gaussians; export it as an uncompressed .ply")
     if missing:
         raise DataError(f"{path}: lacks {', '.join(missing)}; export it with all properties of Gaussian splatting")
     if form != "binary_little_endian":
         raise DataError(f"{path}: its format is {form}; export it as binary little endian")
-    if next(iter(elements)) != "vertex" or not elements["vertex"].isdigit() or int(elements["vertex"]) == 0:
+    if (first := next(iter(elements))) != "vertex":
+        raise DataError(f"{path}: element {first} stands before its Gaussians; export it with element vertex first")
+    if int(elements["vertex"]) == 0:
         raise DataError(f"{path}: holds no Gaussians; export it again")
-    return _Header(count=int(elements["vertex"]), row=_row_type(lines, path), num_bytes=newline + 1)
+    return _Header(count=int(elements["vertex"]), row=_row_type(properties, path), num_bytes=newline + 1)
 
 
-def _row_type(lines: list[list[str]], path: Path) -> np.dtype:
-    """What one vertex of the file consists of."""
+def _vertex_properties(lines: list[list[str]]) -> list[list[str]]:
+    """The lines of a header that say what one vertex consists of."""
     first = next(index for index, line in enumerate(lines) if line[:2] == ["element", "vertex"])
-    fields = []
-    for line in lines[first + 1 :]:
-        if line[:1] == ["element"]:
-            break
-        if line[:1] == ["property"]:
-            if len(line) != 3 or line[1] not in PLY_TYPES:
-                raise DataError(f"{path}: property {' '.join(line[1:])} is none of Gaussians; export it again")
-            fields.append((line[2], "<" + PLY_TYPES[line[1]]))
+    own = itertools.takewhile(lambda line: line[:1] != ["element"], lines[first + 1 :])
+    return [line for line in own if line[:1] == ["property"]]
+
+
+def _row_type(properties: list[list[str]], path: Path) -> np.dtype:
+    """What one vertex of the file looks like in memory."""
+    for line in properties:
+        if len(line) != 3 or line[1] not in PLY_TYPES:
+            raise DataError(f"{path}: property {' '.join(line[1:])} is none of Gaussians; export it again")
+    fields = [(name, "<" + PLY_TYPES[kind]) for _, kind, name in properties]
     try:
         return np.dtype(fields)
     except ValueError as err:
@@ -176,6 +188,17 @@ def _check_column(path: Path, name: str, column: np.ndarray) -> None:
         )
 
 
+def _warn_of_activated(path: Path, values: dict[str, np.ndarray]) -> None:
+    """Some programs write what a renderer uses; read as the layout has it, all is large and half transparent."""
+    opacities, scales_3N = values["opacity"], np.stack([values[name] for name in SCALES])
+    if opacities.min() >= 0 and opacities.max() <= 1 and scales_3N.min() > 0:
+        log.warning(
+            "%s: seems to hold opacities after the sigmoid and scales after the exponential, but is read as if before; "
+            "if all is huge, export it again in the layout of Gaussian splatting",
+            path,
+        )
+
+
 def splat_bytes(gaussians: Gaussians) -> bytes:
     """One scene in the 32-byte form: position and scale as float32, RGBA and rotation as bytes; w first.
 
@@ -189,7 +212,7 @@ def splat_bytes(gaussians: Gaussians) -> bytes:
     opacity_N = scene.opacities_BN1[0, :, 0]
     seen_N = (opacity_N * 255).round() > 0
     if not bool(seen_N.any()):
-        raise DataError("every Gaussian is transparent, so there is nothing to show; use another seed or other weights")
+        raise DataError(f"every Gaussian is transparent, so there is nothing to show; {OTHER_GAUSSIANS}")
     importance_N = scene.scales_BN3[0].double().prod(-1) * opacity_N
     order = importance_N.argsort(descending=True, stable=True)
     scene = scene.only(order[seen_N[order]])
@@ -214,7 +237,7 @@ def read_splat(path: str | Path) -> Gaussians:
     """Read a `.splat` file: a batch of one scene.
 
     Raises:
-        DataError: no such file, or not a whole number of Gaussians.
+        DataError: no such file, not a whole number of Gaussians, or values that no rasteriser draws.
     """
     path = Path(path)
     if not path.is_file():
@@ -232,7 +255,8 @@ def read_splat(path: str | Path) -> Gaussians:
         quats_BN4=torch.nn.functional.normalize(quats_N4, dim=-1)[None],
         colors_BN3=rgba_N4[None, :, :3],
     )
-    scene.check_values(name=str(path))
+    # Any bytes of the right number can be read as such rows.
+    scene.check_values(name=str(path), remedy="if it is a .splat file, copy or export it again")
     return scene
 
 

@@ -23,6 +23,8 @@ ROTATION_RULES = ("over_gaussians", "per_gaussian")
 # nearest to the origin and from its colour, which a small head learns sooner.
 ANCHORS = ("none", "pixels")
 MAX_ANCHOR_COLOR = 0.98  # of the range [-1, 1]; beyond it a step would have to be huge to change anything
+# The remedy where Gaussians are of no use, whether a run made them or a file held them.
+OTHER_GAUSSIANS = "try another seed, other weights or another file"
 # A quaternion whose length is so near to one was meant to be normalised; float16 weights leave about that much.
 UNIT_TOLERANCE = 1e-3
 
@@ -82,24 +84,26 @@ class Gaussians:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Gaussians:
         return Gaussians(**{field.name: change(getattr(self, field.name)) for field in dataclasses.fields(self)})
 
-    def check_values(self, *, name: str) -> None:
+    def check_values(self, *, name: str, remedy: str = OTHER_GAUSSIANS) -> None:
         """Refuse numbers that no rasteriser draws.
 
         Args:
             name: what the error message calls these Gaussians.
+            remedy: what it advises.
 
         Raises:
             DataError: not finite, an opacity or a colour outside [0, 1], or a scale that is not positive.
         """
         for field in dataclasses.fields(self):
             if not bool(getattr(self, field.name).isfinite().all()):
-                raise DataError(f"{name}: {field.name[:-4]} are not finite; use another seed or other weights")
+                raise DataError(f"{name}: {field.name[:-4]} are not finite; {remedy}")
         for values, what in ((self.opacities_BN1, "opacities"), (self.colors_BN3, "colors")):
             if values.numel() and not 0 <= float(values.min()) <= float(values.max()) <= 1:
                 span = f"[{float(values.min()):.3g}, {float(values.max()):.3g}]"
-                raise DataError(f"{name}: {what} span {span}, they must lie in [0, 1]; activate them first")
+                raise DataError(f"{name}: {what} span {span}, they must lie in [0, 1]; {remedy}")
         if self.scales_BN3.numel() and float(self.scales_BN3.min()) <= 0:
-            raise DataError(f"{name}: scales go down to {float(self.scales_BN3.min()):.3g}, they must be positive")
+            smallest = float(self.scales_BN3.min())
+            raise DataError(f"{name}: scales go down to {smallest:.3g}, they must be positive; {remedy}")
 
     def with_unit_quats(self) -> Gaussians:
         """The same Gaussians, described by true rotations.
@@ -109,7 +113,8 @@ class Gaussians:
         values their standard deviations.
         """
         lengths_BN = self.quats_BN4.norm(dim=-1)
-        bent_BN = (lengths_BN - 1).abs() > UNIT_TOLERANCE
+        finite_BN = (lengths_BN + self.scales_BN3.sum(-1)).isfinite()  # the others go on to `check_values`
+        bent_BN = ((lengths_BN - 1).abs() > UNIT_TOLERANCE) & finite_BN
         scales_BN3 = self.scales_BN3.clone()
         quats_BN4 = functional.normalize(self.quats_BN4, dim=-1)
         if bool(bent_BN.any()):

@@ -88,6 +88,12 @@ def project(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, *, size: tuple
         multiply(affine_M23, gaussians.covariances()[scene_M, number_M]), affine_M23.transpose(-1, -2)
     )
     a, b, c = covariance_M22[:, 0, 0] + LOW_PASS, covariance_M22[:, 0, 1], covariance_M22[:, 1, 1] + LOW_PASS
+    determinant_M = a * c - b * b
+    # Of long needles and giants float32 may keep nothing of it, or infinity; one of them would make each pixel that it
+    # covers NaN. They are left out, as gsplat does.
+    drawn_M = ((determinant_M > 0) & determinant_M.isfinite()).nonzero()[:, 0]
+    a, b, c, determinant_M, x, y, z = (values_M[drawn_M] for values_M in (a, b, c, determinant_M, x, y, z))
+    scene_M, number_M, camera_M = scene_M[drawn_M], number_M[drawn_M], camera_M[drawn_M]
     opacities_M = gaussians.opacities_BN1[scene_M, number_M, 0]
     with torch.no_grad():
         # opacity · exp(-r² / (2 σ²)) = MIN_ALPHA
@@ -96,7 +102,7 @@ def project(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, *, size: tuple
     return Splats(
         image_M=scene_M * V + camera_M,
         centers_M2=torch.stack([fx * x / z + cx, fy * y / z + cy], dim=-1),
-        conics_M3=torch.stack([c, -b, a], dim=-1) / (a * c - b * b)[:, None],
+        conics_M3=torch.stack([c, -b, a], dim=-1) / determinant_M[:, None],
         reach_M2=reach_M2,
         opacities_M=opacities_M,
         features_MC=torch.cat([gaussians.colors_BN3[scene_M, number_M], z[:, None]], dim=-1),

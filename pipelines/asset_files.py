@@ -75,7 +75,12 @@ def write_assets(
         MESH_FILE: (options.glb, mesh),
         TURNTABLE_FILE: (options.turntable, turntable),
     }
-    return {name: _made(folder / name, make) for name, (wanted, make) in makers.items() if wanted}
+    makers = {name: make for name, (wanted, make) in makers.items() if wanted}
+    try:
+        gaussians.check_values(name="the Gaussians")
+    except DataError as err:  # each maker would meet it elsewhere, or write it into its file
+        return {name: _not_made(name, err) for name in makers}
+    return {name: _made(folder / name, make) for name, make in makers.items()}
 
 
 def _made(path: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -84,6 +89,10 @@ def _made(path: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     try:
         facts = make(path)
     except DataError as err:
-        log.warning("no %s: %s", path.name, err)
-        return {"error": str(err)}
+        return _not_made(path.name, err)
     return {"bytes": path.stat().st_size, "seconds": round(time.perf_counter() - started, 2), **facts}
+
+
+def _not_made(name: str, err: DataError) -> dict[str, Any]:
+    log.warning("no %s: %s", name, err)
+    return {"error": str(err)}

@@ -20,8 +20,13 @@ from utils.run_config import RunConfig
 log = logging.getLogger(__name__)
 
 
-def check_reconstruction(cfg: RunConfig, device: torch.device) -> None:
-    """Refuse, before anything is loaded, a head that is wanted and cannot work on what the run samples.
+def check_reconstruction(cfg: RunConfig, device: torch.device, *, needed: bool = False) -> None:
+    """Refuse, before anything is loaded, a head that is needed or told its views, and cannot work on what is sampled.
+
+    Where only the files of the object depend on it, the run goes on without them; see `load_head_of`.
+
+    Args:
+        needed: also where nothing is refined.
 
     Raises:
         ConfigError: names the setting and what would do.
@@ -33,12 +38,15 @@ def check_reconstruction(cfg: RunConfig, device: torch.device) -> None:
         return
     pick_rasterizer(cfg.rasterizer, device)
     obstacle = _obstacle(cfg)
-    if obstacle and (refines or cfg.reconstruction.get("pretrained")):
-        raise ConfigError(f"{obstacle}; change it, or sample without the head: reconstruction={{}}")
+    if obstacle and (refines or needed):
+        raise ConfigError(f"{obstacle}; change that{', or set UNet.use_lgm_refine=false' if refines else ''}")
+    if obstacle and cfg.reconstruction.get("input_views"):
+        raise ConfigError(f"{obstacle}; change that, or sample without the head: reconstruction={{}}")
 
 
 def load_head_of(cfg: RunConfig) -> LGM | None:
-    """The head that `cfg.reconstruction` describes, on the CPU; None when there is none to load and none is needed.
+    """The head that `cfg.reconstruction` describes, on the CPU; None when none is needed and there is none to load, or
+    it cannot work on what the run samples.
 
     Raises:
         DataError: the weights are missing or do not fit.
@@ -57,9 +65,9 @@ def load_head_of(cfg: RunConfig) -> LGM | None:
                 )
             log.info("no Gaussians: test_model holds no head, and reconstruction.pretrained names none")
             return None
-        if obstacle := _obstacle(cfg):
-            log.info("no Gaussians: %s", obstacle)
-            return None
+    if obstacle := _obstacle(cfg):
+        log.warning("no Gaussians: %s", obstacle)
+        return None
     return load_lgm(config.head, path, option=option)
 
 

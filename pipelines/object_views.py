@@ -12,7 +12,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from models.gaussians import Gaussians
+from models.gaussians import OTHER_GAUSSIANS, Gaussians
 from models.rendering import render
 from utils.cameras import cameras_at, intrinsics
 from utils.errors import DataError
@@ -71,7 +71,7 @@ def look_around(
     solid = gaussians.only(gaussians.opacities_BN1[0, :, 0] >= FAINT)
     solid = without_floaters(solid)
     if solid.means_BN3.shape[1] < 4:
-        raise DataError("fewer than 4 Gaussians are opaque enough to have a surface; use another seed or other weights")
+        raise DataError(f"fewer than 4 Gaussians are opaque enough to have a surface; {OTHER_GAUSSIANS}")
     low_3, high_3 = object_box(solid)
     middle_3, radius = (low_3 + high_3) / 2, max(float((high_3 - low_3).norm()) / 2, SMALLEST_RADIUS)
     distance = CAMERA_DISTANCE * radius
@@ -86,7 +86,7 @@ def look_around(
         ]
     alphas_V1HW = torch.cat([chunk.alphas_BV1HW[0] for chunk in drawn])
     if not bool((alphas_V1HW > 0.5).any()):
-        raise DataError("the Gaussians are too transparent to have a surface; use another seed or other weights")
+        raise DataError(f"the Gaussians are too transparent to have a surface; {OTHER_GAUSSIANS}")
     colors_V3HW = torch.cat([chunk.colors_BV3HW[0] for chunk in drawn])
     depths_V1HW = torch.cat([chunk.depths_BV1HW[0] for chunk in drawn])
     reach = REACH * float(solid.scales_BN3.amin(dim=-1).median())

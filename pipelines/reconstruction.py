@@ -98,6 +98,8 @@ class GaussianReconstruction:
             views = self.views_of(num_views)
             if len(set(views)) == wanted and all(0 <= view < num_views for view in views):
                 return None
+            if not self.input_views:
+                return f"{num_views} views are sampled, but the Gaussian head needs {wanted} evenly spaced views"
             return (
                 f"reconstruction.input_views={views}, but {num_views} views are sampled: the Gaussian head needs "
                 f"{wanted} different ones from 0 to {num_views - 1}"

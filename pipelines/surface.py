@@ -20,6 +20,7 @@ from scipy import ndimage
 from skimage import measure
 from torch import Tensor
 
+from models.gaussians import OTHER_GAUSSIANS
 from pipelines.object_views import ObjectViews
 from utils.errors import DataError
 
@@ -131,7 +132,7 @@ def clean(volume: Volume) -> Volume:
     values_XYZ = ndimage.gaussian_filter(volume.values_XYZ, SMOOTHING, mode="nearest")
     parts_XYZ, num_parts = ndimage.label(values_XYZ < 0)
     if num_parts == 0:
-        raise DataError("the Gaussians enclose nothing that has a surface; use another seed or other weights")
+        raise DataError(f"the Gaussians enclose nothing that has a surface; {OTHER_GAUSSIANS}")
     sizes = np.bincount(parts_XYZ.ravel())
     sizes[0] = 0
     kept_XYZ = (sizes >= SMALL_PART * sizes.max())[parts_XYZ]

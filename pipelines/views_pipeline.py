@@ -6,16 +6,19 @@ Letters: B batch, V views, C channels, H W pixels or latent pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from models.gaussians import Gaussians
 from pipelines.assembly import Assembly
 from pipelines.conditioner import CallFrame, Conditions, ImageConditioner, OrbitInput
 from pipelines.guidance import ClassifierFreeGuidance, Refiner
 from pipelines.head_loading import usable
 from pipelines.known_views import KnownViews
 from pipelines.orbits import Orbits
+from pipelines.reconstruction import GaussianReconstruction
 from pipelines.sampler import Denoising
 from utils.cameras import DATA_FOV_DEG
 from utils.errors import ConfigError
@@ -57,54 +60,27 @@ class ViewsPipeline(Assembly):
             ConfigError: refined results without a head, or an input view of the head that is not sampled.
             DataError: a picture cannot be used.
         """
-        inputs = [inputs] if isinstance(inputs, OrbitInput) else list(inputs)
-        seeds = self.cfg.seed if seeds is None else seeds
-        seeds = [seeds] * len(inputs) if isinstance(seeds, int) else list(seeds)
-        if not inputs or len(inputs) != len(seeds):
-            raise ValueError(f"need as many seeds as inputs and at least one, got {len(seeds)} and {len(inputs)}")
+        inputs, seeds = self._lists(inputs, seeds)
         results = self.results_of(results)
-        device, dtype = self._place
-        frame = CallFrame(
-            c2w_V44=self.cfg.cameras.c2w() if c2w_V44 is None else c2w_V44,
-            resolution=tuple(resolution or self.cfg.resolution),
-            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
-            device=device,
-            dtype=dtype,
-        )
-        reconstruction = usable(
-            self.reconstruction,
-            num_views=len(frame.c2w_V44),
-            resolution=frame.resolution,
-            needed=results != "plain",
-        )
-        refiner = reconstruction.refiner(frame.c2w_V44, frame.generators) if results != "plain" else None
-        noise = self.draw_noise(frame.generators, num_views=len(frame.c2w_V44), resolution=frame.resolution)
-        watch = Stopwatch(device)
+        frame = self._frame(seeds, c2w_V44, resolution)
+        num_views, refined = len(frame.c2w_V44), results != "plain"
+        head = usable(self.reconstruction, num_views=num_views, resolution=frame.resolution, needed=refined)
+        refiner = head.refiner(frame.c2w_V44, frame.generators) if refined else None
+        noise = self.draw_noise(frame.generators, num_views=num_views, resolution=frame.resolution)
+        watch = Stopwatch(frame.device)
         with torch.no_grad():
             with watch.part("conditions"):
-                self.stage.use(self.conditioner.embedder, self.autoencoder)
-                conditions = self.conditioner(inputs, frame)
-                given = self._given(known_views or {}, conditions, frame)
+                given = self._given(inputs, known_views or {}, frame)
             with watch.part("denoise"):
-                latents = self._denoise(noise, given, frame, guide_scale, on_step, refiner, results, watch)
+                run = self._denoising(
+                    given, frame, refiner=refiner, guide_scale=guide_scale, on_step=on_step, watch=watch
+                )
+                latents = self._denoise(noise, run, results)
             with watch.part("decode"):
                 views = [self.decode(one).float().cpu() for one in latents]
-            gaussians = None
-            if reconstruction:
-                with watch.part("reconstruct"):
-                    gaussians = reconstruction.world_gaussians(views[-1], frame.c2w_V44)
-        return Orbits(
-            inputs=inputs,
-            seeds=seeds,
-            views_BVCHW=views[0],
-            latents_BCVHW=latents[0],
-            c2w_V44=frame.c2w_V44,
-            fov_deg=self.cfg.cameras.fov_deg or DATA_FOV_DEG,
-            seconds=watch.seconds,
-            refined_views_BVCHW=views[1] if len(views) == 2 else None,
-            refined_latents_BCVHW=latents[1] if len(latents) == 2 else None,
-            gaussians=gaussians,
-            gaussians_fov_deg=reconstruction.config.fov if reconstruction else None,
+            gaussians = self._reconstruct(head, views[-1], frame, watch)
+        return self._orbits(
+            views, latents, gaussians, inputs=inputs, seeds=seeds, c2w_V44=frame.c2w_V44, seconds=watch.seconds
         )
 
     def results_of(self, asked: str | None = None) -> str:
@@ -136,28 +112,50 @@ class ViewsPipeline(Assembly):
         shape = (self.autoencoder.latent_channels, num_views, height, width)
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
+    def _lists(
+        self, inputs: OrbitInput | Sequence[OrbitInput], seeds: int | Sequence[int] | None
+    ) -> tuple[list[OrbitInput], list[int]]:
+        """One seed for each input."""
+        inputs = [inputs] if isinstance(inputs, OrbitInput) else list(inputs)
+        seeds = self.cfg.seed if seeds is None else seeds
+        seeds = [seeds] * len(inputs) if isinstance(seeds, int) else list(seeds)
+        if not inputs or len(inputs) != len(seeds):
+            raise ValueError(f"need as many seeds as inputs and at least one, got {len(seeds)} and {len(inputs)}")
+        return inputs, seeds
+
+    def _frame(self, seeds: list[int], c2w_V44: Tensor | None, resolution: tuple[int, int] | None) -> CallFrame:
+        device, dtype = self._place
+        return CallFrame(
+            c2w_V44=self.cfg.cameras.c2w() if c2w_V44 is None else c2w_V44,
+            resolution=tuple(resolution or self.cfg.resolution),
+            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+            device=device,
+            dtype=dtype,
+        )
+
     def _given(
-        self, known_views: Mapping[int, Sequence[OrbitInput]], conditions: Conditions, frame: CallFrame
+        self, inputs: list[OrbitInput], known_views: Mapping[int, Sequence[OrbitInput]], frame: CallFrame
     ) -> dict[int, Conditions]:
         """Conditions from each known view, and from the input as view 0 unless that is among them."""
+        self.stage.use(self.conditioner.embedder, self.autoencoder)
+        conditions = self.conditioner(inputs, frame)
         if known_views and not isinstance(self.conditioner, ImageConditioner):
             raise ValueError("known views need an image model; this one samples from text")
         return {0: conditions, **{view: self.conditioner(images, frame) for view, images in known_views.items()}}
 
-    def _denoise(
+    def _denoising(
         self,
-        noise: Tensor,
         given: dict[int, Conditions],
         frame: CallFrame,
+        *,
+        refiner: Refiner | None,
         guide_scale: float | None,
         on_step: Callable[[], None] | None,
-        refiner: Refiner | None,
-        results: str,
         watch: Stopwatch,
-    ) -> list[Tensor]:
-        """Latents on the CPU: one result, or the plain and the refined one."""
+    ) -> Denoising:
+        """What the sampler works with in this call."""
         scale = self.cfg.guide_scale if guide_scale is None else guide_scale
-        run = Denoising(
+        return Denoising(
             network=self.network,
             conditions=given[0],
             diffusion=self.diffusion,
@@ -168,8 +166,11 @@ class ViewsPipeline(Assembly):
             on_step=on_step,
             stopwatch=watch,
         )
+
+    def _denoise(self, noise: Tensor, run: Denoising, results: str) -> list[Tensor]:
+        """Latents on the CPU: one result, or the plain and the refined one."""
         sample = self.sampler.both if results == "both" else self.sampler
-        latents = sample(noise.to(frame.device), run)
+        latents = sample(noise.to(self.stage.device), run)
         return [one.cpu() for one in (latents if results == "both" else [latents])]
 
     def _held(self, given: dict[int, Conditions]) -> KnownViews | None:
@@ -181,3 +182,25 @@ class ViewsPipeline(Assembly):
         """Latents to views in [0, 1], `decoder_bs` views at a time."""
         self.stage.use(self.autoencoder)
         return self.autoencoder.decode_views(latents_BCVHW.to(*self._place), chunk=self.cfg.decoder_bs)
+
+    def _reconstruct(
+        self, head: GaussianReconstruction | None, views_BVCHW: Tensor, frame: CallFrame, watch: Stopwatch
+    ) -> Gaussians | None:
+        """The objects, if there is a head that can make them."""
+        if head is None:
+            return None
+        with watch.part("reconstruct"):
+            return head.world_gaussians(views_BVCHW, frame.c2w_V44)
+
+    def _orbits(self, views: list[Tensor], latents: list[Tensor], gaussians: Gaussians | None, **call: Any) -> Orbits:
+        """One result, or the plain and the refined one, with the objects and what is known of the call."""
+        return Orbits(
+            views_BVCHW=views[0],
+            latents_BCVHW=latents[0],
+            fov_deg=self.cfg.cameras.fov_deg or DATA_FOV_DEG,
+            refined_views_BVCHW=views[1] if len(views) == 2 else None,
+            refined_latents_BCVHW=latents[1] if len(latents) == 2 else None,
+            gaussians=gaussians,
+            gaussians_fov_deg=None if gaussians is None else self.reconstruction.config.fov,
+            **call,
+        )

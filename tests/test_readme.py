@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import os
 import re
 import shlex
@@ -12,13 +13,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import datasets
 import models
 import pipelines
 from datasets.zoo import COLORS, KINDS, is_held_out
 from pipelines.benchmark.runner import plan
+from pipelines.loading import check_fit
 from tests.conftest import ROOT
+from tests.reference_cases import REFERENCE
 from utils import registry
 from utils.config import load_config
 from utils.registry import ENGINE, INFER_ENGINE
@@ -134,6 +138,8 @@ def test_a_configured_command_is_accepted(line, started, monkeypatch):
     prompts = [words[place + 1] for place, word in enumerate(words) if word == "--prompt"]
     assert cfg.prompts == prompts
     cfg.cameras.c2w()
+    if line.startswith("python inference.py"):
+        check_fit(cfg, torch.device("cpu"))
     kinds = INFER_ENGINE if "infer" in words[words.index("--cfg") + 1] else ENGINE
     assert cfg.TASK_TYPE in kinds.names()
 
@@ -249,6 +255,31 @@ def test_keys_of_the_original_are_those_of_the_code():
         expected |= {f"{name}.{key}" for key in getattr(cls, "retired_keys", {})}
     listed = [name for cell, *_ in table(ignored, "key of the original") for name in names_in(cell)]
     assert sorted(listed) == sorted(expected)
+
+
+def test_every_configuration_is_listed_and_the_published_ones_are_named():
+    rows = table(section(ROOT / "configs" / "README.md", "Configuration files"), "file")
+    listed = [name for cell, *_ in rows for name in names_in(cell)]
+    there = [str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml")]
+    assert sorted(listed) == sorted(there)
+    published = json.loads((REFERENCE / "published_settings.json").read_text())
+    intro = section(ROOT / "configs" / "README.md", "For users of the original").partition("hold the published")[0]
+    assert {name for name in names_in(intro) if name.endswith(".yaml")} == {
+        f"{name}.yaml" for name in published.keys() - {"defaults"}
+    }
+
+
+def test_type_names_of_the_original_that_stay_are_listed():
+    text = section(ROOT / "configs" / "README.md", "What stays")
+    listed = names_in(re.search(r"^- Type names: (.*?)^- ", text, flags=re.M | re.S)[1])
+    known = {name for kind in vars(registry).values() if isinstance(kind, registry.Registry) for name in kind.names()}
+    assert sorted(listed) == sorted(known & types_in(json.loads((REFERENCE / "published_settings.json").read_text())))
+
+
+def types_in(tree: dict[str, object]) -> set[str]:
+    """All types that a tree of settings names."""
+    found = {value for key, value in tree.items() if key in ("type", "TASK_TYPE")}
+    return found.union(*(types_in(value) for value in tree.values() if isinstance(value, dict)))
 
 
 def test_paths_of_weights_and_data_are_those_of_the_configurations():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -89,7 +90,7 @@ def folders_of(files: list[Path], out: Path) -> dict[Path, Path]:
 def main(argv: list[str] | None = None) -> int:
     options = parse_args(argv)
     assets = asset_options(options)
-    if options.distance <= 0 or not 1 <= options.fov <= 150 or not -90 < options.elevation < 90:
+    if not 0 < options.distance < math.inf or not 1 <= options.fov <= 150 or not -90 < options.elevation < 90:
         raise ConfigError(
             f"--distance {options.distance} must be positive, --fov {options.fov} lie in [1, 150], "
             f"--elevation {options.elevation} in (-90, 90)"
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     failures = []
     for file, folder in tqdm(folders.items(), unit="file"):
         try:
-            gaussians = read_splat(file) if file.suffix == ".splat" else read_ply(file)
+            gaussians = read_splat(file) if file.suffix.lower() == ".splat" else read_ply(file)
         except DataError as err:
             failures.append(str(err))
             continue

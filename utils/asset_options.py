@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from utils.errors import ConfigError
@@ -78,5 +79,5 @@ class AssetOptions:
             raise ConfigError(
                 f"assets.turntable_elevation_deg must lie in (-90, 90), got {self.turntable_elevation_deg}"
             )
-        if self.turntable_distance is not None and self.turntable_distance <= 0:
+        if self.turntable_distance is not None and not 0 < self.turntable_distance < math.inf:
             raise ConfigError(f"assets.turntable_distance must be positive, got {self.turntable_distance}")

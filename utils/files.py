@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,16 +19,28 @@ from utils.errors import DataError
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it there in one step when the block ends well.
 
-    The temporary name keeps the suffix, because writers choose the format by it.
+    The temporary name keeps the suffix, because writers choose the format by it. The file gets the permissions of any
+    new one: safetensors would write files that nobody else of a group can read.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    mode = _mode_of_new_files(part)
     try:
         yield part
+        part.chmod(mode)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _mode_of_new_files(probe: Path) -> int:
+    """What the umask says, by an example: asking for the umask means changing it, for all threads."""
+    probe.unlink(missing_ok=True)
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    return stat.S_IMODE(mode)
 
 
 def write_json(path: str | Path, content: Any) -> None:

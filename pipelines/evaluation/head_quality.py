@@ -71,7 +71,7 @@ def evaluate_head(cfg: RunConfig, options: HeadOptions) -> dict[str, Any]:
     device = pick_device(cfg.device)
     if not cfg.reconstruction:
         raise ConfigError("--measure head needs a section reconstruction; see configs/mini/base.yaml")
-    check_reconstruction(cfg, device)
+    check_reconstruction(cfg, device, needed=True)
     out = writable_folder(options.out, option="--out")
     orbits = TrueOrbits(options.held_out, cfg, limit=options.num_objects, scratch=out, option="--held-out")
     rows = {TRUE_ROW: dict.fromkeys(range(len(orbits)))} | sampled_views(options.runs, orbits)
@@ -192,6 +192,7 @@ class Measure:
         surface = None
         if true_mesh is not None:
             try:
+                gaussians.check_values(name="the Gaussians")
                 write_glb(glb, gaussians, self.mesh_options, rasterizer=self.cfg.rasterizer)
                 surface = surface_distance(load_mesh(glb), true_mesh, outer=True)
             except DataError as err:

@@ -148,6 +148,17 @@ def test_broken_files_are_refused(tmp_path, good_ply):
     refused(bad, content.replace(b"binary_little_endian", b"ascii"), "its format is ascii")
     refused(bad, content.replace(b"vertex 5", b"vertex 0"), "holds no Gaussians")
     refused(bad, content.replace(b"float rot_3", b"list uchar int rot_3"), "none of Gaussians")
+    camera = b"element camera 1\nproperty float fov\n"
+    refused(bad, content.replace(b"element vertex", camera + b"element vertex"), "element camera stands before its Gau")
+    elsewhere = content.replace(b"property float rot_3\n", camera + b"property float rot_3\n")
+    refused(bad, elsewhere, "lacks rot_3")
+    packed = b"ply\nformat binary_little_endian 1.0\nelement chunk 1\nproperty float min_x\nelement vertex 5\n"
+    refused(bad, packed + b"property uint packed_position\nend_header\n", "compressed Gaussians")
+    refused(bad, content.replace(b"vertex 5", b"vertex 99999999999999"), "truncated, holds 5 of 99999999999999")
+    for count in (b"", b" -5", b" 1_5", b" 9" + 5000 * b"9"):
+        line = b"element vertex" + count + b"\n"
+        refused(bad, content.replace(b"element vertex 5\n", line), r"how many Gaussians follow \(element vertex\)")
+    refused(bad, content.replace(b"element vertex 5\n", b""), "does not say how many Gaussians follow")
     with pytest.raises(DataError, match="no such file"):
         read_ply(tmp_path / "missing.ply")
 
@@ -178,6 +189,22 @@ def test_values_out_of_range_are_refused(tmp_path, good_ply):
     refused(tmp_path / "bad.ply", content[:start] + table.tobytes(), "all zero")
 
 
+def test_a_ply_that_seems_to_be_activated_already_is_warned_of(tmp_path, good_ply, caplog):
+    content = good_ply.read_bytes()
+    start = content.index(b"end_header\n") + len(b"end_header\n")
+    table = table_of(good_ply).copy()
+    for name in ("opacity", "scale_0", "scale_1", "scale_2"):
+        column = table[:, PROPERTIES.index(name)]
+        column[:] = 1 / (1 + np.exp(-column)) if name == "opacity" else np.exp(column)
+    (tmp_path / "activated.ply").write_bytes(content[:start] + table.tobytes())
+    read_ply(good_ply)
+    assert not caplog.records
+    read_ply(tmp_path / "activated.ply")
+    [message] = [record.getMessage() for record in caplog.records]
+    assert "activated.ply: seems to hold opacities after the sigmoid" in message
+    assert "\n" not in message
+
+
 def test_a_ply_of_another_program_is_read(tmp_path, good_ply):
     """Other orders and types of properties, view-dependent colour, quaternions of any length."""
     names = [*reversed(PROPERTIES), "f_rest_0"]
@@ -196,3 +223,7 @@ def test_a_broken_splat_is_refused(tmp_path):
     (tmp_path / "a.splat").write_bytes(b"0" * 33)
     with pytest.raises(DataError, match="33 bytes are not a whole number"):
         read_splat(tmp_path / "a.splat")
+    for content, what in ((b"\xff" * 320, "means are not finite"), (bytes(320), "scales .* must be positive")):
+        (tmp_path / "a.splat").write_bytes(content)
+        with pytest.raises(DataError, match=f"a.splat: {what}; if it is a .splat file, copy or export it again"):
+            read_splat(tmp_path / "a.splat")

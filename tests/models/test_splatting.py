@@ -1,5 +1,6 @@
 """The PyTorch rasteriser against closed forms and a loop that is obviously right."""
 
+import dataclasses
 import math
 import time
 
@@ -134,6 +135,31 @@ def test_sizes_need_not_be_whole_tiles():
     colors, _ = render(gaussians, CAMERA, K, size=(30, 50), background=0.3)
     square, _ = render(gaussians, CAMERA, K, size=(50, 50), background=0.3)
     torch.testing.assert_close(colors, square[:, :, :30], atol=1e-6, rtol=0)
+
+
+def needles(num: int = 300) -> Gaussians:
+    """So long and thin that the determinant of many in the picture is lost to rounding in float32."""
+    base = random_gaussians(num)
+    return dataclasses.replace(base, scales_BN3=torch.tensor([30.0, 1e-3, 1e-3]).expand(1, num, 3).clone())
+
+
+def with_a_giant() -> Gaussians:
+    """One as large as a .ply may hold; the determinant of its picture overflows."""
+    scene = random_gaussians(50)
+    scene.scales_BN3[0, 3] = math.exp(24.9)
+    return scene
+
+
+@pytest.mark.parametrize("scene", [needles(), with_a_giant()], ids=["needles", "giant"])
+def test_shapes_beyond_float32_leave_everything_finite(scene):
+    leaves = {field.name: getattr(scene, field.name).clone().requires_grad_() for field in dataclasses.fields(scene)}
+    cameras = orbit_cameras(num_views=2, elevation_deg=15.0, radius=2.0)
+    colors, alphas = render(Gaussians(**leaves), cameras, intrinsics(39.6, 128), size=(128, 128), background=1.0)
+    assert bool(colors.isfinite().all())
+    assert float(alphas.max()) > 0.1  # the others are still there
+    colors.square().mean().backward()
+    for name, leaf in leaves.items():
+        assert bool(leaf.grad.isfinite().all()), name
 
 
 def test_unnormalised_quaternions_are_used_as_they_are():

@@ -65,6 +65,30 @@ def test_the_rasterizer_that_was_chosen_draws(tmp_path, made):
         write_assets(tmp_path, ball(), rasterizer="gsplat", **given)
 
 
+@pytest.mark.parametrize("what", ["means", "colors", "scales"])
+def test_one_number_that_is_none_makes_every_file_an_error(tmp_path, what, caplog):
+    broken = ball()
+    {"means": broken.means_BN3, "colors": broken.colors_BN3, "scales": broken.scales_BN3}[what][0, 3] = torch.nan
+    facts = write(tmp_path, broken)
+    assert {name: fact["error"].split(";")[0] for name, fact in facts.items()} == dict.fromkeys(
+        ALL, f"the Gaussians: {what} are not finite"
+    )
+    assert list(tmp_path.iterdir()) == []
+    assert len(caplog.records) == len(ALL)
+
+
+@pytest.mark.parametrize("length", [1.0, 0.5])
+def test_gaussians_that_are_no_numbers_are_still_moved(length):
+    """They come from the head that way; what writes files says so."""
+    broken = ball(20)
+    broken = dataclasses.replace(broken, quats_BN4=length * broken.quats_BN4)
+    broken.scales_BN3[0, 3] = torch.inf
+    broken.quats_BN4[0, 4] = torch.nan
+    moved = broken.moved(torch.eye(4))
+    assert moved.means_BN3.isfinite().all()
+    assert not moved.scales_BN3[0, 3].isfinite().any()
+
+
 @pytest.mark.parametrize("elevation_deg", [-40.0, 0.0, 75.0])
 def test_the_turntable_shows_the_gaussians_at_any_elevation(tmp_path, elevation_deg):
     options = dataclasses.replace(

@@ -194,7 +194,7 @@ def test_a_saved_pipeline_opens_again_with_its_head(tmp_path, family):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["cameras.num_views=3"], "needs 4 different ones from 0 to 2"),
+        (["cameras.num_views=3"], "^3 views are sampled, but .* needs 4 evenly spaced .*set UNet.use_lgm_refine=false"),
         (["reconstruction.input_views=[0,2,4,9]"], r"input_views=\[0, 2, 4, 9\], but 8 views are sampled"),
         (["reconstruction.input_views=[0,2]"], "the head takes 4 views"),
         (["resolution=[64,64]"], "takes views of 32 x 32"),
@@ -209,6 +209,19 @@ def test_a_saved_pipeline_opens_again_with_its_head(tmp_path, family):
 def test_refuses_settings(tmp_path, family, overrides, message):
     with pytest.raises(ConfigError, match=message):
         pipeline_of(tmp_path, family, *overrides)
+
+
+@pytest.mark.parametrize("overrides", [["cameras.num_views=3"], ["resolution=[64,64]"]])
+def test_without_refinement_what_the_head_cannot_take_is_sampled_without_it(tmp_path, family, overrides, caplog):
+    orbits = pipeline_of(tmp_path, family, "UNet.use_lgm_refine=false", *overrides)("a red mug")
+    assert orbits.gaussians is None
+    [message] = [record.getMessage() for record in caplog.records if "no Gaussians" in record.getMessage()]
+    assert "input_views" not in message  # nobody set it
+
+
+def test_named_input_views_that_are_not_sampled_are_refused_without_refinement_too(tmp_path, family):
+    with pytest.raises(ConfigError, match=r"input_views=\[0, 2, 4, 9\], but 8 views are sampled.*reconstruction={}"):
+        pipeline_of(tmp_path, family, "UNet.use_lgm_refine=false", "reconstruction.input_views=[0,2,4,9]")
 
 
 def test_refuses_weights_that_are_no_head(tmp_path, family):

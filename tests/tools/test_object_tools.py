@@ -1,5 +1,6 @@
 """The commands on files of Gaussians and on meshes, as a user runs them."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from models.gaussian_files import read_ply, write_ply, write_splat
 from tests.conftest import ROOT
 from tests.tiny_gaussians import SMALL, ball
 from tools import compare_meshes, export_gaussians
+from utils.asset_options import AssetOptions
 from utils.errors import ConfigError, DataError
 
 FLAGS = [text for name, value in SMALL.items() for text in (f"--{name.replace('_', '-')}", str(value))]
@@ -47,15 +49,20 @@ def test_one_kind_with_its_options(ply, tmp_path):
 def test_a_broken_file_does_not_stop_the_others(ply, tmp_path, capsys):
     (tmp_path / "bad.ply").write_bytes(ply.read_bytes()[:-100])
     trimesh.creation.box().export(tmp_path / "mesh.ply")
+    (tmp_path / "huge.ply").write_bytes(ply.read_bytes().replace(b"vertex 1500", b"vertex 99999999999999"))
+    (tmp_path / "uncounted.ply").write_bytes(ply.read_bytes().replace(b"element vertex 1500\n", b""))
     write_splat(tmp_path / "small.splat", ball(300))
-    files = [tmp_path / "bad.ply", tmp_path / "mesh.ply", ply, tmp_path / "small.splat"]
+    names_of_files = ("bad.ply", "mesh.ply", "huge.ply", "uncounted.ply", "ball.ply", "small.splat")
+    files = [tmp_path / name for name in names_of_files]
     assert export(*files, "--out", tmp_path / "out", "--splat", "--ply") == 1
     assert names(tmp_path / "out") == {"ball", "small"}
     assert read_ply(tmp_path / "out" / "small" / "gaussians.ply").means_BN3.shape == (1, 300, 3)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 2
+    assert len(errors) == 4
     assert "bad.ply: truncated" in errors[0]
     assert "mesh.ply: holds a mesh" in errors[1]
+    assert "huge.ply: truncated" in errors[2]
+    assert "uncounted.ply: its header does not say" in errors[3]
 
 
 def test_files_of_one_name_get_folders_of_their_own(tmp_path):
@@ -69,6 +76,13 @@ def test_files_of_one_name_get_folders_of_their_own(tmp_path):
         export(files[0], files[0], "--out", tmp_path / "out", "--splat")
 
 
+def test_suffixes_may_be_written_large(ply, tmp_path):
+    write_splat(tmp_path / "small.SPLAT", ball(300))
+    ply.rename(tmp_path / "large.PLY")
+    assert export(tmp_path / "small.SPLAT", tmp_path / "large.PLY", "--out", tmp_path / "out", "--ply") == 0
+    assert names(tmp_path / "out") == {"small", "large"}
+
+
 def test_mistakes_are_one_line(ply, tmp_path):
     script = [sys.executable, str(ROOT / "tools" / "export_gaussians.py"), str(ply), "--out", str(tmp_path / "out")]
     done = subprocess.run([*script, "--turntable-size", "33"], capture_output=True, text=True, check=False)
@@ -77,6 +91,19 @@ def test_mistakes_are_one_line(ply, tmp_path):
     assert "Traceback" not in done.stderr
     with pytest.raises(ConfigError, match=r"--distance -1\.0 must be positive"):
         export(ply, "--out", tmp_path / "out", "--distance", "-1")
+
+
+NUMBERS = ["--distance", "--fov", "--elevation"]
+NUMBERS += [
+    f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(AssetOptions) if field.type.startswith("float")
+]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("option", NUMBERS)
+def test_what_is_no_number_is_refused(ply, tmp_path, option, value):
+    with pytest.raises(ConfigError, match=value):
+        export_gaussians.main([str(ply), "--out", str(tmp_path / "out"), "--turntable", option, value])
 
 
 def test_a_made_mesh_is_compared_with_the_true_one(ply, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import imageio.v3
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from models.weights import save_safetensors
 from utils.errors import DataError
-from utils.files import meanwhile
+from utils.files import meanwhile, write_json
 from utils.images import save_video
 
 
@@ -26,6 +28,21 @@ def test_what_the_codec_refuses_is_said_and_leaves_no_file(tmp_path):
     with pytest.raises(DataError, match=r"a\.mp4 cannot be written: ffmpeg: .*(even|divisible by 2)"):
         save_video(tmp_path / "a.mp4", torch.zeros(2, 3, 32, 33), fps=8)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has them")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_have_the_permissions_of_new_ones(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save_safetensors(tmp_path / "a.safetensors", {"weight": torch.zeros(2)})
+        write_json(tmp_path / "a.json", {})
+    finally:
+        os.umask(before)
+    assert {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {
+        "a.safetensors": 0o666 & ~umask,
+        "a.json": 0o666 & ~umask,
+    }
 
 
 def test_calls_run_beside_a_block_and_their_errors_come_out():
