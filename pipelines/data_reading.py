@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -103,7 +105,7 @@ def read_samples(
         num_workers=num_workers,
         prefetch_factor=prefetch_factor if num_workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_leave_signals_to_training,
     )
     for batch, problems, num_missing in loader:
         bad.note(problems)
@@ -120,6 +122,16 @@ def _collate(samples: list[tuple[dict[str, Any] | None, list[str]]]) -> tuple[An
     return default_collate(whole) if whole else None, problems, len(samples) - len(whole)
 
 
-def _ignore_interrupts(_worker: int) -> None:
-    """Ctrl-C reaches workers too; the training decides when they end."""
+def _leave_signals_to_training(_worker: int) -> None:
+    """Ctrl-C, and SIGTERM of `timeout`, systemd or Slurm, reach workers too; the training decides when they end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS lacks it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_by_training, daemon=True).start()
+
+
+def _end_by_training() -> None:
+    """SIGTERM counts from the training itself only, which so ends workers that do not end when they are asked to."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
