@@ -88,6 +88,11 @@ class Trainer:
         self.cfg, self.objective, self.folder = cfg, objective, folder
         self.pretrain = PRETRAIN.build(cfg.Pretrain, where="Pretrain") if cfg.Pretrain else None
         self.first_step = self.step = self.pretrain.apply(objective.pretrained_part) if self.pretrain else 0
+        if state is None and self.first_step >= cfg.num_steps:
+            raise ConfigError(
+                f"num_steps={cfg.num_steps}, but steps count on from the {self.first_step} of "
+                f"Pretrain.resume_checkpoint={cfg.Pretrain.get('resume_checkpoint')}; set num_steps above them"
+            )
         objective.adapt()
         self.num_samples, self.elapsed_s = 0, 0.0
         self.accelerator = make_accelerator(cfg, objective, folder=folder)
