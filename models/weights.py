@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from utils.errors import DataError
+from utils.errors import DataError, first_line
 from utils.files import atomic_path
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
 
 HEAD_PREFIX = "lgm_big."
+STARTS = (b"PK", b"\x80")  # of what torch.save writes: an archive, long ago a pickle
 SLICE_NAME = re.compile(r"(ema_\d+_rank)(\d+)\.pth")
 WHERE_FROM = (
     "the authors of VideoMV (arXiv:2403.12010) link the published weights from their project page; "
@@ -79,8 +80,7 @@ def read_weights(path: str | Path, *, option: str) -> Weights:
 
 def _read_content(path: Path, *, option: str) -> tuple[dict[str, Tensor], int | None]:
     """Tensors by name, and the step if the file says it."""
-    if not path.is_file():
-        raise DataError(f"{option}={path}: no such file; {WHERE_FROM}")
+    _check_file(path, option=option)
     if path.suffix == ".safetensors":
         content, step = _read_safetensors(path, option=option)
     else:
@@ -252,13 +252,22 @@ def read_metadata(path: str | Path, *, option: str) -> dict[str, str]:
     Raises:
         DataError: the file is missing or no safetensors file.
     """
-    if not Path(path).is_file():
-        raise DataError(f"{option}={path}: no such file; {WHERE_FROM}")
+    _check_file(Path(path), option=option)
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError) as err:
         raise DataError(f"{option}={path} is no readable safetensors file ({err}); fetch it again") from err
+
+
+def _check_file(path: Path, *, option: str) -> None:
+    """Refuse what is no file, or an empty one."""
+    if path.is_dir():
+        raise DataError(f"{option}={path} is a folder; name a weight file, one in it if there are any")
+    if not path.is_file():
+        raise DataError(f"{option}={path}: no such file; {WHERE_FROM}")
+    if not path.stat().st_size:
+        raise DataError(f"{option}={path} is empty (zero bytes); fetch it again")
 
 
 def _read_safetensors(path: Path, *, option: str) -> tuple[dict[str, Tensor], int | None]:
@@ -270,6 +279,10 @@ def _read_safetensors(path: Path, *, option: str) -> tuple[dict[str, Tensor], in
 
 
 def _read_pickle(path: Path, *, option: str) -> Any:
+    with path.open("rb") as file:
+        start = file.read(16)
+    if not start.startswith(STARTS):
+        raise DataError(f"{option}={path} is no weight file: it begins with {start!r}; fetch it again")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as err:
@@ -278,7 +291,7 @@ def _read_pickle(path: Path, *, option: str) -> Any:
             "use a file that holds only a state dict"
         ) from err
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as err:
-        raise DataError(f"{option}={path} cannot be read ({str(err).splitlines()[0]}); fetch it again") from err
+        raise DataError(f"{option}={path} cannot be read ({first_line(err)}); fetch it again") from err
 
 
 def _split_step(content: Any) -> tuple[dict[str, Any], int | None]:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from models.weights import check_tensors
 from pipelines.optimization import MovingAverage
 from pipelines.sharding import like, put_together
-from utils.errors import DataError
+from utils.errors import DataError, first_line
 from utils.files import atomic_folder, remove_folder, write_json
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def saving(log_dir: Path, what: str) -> Iterator[None]:
         # safetensors and torch.save report a full disk by errors of their own
         last, free_mb = latest(log_dir / "state"), shutil.disk_usage(log_dir).free / 1e6
         raise DataError(
-            f"log_dir={log_dir}: {what} cannot be saved ({_first_line(err)}; {free_mb:.0f} MB are free); "
+            f"log_dir={log_dir}: {what} cannot be saved ({first_line(err)}; {free_mb:.0f} MB are free); "
             f"{f'{last} is whole' if last else 'nothing was saved before'}; make room and run the same command again"
         ) from err
 
@@ -190,7 +190,7 @@ def read_state(folder: Path, *, device: torch.device | str = "cpu") -> TrainingS
             f"run code; {remedy}"
         ) from err
     except (OSError, RuntimeError, SafetensorError, EOFError, KeyError, TypeError, json.JSONDecodeError) as err:
-        raise DataError(f"resume: {folder} cannot be read ({_first_line(err)}); {remedy}") from err
+        raise DataError(f"resume: {folder} cannot be read ({first_line(err)}); {remedy}") from err
 
 
 def latest(folder: Path) -> Path | None:
@@ -205,10 +205,6 @@ def _steps(folder: Path) -> list[Path]:
 def _step_of(path: Path) -> int:
     found = re.fullmatch(r"step_(\d+)", path.name)
     return int(found[1]) if found else -1
-
-
-def _first_line(err: Exception) -> str:
-    return (str(err).splitlines() or [type(err).__name__])[0]
 
 
 def _own(value: Tensor) -> Tensor:

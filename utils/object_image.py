@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from utils.errors import DataError
+from utils.errors import DataError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def open_picture(path: str | Path) -> Image.Image:
     except Image.DecompressionBombError as err:
         raise DataError(f"{path}: more pixels than are read safely; make it smaller first") from err
     except (OSError, SyntaxError, ValueError) as err:  # what Pillow's readers raise, by format
-        raise DataError(f"{path}: no image that can be read ({_first_line(err)}); export it as PNG again") from err
+        raise DataError(f"{path}: no image that can be read ({first_line(err)}); export it as PNG again") from err
 
 
 def cut_out(
@@ -191,7 +191,3 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
-
-
-def _first_line(err: BaseException) -> str:
-    return (str(err).splitlines() or [type(err).__name__])[0]

@@ -117,6 +117,28 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path, name):
         read_weights(path, option="test_model")
 
 
+@pytest.mark.parametrize("name", ["x.pth", "x.bin", "x.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"<html>not found</html>" * 20, r"is no weight file: it begins with b'<html>|is no readable safetensors file"),
+        (bytes(range(256)) * 9, r"is no weight file: it begins with b'\\x00|is no readable safetensors file"),
+        (b"\x80\x02", r"cannot be read|is no readable safetensors file"),
+    ],
+)
+def test_what_is_no_weight_file_is_refused_in_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"test_model=.*{name} ({message}).*; fetch it again") as caught:
+        read_weights(tmp_path / name, option="test_model")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_no_weight_file(tmp_path):
+    with pytest.raises(DataError, match=r"test_model=.* is a folder; name a weight file"):
+        read_weights(tmp_path, option="test_model")
+
+
 @pytest.mark.parametrize("content", [{"step": 3}, {"state_dict": {"a": 1}}, [1, 2], {}])
 def test_a_file_without_tensors_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
