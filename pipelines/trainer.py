@@ -21,8 +21,9 @@ from pipelines.objectives.base import Objective
 from pipelines.optimization import MovingAverage, lr_factor, parameter_groups
 from pipelines.progress import LossWatch, ProgressReport
 from pipelines.resume import clean_up, find_state, settings_of
+from pipelines.saving import Writer, saving
 from pipelines.sharding import check_sharding, is_sharded, shard
-from pipelines.training_state import latest, read_state, restore, save_state, saving, snapshot
+from pipelines.training_state import latest, read_state, restore, save_state, snapshot
 from pipelines.weight_files import checkpoint_path, final_path, save_checkpoint, save_final
 from utils.config import save_config
 from utils.errors import ConfigError, DataError
@@ -213,10 +214,9 @@ class Trainer:
     def save(self) -> None:
         """Write weights and the whole state, unless the weights are spoilt."""
         self._check_losses()
-        if not self.takes_part:
-            return
-        with saving(self.folder, f"step {self.step}"):
-            save_checkpoint(self.folder, self.objective, self.average, self.step)
+        writer = Writer(self.folder, f"step {self.step}")
+        if self.takes_part:
+            save_checkpoint(self.folder, self.objective, self.average, self.step, writer=writer)
             state = snapshot(
                 self.objective.network,
                 self.optimizer,
@@ -227,8 +227,9 @@ class Trainer:
                 elapsed_s=self.elapsed_s,
                 settings=settings_of(self.cfg),
             )
-            if is_main():
-                save_state(self.folder / "state", state, keep=self.cfg.keep_states, every=self.cfg.keep_every)
+            keep = {"keep": self.cfg.keep_states, "every": self.cfg.keep_every}
+            writer(lambda: save_state(self.folder / "state", state, **keep))
+        writer.end()
 
     @property
     def takes_part(self) -> bool:
@@ -238,6 +239,7 @@ class Trainer:
     def _finish(self, *, interrupted: bool) -> Path:
         """Save; when training is complete, also finish the network and write the final file."""
         self.save()
+        writer = Writer(self.folder, "the finished network")
         last = final_path(self.folder, self.objective)
         if interrupted:
             last = checkpoint_path(self.folder, self.objective, self.step)
@@ -247,7 +249,9 @@ class Trainer:
                 self.average.write()
             self.objective.network.eval()
             self.objective.finish()
-            save_final(self.folder, self.objective, self.step)
+            save_final(self.folder, self.objective, self.step, writer=writer)
+        writer.end()
+        if not interrupted:
             self._preview(averaged=False)
         self.model = None
         leave_processes(self.accelerator)

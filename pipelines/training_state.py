@@ -12,9 +12,6 @@ import logging
 import os
 import pickle
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,24 +121,6 @@ def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
     """What training changes; frozen parameters are loaded again as they were at the start."""
     trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     return trained | dict(network.named_buffers())
-
-
-@contextmanager
-def saving(log_dir: Path, what: str) -> Iterator[None]:
-    """Say in one line why files could not be written.
-
-    Raises:
-        DataError: the disk is full or cannot be written. What was there before is untouched.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as err:
-        # safetensors and torch.save report a full disk by errors of their own
-        last, free_mb = latest(log_dir / "state"), shutil.disk_usage(log_dir).free / 1e6
-        raise DataError(
-            f"log_dir={log_dir}: {what} cannot be saved ({first_line(err)}; {free_mb:.0f} MB are free); "
-            f"{f'{last} is whole' if last else 'nothing was saved before'}; make room and run the same command again"
-        ) from err
 
 
 def save_state(folder: Path, state: TrainingState, *, keep: int, every: int) -> None:

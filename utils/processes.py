@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, distributed
 
+from utils.errors import DataError
+
 
 def num_processes() -> int:
     """How many processes train together; 1 without a process group."""
@@ -32,12 +34,20 @@ def wait_for_all() -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main process goes through the block before the others do."""
-    if not is_main():
-        distributed.barrier()
-    yield
-    if is_main() and num_processes() > 1:
-        distributed.barrier()
+    """The main process goes through the block before the others do.
+
+    Raises:
+        DataError: in the others, when the main process fails in it.
+    """
+    if not is_main() and any(largest(False)):
+        raise DataError("the main process cannot begin, and says why")
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if is_main():
+            largest(failed)
 
 
 def mean_over_processes(values: Tensor) -> Tensor:

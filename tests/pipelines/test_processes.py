@@ -130,6 +130,23 @@ def test_one_failing_process_ends_all_in_one_line(folder):
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_full_disk_ends_all_in_one_line_each(folder, request, divided):
+    if divided and not request.config.getoption("--slow"):
+        pytest.skip("--slow")
+    given = {"use_ema": True, "use_fsdp": divided, "num_processes": 2, "save_ckp_interval": 1, "num_steps": 3}
+    file = config_file(folder, "run", **given)
+    limited = f'ulimit -f 20; exec "{sys.executable}" "{ROOT / "train_net.py"}" --cfg "{file}"'  # files of 20 kB
+    done = subprocess.run(["bash", "-c", limited], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    errors = sorted(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert len(errors) == 2
+    assert re.search(r"step 1 cannot be saved \(.* MB are free\); nothing was saved before; make room", errors[0])
+    assert errors[1] == "error: step 1 was not saved: the main process says why"
+    assert not list((folder / "run").rglob("*.part*"))
+
+
 def test_rows_of_a_global_batch_do_not_depend_on_who_has_them(monkeypatch):
     def shares(processes, parts, size):
         for part in range(parts):

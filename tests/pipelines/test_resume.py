@@ -162,6 +162,15 @@ def test_a_full_disk_leaves_the_last_state(folder, monkeypatch):
     assert final_state(folder, "run").step == 2
 
 
+def test_memory_that_runs_out_while_saving_is_not_the_disk(folder, monkeypatch):
+    def too_much(*_args, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training_state, "save_file", too_much)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(load(folder, **CLASSIFIER, num_steps=1))
+
+
 @pytest.mark.parametrize("limit", [2_000, 20_000, 60_000])
 def test_files_that_cannot_grow_are_a_full_disk(folder, limit):
     resource = pytest.importorskip("resource")
