@@ -24,7 +24,7 @@ from pipelines.resume import clean_up, find_state, settings_of
 from pipelines.saving import Writer, saving
 from pipelines.sharding import check_sharding, is_sharded, shard
 from pipelines.training_state import latest, read_state, restore, save_state, snapshot
-from pipelines.weight_files import checkpoint_path, final_path, save_checkpoint, save_final
+from pipelines.weight_files import checkpoint_path, final_path, make_room, save_checkpoint, save_final
 from utils.config import save_config
 from utils.errors import ConfigError, DataError
 from utils.files import writable_folder
@@ -227,8 +227,9 @@ class Trainer:
                 elapsed_s=self.elapsed_s,
                 settings=settings_of(self.cfg),
             )
+            writer(lambda: save_state(self.folder / "state", state))
             keep = {"keep": self.cfg.keep_states, "every": self.cfg.keep_every}
-            writer(lambda: save_state(self.folder / "state", state, **keep))
+            writer(lambda: make_room(self.folder, self.objective, **keep))
         writer.end()
 
     @property

@@ -25,7 +25,7 @@ from models.weights import check_tensors
 from pipelines.optimization import MovingAverage
 from pipelines.sharding import like, put_together
 from utils.errors import DataError, first_line
-from utils.files import atomic_folder, remove_folder, write_json
+from utils.files import atomic_folder, write_json
 
 log = logging.getLogger(__name__)
 
@@ -123,17 +123,15 @@ def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
     return trained | dict(network.named_buffers())
 
 
-def save_state(folder: Path, state: TrainingState, *, keep: int, every: int) -> None:
-    """Write `folder/step_XXXXXXXX` and remove old ones.
+def save_state(folder: Path, state: TrainingState) -> None:
+    """Write `folder/step_XXXXXXXX`; one step of one run has one state.
 
     Args:
         folder: `log_dir/state`.
-        keep: newest states that stay.
-        every: states of every so manieth step stay too; 0: none.
     """
     target = folder / f"step_{state.step:08d}"
     if target.is_dir():
-        return  # one step of one run has one state
+        return
     with atomic_folder(target) as part:
         save_file({name: _own(value) for name, value in state.model.items()}, part / "model.safetensors")
         save_file({name: _own(value) for name, value in state.average.items()}, part / "average.safetensors")
@@ -141,9 +139,18 @@ def save_state(folder: Path, state: TrainingState, *, keep: int, every: int) -> 
         numbers = {name: getattr(state, name) for name in NUMBERS}
         write_json(part / "state.json", {"layout": LAYOUT, **numbers})
         _to_disk(part)
-    for old in _steps(folder)[:-keep]:
-        if not every or _step_of(old) % every:
-            remove_folder(old)
+
+
+def old_states(folder: Path, *, keep: int, every: int) -> dict[int, Path]:
+    """States that make room, by step.
+
+    Args:
+        folder: `log_dir/state`.
+        keep: newest states that stay.
+        every: states of every so manieth step stay too; 0: none.
+    """
+    old = {_step_of(path): path for path in _steps(folder)[:-keep]}
+    return {step: path for step, path in old.items() if not every or step % every}
 
 
 def read_state(folder: Path, *, device: torch.device | str = "cpu") -> TrainingState:

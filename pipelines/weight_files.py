@@ -10,6 +10,8 @@ from pipelines.objectives.base import Objective
 from pipelines.optimization import MovingAverage
 from pipelines.saving import Writer
 from pipelines.sharding import put_together
+from pipelines.training_state import old_states
+from utils.files import remove_folder
 
 log = logging.getLogger(__name__)
 
@@ -19,13 +21,31 @@ def checkpoint_path(folder: Path, objective: Objective, step: int) -> Path:
     return folder / "checkpoints" / f"{objective.stem}_{step:08d}.pth"
 
 
+def _trained_path(path: Path) -> Path:
+    """Of the trained weights beside averaged ones."""
+    return path.with_name(f"non_ema_{path.name}")
+
+
+def make_room(folder: Path, objective: Objective, *, keep: int, every: int) -> None:
+    """Remove states that are too old (see `old_states`), and the weight files that were written with each.
+
+    What has no state in `log_dir/state` stays: another training wrote it. The state goes last, so that after a kill in
+    between both are found again.
+    """
+    for step, state in old_states(folder / "state", keep=keep, every=every).items():
+        path = checkpoint_path(folder, objective, step)
+        for file in (path, _trained_path(path)):
+            file.unlink(missing_ok=True)
+        remove_folder(state)
+
+
 def save_checkpoint(
     folder: Path, objective: Objective, average: MovingAverage | None, step: int, *, writer: Writer
 ) -> None:
     """Write the weights to sample with; with a moving average also the trained ones, as `non_ema_...`."""
     path = checkpoint_path(folder, objective, step)
     if average:
-        _save(path.with_name(f"non_ema_{path.name}"), objective, step, writer)
+        _save(_trained_path(path), objective, step, writer)
         with average.in_place():
             _save(path, objective, step, writer)
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines import training_state
+from pipelines import training_state, weight_files
 from pipelines.resume import find_state
 from pipelines.trainer import train
 from pipelines.training_state import latest, read_state
@@ -68,10 +68,40 @@ def test_four_steps_are_two_and_two_more(folder, changes):
     assert_same_training(folder, "whole", "halves")
 
 
-def test_old_states_make_room(folder):
-    train(load(folder, **CLASSIFIER, num_steps=7, save_ckp_interval=1, keep_states=2, keep_every=3))
-    found = sorted(path.name for path in (folder / "run" / "state").iterdir())
+def test_old_states_make_room_with_their_weight_files(folder):
+    run = folder / "run"
+    keep = {"save_ckp_interval": 1, "keep_states": 2, "keep_every": 3}
+    train(load(folder, **CLASSIFIER, **keep, num_steps=7, use_ema=True))
+    found = sorted(path.name for path in (run / "state").iterdir())
     assert found == [f"step_{step:08d}" for step in (3, 6, 7)]
+    found = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert found == [f"{kind}classifier_{step:08d}.pth" for kind in ("", "non_ema_") for step in (3, 6, 7)]
+
+
+def test_weight_files_of_another_training_stay(folder):
+    run = folder / "run"
+    train(load(folder, **CLASSIFIER, num_steps=6, save_ckp_interval=2, keep_states=3))
+    (run / "checkpoints" / "mine_00000001.pth").touch()
+    train(load(folder, **CLASSIFIER, num_steps=3, save_ckp_interval=1, keep_states=1, resume="never"))
+    found = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert found == [*(f"classifier_{step:08d}.pth" for step in (3, 4, 6)), "mine_00000001.pth"]
+
+
+def test_a_kill_while_making_room_leaves_what_the_next_save_removes(folder, monkeypatch):
+    run = folder / "run"
+    given = CLASSIFIER | {"save_ckp_interval": 1, "keep_states": 2, "use_ema": True}
+    with monkeypatch.context() as patch:
+
+        def killed(path):
+            raise KeyboardInterrupt
+
+        patch.setattr(weight_files, "remove_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(load(folder, **given, num_steps=5))
+    assert read_state(run / "state" / "step_00000001").step == 1
+    train(load(folder, **given, num_steps=5))
+    assert sorted(path.name for path in (run / "state").iterdir()) == ["step_00000004", "step_00000005"]
+    assert len(list((run / "checkpoints").iterdir())) == 4
 
 
 def test_the_clock_goes_on(folder):
