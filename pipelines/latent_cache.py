@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from utils.errors import DataError
 from utils.files import atomic_path, read_json, writable_folder, write_json
-from utils.processes import is_main, num_processes, process_rank, wait_for_all
+from utils.processes import is_main, num_processes, process_rank, seen_by_all, wait_for_all
 
 log = logging.getLogger(__name__)
 
@@ -147,12 +147,13 @@ def write_cache(
         num_samples: of the whole data set.
 
     Raises:
-        DataError: the folder cannot be written, or the disk is full.
+        DataError: the folder cannot be written, or is not the same on all machines, or the disk is full.
     """
     folder = writable_folder(folder, option="cache_dir")
     if is_main():
         _begin(folder, wanted)
     wait_for_all()
+    check_shared(folder, BEGUN)
     starts = enumerate(range(0, num_samples, SHARD_SIZE))
     ranges = {number: range(first, min(first + SHARD_SIZE, num_samples)) for number, first in starts}
     own = {number: rows for number, rows in ranges.items() if number % num_processes() == process_rank()}
@@ -168,6 +169,16 @@ def write_cache(
             write_json(folder / "fingerprint.json", dict(wanted))
             (folder / BEGUN).unlink()
     wait_for_all()
+
+
+def check_shared(folder: str | Path, name: str) -> None:
+    """Refuse a folder in which not all processes see a file of the main one. All of them call together.
+
+    Raises:
+        DataError: see above.
+    """
+    if not seen_by_all(Path(folder) / name):
+        raise DataError(f"cache_dir={folder}: not all processes see {name}; put it on a disk that all machines share")
 
 
 def _shard_file(folder: Path, number: int) -> Path:

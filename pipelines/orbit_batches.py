@@ -16,7 +16,7 @@ from pipelines.cached_latents import CachedLatents
 from pipelines.data_reading import read_samples
 from pipelines.global_batch import GlobalBatch
 from pipelines.joint_batch import KindOfBatch
-from pipelines.latent_cache import EncodedChunk, fingerprint, is_current, stamp_of, write_cache
+from pipelines.latent_cache import EncodedChunk, check_shared, fingerprint, is_current, stamp_of, write_cache
 from pipelines.orbit_pixels import load_orbits
 from utils.cameras import camera_condition
 from utils.processes import is_main, largest
@@ -101,6 +101,7 @@ class OrbitBatches:
         if any(largest(outdated)):  # all processes encode, or none
             log.info("encoding %d orbits into %s", len(self.dataset), self.cfg.cache_dir)
             write_cache(self.cfg.cache_dir, self._encode, wanted, num_samples=len(self.dataset))
+        check_shared(self.cfg.cache_dir, "samples.json")
         cached = CachedLatents(self.cfg.cache_dir)
         if len(cached) < len(self.dataset):
             left_out = len(self.dataset) - len(cached)

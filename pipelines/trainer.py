@@ -20,7 +20,7 @@ from pipelines.launch import check_tracker, join_processes, leave_processes, mak
 from pipelines.objectives.base import Objective
 from pipelines.optimization import MovingAverage, lr_factor, parameter_groups
 from pipelines.progress import LossWatch, ProgressReport
-from pipelines.resume import clean_up, find_state, settings_of
+from pipelines.resume import check_agreement, clean_up, find_state, settings_of
 from pipelines.saving import Writer, saving
 from pipelines.sharding import check_sharding, is_sharded, shard
 from pipelines.training_state import latest, read_state, restore, save_state, snapshot
@@ -52,6 +52,7 @@ def train(cfg: RunConfig) -> Path:
     check_sharding(cfg, entrance_of(cfg), can_be_sharded=kind.can_be_sharded)
     device = join_processes(cfg)
     state = find_state(cfg, Path(cfg.log_dir))
+    check_agreement(state, Path(cfg.log_dir))
     with main_first():
         folder = writable_folder(cfg.log_dir, option="log_dir")
         if is_main():

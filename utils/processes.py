@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, distributed
@@ -66,3 +67,8 @@ def largest(*values: float) -> tuple[float, ...]:
     shared = torch.tensor(values, dtype=torch.float64)
     distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
     return tuple(shared.tolist())
+
+
+def seen_by_all(path: str | Path) -> bool:
+    """Whether a path is there for all processes, which may run on several machines. All of them call together."""
+    return not any(largest(not Path(path).exists()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -145,6 +146,34 @@ def test_a_full_disk_ends_all_in_one_line_each(folder, request, divided):
     assert re.search(r"step 1 cannot be saved \(.* MB are free\); nothing was saved before; make room", errors[0])
     assert errors[1] == "error: step 1 was not saved: the main process says why"
     assert not list((folder / "run").rglob("*.part*"))
+
+
+def on_two_machines(folder, *files):
+    """Two processes with a configuration each, as if their folders had the same names; what each says."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for rank, file in enumerate(files):
+        group = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        command = [sys.executable, ROOT / "train_net.py", "--cfg", file]
+        environment = ENVIRONMENT | group | {"MASTER_PORT": port}
+        processes.append(subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], said
+    return said
+
+
+def test_folders_that_machines_do_not_share_are_refused(folder):
+    first, second = (config_file(folder, name, num_steps=3) for name in ("first", "second"))
+    train_here(load_config(config_file(folder, "one", num_steps=1, log_dir=str(folder / "first"))))
+    for said in on_two_machines(folder, first, second):
+        assert "some processes find the state of step 1 there, others none; put it on a disk that all" in said
+        assert "Traceback" not in said
+    caches = [config_file(folder, n, cache_latents=True, cache_dir=str(folder / f"cache_{n}")) for n in "ab"]
+    for said in on_two_machines(folder, *caches):
+        assert re.search(r"error: cache_dir=.*: not all processes see begun.json; put it on a disk", said)
+        assert "Traceback" not in said
 
 
 def test_rows_of_a_global_batch_do_not_depend_on_who_has_them(monkeypatch):
