@@ -124,6 +124,8 @@ def test_broken_samples_of_a_shard_are_named(tmp_path):
     broken = {"no_text": sample(1, without="txt"), "no_facts": sample(2, without="json")}
     broken |= {"no_picture": sample(3, without="jpg"), "empty": sample(4) | {"jpg": b""}}
     broken |= {"odd": sample(5) | {"json": b"{"}}
+    broken |= {f"no_object_{n}": sample(5) | {"json": text} for n, text in enumerate((b"[]", b"null", b'"x"', b"3"))}
+    broken |= {"words": sample(5, punsafe="low"), "no_size": sample(5, width="48"), "list": sample(5, width=[1])}
     file = write_tar(tmp_path / "0.tar", {"whole": sample(0), **broken, "noise": sample(6) | {"jpg": b"noise"}})
     dataset = build({"type": "LAIONImageDataset", "data_list": ["0.tar"], "data_dir_list": [str(tmp_path)]})
     shard = read_shard(file, keeps=dataset.config.keeps)
