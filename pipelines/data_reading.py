@@ -58,10 +58,11 @@ class BadSamples:
 
     Args:
         limit: so many may be skipped.
+        tool: finds all of them before a training.
     """
 
-    def __init__(self, *, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, *, limit: int, tool: str) -> None:
+        self.limit, self.tool = limit, tool
         self.seen: set[str] = set()
 
     def note(self, problems: Iterable[str]) -> None:
@@ -77,7 +78,7 @@ class BadSamples:
             if len(self.seen) > self.limit:
                 raise DataError(
                     f"{problem} (broken sample {len(self.seen)}, max_bad_samples={self.limit}); find all of them with "
-                    "tools/index_dataset.py, which lists the whole ones, or raise max_bad_samples"
+                    f"{self.tool}, or raise max_bad_samples"
                 )
             log.warning("skipped broken sample %d (max_bad_samples=%d): %s", len(self.seen), self.limit, problem)
 
@@ -88,16 +89,17 @@ def read_samples(
     *,
     replace: bool,
     max_bad: int,
+    tool: str,
     num_workers: int,
     prefetch_factor: int,
     pin_memory: bool,
 ) -> Iterator[dict[str, Any]]:
-    """Batches of samples in a given order; `replace` as in WholeSamples.
+    """Batches of samples in a given order; `replace` as in WholeSamples, `tool` as in BadSamples.
 
     Raises:
         DataError: more than `max_bad` samples are broken, or no whole one is found.
     """
-    bad = BadSamples(limit=max_bad)
+    bad = BadSamples(limit=max_bad, tool=tool)
     loader = DataLoader(
         WholeSamples(dataset, replace=replace),
         batch_sampler=order,
@@ -111,7 +113,7 @@ def read_samples(
         bad.note(problems)
         if replace and num_missing:
             tries = min(MAX_TRIES, len(dataset))
-            raise DataError(f"{problems[-1]} ({tries} broken samples in a row); check with tools/index_dataset.py")
+            raise DataError(f"{problems[-1]} ({tries} broken samples in a row); check with {tool}")
         if batch is not None:
             yield batch
 

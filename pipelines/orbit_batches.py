@@ -201,6 +201,7 @@ class OrbitBatches:
             (index_B.tolist() for index_B in self._order(start)),
             replace=isinstance(start, int),
             max_bad=self.cfg.max_bad_samples,
+            tool="tools/index_dataset.py",  # it also lists the whole ones
             num_workers=self.cfg.num_workers,
             prefetch_factor=self.cfg.prefetch_factor,
             pin_memory=self.device.type == "cuda",
