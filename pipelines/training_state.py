@@ -111,10 +111,18 @@ def restore(
     # its settings are those of this run
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     if average:
-        check_tensors(state.average, average.tensors(), source=source, owner="the moving average")
-        for name, tensor in average.tensors().items():
-            tensor.copy_(like(state.average[name], tensor))
-        average.num_updates = state.num_averaged
+        _restore_average(state, average, source=source)
+
+
+def _restore_average(state: TrainingState, average: MovingAverage, *, source: str) -> None:
+    found = state.average
+    if not found:  # the run before had use_ema=false
+        log.info("%s holds no moving average: it begins with the weights", source)
+        found = {name: state.model[name] for name in average.tensors()}
+    check_tensors(found, average.tensors(), source=source, owner="the moving average")
+    for name, tensor in average.tensors().items():
+        tensor.copy_(like(found[name], tensor))
+    average.num_updates = state.num_averaged
 
 
 def _tensors_of(network: nn.Module) -> dict[str, Tensor]:

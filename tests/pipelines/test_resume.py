@@ -136,6 +136,18 @@ def test_a_named_state_goes_on_with_other_settings(folder):
     assert final_state(folder, "other").settings["lr"] == 1e-5
 
 
+def test_an_average_begins_with_the_weights_of_a_state_without(folder, caplog):
+    caplog.set_level("INFO")
+    train(load(folder, **CLASSIFIER, num_steps=2))
+    given = {"resume": str(folder / "run"), "log_dir": str(folder / "other"), "lr": 1e-9}  # the weights stay
+    train(load(folder, **CLASSIFIER, **given, num_steps=3, use_ema=True))
+    assert "holds no moving average: it begins with the weights" in caplog.text
+    state = final_state(folder, "other")
+    assert state.num_averaged == 1
+    for name, value in state.average.items():
+        torch.testing.assert_close(value, state.model[name], atol=1e-6, rtol=0)
+
+
 def test_never_puts_the_old_states_aside(folder):
     for _ in range(2):
         train(load(folder, **CLASSIFIER, num_steps=1, resume="never"))
