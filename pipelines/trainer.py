@@ -135,14 +135,15 @@ class Trainer:
         num_parameters = sum(p.numel() for p in self.objective.network.parameters() if p.requires_grad)
         log.info("training %s: %.2f M parameters, from step %d", self.objective.stem, num_parameters / 1e6, self.step)
         stopped = False
-        with watch_signals() as signals, self.report:
-            batches = self.objective.batches(self.number) if self.progress < 1 else iter(())
-            while self.progress < 1 and not stopped:
-                self.train_step(batches)
-                # one clock and one decision for all processes
-                self.elapsed_s, stopped = largest(time.monotonic() - self.started, bool(signals))
-                self._at_intervals()
-        return self._finish(interrupted=bool(stopped) and self.progress < 1)
+        with watch_signals() as signals:
+            with self.report:
+                batches = self.objective.batches(self.number) if self.progress < 1 else iter(())
+                while self.progress < 1 and not stopped:
+                    self.train_step(batches)
+                    # one clock and one decision for all processes
+                    self.elapsed_s, stopped = largest(time.monotonic() - self.started, bool(signals))
+                    self._at_intervals()
+            return self._finish(interrupted=bool(stopped) and self.progress < 1)
 
     @property
     def number(self) -> int:

@@ -8,10 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from pipelines import launch
 from pipelines.global_batch import GlobalBatch
 from pipelines.launch import processes_to_start
 from pipelines.trainer import train as train_here
@@ -112,6 +115,38 @@ def test_a_signal_reaches_all_processes(folder):
         for line in process.stdout:
             if line.startswith("step 2:"):
                 process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 0, rest
+    step = int(re.search(r"stopped at step (\d+)", rest)[1])
+    assert latest(folder / "run" / "state").name == f"step_{step:08d}"
+
+
+def test_a_signal_that_comes_twice_is_one(monkeypatch):
+    monkeypatch.setattr(launch, "REPEAT_S", 0.3)
+    before = signal.getsignal(signal.SIGINT)
+    with launch.watch_signals() as received:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGINT, signal.SIGTERM]
+        time.sleep(0.4)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_signals_to_the_launcher_and_to_its_processes_save_and_leave(folder):
+    """As Slurm sends them: to all at once."""
+    file = config_file(folder, "run", num_processes=2, num_steps=10**6)
+    with start(ROOT / "train_net.py", "--cfg", file, folder=folder) as process:
+        for line in process.stdout:
+            if line.startswith("step 2:"):
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+                assert len(children) == 2
+                for pid in (process.pid, *map(int, children)):
+                    os.kill(pid, signal.SIGTERM)
                 break
         rest = process.stdout.read()
     assert process.returncode == 0, rest
