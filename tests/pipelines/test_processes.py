@@ -233,6 +233,17 @@ def test_rows_of_a_global_batch_do_not_depend_on_who_has_them(monkeypatch):
             assert torch.equal(values, expected)
 
 
+def test_looking_for_a_device_does_not_touch_it(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", None)  # what would create a context
+    assert processes_to_start(load(folder, device="cuda")) == 2
+    assert processes_to_start(load(folder, device="cuda:1")) == 1
+    with pytest.raises(ConfigError, match="device=cuda:2 is not available here"):
+        processes_to_start(load(folder, device="cuda:2"))
+    assert not torch.cuda.is_initialized()
+
+
 def test_numbers_of_processes(folder, monkeypatch):
     assert processes_to_start(load(folder)) == 1
     assert processes_to_start(load(folder, num_processes=3)) == 3
