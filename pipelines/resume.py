@@ -82,6 +82,16 @@ def check_agreement(state: Path | None, log_dir: Path) -> None:
         )
 
 
+def note_other_batch(before: int, now: int) -> None:
+    """Say what a global batch of another size changes; 0: the state does not say which it had."""
+    if before not in (0, now):
+        log.info(
+            "the global batch is %d now, %d in the state: data go on about where they were, with other random numbers",
+            now,
+            before,
+        )
+
+
 def differences(found: dict[str, Any], wanted: dict[str, Any], *, where: str = "") -> list[str]:
     """`name: value there, value now` for every setting that differs."""
     lines = []

@@ -20,7 +20,7 @@ from pipelines.launch import check_tracker, join_processes, leave_processes, mak
 from pipelines.objectives.base import Objective
 from pipelines.optimization import MovingAverage, lr_factor, parameter_groups
 from pipelines.progress import LossWatch, ProgressReport
-from pipelines.resume import check_agreement, clean_up, find_state, settings_of
+from pipelines.resume import check_agreement, clean_up, find_state, note_other_batch, settings_of
 from pipelines.saving import Writer, saving
 from pipelines.sharding import check_sharding, is_sharded, shard
 from pipelines.training_state import latest, read_state, restore, save_state, snapshot
@@ -116,6 +116,7 @@ class Trainer:
             saved = read_state(state)
             restore(saved, objective.network, optimizer, self.average, source=f"resume: {state}")
             self.step, self.num_samples, self.elapsed_s = saved.step, saved.num_samples, saved.elapsed_s
+            note_other_batch(saved.per_step, objective.share.per_step)
         # Without `evaluation_mode` accelerate would copy the divided network to every process.
         self.model = self.accelerator.prepare_model(objective, evaluation_mode=self.sharded)
         self.optimizer = self.accelerator.prepare(optimizer)
@@ -228,6 +229,7 @@ class Trainer:
                 num_samples=self.num_samples,
                 elapsed_s=self.elapsed_s,
                 settings=settings_of(self.cfg),
+                per_step=self.objective.share.per_step,
             )
             writer(lambda: save_state(self.folder / "state", state))
             keep = {"keep": self.cfg.keep_states, "every": self.cfg.keep_every}

@@ -46,6 +46,7 @@ class TrainingState:
         optimizer: what the optimizer keeps of each parameter.
         scaler: the gradient scaler's state dict; empty unless precision is float16.
         settings: those that make the run what it is.
+        per_step: samples of the last step; 0: a state that does not say.
     """
 
     step: int
@@ -57,10 +58,11 @@ class TrainingState:
     optimizer: dict[int, Any]
     scaler: dict[str, Any]
     settings: dict[str, Any]
+    per_step: int = 0
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW; each has its parameter's shape
-NUMBERS = ("step", "num_samples", "elapsed_s", "num_averaged", "scaler", "settings")
+NUMBERS = ("step", "num_samples", "elapsed_s", "num_averaged", "scaler", "settings", "per_step")
 
 
 def snapshot(
@@ -70,7 +72,7 @@ def snapshot(
 
     Args:
         scaler: of gradients, or None.
-        numbers: step, num_samples, elapsed_s and settings.
+        numbers: step, num_samples, elapsed_s, settings and per_step.
     """
     return TrainingState(
         model=put_together(_tensors_of(network)),

@@ -148,6 +148,23 @@ def test_an_average_begins_with_the_weights_of_a_state_without(folder, caplog):
         torch.testing.assert_close(value, state.model[name], atol=1e-6, rtol=0)
 
 
+def test_another_global_batch_is_said(folder, caplog):
+    caplog.set_level("INFO")
+    given = CLASSIFIER | {"batch_sizes": {"1": 2}}
+    train(load(folder, **given, num_steps=2))
+    train(load(folder, **given, num_steps=3))
+    assert "global batch" not in caplog.text
+    train(load(folder, **given, num_steps=4, grad_accumulation=2))
+    assert "the global batch is 4 now, 2 in the state" in caplog.text
+    assert (final_state(folder, "run").num_samples, final_state(folder, "run").per_step) == (10, 4)
+    state = latest(folder / "run" / "state") / "state.json"
+    numbers = json.loads(state.read_text())
+    del numbers["per_step"]  # a state of before
+    state.write_text(json.dumps(numbers))
+    train(load(folder, **given, num_steps=5))
+    assert final_state(folder, "run").step == 5
+
+
 def test_never_puts_the_old_states_aside(folder):
     for _ in range(2):
         train(load(folder, **CLASSIFIER, num_steps=1, resume="never"))
