@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -277,6 +278,19 @@ def test_a_picture_of_absurd_size_is_broken(tmp_path):
     absurd(tmp_path / "0.png")
     with pytest.raises(DataError, match=r"0\.png: broken image"):
         read_rgba(tmp_path / "0.png")
+
+
+def test_a_large_index_loads_fast(tmp_path):
+    """280,000 objects take 2 s (data/training.md). No file of an object is opened: none is there."""
+    object_ids = [f"{number // 1000}/{number:07d}" for number in range(20_000)]
+    write_json(tmp_path / "index.json", object_ids)
+    write_json(tmp_path / "captions.json", {object_id: f"object {object_id}" for object_id in object_ids})
+    section = {"type": "VideoDataset", "data_list": [str(tmp_path / "index.json")], "data_dir_list": [str(tmp_path)]}
+    begun = time.monotonic()
+    dataset = DATASETS.build({**section, "caption_dir": str(tmp_path / "captions.json")})
+    assert len(dataset) == 20_000
+    assert dataset.caption_of(object_ids[-1]).startswith("object 19/0019999")
+    assert time.monotonic() - begun < 5  # 0.2 s where nothing else runs
 
 
 def test_a_shard_holds_arrays_that_lie_otherwise_in_memory(tmp_path):
