@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import torch
 
+from datasets.orbit_layout import decoded
 from datasets.orbit_sample import write_prompt
 from utils.errors import ConfigError, DataError
 
@@ -57,7 +58,7 @@ def image_sample(raw: bytes, caption: str, *, name: str, options: ImageOptions) 
     """
     if not caption.strip():
         raise DataError(f"image {name}: no caption")
-    image_HW3 = cv2.imdecode(np.frombuffer(raw, dtype=np.uint8), cv2.IMREAD_COLOR_RGB) if raw else None
+    image_HW3 = decoded(np.frombuffer(raw, dtype=np.uint8), cv2.IMREAD_COLOR_RGB) if raw else None
     if image_HW3 is None:
         raise DataError(f"image {name}: {'broken image' if raw else 'zero bytes'}")
     cut_HW3 = cover(image_HW3, tuple(options.resolution)).astype(np.float32) / 255.0

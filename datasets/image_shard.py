@@ -113,10 +113,13 @@ def _image_of(
         return None, "zero bytes"
     try:
         facts = json.loads(tar.extractfile(parts["json"]).read()) if "json" in parts else {}
+        if not isinstance(facts, dict):
+            raise ValueError("the .json holds no object")
         caption = tar.extractfile(parts["txt"]).read().decode("utf-8") if "txt" in parts else ""
-    except ValueError as err:
+        passes = keeps(facts)
+    except (ValueError, TypeError) as err:  # a TypeError where a limit meets something that is no number
         return None, f"caption or facts cannot be read ({err})"
-    if not keeps(facts):
+    if not passes:
         return None, "" if facts else "no .json, which the filters ask for"
     if not caption.strip():
         return None, "no caption"

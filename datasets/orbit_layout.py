@@ -104,7 +104,7 @@ def read_camera(path: str | Path) -> ViewCamera:
     """Read one camera file.
 
     Raises:
-        DataError: the file is missing, is no JSON, or its axes are not a rotation.
+        DataError: the file is missing, is no JSON, or its axes are not a rotation, or not all is finite.
     """
     path = Path(path)
     try:
@@ -113,6 +113,8 @@ def read_camera(path: str | Path) -> ViewCamera:
         c2w_44 = np.eye(4)
         c2w_44[:3] = np.stack(columns, axis=1)
         fov_deg = math.degrees(float(record["x_fov"]))
+        if not np.isfinite(c2w_44).all():
+            raise ValueError("x, y, z or origin hold something that is no finite number")
     except FileNotFoundError as err:
         raise DataError(f"{path}: camera file is missing; {REMEDY}") from err
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as err:
@@ -144,14 +146,24 @@ def read_rgba(path: str | Path) -> np.ndarray:
         raw = np.fromfile(path, dtype=np.uint8)
     except FileNotFoundError as err:
         raise DataError(f"{path}: view is missing; {REMEDY}") from err
-    image = cv2.imdecode(raw, cv2.IMREAD_UNCHANGED) if raw.size else None
-    if image is None:
-        raise DataError(f"{path}: {'broken image' if raw.size else 'zero bytes'}; {REMEDY}")
+    if not raw.size:
+        raise DataError(f"{path}: zero bytes; {REMEDY}")
+    image = decoded(raw, cv2.IMREAD_UNCHANGED)
+    if image is None or image.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{path}: broken image; {REMEDY}")
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     if image.ndim == 2:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGBA)
     return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[2] == 4 else cv2.COLOR_BGR2RGBA)
+
+
+def decoded(raw: np.ndarray, flags: int) -> np.ndarray | None:
+    """The image in a file's bytes, as OpenCV reads it with these flags; None when it is none."""
+    try:
+        return cv2.imdecode(raw, flags)
+    except cv2.error:  # a header of more pixels than OpenCV reads
+        return None
 
 
 def write_normal_depth(path: str | Path, normals_HW3: np.ndarray, depth_HW: np.ndarray) -> None:

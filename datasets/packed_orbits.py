@@ -125,6 +125,10 @@ class PackedOrbits(Dataset):
     def __len__(self) -> int:
         return len(self.object_ids)
 
+    def picture_files(self) -> list[Path]:
+        """The files whose change tells that pictures were made anew."""
+        return self.files
+
     def stored(self, index: int) -> tuple[np.ndarray, np.ndarray, float]:
         """rgba_VHW4 (uint8, straight alpha), c2w_V44 and fov_deg as they lie in the shard.
 

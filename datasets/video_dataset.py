@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,10 @@ class VideoDataset(Dataset):
             full = np.ascontiguousarray(np.roll(rgba_VHW4, -start_view, axis=0).transpose(0, 3, 1, 2))
             sample["full_rgba_V4HW"] = torch.from_numpy(full).float() / 255.0
         return sample
+
+    def picture_files(self) -> Iterator[Path]:
+        """View 0 of each object, whose change tells that its pictures were made anew."""
+        return (view_file(folder / object_id, 0) for folder, object_id in self.entries)
 
     def caption_of(self, object_id: str) -> str:
         """The sentence with its suffix.

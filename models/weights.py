@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from utils.errors import DataError
+from utils.errors import DataError, first_line
 from utils.files import atomic_path
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
 
 HEAD_PREFIX = "lgm_big."
+STARTS = (b"PK", b"\x80")  # of what torch.save writes: an archive, long ago a pickle
+SLICE_NAME = re.compile(r"(ema_\d+_rank)(\d+)\.pth")
 WHERE_FROM = (
     "the authors of VideoMV (arXiv:2403.12010) link the published weights from their project page; "
     "configs/mini/t2v_infer.yaml needs none"
@@ -53,24 +55,55 @@ def read_weights(path: str | Path, *, option: str) -> Weights:
     """Read a `.pth`, `.bin` or `.safetensors` file.
 
     Args:
-        path: the file.
+        path: the file; of a moving average that the original wrote in slices, `ema_XXXXXXXX_rankXXXX.pth`, any one.
         option: the setting that named it, for the error message.
 
     Raises:
-        DataError: the file is missing, cut off, carries code, or holds something else than tensors.
+        DataError: the file is missing, cut off, carries code, or holds something else than tensors; or slices are
+            missing or overlap.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{option}={path}: no such file; {WHERE_FROM}")
+    content, step = _read_content(path, option=option)
+    for other in _other_slices(path, option=option):
+        part, _ = _read_content(other, option=option)
+        twice = sorted(content.keys() & part.keys())
+        if twice:
+            raise DataError(
+                f"{option}={path}: {len(twice)} keys of {other.name} are in another of its slices too (first: "
+                f"{twice[0]}); leave only slices of one training in the folder"
+            )
+        content |= part
+    head = {key.removeprefix(HEAD_PREFIX): value for key, value in content.items() if key.startswith(HEAD_PREFIX)}
+    state = {key: value for key, value in content.items() if not key.startswith(HEAD_PREFIX)}
+    return Weights(state=state, head=head, step=step if step is not None else step_from_name(path))
+
+
+def _read_content(path: Path, *, option: str) -> tuple[dict[str, Tensor], int | None]:
+    """Tensors by name, and the step if the file says it."""
+    _check_file(path, option=option)
     if path.suffix == ".safetensors":
         content, step = _read_safetensors(path, option=option)
     else:
         content, step = _split_step(_read_pickle(path, option=option))
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise DataError(f"{option}={path} holds no state dict of tensors; expected a file of the published layout")
-    head = {key.removeprefix(HEAD_PREFIX): value for key, value in content.items() if key.startswith(HEAD_PREFIX)}
-    state = {key: value for key, value in content.items() if not key.startswith(HEAD_PREFIX)}
-    return Weights(state=state, head=head, step=step if step is not None else step_from_name(path))
+    return content, step
+
+
+def _other_slices(path: Path, *, option: str) -> list[Path]:
+    """The files beside a slice that make it whole: in the original each process wrote its share of the keys."""
+    own = SLICE_NAME.fullmatch(path.name)
+    if not own:
+        return []
+    names = (SLICE_NAME.fullmatch(file.name) for file in path.parent.iterdir())
+    slices = {int(name[2]): path.with_name(name[0]) for name in names if name and name[1] == own[1]}
+    missing = sorted(set(range(max(slices))) - slices.keys())
+    if missing:
+        raise DataError(
+            f"{option}={path} is a slice of a moving average, and the one of rank {missing[0]} is not beside it "
+            f"({len(missing)} missing); put the slices of all processes into one folder"
+        )
+    return [file for rank, file in sorted(slices.items()) if rank != int(own[2])]
 
 
 def load_strict(
@@ -219,13 +252,22 @@ def read_metadata(path: str | Path, *, option: str) -> dict[str, str]:
     Raises:
         DataError: the file is missing or no safetensors file.
     """
-    if not Path(path).is_file():
-        raise DataError(f"{option}={path}: no such file; {WHERE_FROM}")
+    _check_file(Path(path), option=option)
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError) as err:
         raise DataError(f"{option}={path} is no readable safetensors file ({err}); fetch it again") from err
+
+
+def _check_file(path: Path, *, option: str) -> None:
+    """Refuse what is no file, or an empty one."""
+    if path.is_dir():
+        raise DataError(f"{option}={path} is a folder; name a weight file, one in it if there are any")
+    if not path.is_file():
+        raise DataError(f"{option}={path}: no such file; {WHERE_FROM}")
+    if not path.stat().st_size:
+        raise DataError(f"{option}={path} is empty (zero bytes); fetch it again")
 
 
 def _read_safetensors(path: Path, *, option: str) -> tuple[dict[str, Tensor], int | None]:
@@ -237,6 +279,10 @@ def _read_safetensors(path: Path, *, option: str) -> tuple[dict[str, Tensor], in
 
 
 def _read_pickle(path: Path, *, option: str) -> Any:
+    with path.open("rb") as file:
+        start = file.read(16)
+    if not start.startswith(STARTS):
+        raise DataError(f"{option}={path} is no weight file: it begins with {start!r}; fetch it again")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as err:
@@ -245,7 +291,7 @@ def _read_pickle(path: Path, *, option: str) -> Any:
             "use a file that holds only a state dict"
         ) from err
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as err:
-        raise DataError(f"{option}={path} cannot be read ({str(err).splitlines()[0]}); fetch it again") from err
+        raise DataError(f"{option}={path} cannot be read ({first_line(err)}); fetch it again") from err
 
 
 def _split_step(content: Any) -> tuple[dict[str, Any], int | None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -56,10 +58,11 @@ class BadSamples:
 
     Args:
         limit: so many may be skipped.
+        tool: finds all of them before a training.
     """
 
-    def __init__(self, *, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, *, limit: int, tool: str) -> None:
+        self.limit, self.tool = limit, tool
         self.seen: set[str] = set()
 
     def note(self, problems: Iterable[str]) -> None:
@@ -75,7 +78,7 @@ class BadSamples:
             if len(self.seen) > self.limit:
                 raise DataError(
                     f"{problem} (broken sample {len(self.seen)}, max_bad_samples={self.limit}); find all of them with "
-                    "tools/index_dataset.py, which lists the whole ones, or raise max_bad_samples"
+                    f"{self.tool}, or raise max_bad_samples"
                 )
             log.warning("skipped broken sample %d (max_bad_samples=%d): %s", len(self.seen), self.limit, problem)
 
@@ -86,16 +89,17 @@ def read_samples(
     *,
     replace: bool,
     max_bad: int,
+    tool: str,
     num_workers: int,
     prefetch_factor: int,
     pin_memory: bool,
 ) -> Iterator[dict[str, Any]]:
-    """Batches of samples in a given order; `replace` as in WholeSamples.
+    """Batches of samples in a given order; `replace` as in WholeSamples, `tool` as in BadSamples.
 
     Raises:
         DataError: more than `max_bad` samples are broken, or no whole one is found.
     """
-    bad = BadSamples(limit=max_bad)
+    bad = BadSamples(limit=max_bad, tool=tool)
     loader = DataLoader(
         WholeSamples(dataset, replace=replace),
         batch_sampler=order,
@@ -103,13 +107,13 @@ def read_samples(
         num_workers=num_workers,
         prefetch_factor=prefetch_factor if num_workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_leave_signals_to_training,
     )
     for batch, problems, num_missing in loader:
         bad.note(problems)
         if replace and num_missing:
             tries = min(MAX_TRIES, len(dataset))
-            raise DataError(f"{problems[-1]} ({tries} broken samples in a row); check with tools/index_dataset.py")
+            raise DataError(f"{problems[-1]} ({tries} broken samples in a row); check with {tool}")
         if batch is not None:
             yield batch
 
@@ -120,6 +124,16 @@ def _collate(samples: list[tuple[dict[str, Any] | None, list[str]]]) -> tuple[An
     return default_collate(whole) if whole else None, problems, len(samples) - len(whole)
 
 
-def _ignore_interrupts(_worker: int) -> None:
-    """Ctrl-C reaches workers too; the training decides when they end."""
+def _leave_signals_to_training(_worker: int) -> None:
+    """Ctrl-C, and SIGTERM of `timeout`, systemd or Slurm, reach workers too; the training decides when they end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS lacks it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_by_training, daemon=True).start()
+
+
+def _end_by_training() -> None:
+    """SIGTERM counts from the training itself only, which so ends workers that do not end when they are asked to."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

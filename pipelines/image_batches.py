@@ -51,6 +51,7 @@ class ImageBatches:
             (index_B.tolist() for index_B in order),
             replace=True,
             max_bad=self.cfg.max_bad_samples,
+            tool="tools/check_images.py",
             num_workers=self.cfg.num_workers,
             prefetch_factor=self.cfg.prefetch_factor,
             pin_memory=self.device.type == "cuda",

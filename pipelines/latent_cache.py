@@ -2,7 +2,7 @@
 them.
 
 A cache folder holds safetensors shards, `samples.json` and `fingerprint.json`. The fingerprint is written last and
-names the weights of the encoders, the data set and its index: when any of it differs, the cache is made again.
+names the weights of the encoders, the data set, its index and files: when any of it differs, the cache is made again.
 
 Letters: B samples, V views, C channels, H W latent pixels, L text tokens.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from utils.errors import DataError
 from utils.files import atomic_path, read_json, writable_folder, write_json
-from utils.processes import is_main, num_processes, process_rank, wait_for_all
+from utils.processes import is_main, num_processes, process_rank, seen_by_all, wait_for_all
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def fingerprint(
     *,
     options: Mapping[str, Any],
     index: Iterable[Any],
+    pictures: Iterable[Any],
     encoder: nn.Module,
     with_images: bool,
 ) -> dict[str, Any]:
@@ -75,6 +77,7 @@ def fingerprint(
         autoencoder: its weights, scale and kind of posterior count.
         options: of the data set.
         index: whatever names the samples and their captions, in order.
+        pictures: what tells that pictures were made anew: `stamp_of` some of their files.
         encoder: of text and images (`visual`).
         with_images: image embeddings are kept too.
     """
@@ -86,8 +89,22 @@ def fingerprint(
         "scale_factor": autoencoder.scale_factor,
         "posterior": autoencoder.config.posterior,
         "dataset": json.loads(json.dumps(dict(options), sort_keys=True, default=str)),
-        "index": hashlib.sha256(json.dumps(list(index), default=str).encode()).hexdigest(),
+        "index": _digest_of_list(index),
+        "pictures": _digest_of_list(pictures),
     }
+
+
+def stamp_of(file: Path) -> tuple[int, int] | None:
+    """Size and time of change of a file, which is not opened; None when it is not there."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def _digest_of_list(values: Iterable[Any]) -> str:
+    return hashlib.sha256(json.dumps(list(values), default=str).encode()).hexdigest()
 
 
 def digest_of(module: nn.Module, *, without: str | None = None) -> str:
@@ -126,16 +143,17 @@ def write_cache(
 
     Args:
         encode: gives the samples of some ranges, in order, no chunk from two of them.
-        wanted: the fingerprint.
+        wanted: the fingerprint, which the main process has.
         num_samples: of the whole data set.
 
     Raises:
-        DataError: the folder cannot be written, or the disk is full.
+        DataError: the folder cannot be written, or is not the same on all machines, or the disk is full.
     """
     folder = writable_folder(folder, option="cache_dir")
     if is_main():
         _begin(folder, wanted)
     wait_for_all()
+    check_shared(folder, BEGUN)
     starts = enumerate(range(0, num_samples, SHARD_SIZE))
     ranges = {number: range(first, min(first + SHARD_SIZE, num_samples)) for number, first in starts}
     own = {number: rows for number, rows in ranges.items() if number % num_processes() == process_rank()}
@@ -151,6 +169,16 @@ def write_cache(
             write_json(folder / "fingerprint.json", dict(wanted))
             (folder / BEGUN).unlink()
     wait_for_all()
+
+
+def check_shared(folder: str | Path, name: str) -> None:
+    """Refuse a folder in which not all processes see a file of the main one. All of them call together.
+
+    Raises:
+        DataError: see above.
+    """
+    if not seen_by_all(Path(folder) / name):
+        raise DataError(f"cache_dir={folder}: not all processes see {name}; put it on a disk that all machines share")
 
 
 def _shard_file(folder: Path, number: int) -> Path:

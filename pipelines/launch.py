@@ -35,6 +35,7 @@ ENGINES_OF_ACCELERATE = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACC
 PATIENCE = timedelta(hours=12)
 BACKENDS = "cpu:gloo,cuda:nccl"  # decisions are taken together on the CPU, so that none waits for a GPU
 TURN_S = 0.5  # for threads that want the interpreter
+REPEAT_S = 2.0  # in which a signal may come twice
 GRACE_S = 5.0  # between the first failure and the end of the other processes
 
 
@@ -169,14 +170,23 @@ def leave_processes(accelerator: Accelerator) -> None:
 
 @contextmanager
 def watch_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM fill the list instead of ending the program; a second one ends it at once."""
+    """Ctrl-C and SIGTERM fill the list instead of ending the program; a second one ends it at once.
+
+    The same signal again within REPEAT_S is the first one: a launcher passes on what Slurm sends to all processes.
+    """
     received: list[int] = []
+    since: dict[int, float] = {}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, _frame: object) -> None:
-        log.info("stopping after this step")
-        received.append(number)
-        signal.signal(number, handlers[number])
+        now = time.monotonic()
+        if number not in since:
+            log.info("stopping after this step")
+            received.append(number)
+            since[number] = now
+        elif now - since[number] > REPEAT_S:
+            signal.signal(number, handlers[number])
+            signal.raise_signal(number)
 
     for number in handlers:
         signal.signal(number, note)

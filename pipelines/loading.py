@@ -103,6 +103,8 @@ def load_unet(cfg: RunConfig) -> nn.Module:
 def pick_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one, else the CPU.
 
+    Looking creates no CUDA context: whoever starts processes, or is about to be given a device, has no use for one.
+
     Raises:
         ConfigError: the device does not exist here.
     """
@@ -110,7 +112,10 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        if device.type != "cuda":
+            torch.empty(0, device=device)
+        elif not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+            raise RuntimeError(f"there are {torch.cuda.device_count()} CUDA devices")
     except (RuntimeError, AssertionError) as err:
         raise ConfigError(f"device={name} is not available here; use auto or cpu") from err
     return device

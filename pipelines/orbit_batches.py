@@ -16,10 +16,10 @@ from pipelines.cached_latents import CachedLatents
 from pipelines.data_reading import read_samples
 from pipelines.global_batch import GlobalBatch
 from pipelines.joint_batch import KindOfBatch
-from pipelines.latent_cache import EncodedChunk, fingerprint, is_current, write_cache
+from pipelines.latent_cache import EncodedChunk, check_shared, fingerprint, is_current, stamp_of, write_cache
 from pipelines.orbit_pixels import load_orbits
 from utils.cameras import camera_condition
-from utils.processes import largest
+from utils.processes import is_main, largest
 from utils.registry import DATASETS
 from utils.run_config import RunConfig
 
@@ -87,16 +87,21 @@ class OrbitBatches:
     def cached_latents(self) -> CachedLatents:
         """The whole data set as latents, encoded now unless the cache is up to date."""
         options = {name: value for name, value in self.cfg.vid_dataset.items() if name != "random_start_view"}
-        wanted = fingerprint(
-            self.autoencoder,
-            options=options,
-            index=_index_of(self.dataset),
-            encoder=self.embedder.model,
-            with_images=self.of_images,
-        )
-        if any(largest(not is_current(self.cfg.cache_dir, wanted))):  # all processes encode, or none
+        wanted, outdated = {}, False
+        if is_main():  # copies of the data on other machines may have other times
+            wanted = fingerprint(
+                self.autoencoder,
+                options=options,
+                index=_index_of(self.dataset),
+                pictures=map(stamp_of, getattr(self.dataset, "picture_files", list)()),
+                encoder=self.embedder.model,
+                with_images=self.of_images,
+            )
+            outdated = not is_current(self.cfg.cache_dir, wanted)
+        if any(largest(outdated)):  # all processes encode, or none
             log.info("encoding %d orbits into %s", len(self.dataset), self.cfg.cache_dir)
             write_cache(self.cfg.cache_dir, self._encode, wanted, num_samples=len(self.dataset))
+        check_shared(self.cfg.cache_dir, "samples.json")
         cached = CachedLatents(self.cfg.cache_dir)
         if len(cached) < len(self.dataset):
             left_out = len(self.dataset) - len(cached)
@@ -196,6 +201,7 @@ class OrbitBatches:
             (index_B.tolist() for index_B in self._order(start)),
             replace=isinstance(start, int),
             max_bad=self.cfg.max_bad_samples,
+            tool="tools/index_dataset.py",  # it also lists the whole ones
             num_workers=self.cfg.num_workers,
             prefetch_factor=self.cfg.prefetch_factor,
             pin_memory=self.device.type == "cuda",

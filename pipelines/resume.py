@@ -11,6 +11,7 @@ from typing import Any
 
 from pipelines.training_state import latest
 from utils.errors import DataError
+from utils.processes import largest
 from utils.run_config import RunConfig
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def find_state(cfg: RunConfig, log_dir: Path) -> Path | None:
         return None
     found = latest(log_dir / "state")
     if found is not None:
-        changes = differences(_settings_in(found), settings_of(cfg))
+        changes = differences(_numbers_in(found)["settings"], settings_of(cfg))
         if changes:
             shown = "; ".join(changes[:3]) + (f"; {len(changes) - 3} more" if len(changes) > 3 else "")
             raise DataError(
@@ -63,6 +64,32 @@ def find_state(cfg: RunConfig, log_dir: Path) -> Path | None:
     if found is None:
         raise DataError(f"resume={path}: no state there; give a folder step_XXXXXXXX, or the log_dir of a run")
     return found
+
+
+def check_agreement(state: Path | None, log_dir: Path) -> None:
+    """Refuse to begin when processes go on from different steps: each looks for itself. All of them call together.
+
+    Raises:
+        DataError: log_dir is not the same folder on all machines.
+    """
+    step = _numbers_in(state)["step"] if state else -1
+    most, least = largest(step, -step)
+    if most != -least:
+        found = "none" if least == 1 else f"the one of step {-least:.0f}"
+        raise DataError(
+            f"log_dir={log_dir}: some processes find the state of step {most:.0f} there, others {found}; put it on a "
+            "disk that all machines share"
+        )
+
+
+def note_other_batch(before: int, now: int) -> None:
+    """Say what a global batch of another size changes; 0: the state does not say which it had."""
+    if before not in (0, now):
+        log.info(
+            "the global batch is %d now, %d in the state: data go on about where they were, with other random numbers",
+            now,
+            before,
+        )
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any], *, where: str = "") -> list[str]:
@@ -91,8 +118,9 @@ def clean_up(log_dir: Path, *, afresh: bool) -> None:
         log.info("resume=never: the states of the run before are now in %s", aside)
 
 
-def _settings_in(folder: Path) -> dict[str, Any]:
+def _numbers_in(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "state.json").read_text(encoding="utf-8"))["settings"]
+        numbers = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return {name: numbers[name] for name in ("step", "settings")}
     except (OSError, KeyError, TypeError, ValueError) as err:
         raise DataError(f"resume: {folder}/state.json cannot be read ({err}); delete the folder {folder.name}") from err

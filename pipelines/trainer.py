@@ -21,10 +21,11 @@ from pipelines.launch import check_tracker, join_processes, leave_processes, mak
 from pipelines.objectives.base import Objective
 from pipelines.optimization import MovingAverage, lr_factor, parameter_groups
 from pipelines.progress import LossWatch, ProgressReport
-from pipelines.resume import clean_up, find_state, settings_of
+from pipelines.resume import check_agreement, clean_up, find_state, note_other_batch, settings_of
+from pipelines.saving import Writer, saving
 from pipelines.sharding import check_sharding, is_sharded, shard
-from pipelines.training_state import latest, read_state, restore, save_state, saving, snapshot
-from pipelines.weight_files import checkpoint_path, final_path, save_checkpoint, save_final
+from pipelines.training_state import latest, read_state, restore, save_state, snapshot
+from pipelines.weight_files import checkpoint_path, final_path, make_room, save_checkpoint, save_final
 from utils.config import save_config
 from utils.errors import ConfigError, DataError
 from utils.files import writable_folder
@@ -52,6 +53,7 @@ def train(cfg: RunConfig) -> Path:
     check_sharding(cfg, entrance_of(cfg), can_be_sharded=kind.can_be_sharded)
     device = join_processes(cfg)
     state = find_state(cfg, Path(cfg.log_dir))
+    check_agreement(state, Path(cfg.log_dir))
     with main_first():
         folder = writable_folder(cfg.log_dir, option="log_dir")
         if is_main():
@@ -90,6 +92,11 @@ class Trainer:
         self.cfg, self.objective, self.folder = cfg, objective, folder
         self.pretrain = PRETRAIN.build(cfg.Pretrain, where="Pretrain") if cfg.Pretrain else None
         self.first_step = self.step = self.pretrain.apply(objective.pretrained_part) if self.pretrain else 0
+        if state is None and self.first_step >= cfg.num_steps:
+            raise ConfigError(
+                f"num_steps={cfg.num_steps}, but steps count on from the {self.first_step} of "
+                f"Pretrain.resume_checkpoint={cfg.Pretrain.get('resume_checkpoint')}; set num_steps above them"
+            )
         objective.adapt()
         self.num_samples, self.elapsed_s = 0, 0.0
         self.accelerator = make_accelerator(cfg, objective, folder=folder)
@@ -111,6 +118,7 @@ class Trainer:
             saved = read_state(state)
             restore(saved, objective.network, optimizer, self.average, source=f"resume: {state}")
             self.step, self.num_samples, self.elapsed_s = saved.step, saved.num_samples, saved.elapsed_s
+            note_other_batch(saved.per_step, objective.share.per_step)
         self.exchanges = graphed and self.accelerator.num_processes > 1
         if self.exchanges:
             take_from_main(objective.network)
@@ -133,14 +141,15 @@ class Trainer:
         num_parameters = sum(p.numel() for p in self.objective.network.parameters() if p.requires_grad)
         log.info("training %s: %.2f M parameters, from step %d", self.objective.stem, num_parameters / 1e6, self.step)
         stopped = False
-        with watch_signals() as signals, self.report:
-            batches = self.objective.batches(self.number) if self.progress < 1 else iter(())
-            while self.progress < 1 and not stopped:
-                self.train_step(batches)
-                # one clock and one decision for all processes
-                self.elapsed_s, stopped = largest(time.monotonic() - self.started, bool(signals))
-                self._at_intervals()
-        return self._finish(interrupted=bool(stopped) and self.progress < 1)
+        with watch_signals() as signals:
+            with self.report:
+                batches = self.objective.batches(self.number) if self.progress < 1 else iter(())
+                while self.progress < 1 and not stopped:
+                    self.train_step(batches)
+                    # one clock and one decision for all processes
+                    self.elapsed_s, stopped = largest(time.monotonic() - self.started, bool(signals))
+                    self._at_intervals()
+            return self._finish(interrupted=bool(stopped) and self.progress < 1)
 
     @property
     def number(self) -> int:
@@ -215,10 +224,9 @@ class Trainer:
     def save(self) -> None:
         """Write weights and the whole state, unless the weights are spoilt."""
         self._check_losses()
-        if not self.takes_part:
-            return
-        with saving(self.folder, f"step {self.step}"):
-            save_checkpoint(self.folder, self.objective, self.average, self.step)
+        writer = Writer(self.folder, f"step {self.step}")
+        if self.takes_part:
+            save_checkpoint(self.folder, self.objective, self.average, self.step, writer=writer)
             state = snapshot(
                 self.objective.network,
                 self.optimizer,
@@ -228,9 +236,12 @@ class Trainer:
                 num_samples=self.num_samples,
                 elapsed_s=self.elapsed_s,
                 settings=settings_of(self.cfg),
+                per_step=self.objective.share.per_step,
             )
-            if is_main():
-                save_state(self.folder / "state", state, keep=self.cfg.keep_states, every=self.cfg.keep_every)
+            writer(lambda: save_state(self.folder / "state", state))
+            keep = {"keep": self.cfg.keep_states, "every": self.cfg.keep_every}
+            writer(lambda: make_room(self.folder, self.objective, **keep))
+        writer.end()
 
     @property
     def takes_part(self) -> bool:
@@ -240,6 +251,7 @@ class Trainer:
     def _finish(self, *, interrupted: bool) -> Path:
         """Save; when training is complete, also finish the network and write the final file."""
         self.save()
+        writer = Writer(self.folder, "the finished network")
         last = final_path(self.folder, self.objective)
         if interrupted:
             last = checkpoint_path(self.folder, self.objective, self.step)
@@ -249,7 +261,9 @@ class Trainer:
                 self.average.write()
             self.objective.network.eval()
             self.objective.finish()
-            save_final(self.folder, self.objective, self.step)
+            save_final(self.folder, self.objective, self.step, writer=writer)
+        writer.end()
+        if not interrupted:
             self._preview(averaged=False)
         self.model = None
         leave_processes(self.accelerator)

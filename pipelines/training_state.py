@@ -12,9 +12,6 @@ import logging
 import os
 import pickle
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +24,8 @@ from torch import Tensor, nn
 from models.weights import check_tensors
 from pipelines.optimization import MovingAverage
 from pipelines.sharding import like, put_together
-from utils.errors import DataError
-from utils.files import atomic_folder, remove_folder, write_json
+from utils.errors import DataError, first_line
+from utils.files import atomic_folder, write_json
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +46,7 @@ class TrainingState:
         optimizer: what the optimizer keeps of each parameter.
         scaler: the gradient scaler's state dict; empty unless precision is float16.
         settings: those that make the run what it is.
+        per_step: samples of the last step; 0: a state that does not say.
     """
 
     step: int
@@ -60,10 +58,11 @@ class TrainingState:
     optimizer: dict[int, Any]
     scaler: dict[str, Any]
     settings: dict[str, Any]
+    per_step: int = 0
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW; each has its parameter's shape
-NUMBERS = ("step", "num_samples", "elapsed_s", "num_averaged", "scaler", "settings")
+NUMBERS = ("step", "num_samples", "elapsed_s", "num_averaged", "scaler", "settings", "per_step")
 
 
 def snapshot(
@@ -73,7 +72,7 @@ def snapshot(
 
     Args:
         scaler: of gradients, or None.
-        numbers: step, num_samples, elapsed_s and settings.
+        numbers: step, num_samples, elapsed_s, settings and per_step.
     """
     return TrainingState(
         model=put_together(_tensors_of(network)),
@@ -114,10 +113,18 @@ def restore(
     # its settings are those of this run
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     if average:
-        check_tensors(state.average, average.tensors(), source=source, owner="the moving average")
-        for name, tensor in average.tensors().items():
-            tensor.copy_(like(state.average[name], tensor))
-        average.num_updates = state.num_averaged
+        _restore_average(state, average, source=source)
+
+
+def _restore_average(state: TrainingState, average: MovingAverage, *, source: str) -> None:
+    found = state.average
+    if not found:  # the run before had use_ema=false
+        log.info("%s holds no moving average: it begins with the weights", source)
+        found = {name: state.model[name] for name in average.tensors()}
+    check_tensors(found, average.tensors(), source=source, owner="the moving average")
+    for name, tensor in average.tensors().items():
+        tensor.copy_(like(found[name], tensor))
+    average.num_updates = state.num_averaged
 
 
 def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
@@ -126,35 +133,15 @@ def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
     return trained | dict(network.named_buffers())
 
 
-@contextmanager
-def saving(log_dir: Path, what: str) -> Iterator[None]:
-    """Say in one line why files could not be written.
-
-    Raises:
-        DataError: the disk is full or cannot be written. What was there before is untouched.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as err:
-        # safetensors and torch.save report a full disk by errors of their own
-        last, free_mb = latest(log_dir / "state"), shutil.disk_usage(log_dir).free / 1e6
-        raise DataError(
-            f"log_dir={log_dir}: {what} cannot be saved ({_first_line(err)}; {free_mb:.0f} MB are free); "
-            f"{f'{last} is whole' if last else 'nothing was saved before'}; make room and run the same command again"
-        ) from err
-
-
-def save_state(folder: Path, state: TrainingState, *, keep: int, every: int) -> None:
-    """Write `folder/step_XXXXXXXX` and remove old ones.
+def save_state(folder: Path, state: TrainingState) -> None:
+    """Write `folder/step_XXXXXXXX`; one step of one run has one state.
 
     Args:
         folder: `log_dir/state`.
-        keep: newest states that stay.
-        every: states of every so manieth step stay too; 0: none.
     """
     target = folder / f"step_{state.step:08d}"
     if target.is_dir():
-        return  # one step of one run has one state
+        return
     with atomic_folder(target) as part:
         save_file({name: _own(value) for name, value in state.model.items()}, part / "model.safetensors")
         save_file({name: _own(value) for name, value in state.average.items()}, part / "average.safetensors")
@@ -162,9 +149,18 @@ def save_state(folder: Path, state: TrainingState, *, keep: int, every: int) -> 
         numbers = {name: getattr(state, name) for name in NUMBERS}
         write_json(part / "state.json", {"layout": LAYOUT, **numbers})
         _to_disk(part)
-    for old in _steps(folder)[:-keep]:
-        if not every or _step_of(old) % every:
-            remove_folder(old)
+
+
+def old_states(folder: Path, *, keep: int, every: int) -> dict[int, Path]:
+    """States that make room, by step.
+
+    Args:
+        folder: `log_dir/state`.
+        keep: newest states that stay.
+        every: states of every so manieth step stay too; 0: none.
+    """
+    old = {_step_of(path): path for path in _steps(folder)[:-keep]}
+    return {step: path for step, path in old.items() if not every or step % every}
 
 
 def read_state(folder: Path, *, device: torch.device | str = "cpu") -> TrainingState:
@@ -190,7 +186,7 @@ def read_state(folder: Path, *, device: torch.device | str = "cpu") -> TrainingS
             f"run code; {remedy}"
         ) from err
     except (OSError, RuntimeError, SafetensorError, EOFError, KeyError, TypeError, json.JSONDecodeError) as err:
-        raise DataError(f"resume: {folder} cannot be read ({_first_line(err)}); {remedy}") from err
+        raise DataError(f"resume: {folder} cannot be read ({first_line(err)}); {remedy}") from err
 
 
 def latest(folder: Path) -> Path | None:
@@ -205,10 +201,6 @@ def _steps(folder: Path) -> list[Path]:
 def _step_of(path: Path) -> int:
     found = re.fullmatch(r"step_(\d+)", path.name)
     return int(found[1]) if found else -1
-
-
-def _first_line(err: Exception) -> str:
-    return (str(err).splitlines() or [type(err).__name__])[0]
 
 
 def _own(value: Tensor) -> Tensor:

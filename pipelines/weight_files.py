@@ -8,9 +8,10 @@ from pathlib import Path
 from models.weights import save_published, save_safetensors
 from pipelines.objectives.base import Objective
 from pipelines.optimization import MovingAverage
+from pipelines.saving import Writer
 from pipelines.sharding import put_together
-from pipelines.training_state import saving
-from utils.processes import is_main
+from pipelines.training_state import old_states
+from utils.files import remove_folder
 
 log = logging.getLogger(__name__)
 
@@ -20,21 +21,40 @@ def checkpoint_path(folder: Path, objective: Objective, step: int) -> Path:
     return folder / "checkpoints" / f"{objective.stem}_{step:08d}.pth"
 
 
-def save_checkpoint(folder: Path, objective: Objective, average: MovingAverage | None, step: int) -> None:
+def _trained_path(path: Path) -> Path:
+    """Of the trained weights beside averaged ones."""
+    return path.with_name(f"non_ema_{path.name}")
+
+
+def make_room(folder: Path, objective: Objective, *, keep: int, every: int) -> None:
+    """Remove states that are too old (see `old_states`), and the weight files that were written with each.
+
+    What has no state in `log_dir/state` stays: another training wrote it. The state goes last, so that after a kill in
+    between both are found again.
+    """
+    for step, state in old_states(folder / "state", keep=keep, every=every).items():
+        path = checkpoint_path(folder, objective, step)
+        for file in (path, _trained_path(path)):
+            file.unlink(missing_ok=True)
+        remove_folder(state)
+
+
+def save_checkpoint(
+    folder: Path, objective: Objective, average: MovingAverage | None, step: int, *, writer: Writer
+) -> None:
     """Write the weights to sample with; with a moving average also the trained ones, as `non_ema_...`."""
     path = checkpoint_path(folder, objective, step)
     if average:
-        _save(path.with_name(f"non_ema_{path.name}"), objective, step)
+        _save(_trained_path(path), objective, step, writer)
         with average.in_place():
-            _save(path, objective, step)
+            _save(path, objective, step, writer)
     else:
-        _save(path, objective, step)
+        _save(path, objective, step, writer)
 
 
-def _save(path: Path, objective: Objective, step: int) -> None:
+def _save(path: Path, objective: Objective, step: int, writer: Writer) -> None:
     content = put_together(objective.checkpoint_state())
-    if is_main():
-        save_published(path, content, step)
+    writer(lambda: save_published(path, content, step))
 
 
 def final_path(folder: Path, objective: Objective) -> Path:
@@ -42,10 +62,12 @@ def final_path(folder: Path, objective: Objective) -> Path:
     return folder / f"{objective.stem}.safetensors"
 
 
-def save_final(folder: Path, objective: Objective, step: int) -> None:
+def save_final(folder: Path, objective: Objective, step: int, *, writer: Writer) -> None:
     """Write the finished network."""
     path, content = final_path(folder, objective), put_together(objective.final_state())
-    if is_main():
-        with saving(folder, path.name):
-            save_safetensors(path, content, metadata={"step": step, **objective.metadata()})
+
+    def write() -> None:
+        save_safetensors(path, content, metadata={"step": step, **objective.metadata()})
         log.info("wrote %s (%.2f MB)", path, path.stat().st_size / 1e6)
+
+    writer(write)

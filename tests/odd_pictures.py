@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import cv2
 import numpy as np
 from PIL import Image
@@ -81,3 +83,12 @@ BAD = {
     "folder.png": (lambda path: path.mkdir(), "no such file"),
     "missing.png": (lambda path: None, "no such file"),
 }
+
+
+def absurd(path):
+    """A PNG whose header claims 60000 x 60000 pixels."""
+    size = (60000).to_bytes(4, "big")
+    header = b"IHDR" + size + size + bytes([8, 6, 0, 0, 0])
+    parts = [header, b"IDAT" + zlib.compress(bytes(100)), b"IEND"]
+    chunks = [(len(part) - 4).to_bytes(4, "big") + part + zlib.crc32(part).to_bytes(4, "big") for part in parts]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))

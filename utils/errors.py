@@ -10,5 +10,5 @@ class DataError(ValueError):
 
 
 def first_line(err: BaseException) -> str:
-    """What an exception says, in one line; its name where it says nothing."""
+    """What an error says, in one line; its type when it says nothing."""
     return (str(err).splitlines() or [type(err).__name__])[0]

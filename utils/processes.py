@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, distributed, nn
+
+from utils.errors import DataError
 
 
 def num_processes() -> int:
@@ -41,12 +44,20 @@ def take_from_main(network: nn.Module) -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main process goes through the block before the others do."""
-    if not is_main():
-        distributed.barrier()
-    yield
-    if is_main() and num_processes() > 1:
-        distributed.barrier()
+    """The main process goes through the block before the others do.
+
+    Raises:
+        DataError: in the others, when the main process fails in it.
+    """
+    if not is_main() and any(largest(False)):
+        raise DataError("the main process cannot begin, and says why")
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if is_main():
+            largest(failed)
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
@@ -65,3 +76,8 @@ def largest(*values: float) -> tuple[float, ...]:
     shared = torch.tensor(values, dtype=torch.float64)
     distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
     return tuple(shared.tolist())
+
+
+def seen_by_all(path: str | Path) -> bool:
+    """Whether a path is there for all processes, which may run on several machines. All of them call together."""
+    return not any(largest(not Path(path).exists()))

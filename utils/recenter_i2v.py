@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, first_line
 from utils.files import atomic_path, writable_folder
 from utils.object_image import PUBLISHED_OBJECT_SIZE, PUBLISHED_SIZE, cut_out, open_picture, recentre
 from utils.script import run_script
@@ -116,7 +116,7 @@ def background_remover() -> Callable[[Image.Image], Image.Image]:
         except (OSError, ValueError) as err:  # no network; a download whose checksum is wrong
             raise DataError(
                 "--remove-background: rembg could not fetch or read its weights "
-                f"({(str(err).splitlines() or [type(err).__name__])[0]}); run once where it can reach the network, "
+                f"({first_line(err)}); run once where it can reach the network, "
                 "or put u2net.onnx into the folder that U2NET_HOME names"
             ) from err
         cut = image.copy()

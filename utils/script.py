@@ -27,7 +27,7 @@ def run_script(main: Callable[[], int | None]) -> None:
     try:
         sys.exit(main())
     except (ConfigError, DataError, PermissionError) as err:
-        print(f"error: {err}", file=sys.stderr)
+        sys.stderr.write(f"error: {err}\n")  # at once, so that lines of several processes do not mix
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)

@@ -12,6 +12,7 @@ import pytest
 import datasets
 from datasets.image_sample import cover
 from datasets.image_shard import expanded, read_shard
+from tests.odd_pictures import absurd
 from tests.tiny_images import sample, write_list, write_shards, write_tar
 from utils.errors import ConfigError, DataError
 from utils.registry import DATASETS
@@ -48,9 +49,10 @@ def test_broken_listed_images_are_named(tmp_path):
     (tmp_path / "0.jpg").write_bytes(b"")
     (tmp_path / "1.jpg").write_bytes(b"no picture")
     (tmp_path / "2.jpg").unlink()
-    (tmp_path / "list.txt").write_text("0.jpg|||a\n1.jpg|||b\n2.jpg|||c\n3.jpg\n")
+    absurd(tmp_path / "4.jpg")
+    (tmp_path / "list.txt").write_text("0.jpg|||a\n1.jpg|||b\n2.jpg|||c\n3.jpg\n4.jpg|||d\n")
     dataset = build(section)
-    for index, reason in enumerate(("zero bytes", "broken image", "cannot be read", "no caption")):
+    for index, reason in enumerate(("zero bytes", "broken image", "cannot be read", "no caption", "broken image")):
         with pytest.raises(DataError, match=rf"{index}\.jpg: {reason}"):
             dataset[index]
 
@@ -124,6 +126,8 @@ def test_broken_samples_of_a_shard_are_named(tmp_path):
     broken = {"no_text": sample(1, without="txt"), "no_facts": sample(2, without="json")}
     broken |= {"no_picture": sample(3, without="jpg"), "empty": sample(4) | {"jpg": b""}}
     broken |= {"odd": sample(5) | {"json": b"{"}}
+    broken |= {f"no_object_{n}": sample(5) | {"json": text} for n, text in enumerate((b"[]", b"null", b'"x"', b"3"))}
+    broken |= {"words": sample(5, punsafe="low"), "no_size": sample(5, width="48"), "list": sample(5, width=[1])}
     file = write_tar(tmp_path / "0.tar", {"whole": sample(0), **broken, "noise": sample(6) | {"jpg": b"noise"}})
     dataset = build({"type": "LAIONImageDataset", "data_list": ["0.tar"], "data_dir_list": [str(tmp_path)]})
     shard = read_shard(file, keeps=dataset.config.keeps)

@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from datasets.orbit_layout import (
 )
 from datasets.orbit_sample import orbit_sample, write_prompt
 from datasets.packed_orbits import PackedShard, shard_file, write_shard
+from tests.odd_pictures import absurd
 from utils.cameras import camera_condition, orbit_cameras
 from utils.errors import ConfigError, DataError
 from utils.files import write_json
@@ -260,6 +262,35 @@ def test_camera_files_of_the_recorded_case(tmp_path):
     expected = np.load(REFERENCE / "cameras_dataset.npz")["camera_data"]
     np.testing.assert_allclose(condition_V16.numpy(), expected, atol=1e-6)
     assert cameras[0].fov_deg == pytest.approx(49.1, abs=0.01)
+
+
+@pytest.mark.parametrize("key", ["origin", "x", "x_fov"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_cameras_of_no_finite_numbers_are_refused(tmp_path, key, value):
+    record = json.loads((REFERENCE / "dataset_views.json").read_text())[0]
+    record[key] = [*record[key][:2], value] if isinstance(record[key], list) else value
+    (tmp_path / "0.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match=r"0\.json: (not a camera file.*finite|x_fov must lie between)"):
+        read_camera(tmp_path / "0.json")
+
+
+def test_a_picture_of_absurd_size_is_broken(tmp_path):
+    absurd(tmp_path / "0.png")
+    with pytest.raises(DataError, match=r"0\.png: broken image"):
+        read_rgba(tmp_path / "0.png")
+
+
+def test_a_large_index_loads_fast(tmp_path):
+    """280,000 objects take 2 s (data/training.md). No file of an object is opened: none is there."""
+    object_ids = [f"{number // 1000}/{number:07d}" for number in range(20_000)]
+    write_json(tmp_path / "index.json", object_ids)
+    write_json(tmp_path / "captions.json", {object_id: f"object {object_id}" for object_id in object_ids})
+    section = {"type": "VideoDataset", "data_list": [str(tmp_path / "index.json")], "data_dir_list": [str(tmp_path)]}
+    begun = time.monotonic()
+    dataset = DATASETS.build({**section, "caption_dir": str(tmp_path / "captions.json")})
+    assert len(dataset) == 20_000
+    assert dataset.caption_of(object_ids[-1]).startswith("object 19/0019999")
+    assert time.monotonic() - begun < 5  # 0.2 s where nothing else runs
 
 
 def test_a_shard_holds_arrays_that_lie_otherwise_in_memory(tmp_path):

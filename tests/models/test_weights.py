@@ -31,6 +31,34 @@ def test_bare_state_dict_takes_its_step_from_the_name(tmp_path):
     assert step_from_name("model.safetensors") is None
 
 
+def write_slices(folder, state, *, ranks=3, step=12):
+    """As the original does: each process writes its share of the keys."""
+    for rank in range(ranks):
+        part = dict(list(state.items())[rank::ranks])
+        torch.save({"state_dict": part, "step": step}, folder / f"ema_{step:08d}_rank{rank:04d}.pth")
+
+
+def test_slices_of_an_average_are_joined(tmp_path):
+    module, other = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    write_slices(tmp_path, other.state_dict(), step=11)
+    write_slices(tmp_path, module.state_dict())
+    for rank in range(3):
+        assert load_strict(other, tmp_path / f"ema_00000012_rank{rank:04d}.pth", option="test_model") == 12
+        assert all(torch.equal(*pair) for pair in zip(module.parameters(), other.parameters(), strict=True))
+
+
+def test_slices_that_are_missing_or_overlap_are_refused(tmp_path):
+    write_slices(tmp_path, nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)).state_dict())
+    (tmp_path / "ema_00000012_rank0001.pth").rename(tmp_path / "aside.pth")
+    with pytest.raises(DataError, match=r"test_model=.*_rank0002.pth is a slice .* rank 1 is not beside it") as caught:
+        read_weights(tmp_path / "ema_00000012_rank0002.pth", option="test_model")
+    assert "\n" not in str(caught.value)
+    state = {"0.weight": torch.zeros(2, 3), "more": torch.zeros(1)}
+    torch.save({"state_dict": state, "step": 12}, tmp_path / "ema_00000012_rank0001.pth")
+    with pytest.raises(DataError, match=r"1 keys of ema_00000012_rank0001.pth .*\(first: 0.weight\)"):
+        read_weights(tmp_path / "ema_00000012_rank0000.pth", option="test_model")
+
+
 def test_safetensors_round_trip_in_half_precision(tmp_path):
     module, other = nn.Linear(3, 2), nn.Linear(3, 2)
     save_safetensors(tmp_path / "m.safetensors", module.state_dict(), metadata={"step": 7})
@@ -87,6 +115,28 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path, name):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(DataError, match=name):
         read_weights(path, option="test_model")
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.bin", "x.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"<html>not found</html>" * 20, r"is no weight file: it begins with b'<html>|is no readable safetensors file"),
+        (bytes(range(256)) * 9, r"is no weight file: it begins with b'\\x00|is no readable safetensors file"),
+        (b"\x80\x02", r"cannot be read|is no readable safetensors file"),
+    ],
+)
+def test_what_is_no_weight_file_is_refused_in_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"test_model=.*{name} ({message}).*; fetch it again") as caught:
+        read_weights(tmp_path / name, option="test_model")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_no_weight_file(tmp_path):
+    with pytest.raises(DataError, match=r"test_model=.* is a folder; name a weight file"):
+        read_weights(tmp_path, option="test_model")
 
 
 @pytest.mark.parametrize("content", [{"step": 3}, {"state_dict": {"a": 1}}, [1, 2], {}])

@@ -1,11 +1,14 @@
 import json
 import signal
 
+import numpy as np
 import pytest
 import torch
 
 import datasets
 import pipelines
+from datasets.orbit_layout import read_rgba, view_file, write_png
+from datasets.packed_orbits import PackedShard, write_shard
 from pipelines import latent_cache, orbit_batches
 from pipelines.cached_latents import CachedLatents
 from pipelines.global_batch import epoch_order
@@ -13,7 +16,7 @@ from pipelines.latent_cache import is_current
 from pipelines.orbit_pixels import composite, load_orbits
 from tests.pipelines.test_training import load
 from tests.tiny import AUTOENCODER
-from tests.tiny_orbits import write_orbits
+from tests.tiny_orbits import write_files, write_orbits
 from utils.errors import DataError
 from utils.registry import AUTO_ENCODER, DATASETS, ENGINE
 
@@ -67,6 +70,28 @@ def test_the_cache_is_kept_until_what_made_it_changes(folder, caplog):
     changed = objective(folder)
     changed.data.cached_latents()
     assert len(CachedLatents(folder / "latents")) == 8
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_pictures_that_are_made_anew_are_encoded_anew(folder, caplog, files):
+    caplog.set_level("INFO")
+    given = {"vid_dataset": write_files(folder / "files")} if files else {}
+    before = objective(folder, **given).data.cached_latents().rows(torch.tensor([0])).mean_BCVHW
+    if files:
+        path = view_file(folder / "files" / "0/0", 0)
+        write_png(path, 255 - read_rgba(path))
+    else:
+        dataset = DATASETS.build(load(folder).vid_dataset)
+        arrays = [np.stack(column) for column in zip(*[dataset.stored(n)[:2] for n in range(16)], strict=True)]
+        lists = {"object_ids": dataset.object_ids, "captions": dataset.captions, "attributes": dataset.attributes}
+        shard = PackedShard(rgba_NVHW4=255 - arrays[0], c2w_NV44=arrays[1], fov_deg=dataset.fovs[0], **lists)
+        write_shard(dataset.files[0], shard)
+    after = objective(folder, **given).data.cached_latents().rows(torch.tensor([0])).mean_BCVHW
+    assert "(pictures changed)" in caplog.text
+    assert not torch.equal(before, after)
+    caplog.clear()
+    objective(folder, **given).data.cached_latents()
+    assert "encoding" not in caplog.text
 
 
 def test_a_cache_that_was_not_finished_does_not_count(folder):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from pipelines import launch
 from pipelines.global_batch import GlobalBatch
 from pipelines.launch import processes_to_start
 from pipelines.trainer import train as train_here
@@ -118,6 +122,38 @@ def test_a_signal_reaches_all_processes(folder):
     assert latest(folder / "run" / "state").name == f"step_{step:08d}"
 
 
+def test_a_signal_that_comes_twice_is_one(monkeypatch):
+    monkeypatch.setattr(launch, "REPEAT_S", 0.3)
+    before = signal.getsignal(signal.SIGINT)
+    with launch.watch_signals() as received:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGINT, signal.SIGTERM]
+        time.sleep(0.4)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_signals_to_the_launcher_and_to_its_processes_save_and_leave(folder):
+    """As Slurm sends them: to all at once."""
+    file = config_file(folder, "run", num_processes=2, num_steps=10**6)
+    with start(ROOT / "train_net.py", "--cfg", file, folder=folder) as process:
+        for line in process.stdout:
+            if line.startswith("step 2:"):
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+                assert len(children) == 2
+                for pid in (process.pid, *map(int, children)):
+                    os.kill(pid, signal.SIGTERM)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 0, rest
+    step = int(re.search(r"stopped at step (\d+)", rest)[1])
+    assert latest(folder / "run" / "state").name == f"step_{step:08d}"
+
+
 def test_one_failing_process_ends_all_in_one_line(folder):
     section = write_files(folder / "files")
     for number in range(8):
@@ -128,6 +164,51 @@ def test_one_failing_process_ends_all_in_one_line(folder):
     assert process.returncode == 2
     assert "error: object 0/" in output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_full_disk_ends_all_in_one_line_each(folder, request, divided):
+    if divided and not request.config.getoption("--slow"):
+        pytest.skip("--slow")
+    given = {"use_ema": True, "use_fsdp": divided, "num_processes": 2, "save_ckp_interval": 1, "num_steps": 3}
+    file = config_file(folder, "run", **given)
+    limited = f'ulimit -f 20; exec "{sys.executable}" "{ROOT / "train_net.py"}" --cfg "{file}"'  # files of 20 kB
+    done = subprocess.run(["bash", "-c", limited], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    errors = sorted(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert len(errors) == 2
+    assert re.search(r"step 1 cannot be saved \(.* MB are free\); nothing was saved before; make room", errors[0])
+    assert errors[1] == "error: step 1 was not saved: the main process says why"
+    assert not list((folder / "run").rglob("*.part*"))
+
+
+def on_two_machines(folder, *files):
+    """Two processes with a configuration each, as if their folders had the same names; what each says."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for rank, file in enumerate(files):
+        group = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        command = [sys.executable, ROOT / "train_net.py", "--cfg", file]
+        environment = ENVIRONMENT | group | {"MASTER_PORT": port}
+        processes.append(subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], said
+    return said
+
+
+def test_folders_that_machines_do_not_share_are_refused(folder):
+    first, second = (config_file(folder, name, num_steps=3) for name in ("first", "second"))
+    train_here(load_config(config_file(folder, "one", num_steps=1, log_dir=str(folder / "first"))))
+    for said in on_two_machines(folder, first, second):
+        assert "some processes find the state of step 1 there, others none; put it on a disk that all" in said
+        assert "Traceback" not in said
+    caches = [config_file(folder, n, cache_latents=True, cache_dir=str(folder / f"cache_{n}")) for n in "ab"]
+    for said in on_two_machines(folder, *caches):
+        assert re.search(r"error: cache_dir=.*: not all processes see begun.json; put it on a disk", said)
+        assert "Traceback" not in said
 
 
 def test_rows_of_a_global_batch_do_not_depend_on_who_has_them(monkeypatch):
@@ -150,6 +231,17 @@ def test_rows_of_a_global_batch_do_not_depend_on_who_has_them(monkeypatch):
     for other in drawn[1:]:
         for values, expected in zip(other, drawn[0], strict=True):
             assert torch.equal(values, expected)
+
+
+def test_looking_for_a_device_does_not_touch_it(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", None)  # what would create a context
+    assert processes_to_start(load(folder, device="cuda")) == 2
+    assert processes_to_start(load(folder, device="cuda:1")) == 1
+    with pytest.raises(ConfigError, match="device=cuda:2 is not available here"):
+        processes_to_start(load(folder, device="cuda:2"))
+    assert not torch.cuda.is_initialized()
 
 
 def test_numbers_of_processes(folder, monkeypatch):

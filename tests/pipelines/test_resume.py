@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines import training_state
+from pipelines import training_state, weight_files
 from pipelines.resume import find_state
 from pipelines.trainer import train
 from pipelines.training_state import latest, read_state
@@ -68,10 +68,40 @@ def test_four_steps_are_two_and_two_more(folder, changes):
     assert_same_training(folder, "whole", "halves")
 
 
-def test_old_states_make_room(folder):
-    train(load(folder, **CLASSIFIER, num_steps=7, save_ckp_interval=1, keep_states=2, keep_every=3))
-    found = sorted(path.name for path in (folder / "run" / "state").iterdir())
+def test_old_states_make_room_with_their_weight_files(folder):
+    run = folder / "run"
+    keep = {"save_ckp_interval": 1, "keep_states": 2, "keep_every": 3}
+    train(load(folder, **CLASSIFIER, **keep, num_steps=7, use_ema=True))
+    found = sorted(path.name for path in (run / "state").iterdir())
     assert found == [f"step_{step:08d}" for step in (3, 6, 7)]
+    found = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert found == [f"{kind}classifier_{step:08d}.pth" for kind in ("", "non_ema_") for step in (3, 6, 7)]
+
+
+def test_weight_files_of_another_training_stay(folder):
+    run = folder / "run"
+    train(load(folder, **CLASSIFIER, num_steps=6, save_ckp_interval=2, keep_states=3))
+    (run / "checkpoints" / "mine_00000001.pth").touch()
+    train(load(folder, **CLASSIFIER, num_steps=3, save_ckp_interval=1, keep_states=1, resume="never"))
+    found = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert found == [*(f"classifier_{step:08d}.pth" for step in (3, 4, 6)), "mine_00000001.pth"]
+
+
+def test_a_kill_while_making_room_leaves_what_the_next_save_removes(folder, monkeypatch):
+    run = folder / "run"
+    given = CLASSIFIER | {"save_ckp_interval": 1, "keep_states": 2, "use_ema": True}
+    with monkeypatch.context() as patch:
+
+        def killed(path):
+            raise KeyboardInterrupt
+
+        patch.setattr(weight_files, "remove_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(load(folder, **given, num_steps=5))
+    assert read_state(run / "state" / "step_00000001").step == 1
+    train(load(folder, **given, num_steps=5))
+    assert sorted(path.name for path in (run / "state").iterdir()) == ["step_00000004", "step_00000005"]
+    assert len(list((run / "checkpoints").iterdir())) == 4
 
 
 def test_the_clock_goes_on(folder):
@@ -104,6 +134,35 @@ def test_a_named_state_goes_on_with_other_settings(folder):
         train(load(folder, **CLASSIFIER, num_steps=steps, **given))
     assert final_state(folder, "other").step == 3
     assert final_state(folder, "other").settings["lr"] == 1e-5
+
+
+def test_an_average_begins_with_the_weights_of_a_state_without(folder, caplog):
+    caplog.set_level("INFO")
+    train(load(folder, **CLASSIFIER, num_steps=2))
+    given = {"resume": str(folder / "run"), "log_dir": str(folder / "other"), "lr": 1e-9}  # the weights stay
+    train(load(folder, **CLASSIFIER, **given, num_steps=3, use_ema=True))
+    assert "holds no moving average: it begins with the weights" in caplog.text
+    state = final_state(folder, "other")
+    assert state.num_averaged == 1
+    for name, value in state.average.items():
+        torch.testing.assert_close(value, state.model[name], atol=1e-6, rtol=0)
+
+
+def test_another_global_batch_is_said(folder, caplog):
+    caplog.set_level("INFO")
+    given = CLASSIFIER | {"batch_sizes": {"1": 2}}
+    train(load(folder, **given, num_steps=2))
+    train(load(folder, **given, num_steps=3))
+    assert "global batch" not in caplog.text
+    train(load(folder, **given, num_steps=4, grad_accumulation=2))
+    assert "the global batch is 4 now, 2 in the state" in caplog.text
+    assert (final_state(folder, "run").num_samples, final_state(folder, "run").per_step) == (10, 4)
+    state = latest(folder / "run" / "state") / "state.json"
+    numbers = json.loads(state.read_text())
+    del numbers["per_step"]  # a state of before
+    state.write_text(json.dumps(numbers))
+    train(load(folder, **given, num_steps=5))
+    assert final_state(folder, "run").step == 5
 
 
 def test_never_puts_the_old_states_aside(folder):
@@ -160,6 +219,15 @@ def test_a_full_disk_leaves_the_last_state(folder, monkeypatch):
     assert not list((folder / "run").rglob("*.part*"))
     train(load(folder, **CLASSIFIER, num_steps=2))
     assert final_state(folder, "run").step == 2
+
+
+def test_memory_that_runs_out_while_saving_is_not_the_disk(folder, monkeypatch):
+    def too_much(*_args, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training_state, "save_file", too_much)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(load(folder, **CLASSIFIER, num_steps=1))
 
 
 @pytest.mark.parametrize("limit", [2_000, 20_000, 60_000])

@@ -136,6 +136,18 @@ def test_goes_on_from_a_checkpoint(folder):
     assert not torch.equal(after[TEMPORAL], before[TEMPORAL])
 
 
+def test_steps_that_a_checkpoint_has_done_already_are_refused(folder):
+    write_family(folder)
+    pretrain = {"type": "pretrain_specific_strategies", "resume_checkpoint": str(folder / "t2v_00000007.pth")}
+    given = {"TASK_TYPE": "train_t2v_entrance", "Pretrain": pretrain}
+    with pytest.raises(ConfigError, match=r"num_steps=7, but .* the 7 of .*_00000007.pth; set") as caught:
+        train(load(folder, **given, num_steps=7))
+    assert "\n" not in str(caught.value)
+    assert not (folder / "run" / "checkpoints").exists()
+    for _ in range(2):  # whoever has trained, and asks again, gets the files again
+        assert read_weights(train(load(folder, **given, num_steps=8)), option="test").step == 8
+
+
 def test_gradients_of_image_weights_are_scaled(folder):
     write_family(folder)
     grads = []
