@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pipelines.arrangement import arrange
-from pipelines.gradient_exchange import average_gradients
+from pipelines.gradient_exchange import average_gradients, check_exchange, exchanges_afterwards
 from pipelines.launch import check_tracker, join_processes, leave_processes, make_accelerator, watch_signals
 from pipelines.objectives.base import Objective
 from pipelines.optimization import MovingAverage, lr_factor, parameter_groups
@@ -51,6 +51,7 @@ def train(cfg: RunConfig) -> Path:
     kind = ENGINE.resolve(entrance, where="objective")[0]
     check_tracker(cfg)
     check_sharding(cfg, entrance_of(cfg), can_be_sharded=kind.can_be_sharded)
+    check_exchange(cfg)
     device = join_processes(cfg)
     state = find_state(cfg, Path(cfg.log_dir))
     check_agreement(state, Path(cfg.log_dir))
@@ -102,7 +103,7 @@ class Trainer:
         self.accelerator = make_accelerator(cfg, objective, folder=folder)
         objective.to(objective.device)
         objective.network.train()
-        graphed = arrange(cfg, objective, self.accelerator)
+        arrange(cfg, objective, self.accelerator)
         if cfg.use_fsdp:
             shard(objective.network, objective.parts_to_compile())
         self.sharded = is_sharded(objective.network)
@@ -119,7 +120,7 @@ class Trainer:
             restore(saved, objective.network, optimizer, self.average, source=f"resume: {state}")
             self.step, self.num_samples, self.elapsed_s = saved.step, saved.num_samples, saved.elapsed_s
             note_other_batch(saved.per_step, objective.share.per_step)
-        self.exchanges = graphed and self.accelerator.num_processes > 1
+        self.exchanges = exchanges_afterwards(cfg)
         if self.exchanges:
             take_from_main(objective.network)
         # Without `evaluation_mode` accelerate would wrap the network for DDP, copied to every process.
@@ -192,7 +193,7 @@ class Trainer:
         with nullcontext() if last else self.accelerator.no_sync(self.model):
             loss, figures = self.model(batch)
             self.accelerator.backward(loss / self.cfg.grad_accumulation)
-        if self.exchanges:
+        if self.exchanges and last:
             average_gradients(self.objective.network.parameters())
         self.watch.add(loss, step=self.step + 1, number=self.number, part=part)
         self.report.add({"loss": loss.detach(), **figures}, step_ends=last)

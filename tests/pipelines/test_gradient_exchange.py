@@ -8,9 +8,13 @@ from torch import distributed, multiprocessing, nn
 
 from pipelines import gradient_exchange
 from pipelines.gradient_exchange import average_gradients
+from pipelines.trainer import train as train_here
 from tests.conftest import ROOT
-from tests.pipelines.test_processes import TORCHRUN, config_file, gradients, train
+from tests.pipelines.test_processes import config_file, gradients, train
+from tests.pipelines.test_training import load
+from tests.tiny_images import write_shards
 from tests.tiny_orbits import write_orbits
+from utils.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,14 +26,6 @@ SHAPES = {
     "scalar": (),
     "unused": (2,),
 }
-# As train_net.py, but as if the passes were replayed as CUDA graphs.
-SCRIPT = """
-import sys
-import datasets, models, pipelines, pipelines.trainer
-from utils.config import load_config
-pipelines.trainer.arrange = lambda *_: True
-pipelines.trainer.train(load_config(sys.argv[1]))
-"""
 
 
 def made_by(rank):
@@ -67,12 +63,19 @@ def test_each_becomes_the_mean(tmp_path):
 
 def test_two_processes_train_as_one(tmp_path):
     write_orbits(tmp_path / "orbits", copies=2)
-    (tmp_path / "exchange.py").write_text(SCRIPT)
     given = {"num_steps": 1, "grad_clip": 0.1}
     one = config_file(tmp_path, "one", **given, batch_sizes={"3": 8})
-    two = config_file(tmp_path, "two", **given, batch_sizes={"3": 4})
-    train(ROOT / "train_net.py", "--cfg", one, folder=tmp_path)
-    train(*TORCHRUN, tmp_path / "exchange.py", two, folder=tmp_path)
+    parts = {"batch_sizes": {"3": 2}, "grad_accumulation": 2, "num_processes": 2}
+    two = config_file(tmp_path, "two", **given, **parts, use_ddp=False)
+    for file in (one, two):
+        train(ROOT / "train_net.py", "--cfg", file, folder=tmp_path)
     expected = gradients(tmp_path, "one")
     largest = max(float(value.abs().max()) for value in expected.values())
-    torch.testing.assert_close(gradients(tmp_path, "two"), expected, atol=1e-5 * largest, rtol=0)
+    torch.testing.assert_close(gradients(tmp_path, "two"), expected, atol=1e-5 * largest, rtol=1e-3)
+
+
+def test_images_beside_orbits_are_refused(tmp_path):
+    write_orbits(tmp_path / "orbits")
+    images = {"img_dataset": write_shards(tmp_path / "shards"), "frame_lens": [1, 3], "batch_sizes": {"1": 2, "3": 2}}
+    with pytest.raises(ConfigError, match="use_ddp=false does not go with frame_lens"):
+        train_here(load(tmp_path, TASK_TYPE="train_t2v_entrance", **images, use_ddp=False))

@@ -46,16 +46,19 @@ def test_four_steps_are_nearly_two_and_two_more(folder, precision):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 5e-3), ("bfloat16", 2e-2)])
-def test_every_device_is_used_and_one_global_batch_gives_one_gradient(folder, precision, tolerance):
-    """In bfloat16 the passes are CUDA graphs, and gradients are exchanged after them."""
+@pytest.mark.parametrize(
+    ("precision", "use_ddp", "tolerance"),
+    [("float32", True, 5e-3), ("bfloat16", True, 2e-2), ("bfloat16", False, 2e-2)],
+)
+def test_every_device_is_used_and_one_global_batch_gives_one_gradient(folder, precision, use_ddp, tolerance):
+    """In bfloat16 without DDP the passes are CUDA graphs."""
     num = torch.cuda.device_count()
     given = {"device": "cuda", "precision": precision, "num_steps": 1, "grad_clip": 0.1}
     one = config_file(folder, "one", **given, num_processes=1, batch_sizes={"3": 2 * num})
     # num_processes is left at 0: all devices
-    all_ = config_file(folder, "all", **given, batch_sizes={"3": 2})
+    all_ = config_file(folder, "all", **given, batch_sizes={"3": 2}, use_ddp=use_ddp)
     output = train_by_command(ROOT / "train_net.py", "--cfg", all_, folder=folder)
-    assert ("replayed as CUDA graphs" in output) == (precision == "bfloat16")
+    assert ("replayed as CUDA graphs" in output) == (not use_ddp)
     train_by_command(ROOT / "train_net.py", "--cfg", one, folder=folder)
     assert read_state(latest(folder / "all" / "state")).num_samples == 2 * num
     expected = gradients(folder, "one")
@@ -72,7 +75,8 @@ def test_every_device_is_used_and_one_global_batch_gives_one_gradient(folder, pr
 )
 def test_a_divided_network_trains_as_a_whole_one_and_takes_over_from_it(folder, changes):
     """Two steps of DDP, or one of them by FSDP2 from the state of the other; logged memory included."""
-    unet = {**UNET, "use_checkpoint": True}
+    # With one channel in a group of a norm, gradients of what comes before it are rounding, which AdamW makes to steps.
+    unet = {**UNET, "dim": 64, "use_checkpoint": True}
     given = T2V | {"UNet": unet, "num_processes": 2, "batch_sizes": {"3": 2}, "grad_clip": 0.1, "log_interval": 1}
     for name, steps, more in (
         ("whole", 2, {}),
