@@ -69,6 +69,7 @@ def test_one_global_batch_gives_one_gradient(folder, request):
         "one": {"batch_sizes": {"3": 8}},
         "two_by_two": {"batch_sizes": {"3": 2}, "num_processes": 2, "grad_accumulation": 2},
         "parts": {"batch_sizes": {"3": 2}, "grad_accumulation": 4},
+        "after_the_pass": {"batch_sizes": {"3": 2}, "num_processes": 2, "grad_accumulation": 2, "use_ddp": False},
     }
     if request.config.getoption("--slow"):
         cases["two"] = {"batch_sizes": {"3": 4}, "num_processes": 2}
