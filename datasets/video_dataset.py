@@ -34,14 +34,14 @@ class VideoDataset(Dataset):
         """Published options beside those of all data sets of orbits.
 
         data_list: index files, JSON lists of `<dictionary id>/<instance id>`; data_dir_list: the folder of each.
-        caption_dir: JSON object from object id to sentence (the published key, though it is a file).
+        caption_dir: JSON object from object id to sentence (the published key, though it is a file); or several files.
         vit_resolution: [width, height] of the image encoder's copy of view 0.
         get_first_frame: add that copy as `first_frame_CHW`.
         prepare_lgm: add the views as stored, `full_rgba_V4HW`, straight alpha: targets of the Gaussian head.
         """
 
         data_list: list[str] = field(default_factory=list)
-        caption_dir: str = ""
+        caption_dir: Any = ""  # one file, or a list of them
         resolution: list[int] = field(default_factory=lambda: [256, 256])
         vit_resolution: list[int] = field(default_factory=lambda: [224, 224])
         get_first_frame: bool = True
@@ -50,6 +50,8 @@ class VideoDataset(Dataset):
 
         def __post_init__(self) -> None:
             super().__post_init__()
+            if not all(isinstance(file, str) for file in self.caption_files):
+                raise ConfigError(f"caption_dir must be a file or a list of files, got {self.caption_dir}")
             if len(self.vit_resolution) != 2 or min(self.vit_resolution) < 1:
                 raise ConfigError(f"vit_resolution must be [width, height] in pixels, got {list(self.vit_resolution)}")
             if len(self.data_list) != len(self.data_dir_list):
@@ -57,6 +59,11 @@ class VideoDataset(Dataset):
                     f"data_list has {len(self.data_list)} entries and data_dir_list {len(self.data_dir_list)}; "
                     "give each index file its folder"
                 )
+
+        @property
+        def caption_files(self) -> list[str]:
+            """Those that `caption_dir` names."""
+            return list(self.caption_dir) if isinstance(self.caption_dir, list) else [self.caption_dir]
 
     def __init__(self, config: Config) -> None:
         """Read the index and captions.
@@ -82,12 +89,7 @@ class VideoDataset(Dataset):
                 "tools/index_dataset.py, or data with tools/make_zoo.py"
             )
         self.object_ids = [object_id for _, object_id in self.entries]
-        self.captions: dict[str, str] = {}
-        if not config.empty_captions:
-            captions = read_json(config.caption_dir, option="caption_dir")
-            if not isinstance(captions, dict):
-                raise DataError(f"caption_dir={config.caption_dir}: not a JSON object from object id to sentence")
-            self.captions = captions
+        self.captions: dict[str, str] = {} if config.empty_captions else read_captions(config.caption_files)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -139,8 +141,27 @@ class VideoDataset(Dataset):
             return ""
         caption = self.captions.get(object_id)
         if not isinstance(caption, str) or not caption.strip():
-            raise DataError(f"no caption in {self.config.caption_dir}; add one, or take the object out of the index")
+            files = ", ".join(self.config.caption_files)
+            raise DataError(f"no caption in {files}; add one, or take the object out of the index")
         return write_prompt(caption, suffix=self.config.caption_suffix, max_words=self.config.max_words)
+
+
+def read_captions(files: list[str]) -> dict[str, str]:
+    """Sentences by object id, of all files.
+
+    Raises:
+        DataError: a file is missing or malformed, or two say different things of one object.
+    """
+    captions: dict[str, str] = {}
+    for file in files:
+        found = read_json(file, option="caption_dir")
+        if not isinstance(found, dict):
+            raise DataError(f"caption_dir={file}: not a JSON object from object id to sentence")
+        other = next((name for name in found.keys() & captions.keys() if found[name] != captions[name]), None)
+        if other is not None:
+            raise DataError(f"caption_dir={file}: {other} has another caption in a file before; name each object once")
+        captions |= found
+    return captions
 
 
 def read_orbit(object_dir: Path, *, num_views: int) -> tuple[np.ndarray, np.ndarray, float]:

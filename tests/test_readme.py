@@ -19,6 +19,7 @@ import datasets
 import models
 import pipelines
 from datasets.zoo import COLORS, KINDS, is_held_out
+from models.weights import read_metadata
 from pipelines.benchmark.runner import plan
 from pipelines.loading import check_fit
 from tests.conftest import ROOT
@@ -320,6 +321,16 @@ def test_sizes_of_the_small_weights_are_true(page):
     assert sorted(name for name, _ in rows) == shipped
     for name, size in rows:
         assert (ROOT / "data" / name).stat().st_size / 1e6 == pytest.approx(float(size), abs=0.006)
+
+
+def test_steps_of_the_small_weights_are_those_of_their_headers():
+    rows = re.findall(
+        r"^\| `(mini/\w+\.safetensors)` \|.* ([0-9,]+) steps \|$", (ROOT / "data/README.md").read_text(), re.M
+    )
+    assert len(rows) == len(list((ROOT / "data/mini").glob("*.safetensors")))
+    for name, steps in rows:
+        header = read_metadata(ROOT / "data" / name, option="test")
+        assert header["step"] == steps.replace(",", ""), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)

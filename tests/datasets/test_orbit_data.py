@@ -22,6 +22,7 @@ from datasets.orbit_layout import (
 )
 from datasets.orbit_sample import orbit_sample, write_prompt
 from datasets.packed_orbits import PackedShard, shard_file, write_shard
+from datasets.video_dataset import read_captions
 from tests.odd_pictures import absurd
 from utils.cameras import camera_condition, orbit_cameras
 from utils.errors import ConfigError, DataError
@@ -306,3 +307,14 @@ def test_a_shard_holds_arrays_that_lie_otherwise_in_memory(tmp_path):
     write_shard(shard_file(tmp_path, 0), shard)
     dataset = DATASETS.build({"type": "PackedOrbits", "data_dir_list": [str(tmp_path)], "num_views": 2})
     assert np.array_equal(dataset.stored(0)[0], rgba_NVHW4[0])
+
+
+def test_captions_of_several_files_are_joined(tmp_path):
+    for name, content in {"a": {"x/1": "one"}, "b": {"x/2": "two"}, "c": {"x/1": "another"}}.items():
+        write_json(tmp_path / f"{name}.json", content)
+    files = {name: str(tmp_path / f"{name}.json") for name in "abc"}
+    assert read_captions([files["a"], files["b"], files["a"]]) == {"x/1": "one", "x/2": "two"}
+    with pytest.raises(DataError, match=r"c\.json: x/1 has another caption in a file before"):
+        read_captions([files["a"], files["c"]])
+    with pytest.raises(ConfigError, match="caption_dir must be a file or a list of files"):
+        DATASETS.resolve({"type": "VideoDataset", "caption_dir": [3]})
