@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from utils.errors import ConfigError
@@ -79,6 +79,13 @@ class Registry:
             if options.pop(key, None) is not None:
                 log.info("%s.%s has no effect: %s", where, key, reason)
         return cls, make_config(cls.Config, {**defaults, **options}, where=where, owner=type_name)
+
+    def defaults(self, type_name: str) -> DictConfig:
+        """The options that a type begins with, by name; none when it is unknown."""
+        if type_name not in self._entries:
+            return DictConfig({})
+        cls, defaults = self._entries[type_name]
+        return OmegaConf.merge(OmegaConf.structured(cls.Config), defaults)
 
     def build(self, node: Mapping[str, Any], *, where: str | None = None, **runtime: Any) -> Any:
         """Build the object that a section describes; `runtime` goes to its constructor as it is."""
