@@ -20,6 +20,9 @@ from utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+# What people call an option, where another valid name is spelt more like it.
+OTHER_NAMES = {"guidance": "guide_scale"}
+
 
 class Registry:
     """Classes by name.
@@ -117,7 +120,8 @@ def make_config(schema: type, options: Mapping[str, Any], *, where: str, owner: 
 
 def nearest(name: str, valid: list[str]) -> str:
     """The end of an error message: the nearest valid name, or all of them."""
-    close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.6)
+    meant = OTHER_NAMES.get(str(name))
+    close = [meant] if meant in valid else difflib.get_close_matches(str(name), valid, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else f"; valid: {', '.join(valid)}"
 
 

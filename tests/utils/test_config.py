@@ -9,6 +9,7 @@ import models
 import pipelines
 from tests.conftest import ROOT
 from utils.config import load_config
+from utils.errors import ConfigError
 
 assert datasets
 assert models
@@ -46,3 +47,8 @@ def test_the_shipped_files_say_what_they_mean(caplog):
     for path in (ROOT / "configs").rglob("*.yaml"):
         load_config(path)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_an_option_is_found_by_what_people_call_it():
+    with pytest.raises(ConfigError, match=r"guidance is unknown to .*; did you mean guide_scale\?"):
+        load_config(MINI, ["guidance=3"])
