@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from models.weights import check_files
 from pipelines.arrangement import arrange
 from pipelines.gradient_exchange import average_gradients, check_exchange, exchanges_afterwards
 from pipelines.launch import check_tracker, join_processes, leave_processes, make_accelerator, watch_signals
@@ -48,10 +49,11 @@ def train(cfg: RunConfig) -> Path:
     if cfg.TASK_TYPE not in ENGINE.names():
         raise ConfigError(f"TASK_TYPE={cfg.TASK_TYPE} is no training{nearest(cfg.TASK_TYPE, ENGINE.names())}")
     entrance = {"type": entrance_of(cfg), **cfg.objective}
-    kind = ENGINE.resolve(entrance, where="objective")[0]
+    kind, options = ENGINE.resolve(entrance, where="objective")
     check_tracker(cfg)
     check_sharding(cfg, entrance_of(cfg), can_be_sharded=kind.can_be_sharded)
     check_exchange(cfg)
+    check_files(kind.weight_files(options, cfg), config="configs/mini/t2v_train.yaml")
     device = join_processes(cfg)
     state = find_state(cfg, Path(cfg.log_dir))
     check_agreement(state, Path(cfg.log_dir))

@@ -59,6 +59,15 @@ class OrbitDenoising(Objective):
         dropped_prompt: str = ""
         image: bool = False
 
+    @classmethod
+    def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
+        found = super().weight_files(options, cfg)
+        for name in ("auto_encoder", "embedder"):
+            found[f"{name}.pretrained"] = getattr(cfg, name).get("pretrained")
+        if cfg.lora.rank and not cfg.Pretrain.get("resume_checkpoint"):
+            found["test_model"] = cfg.test_model
+        return found
+
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         super().__init__(cfg, device=device, num_views=max(cfg.frame_lens))
         config.check_known(image=config.image, num_views=max(cfg.frame_lens))

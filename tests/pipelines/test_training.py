@@ -248,3 +248,36 @@ def test_a_checkpoint_that_does_not_fit_or_carries_code_is_refused_in_one_line(f
         train(load(folder, TASK_TYPE="train_t2v_entrance", Pretrain=pretrain))
     assert "\n" not in str(caught.value)
     assert not (folder / "shouted").exists()
+
+
+def test_all_weight_files_that_are_missing_are_named_before_anything_is_written(folder):
+    overrides = ["UNet.use_lgm_refine=true", "lora.rank=0", f"log_dir={folder / 'run'}", "device=cpu"]
+    with pytest.raises(DataError) as caught:
+        train(load_config(ROOT / "configs" / "t2v_train.yaml", overrides))
+    message = str(caught.value)
+    for option, name in (
+        ("Pretrain.resume_checkpoint", "modelscope_t2v/model_scope_0267000.pth"),
+        ("auto_encoder.pretrained", "modelscope_t2v/VQGAN_autoencoder.pth"),
+        ("embedder.pretrained", "modelscope_t2v/open_clip_pytorch_model.bin"),
+        ("reconstruction.pretrained", "model.safetensors"),
+    ):
+        assert f"{option}=pretrained_models/{name}" in message
+    assert message.endswith("configs/mini/t2v_train.yaml needs none")
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("entrance", "changes", "named"),
+    [
+        ("train_autoencoder_entrance", {}, ["auto_encoder.pretrained"]),
+        ("train_embedder_entrance", {}, ["embedder.pretrained"]),
+        ("train_t2v_entrance", {}, ["auto_encoder.pretrained", "embedder.pretrained"]),
+        ("train_t2v_entrance", {"lora": {"rank": 4}}, ["auto_encoder.pretrained", "embedder.pretrained", "test_model"]),
+    ],
+)
+def test_only_weight_files_that_a_training_loads_are_asked_for(folder, entrance, changes, named):
+    files = {name: {**training_config(folder)[name], "pretrained": "none.pth"} for name in ("auto_encoder", "embedder")}
+    with pytest.raises(DataError) as caught:
+        train(load(folder, TASK_TYPE=entrance, test_model="none.pth", **files, **changes))
+    assert re.findall(r"([\w.]+)=none\.pth", str(caught.value)) == named
+    assert not (folder / "run").exists()
