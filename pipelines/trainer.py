@@ -25,7 +25,7 @@ from pipelines.progress import LossWatch, ProgressReport
 from pipelines.resume import check_agreement, clean_up, find_state, note_other_batch, settings_of
 from pipelines.saving import Writer, saving
 from pipelines.sharding import check_sharding, is_sharded, shard
-from pipelines.training_state import latest, read_state, restore, save_state, snapshot
+from pipelines.training_state import latest, read_state, restore, save_state, snapshot, state_path
 from pipelines.weight_files import checkpoint_path, final_path, make_room, save_checkpoint, save_final
 from utils.config import save_config
 from utils.errors import ConfigError, DataError
@@ -245,6 +245,9 @@ class Trainer:
             keep = {"keep": self.cfg.keep_states, "every": self.cfg.keep_every}
             writer(lambda: make_room(self.folder, self.objective, **keep))
         writer.end()
+        if is_main():
+            weights = checkpoint_path(self.folder, self.objective, self.step)
+            log.info("saved step %d: %s, %s", self.step, weights, state_path(self.folder / "state", self.step))
 
     @property
     def takes_part(self) -> bool:

@@ -21,8 +21,9 @@ from torch.utils.data import default_collate
 
 from models.gaussians import Gaussians
 from models.lgm import LGM
-from models.weights import HEAD_PREFIX, load_head, load_strict, read_weights
+from models.weights import HEAD_PREFIX, load_head, read_weights
 from pipelines.head_views import head_input
+from pipelines.loading import load_generator
 from pipelines.objectives.diffusion import OrbitDenoising
 from pipelines.objectives.head_parts import HeadLoss, LossConfig, draw_views, preview_views, sized
 from pipelines.objectives.known_view_training import give_clean
@@ -297,7 +298,7 @@ def load_start(unet: nn.Module, head: LGM, *, cfg: RunConfig, head_file: str | N
     """
     option, path = generator_file(cfg)
     if option == "test_model":
-        load_strict(unet, path, option=option)
+        load_generator(unet, cfg)
     if read_weights(path, option=option).head:
         load_head(head, path, option=option)
     elif head_file:
