@@ -31,8 +31,7 @@ HEAD_PREFIX = "lgm_big."
 STARTS = (b"PK", b"\x80")  # of what torch.save writes: an archive, long ago a pickle
 SLICE_NAME = re.compile(r"(ema_\d+_rank)(\d+)\.pth")
 WHERE_FROM = (
-    "the authors of VideoMV (arXiv:2403.12010) link the published weights from their project page; "
-    "configs/mini/t2v_infer.yaml needs none"
+    "the authors of VideoMV (arXiv:2403.12010) link the published weights from their project page; {config} needs none"
 )
 
 
@@ -76,6 +75,25 @@ def read_weights(path: str | Path, *, option: str) -> Weights:
     head = {key.removeprefix(HEAD_PREFIX): value for key, value in content.items() if key.startswith(HEAD_PREFIX)}
     state = {key: value for key, value in content.items() if not key.startswith(HEAD_PREFIX)}
     return Weights(state=state, head=head, step=step if step is not None else step_from_name(path))
+
+
+def check_files(paths: Mapping[str, str | None], *, config: str) -> None:
+    """Refuse weight files that are not there, all of them in one line, or no files; none is read.
+
+    Args:
+        paths: by the setting that names each; None and "" are left out.
+        config: a configuration that needs no published weights, for the error message.
+
+    Raises:
+        DataError: see above.
+    """
+    named = {option: Path(path) for option, path in paths.items() if path}
+    missing = [f"{option}={path}" for option, path in named.items() if not path.exists()]
+    if missing:
+        files = "file" if len(missing) == 1 else "files"
+        raise DataError(f"{', '.join(missing)}: no such {files}; {WHERE_FROM.format(config=config)}")
+    for option, path in named.items():
+        _check_file(path, option=option)
 
 
 def _read_content(path: Path, *, option: str) -> tuple[dict[str, Tensor], int | None]:
@@ -265,7 +283,7 @@ def _check_file(path: Path, *, option: str) -> None:
     if path.is_dir():
         raise DataError(f"{option}={path} is a folder; name a weight file, one in it if there are any")
     if not path.is_file():
-        raise DataError(f"{option}={path}: no such file; {WHERE_FROM}")
+        raise DataError(f"{option}={path}: no such file; {WHERE_FROM.format(config='configs/mini/t2v_infer.yaml')}")
     if not path.stat().st_size:
         raise DataError(f"{option}={path} is empty (zero bytes); fetch it again")
 

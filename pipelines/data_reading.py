@@ -96,10 +96,14 @@ def read_samples(
 ) -> Iterator[dict[str, Any]]:
     """Batches of samples in a given order; `replace` as in WholeSamples, `tool` as in BadSamples.
 
+    Args:
+        num_workers: at most; there are no more than the process has cores.
+
     Raises:
         DataError: more than `max_bad` samples are broken, or no whole one is found.
     """
     bad = BadSamples(limit=max_bad, tool=tool)
+    num_workers = min(num_workers, num_cores())
     loader = DataLoader(
         WholeSamples(dataset, replace=replace),
         batch_sampler=order,
@@ -116,6 +120,13 @@ def read_samples(
             raise DataError(f"{problems[-1]} ({tries} broken samples in a row); check with {tool}")
         if batch is not None:
             yield batch
+
+
+def num_cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux only
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _collate(samples: list[tuple[dict[str, Any] | None, list[str]]]) -> tuple[Any, list[str], int]:

@@ -92,12 +92,21 @@ def load_unet(cfg: RunConfig) -> nn.Module:
         raise DataError("test_model is empty; name a weight file, or use configs/mini/t2v_infer.yaml, which needs none")
     with torch.device("meta"):
         unet = MODEL.build(cfg.UNet, where="UNet")
-    step = load_strict(unet, cfg.test_model, option="test_model")
-    log.info("UNet: %s%s", cfg.test_model, "" if step is None else f", step {step}")
+    load_generator(unet, cfg)
     if cfg.lora.path:
         merge_lora(unet, cfg.lora.path, weight=cfg.lora.weight)
         log.info("UNet: %g x %s added", cfg.lora.weight, cfg.lora.path)
     return unet
+
+
+def load_generator(unet: nn.Module, cfg: RunConfig) -> None:
+    """Load the weights of `cfg.test_model` into the UNet, and say which they are.
+
+    Raises:
+        DataError: they are missing or do not fit.
+    """
+    step = load_strict(unet, cfg.test_model, option="test_model")
+    log.info("UNet: %s%s", cfg.test_model, "" if step is None else f", step {step}")
 
 
 def pick_device(name: str) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,6 +13,8 @@ from models.weights import load_strict
 from pipelines.sharding import local
 from utils.errors import ConfigError
 from utils.registry import PRETRAIN
+
+log = logging.getLogger(__name__)
 
 BLOCKS = ("input_blocks", "middle_block", "output_blocks")
 SPATIAL_LAYERS = ("in_layers", "emb_layers", "out_layers", "skip_connection", "conv", "op")
@@ -84,6 +87,7 @@ class SpatialWeights:
                 option="Pretrain.resume_checkpoint",
                 new_parts=self.config.new_parts,
             )
+            log.info("Pretrain: %s%s", self.config.resume_checkpoint, "" if step is None else f", step {step}")
         spatial = [parameter for name, parameter in network.named_parameters() if is_sd_key(name)]
         if self.config.fix_weight:
             for parameter in spatial:

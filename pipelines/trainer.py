@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from models.weights import check_files
 from pipelines.arrangement import arrange
 from pipelines.gradient_exchange import average_gradients, check_exchange, exchanges_afterwards
 from pipelines.launch import check_tracker, join_processes, leave_processes, make_accelerator, watch_signals
@@ -24,7 +25,7 @@ from pipelines.progress import LossWatch, ProgressReport
 from pipelines.resume import check_agreement, clean_up, find_state, note_other_batch, settings_of
 from pipelines.saving import Writer, saving
 from pipelines.sharding import check_sharding, is_sharded, shard
-from pipelines.training_state import latest, read_state, restore, save_state, snapshot
+from pipelines.training_state import latest, read_state, restore, save_state, snapshot, state_path
 from pipelines.weight_files import checkpoint_path, final_path, make_room, save_checkpoint, save_final
 from utils.config import save_config
 from utils.errors import ConfigError, DataError
@@ -48,10 +49,11 @@ def train(cfg: RunConfig) -> Path:
     if cfg.TASK_TYPE not in ENGINE.names():
         raise ConfigError(f"TASK_TYPE={cfg.TASK_TYPE} is no training{nearest(cfg.TASK_TYPE, ENGINE.names())}")
     entrance = {"type": entrance_of(cfg), **cfg.objective}
-    kind = ENGINE.resolve(entrance, where="objective")[0]
+    kind, options = ENGINE.resolve(entrance, where="objective")
     check_tracker(cfg)
     check_sharding(cfg, entrance_of(cfg), can_be_sharded=kind.can_be_sharded)
     check_exchange(cfg)
+    check_files(kind.weight_files(options, cfg), config="configs/mini/t2v_train.yaml")
     device = join_processes(cfg)
     state = find_state(cfg, Path(cfg.log_dir))
     check_agreement(state, Path(cfg.log_dir))
@@ -243,6 +245,9 @@ class Trainer:
             keep = {"keep": self.cfg.keep_states, "every": self.cfg.keep_every}
             writer(lambda: make_room(self.folder, self.objective, **keep))
         writer.end()
+        if is_main():
+            weights = checkpoint_path(self.folder, self.objective, self.step)
+            log.info("saved step %d: %s, %s", self.step, weights, state_path(self.folder / "state", self.step))
 
     @property
     def takes_part(self) -> bool:

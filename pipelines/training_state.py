@@ -133,13 +133,18 @@ def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
     return trained | dict(network.named_buffers())
 
 
+def state_path(folder: Path, step: int) -> Path:
+    """Of the state of a step, in `log_dir/state`."""
+    return folder / f"step_{step:08d}"
+
+
 def save_state(folder: Path, state: TrainingState) -> None:
     """Write `folder/step_XXXXXXXX`; one step of one run has one state.
 
     Args:
         folder: `log_dir/state`.
     """
-    target = folder / f"step_{state.step:08d}"
+    target = state_path(folder, state.step)
     if target.is_dir():
         return
     with atomic_folder(target) as part:

@@ -10,17 +10,26 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import sys
 from pathlib import Path
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
+
 from datasets.mesh_scene import RenderMesh, load_mesh, normalise
 from pipelines.mesh_metrics import THRESHOLDS, surface_distance
 from utils.errors import ConfigError, DataError
 from utils.files import write_json
 from utils.script import run_script
+
+log = logging.getLogger(__name__)
+
+# Beyond these the numbers say how meshes are placed, not how they are shaped; what was made of one object is nearer.
+MAX_RATIO = 1.5  # of the boxes' longest sides
+MAX_SHIFT = 0.25  # of the boxes' centres, in the longest side of the true one
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -52,15 +61,34 @@ def read(path: Path, *, up: str, scaled: bool) -> RenderMesh:
         raise DataError(f"{path}: {err}; repair and export it again") from err
 
 
+def warn_of_places(made: RenderMesh, true: RenderMesh, *, remedy: str) -> None:
+    """Say so where the meshes plainly have different scales or places."""
+    made_side, true_side = (float(np.ptp(mesh.bounds_23, axis=0).max()) for mesh in (made, true))
+    shift = float(np.linalg.norm(made.bounds_23.mean(axis=0) - true.bounds_23.mean(axis=0)))
+    ratio = max(made_side, true_side) / max(min(made_side, true_side), 1e-12)
+    if ratio > MAX_RATIO or shift > MAX_SHIFT * true_side:
+        log.warning(
+            "the meshes have different scales or places (longest sides %.3g and %.3g, centres %.3g apart), so the "
+            "numbers say little about their shapes; try %s",
+            made_side,
+            true_side,
+            shift,
+            remedy,
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
     options = parse_args(argv)
     if options.points < 100:
         raise ConfigError(f"--points must be at least 100, got {options.points}")
     if min(options.thresholds) <= 0:
         raise ConfigError(f"--thresholds must be positive, got {min(options.thresholds)}")
+    made = read(options.made, up=options.up_made, scaled=options.normalise_made)
+    true = read(options.true, up=options.up_true, scaled=options.normalise_true)
+    warn_of_places(made, true, remedy="--normalise-made" if options.normalise_true else "--normalise-true")
     found = surface_distance(
-        read(options.made, up=options.up_made, scaled=options.normalise_made),
-        read(options.true, up=options.up_true, scaled=options.normalise_true),
+        made,
+        true,
         num_points=options.points,
         thresholds=tuple(options.thresholds),
         seed=options.seed,

@@ -1,7 +1,8 @@
 """YAML to a checked, frozen run configuration.
 
 A file may name another one with `base:` (relative to itself); its values lie over the base's, section by section.
-A section that changes its `type` starts afresh. Command-line overrides (`guide_scale=7.5 UNet.dim=64`) come last.
+A section that changes its `type` starts afresh; on the command line, what is lost by that is said. Command-line
+overrides (`guide_scale=7.5 UNet.dim=64`) come last.
 Everything is checked before anything is built or loaded.
 """
 
@@ -25,6 +26,13 @@ from utils.run_config import REPLACED_KEYS, RETIRED_KEYS, RunConfig
 
 log = logging.getLogger(__name__)
 
+# Sections whose settings are missed where another type begins without them; another sampler is meant to bring its own.
+SECTIONS = {
+    field.name: field.metadata["registry"]
+    for field in dataclasses.fields(RunConfig)
+    if field.metadata.get("registry", "SAMPLERS") != "SAMPLERS"
+}
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), **values: Any) -> RunConfig:
     """Read, merge and check a configuration.
@@ -42,7 +50,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), **values: Any) 
             the wrong type or out of range.
     """
     tree = _read_tree(Path(path), seen=())
-    tree = _merge(tree, _parse_overrides(overrides))
+    above = _parse_overrides(overrides)
+    _tell_left_behind(tree, above)
+    tree = _merge(tree, above)
     content = _drop_retired(OmegaConf.to_container(tree, resolve=True))
     content |= {key: value for key, value in values.items() if value is not None}
     cfg = make_config(RunConfig, content, where="", owner=str(path))
@@ -104,6 +114,35 @@ def _merge(below: DictConfig, above: DictConfig) -> DictConfig:
                 value = OmegaConf.merge(old, value)
         merged[key] = value
     return merged
+
+
+def _tell_left_behind(below: DictConfig, above: DictConfig) -> None:
+    """Name settings of a section that its new type would have taken too, and does not have by itself."""
+    for name, registry_name in SECTIONS.items():
+        old, new = below.get(name), above.get(name)
+        if not isinstance(old, DictConfig) or not isinstance(new, DictConfig) or "type" not in new:
+            continue
+        if new["type"] == old.get("type"):
+            continue
+        defaults = getattr(registry, registry_name).defaults(new["type"])
+        left = [key for key in old if key not in new and _says_more(key, old[key], defaults)]
+        if left:
+            log.warning(
+                "%s.type=%s starts from its own defaults; left behind: %s; name them again if they shall stay",
+                name,
+                new["type"],
+                ", ".join(f"{key}={old[key]}" for key in left),
+            )
+
+
+def _says_more(key: str, value: Any, defaults: DictConfig) -> bool:
+    """Whether an option could be set to a value, and is not by default."""
+    if key not in defaults:
+        return False
+    try:
+        return OmegaConf.merge(defaults, {key: value})[key] != defaults[key]
+    except OmegaConfBaseException:  # the name is the same, the kind of value is not
+        return False
 
 
 def _parse_overrides(overrides: Sequence[str]) -> DictConfig:

@@ -13,12 +13,15 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
+
+# What people call an option, where another valid name is spelt more like it.
+OTHER_NAMES = {"guidance": "guide_scale"}
 
 
 class Registry:
@@ -80,6 +83,13 @@ class Registry:
                 log.info("%s.%s has no effect: %s", where, key, reason)
         return cls, make_config(cls.Config, {**defaults, **options}, where=where, owner=type_name)
 
+    def defaults(self, type_name: str) -> DictConfig:
+        """The options that a type begins with, by name; none when it is unknown."""
+        if type_name not in self._entries:
+            return DictConfig({})
+        cls, defaults = self._entries[type_name]
+        return OmegaConf.merge(OmegaConf.structured(cls.Config), defaults)
+
     def build(self, node: Mapping[str, Any], *, where: str | None = None, **runtime: Any) -> Any:
         """Build the object that a section describes; `runtime` goes to its constructor as it is."""
         cls, config = self.resolve(node, where=where)
@@ -110,7 +120,8 @@ def make_config(schema: type, options: Mapping[str, Any], *, where: str, owner: 
 
 def nearest(name: str, valid: list[str]) -> str:
     """The end of an error message: the nearest valid name, or all of them."""
-    close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.6)
+    meant = OTHER_NAMES.get(str(name))
+    close = [meant] if meant in valid else difflib.get_close_matches(str(name), valid, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else f"; valid: {', '.join(valid)}"
 
 

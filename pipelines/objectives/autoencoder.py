@@ -57,6 +57,10 @@ class RestoreViews(Objective):
             if self.num_scales < 1:
                 raise ConfigError(f"num_scales must be >= 1, got {self.num_scales}")
 
+    @classmethod
+    def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
+        return super().weight_files(options, cfg) | {"auto_encoder.pretrained": cfg.auto_encoder.get("pretrained")}
+
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         super().__init__(cfg, device=device, num_views=1)
         self.config = config

@@ -46,6 +46,15 @@ class Objective(nn.Module):
         self.generator = self.share.own
         self.views_per_step = self.batch_size * num_views
 
+    @classmethod
+    def weight_files(cls, options: Any, cfg: RunConfig) -> dict[str, str | None]:
+        """Weight files that training loads, by the setting that names each; None or "" where it names none.
+
+        Args:
+            options: the objective's own.
+        """
+        return {"Pretrain.resume_checkpoint": cfg.Pretrain.get("resume_checkpoint")}
+
     def batches(self, start: int = 0) -> Iterator[Any]:
         """Batches on the device, without end; `cfg.grad_accumulation` of them make a step.
 

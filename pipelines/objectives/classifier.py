@@ -40,6 +40,10 @@ class NameViews(Objective):
             if self.zoom < 1 or self.noise < 0:
                 raise ConfigError(f"zoom must be >= 1 and noise >= 0, got {self.zoom} and {self.noise}")
 
+    @classmethod
+    def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
+        return super().weight_files(options, cfg) | {"classifier.pretrained": cfg.classifier.get("pretrained")}
+
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         super().__init__(cfg, device=device, num_views=1)
         self.config = config

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from models.lora import add_lora, lora_state
-from models.weights import load_strict
 from pipelines.conditioner import check_model_kind
 from pipelines.image_batches import ImageBatches
 from pipelines.joint_batch import JointBatch
+from pipelines.loading import load_generator
 from pipelines.objectives.base import Objective, batch_size_for
 from pipelines.objectives.known_view_training import KnownViewOptions, give_clean, weights_of_unknown
 from pipelines.orbit_batches import DiffusionBatch, OrbitBatches
@@ -58,6 +58,15 @@ class OrbitDenoising(Objective):
 
         dropped_prompt: str = ""
         image: bool = False
+
+    @classmethod
+    def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
+        found = super().weight_files(options, cfg)
+        for name in ("auto_encoder", "embedder"):
+            found[f"{name}.pretrained"] = getattr(cfg, name).get("pretrained")
+        if cfg.lora.rank and not cfg.Pretrain.get("resume_checkpoint"):
+            found["test_model"] = cfg.test_model
+        return found
 
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         super().__init__(cfg, device=device, num_views=max(cfg.frame_lens))
@@ -221,7 +230,7 @@ class OrbitDenoising(Objective):
         if not self.cfg.Pretrain.get("resume_checkpoint"):
             if not self.cfg.test_model:
                 raise ConfigError(f"lora.rank={lora.rank} adds to a trained model: name its weights with test_model")
-            load_strict(self.network, self.cfg.test_model, option="test_model")
+            load_generator(self.network, self.cfg)
         add_lora(self.network, rank=lora.rank, alpha=lora.alpha or lora.rank, targets=lora.targets)
         self.stem += "_lora"
 

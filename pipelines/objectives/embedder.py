@@ -34,6 +34,10 @@ class MatchCaptions(Objective):
     class Config:
         """No options of its own: everything is in the run's configuration."""
 
+    @classmethod
+    def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
+        return super().weight_files(options, cfg) | {"embedder.pretrained": cfg.embedder.get("pretrained")}
+
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         super().__init__(cfg, device=device, num_views=1)
         self.embedder = EMBEDDER.build(cfg.embedder, where="embedder")

@@ -69,6 +69,13 @@ class ObjectFromViews(Objective):
                 if not 0 <= getattr(self, name) <= 1:
                     raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
+    @classmethod
+    def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
+        found = super().weight_files(options, cfg)
+        if options.p_autoencoded:
+            found["auto_encoder.pretrained"] = cfg.auto_encoder.get("pretrained")
+        return found
+
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         super().__init__(cfg, device=device, num_views=cfg.frame_lens[0])
         self.config = config

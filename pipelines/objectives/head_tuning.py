@@ -21,8 +21,9 @@ from torch.utils.data import default_collate
 
 from models.gaussians import Gaussians
 from models.lgm import LGM
-from models.weights import HEAD_PREFIX, load_head, load_strict, read_weights
+from models.weights import HEAD_PREFIX, load_head, read_weights
 from pipelines.head_views import head_input
+from pipelines.loading import load_generator
 from pipelines.objectives.diffusion import OrbitDenoising
 from pipelines.objectives.head_parts import HeadLoss, LossConfig, draw_views, preview_views, sized
 from pipelines.objectives.known_view_training import give_clean
@@ -112,6 +113,18 @@ class HeadTuning(OrbitDenoising):
                 raise ConfigError(f"input_views={self.input_views} is unknown; valid: {', '.join(INPUT_VIEWS)}")
             if not 0 < self.t_max <= 1:
                 raise ConfigError(f"t_max must lie in (0, 1], got {self.t_max}")
+
+    @classmethod
+    def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
+        found = super().weight_files(options, cfg)
+        option, path = generator_file(cfg)
+        found[option] = path
+        head_file = cfg.reconstruction.get("pretrained")
+        # a tuned generator brings its head; looking into it takes time, and is for where no other head is found
+        missing = head_file and not Path(head_file).exists()
+        if not (missing and path and Path(path).is_file() and read_weights(path, option=option).head):
+            found["reconstruction.pretrained"] = head_file
+        return found
 
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         options = check_tuning(cfg)
@@ -270,6 +283,12 @@ def check_tuning(cfg: RunConfig) -> Any:
     return options
 
 
+def generator_file(cfg: RunConfig) -> tuple[str, str]:
+    """The setting that names the generator's weights, and their path."""
+    resumed = cfg.Pretrain.get("resume_checkpoint")
+    return ("Pretrain.resume_checkpoint", resumed) if resumed else ("test_model", cfg.test_model)
+
+
 def load_start(unet: nn.Module, head: LGM, *, cfg: RunConfig, head_file: str | None) -> None:
     """Weights to start from. The generator's come from `test_model`, unless Pretrain loads them later; the head's from
     the same file, if it was tuned before, else from `head_file`, else it starts untrained.
@@ -277,10 +296,9 @@ def load_start(unet: nn.Module, head: LGM, *, cfg: RunConfig, head_file: str | N
     Raises:
         DataError: a file is missing or does not fit.
     """
-    resumed = cfg.Pretrain.get("resume_checkpoint")
-    if not resumed:
-        load_strict(unet, cfg.test_model, option="test_model")
-    option, path = ("Pretrain.resume_checkpoint", resumed) if resumed else ("test_model", cfg.test_model)
+    option, path = generator_file(cfg)
+    if option == "test_model":
+        load_generator(unet, cfg)
     if read_weights(path, option=option).head:
         load_head(head, path, option=option)
     elif head_file:

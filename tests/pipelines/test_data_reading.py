@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from pipelines.data_reading import num_cores, read_samples
 from pipelines.training_state import latest
 from tests.conftest import ROOT
 from tests.pipelines.test_processes import ENVIRONMENT, config_file
@@ -64,7 +66,7 @@ def wait_for_end(leader: int, *, seconds: float = 20) -> list[int]:
 
 def test_a_signal_to_the_whole_group_saves_and_leaves(tmp_path):
     with training(tmp_path) as (process, workers):
-        assert len(workers) == 2
+        assert len(workers) == min(2, num_cores())
         os.killpg(process.pid, signal.SIGTERM)
         rest = process.stdout.read()
     assert process.returncode == 0, rest
@@ -75,7 +77,7 @@ def test_a_signal_to_the_whole_group_saves_and_leaves(tmp_path):
 
 def test_workers_do_not_outlive_a_training_that_is_killed(tmp_path):
     with training(tmp_path) as (process, workers):
-        assert len(workers) == 2
+        assert len(workers) == min(2, num_cores())
         process.kill()
         assert wait_for_end(process.pid) == []
 
@@ -103,3 +105,12 @@ worker.kill()
         [sys.executable, "-c", program], env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True
     )
     assert done.stdout.strip() == "0", done.stderr
+
+
+def test_there_are_no_more_workers_than_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
+    options = {"replace": False, "max_bad": 0, "tool": "", "prefetch_factor": 2, "pin_memory": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PyTorch's, about too many
+        batches = list(read_samples([{}] * 4, [[0], [1], [2], [3]], num_workers=8, **options))
+    assert [batch["index"].item() for batch in batches] == [0, 1, 2, 3]

@@ -247,6 +247,10 @@ def test_tuning_refuses(folder, monkeypatch, overrides, message):
 def test_tuning_refuses_a_missing_head(folder):
     with pytest.raises(DataError, match=r"reconstruction.pretrained=.*no such file"):
         train(tuning(folder, f"reconstruction.pretrained={folder / 'none.safetensors'}"))
+    train(tuning(folder, num_steps=1))
+    tuned = folder / "run" / "checkpoints" / "head_00000001.pth"  # brings its head
+    none = f"reconstruction.pretrained={folder / 'none.safetensors'}"
+    train(tuning(folder, none, f"test_model={tuned}", f"log_dir={folder / 'again'}", num_steps=1))
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def test_only_factors_train_and_are_saved(folder, caplog):
     before = read_weights(write_family(folder)["test_model"], option="test").state
     final = train(lora_run(folder, num_steps=30, lr=2e-2, use_ema=True, cache_latents=True))
     assert final.name == "t2v_lora.safetensors"
+    assert f"UNet: {folder / 't2v_00000007.pth'}, step 7\n" in caplog.text
     first, *_, last = losses(caplog)
     assert last < 0.95 * first
     state = read_weights(final, option="test").state

@@ -82,9 +82,13 @@ def test_one_seed_gives_the_same_weights(folder):
     torch.testing.assert_close(first.state, second.state, atol=0, rtol=0)
 
 
-def test_trained_weights_load_into_inference(folder):
+def test_trained_weights_load_into_inference(folder, caplog):
+    caplog.set_level("INFO")
     config = write_family(folder)
-    train(load(folder, TASK_TYPE="train_t2v_entrance", num_steps=2))
+    train(load(folder, TASK_TYPE="train_t2v_entrance", num_steps=2, save_ckp_interval=1))
+    said = re.findall(r"saved step (\d): (.+), (.+)$", caplog.text, flags=re.MULTILINE)
+    assert [int(step) for step, *_ in said] == [1, 2]
+    assert all(Path(weights).is_file() and Path(state).is_dir() for _, weights, state in said)
     checkpoint = folder / "run" / "checkpoints" / "t2v_00000002.pth"
     again = MODEL.build(config["UNet"])
     again.load_state_dict(read_weights(checkpoint, option="test_model").state, strict=True)
@@ -125,13 +129,15 @@ def test_the_average_is_what_is_sampled_with(folder):
     torch.testing.assert_close(exported, averaged.half().float(), atol=0, rtol=0)
 
 
-def test_goes_on_from_a_checkpoint(folder):
+def test_goes_on_from_a_checkpoint(folder, caplog):
+    caplog.set_level("INFO")
     write_family(folder)
     pretrain = {"type": "pretrain_specific_strategies", "resume_checkpoint": str(folder / "t2v_00000007.pth")}
     cfg = load(folder, TASK_TYPE="train_t2v_entrance", num_steps=9, Pretrain={**pretrain, "fix_weight": True})
     before = read_weights(folder / "t2v_00000007.pth", option="").state
     train(cfg)
     after = read_weights(folder / "run" / "checkpoints" / "t2v_00000009.pth", option="").state
+    assert f"Pretrain: {folder / 't2v_00000007.pth'}, step 7\n" in caplog.text
     assert torch.equal(after["out.2.weight"], before["out.2.weight"])
     assert not torch.equal(after[TEMPORAL], before[TEMPORAL])
 
@@ -248,3 +254,36 @@ def test_a_checkpoint_that_does_not_fit_or_carries_code_is_refused_in_one_line(f
         train(load(folder, TASK_TYPE="train_t2v_entrance", Pretrain=pretrain))
     assert "\n" not in str(caught.value)
     assert not (folder / "shouted").exists()
+
+
+def test_all_weight_files_that_are_missing_are_named_before_anything_is_written(folder):
+    overrides = ["UNet.use_lgm_refine=true", "lora.rank=0", f"log_dir={folder / 'run'}", "device=cpu"]
+    with pytest.raises(DataError) as caught:
+        train(load_config(ROOT / "configs" / "t2v_train.yaml", overrides))
+    message = str(caught.value)
+    for option, name in (
+        ("Pretrain.resume_checkpoint", "modelscope_t2v/model_scope_0267000.pth"),
+        ("auto_encoder.pretrained", "modelscope_t2v/VQGAN_autoencoder.pth"),
+        ("embedder.pretrained", "modelscope_t2v/open_clip_pytorch_model.bin"),
+        ("reconstruction.pretrained", "model.safetensors"),
+    ):
+        assert f"{option}=pretrained_models/{name}" in message
+    assert message.endswith("configs/mini/t2v_train.yaml needs none")
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("entrance", "changes", "named"),
+    [
+        ("train_autoencoder_entrance", {}, ["auto_encoder.pretrained"]),
+        ("train_embedder_entrance", {}, ["embedder.pretrained"]),
+        ("train_t2v_entrance", {}, ["auto_encoder.pretrained", "embedder.pretrained"]),
+        ("train_t2v_entrance", {"lora": {"rank": 4}}, ["auto_encoder.pretrained", "embedder.pretrained", "test_model"]),
+    ],
+)
+def test_only_weight_files_that_a_training_loads_are_asked_for(folder, entrance, changes, named):
+    files = {name: {**training_config(folder)[name], "pretrained": "none.pth"} for name in ("auto_encoder", "embedder")}
+    with pytest.raises(DataError) as caught:
+        train(load(folder, TASK_TYPE=entrance, test_model="none.pth", **files, **changes))
+    assert re.findall(r"([\w.]+)=none\.pth", str(caught.value)) == named
+    assert not (folder / "run").exists()

@@ -118,12 +118,24 @@ def test_a_made_mesh_is_compared_with_the_true_one(ply, tmp_path, capsys):
     assert "F-score at 0.05: " in capsys.readouterr().out
 
 
-def test_the_true_mesh_can_be_scaled_into_the_unit_cube(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("radius", "shift", "warned"), [(0.7, 0, False), (0.8, 0, True), (0.5, 0.2, False), (0.5, 0.3, True)]
+)
+def test_other_scales_and_places_are_noticed(tmp_path, caplog, radius, shift, warned):
+    trimesh.creation.icosphere(radius=0.5).export(tmp_path / "true.glb")
+    trimesh.creation.icosphere(radius=radius).apply_translation((shift, 0, 0)).export(tmp_path / "made.glb")
+    line = [str(tmp_path / name) for name in ("made.glb", "true.glb")]
+    assert compare_meshes.main([*line, "--points", "500"]) == 0
+    assert ["try --normalise-true" in record.getMessage() for record in caplog.records] == [True] * warned
+
+
+def test_the_true_mesh_can_be_scaled_into_the_unit_cube(tmp_path, capsys, caplog):
     trimesh.creation.icosphere(subdivisions=4, radius=0.5).export(tmp_path / "made.glb")
     trimesh.creation.icosphere(subdivisions=4, radius=7.0).apply_translation((3, 0, 0)).export(tmp_path / "true.obj")
     line = [str(tmp_path / name) for name in ("made.glb", "true.obj")]
     assert compare_meshes.main([*line, "--points", "5000", "--normalise-true"]) == 0
     assert "F-score at 0.05: 1.0000" in capsys.readouterr().out
+    assert caplog.text == ""
     with pytest.raises(ConfigError, match="--points"):
         compare_meshes.main([*line, "--points", "1"])
     with pytest.raises(DataError, match="no such file"):
