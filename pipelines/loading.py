@@ -73,13 +73,23 @@ def check_fit(cfg: RunConfig, device: torch.device) -> None:
         ConfigError: names the setting and what would do.
     """
     unet = MODEL.resolve(cfg.UNet, where="UNet")[1]
-    autoencoder = AUTO_ENCODER.resolve(cfg.auto_encoder, where="auto_encoder")[1]
-    multiple = 2 ** (len(unet.dim_mult) - 1 + len(autoencoder.ddconfig.ch_mult) - 1)
-    if any(side % multiple for side in cfg.resolution):
-        raise ConfigError(f"resolution={list(cfg.resolution)} must be multiples of {multiple} for these networks")
+    check_resolution(cfg, cfg.resolution)
     if unet.attention == "xformers" and device.type != "cuda":
         raise ConfigError(f"UNet.attention=xformers needs a GPU, but device is {device.type}; use sdpa")
     check_reconstruction(cfg, device)
+
+
+def check_resolution(cfg: RunConfig, resolution: tuple[int, int]) -> None:
+    """Refuse a width or height that the networks of a configuration cannot halve as often as they do.
+
+    Raises:
+        ConfigError: names what would do.
+    """
+    unet = MODEL.resolve(cfg.UNet, where="UNet")[1]
+    autoencoder = AUTO_ENCODER.resolve(cfg.auto_encoder, where="auto_encoder")[1]
+    multiple = 2 ** (len(unet.dim_mult) - 1 + len(autoencoder.ddconfig.ch_mult) - 1)
+    if any(side < multiple or side % multiple for side in resolution):
+        raise ConfigError(f"resolution={list(resolution)} must be multiples of {multiple} for these networks")
 
 
 def load_unet(cfg: RunConfig) -> nn.Module:

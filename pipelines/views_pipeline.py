@@ -17,6 +17,7 @@ from pipelines.conditioner import CallFrame, Conditions, ImageConditioner, Orbit
 from pipelines.guidance import ClassifierFreeGuidance, Refiner
 from pipelines.head_loading import usable
 from pipelines.known_views import KnownViews
+from pipelines.loading import check_resolution
 from pipelines.orbits import Orbits
 from pipelines.reconstruction import GaussianReconstruction
 from pipelines.sampler import Denoising
@@ -57,7 +58,8 @@ class ViewsPipeline(Assembly):
 
         Raises:
             ValueError: no input, another number of seeds than inputs, or known views for a text model.
-            ConfigError: refined results without a head, or an input view of the head that is not sampled.
+            ConfigError: refined results without a head, or an input view of the head that is not sampled, or
+                a resolution that the networks cannot take.
             DataError: a picture cannot be used.
         """
         inputs, seeds = self._lists(inputs, seeds)
@@ -124,6 +126,8 @@ class ViewsPipeline(Assembly):
         return inputs, seeds
 
     def _frame(self, seeds: list[int], c2w_V44: Tensor | None, resolution: tuple[int, int] | None) -> CallFrame:
+        if resolution is not None:
+            check_resolution(self.cfg, resolution)
         device, dtype = self._place
         return CallFrame(
             c2w_V44=self.cfg.cameras.c2w() if c2w_V44 is None else c2w_V44,

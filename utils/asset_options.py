@@ -81,3 +81,7 @@ class AssetOptions:
             )
         if self.turntable_distance is not None and not 0 < self.turntable_distance < math.inf:
             raise ConfigError(f"assets.turntable_distance must be positive, got {self.turntable_distance}")
+
+
+# For samples that are only read as views.
+NO_FILES = AssetOptions(ply=False, splat=False, glb=False, html=False, turntable=False)

@@ -253,7 +253,10 @@ class RunConfig:
         _one_of("tracker", self.tracker, TRACKERS)
         _one_of("decay_mode", self.decay_mode, ("cosine", "linear", "constant"))
         if min(self.resolution) < 8 or any(side % 8 for side in self.resolution):
-            raise ConfigError(f"resolution must be multiples of 8, at least 8, got {list(self.resolution)}")
+            raise ConfigError(
+                f"resolution={list(self.resolution)} must be multiples of 64 for the published networks, of 16 for the "
+                "small ones"
+            )
 
     @property
     def is_joint(self) -> bool:

@@ -19,6 +19,7 @@ from pipelines.evaluation.held_out import open_held_out
 from pipelines.evaluation.samples import read_views, sample_folders, views_folders
 from pipelines.loading import pick_device
 from pipelines.visual import RESULT_FILE
+from utils.asset_options import NO_FILES
 from utils.errors import DataError
 from utils.files import read_json, writable_folder, write_json
 from utils.registry import INFER_ENGINE, MODEL
@@ -148,7 +149,8 @@ def evaluate_recognition(
     network = network.to(pick_device(cfg.device)).eval()
     objects = held_out_objects(dataset, attributes, limit=num_objects)
     if runs is None:
-        sampling = dataclasses.replace(cfg, prompts=[one.prompt for one in objects], round=1, log_dir=str(out / "runs"))
+        prompts = [one.prompt for one in objects]
+        sampling = dataclasses.replace(cfg, prompts=prompts, round=1, log_dir=str(out / "runs"), assets=NO_FILES)
         folders = INFER_ENGINE.build({"type": cfg.TASK_TYPE}, where="TASK_TYPE", cfg=sampling).run()
     else:
         folders = sample_folders(runs)

@@ -86,6 +86,13 @@ def test_views_resolution_and_cameras_are_settings(tmp_path, family):
     assert 0 <= orbits.views_BVCHW.min() <= orbits.views_BVCHW.max() <= 1
 
 
+def test_a_call_refuses_a_resolution_that_does_not_fit(tmp_path, family):
+    pipeline = ViewsPipeline.from_config(load(tmp_path, family))
+    for side in (0, 36, 40):
+        with pytest.raises(ConfigError, match="must be multiples of 16 for these networks"):
+            pipeline("a red mug", resolution=(side, 32))
+
+
 def test_outside_the_guided_part_one_branch_runs(tmp_path, family):
     pipeline = ViewsPipeline.from_config(load(tmp_path, family, "sampler.num_steps=4", "guide_range=[0.25,0.75]"))
     branches, steps = [], []
@@ -140,7 +147,7 @@ def test_command_line(tmp_path, family):
         ({"test_model": ""}, "configs/mini/t2v_infer.yaml"),
         ({"test_list_path": "nowhere.txt"}, "no such file"),
         ({"guide_range": [0.5, 0.5]}, "guide_range must be two shares of the steps"),
-        ({"resolution": [30, 32]}, "resolution must be multiples"),
+        ({"resolution": [30, 32]}, "must be multiples of 64 for the published networks, of 16 for"),
         ({"resolution": [40, 32]}, "resolution=[40, 32] must be multiples of 16"),
         ({"UNet": {**UNET, "attention": "xformers"}}, "UNet.attention=xformers"),
         ({"frame_lens": [1, 24]}, "frame_lens=[1, 24]"),

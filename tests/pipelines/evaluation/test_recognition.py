@@ -20,8 +20,8 @@ from pipelines.evaluation.recognition import (
     recognition_text,
     shuffled_rate,
 )
-from tests.tiny import write_config, write_family
-from tests.tiny_orbits import SIZE, write_orbits
+from tests.tiny import write_config, write_family, write_head
+from tests.tiny_orbits import SIZE, write_orbits, write_turning_orbits
 from utils.config import load_config
 from utils.errors import DataError
 from utils.registry import MODEL
@@ -97,6 +97,20 @@ def test_sampling_and_measuring_end_to_end(tmp_path):
     (tmp_path / "empty" / "other" / "result.json").write_text('{"prompt": "a cat"}')
     with pytest.raises(DataError, match="no sample is of a prompt"):
         evaluate_recognition(cfg, **options, runs=tmp_path / "empty", num_objects=3)
+
+
+def test_samples_to_be_measured_get_no_files_of_the_object(tmp_path):
+    config = write_family(tmp_path) | write_head(tmp_path)
+    attributes = {"kind": "disc", "color": "red"}
+    held_out = write_turning_orbits(tmp_path / "held_out", elevations=(10.0,), attributes=attributes)
+    network = MODEL.build({"type": "ViewClassifier", "kinds": ["disc", "square"], "colors": ["blue", "red"]})
+    save_safetensors(tmp_path / "classifier.safetensors", network.state_dict(), metadata=network.metadata())
+    cfg = load_config(write_config(tmp_path / "run.yaml", config), ["sampler.num_steps=1", "assets.glb=false"])
+    options = {"held_out": held_out, "classifier": str(tmp_path / "classifier.safetensors"), "out": tmp_path / "out"}
+    evaluate_recognition(cfg, **options, runs=None, num_objects=1)
+    [folder] = (path.parent for path in (tmp_path / "out" / "runs").glob("*/result.json"))
+    files = {path.name for path in folder.iterdir()}
+    assert files == {"orbit.mp4", "sheet.png", "views", "transforms.json", "result.json"}
 
 
 def test_true_renders_come_in_the_size_of_the_samples(tmp_path):
