@@ -9,6 +9,7 @@ import sys
 import time
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,25 +105,36 @@ class OrbitInference:
         writer = VISUAL.build(self.cfg.visual_inference, where="visual_inference", **options)
         batches = [jobs[start : start + self.cfg.batch_size] for start in range(0, len(jobs), self.cfg.batch_size)]
         seconds = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
-        written = f"orbit.mp4, sheet.png, views/, transforms.json, {RESULT_FILE}"
-        if pipeline.results_of() == "both":
-            written += "; with 3D-aware sampling: orbit_gs.mp4, sheet_gs.png, views_gs/"
-        if pipeline.reconstruction:
-            written += "; the object: see `assets` there"
         with tqdm(total=len(batches) * pipeline.steps_per_call, unit="step", mininterval=seconds) as bar:
             for batch in batches:
-                bar.set_description(batch[0].source.slug[:40])
+                name = batch[0].source.slug[:40]
+                bar.set_description(name)
                 orbits = pipeline(
                     [job.source.text for job in batch],
                     seeds=[job.seed for job in batch],
                     known_views={view: [image] * len(batch) for view, image in known.items()},
-                    on_step=bar.update,
+                    on_step=partial(count_step, bar, steps_per_call=pipeline.steps_per_call, name=name),
                 )
+                bar.set_description(f"{name}: writing files")
+                began = time.perf_counter()
                 for index, job in enumerate(batch):
                     record = {**job.source.record, "seed": job.seed, "settings": settings}
                     writer.write(job.folder, orbits, index, fps=self.cfg.target_fps, record=record)
-                    bar.write(file=sys.stderr, s=f"wrote {job.folder}/ ({written})")
-                bar.write(file=sys.stderr, s=cost_of(orbits, num_steps=pipeline.steps_per_call))
+                    bar.write(file=sys.stderr, s=f"wrote {job.folder}/ ({', '.join(contents_of(job.folder))})")
+                cost = cost_of(orbits, num_steps=pipeline.steps_per_call)
+                bar.write(file=sys.stderr, s=f"{cost}, files {time.perf_counter() - began:.2f} s")
+
+
+def count_step(bar: tqdm, *, steps_per_call: int, name: str) -> None:
+    """Move the bar on; after the last step of a call, say what goes on meanwhile."""
+    bar.update()
+    if bar.n % steps_per_call == 0:
+        bar.set_description(f"{name}: decoding")
+
+
+def contents_of(folder: Path) -> list[str]:
+    """Names of what lies in a folder, folders with a slash."""
+    return sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
 
 
 def cost_of(orbits: Orbits, *, num_steps: int) -> str:

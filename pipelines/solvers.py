@@ -5,6 +5,7 @@ Letters: T timesteps of the schedule, S steps of a run.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,17 @@ from torch import Tensor
 from models.diffusion import DiffusionDDIM
 
 SPACINGS = ("leading", "trailing", "linspace", "angle")
-SOLVERS = ("ddim", "dpmsolver++", "unipc")
+SOLVERS: dict[str, Callable[..., Any]] = {}  # what `solver_named` has collected
+
+
+def solver_named(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate what makes a diffusers scheduler out of the options that all of them take."""
+
+    def collect(make: Callable[..., Any]) -> Callable[..., Any]:
+        SOLVERS[name] = make
+        return make
+
+    return collect
 
 
 def make_scheduler(diffusion: DiffusionDDIM, *, solver: str, num_steps: int, spacing: str, warp: float) -> Any:
@@ -24,8 +35,7 @@ def make_scheduler(diffusion: DiffusionDDIM, *, solver: str, num_steps: int, spa
         # Multistep solvers work with log(signal / noise): the terminal signal must not be exactly zero.
         betas[-1] = 1 - 2**-24 / alpha_bar[-2]
     angle = spacing == "angle"
-    scheduler = make_solver(
-        solver,
+    scheduler = SOLVERS[solver](
         num_train_timesteps=diffusion.num_timesteps,
         trained_betas=betas.tolist(),
         prediction_type="sample",
@@ -41,16 +51,27 @@ def make_scheduler(diffusion: DiffusionDDIM, *, solver: str, num_steps: int, spa
     return scheduler
 
 
-def make_solver(name: str, **options: Any) -> Any:
-    """The diffusers scheduler of a solver; importing diffusers takes seconds, so it waits until here."""
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+@solver_named("ddim")
+def ddim(**options: Any) -> Any:
+    """As published, the last step goes to the alpha of timestep 0, not to 1."""
+    from diffusers import DDIMScheduler  # takes seconds, so it waits until here
 
-    if name == "ddim":
-        # As published, the last step goes to the alpha of timestep 0, not to 1.
-        return DDIMScheduler(clip_sample=False, set_alpha_to_one=False, **options)
-    if name == "dpmsolver++":
-        return DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=2, **options)
-    assert name == "unipc"
+    return DDIMScheduler(clip_sample=False, set_alpha_to_one=False, **options)
+
+
+@solver_named("dpmsolver++")
+def dpmsolver(**options: Any) -> Any:
+    """Second order (arXiv:2211.01095)."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=2, **options)
+
+
+@solver_named("unipc")
+def unipc(**options: Any) -> Any:
+    """Second order (arXiv:2302.04867)."""
+    from diffusers import UniPCMultistepScheduler
+
     return UniPCMultistepScheduler(predict_x0=True, solver_order=2, **options)
 
 

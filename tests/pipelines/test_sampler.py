@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import models
-import pipelines.sampler  # noqa: F401
 from pipelines.conditioner import Conditions
 from pipelines.guidance import ClassifierFreeGuidance
-from pipelines.sampler import Denoising
+from pipelines.sampler import Denoising, Sampler
+from pipelines.solvers import SOLVERS, solver_named
 from tests.reference_cases import assert_matches, case_input, load_case
 from tests.tiny import V_DIFFUSION
 from utils.errors import ConfigError
@@ -316,3 +316,21 @@ def test_the_inner_part_of_the_network_runs_at_every_nth_step():
     assert [step for step, new in enumerate(fresh) if new] == [0, 4, 6, 8]
     with pytest.raises(ConfigError, match=r"sampler.reuse_steps must be at least 1, got 0"):
         SAMPLERS.build({"type": "DDIM", "reuse_steps": 0})
+
+
+def test_another_scheduler_is_one_function_and_one_name(monkeypatch):
+    """As README says; taken out again, because registries are for a whole process."""
+    monkeypatch.setitem(SOLVERS, "deis", None)
+    monkeypatch.setattr(SAMPLERS, "_entries", dict(SAMPLERS._entries))
+
+    @solver_named("deis")
+    def deis(**options):
+        from diffusers import DEISMultistepScheduler
+
+        return DEISMultistepScheduler(solver_order=2, **options)
+
+    SAMPLERS.register(name="DEIS", solver="deis", spacing="trailing", num_steps=20)(Sampler)
+    other = SAMPLERS.build({"type": "DEIS", "num_steps": 4})
+    scheduler = other.scheduler(DIFFUSION.build({"type": "DiffusionDDIM"}))
+    assert type(scheduler).__name__ == "DEISMultistepScheduler"
+    assert len(scheduler.timesteps) == 4
