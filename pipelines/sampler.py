@@ -102,7 +102,7 @@ class Sampler:
         """Options.
 
         Attributes:
-            solver: ddim, dpmsolver++ or unipc; normally set by the type's name.
+            solver: ddim, dpmsolver++, unipc or another of pipelines.solvers; normally set by the type's name.
             num_steps: calls of the network (each with both guidance branches).
             eta: stochasticity of DDIM, 0 is deterministic.
             spacing: leading (published: 981, 961, ..., 1), trailing (starts at pure noise), linspace; or

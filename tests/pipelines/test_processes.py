@@ -110,12 +110,20 @@ def test_processes_go_on_where_one_stopped(folder):
     assert max(off) < 1e-4
 
 
-def test_a_signal_reaches_all_processes(folder):
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("at_once", [False, True], ids=["to-the-launcher", "to-all-at-once"])
+def test_a_signal_reaches_all_processes(folder, request, at_once):
+    """From the launcher, which passes it on; and as Slurm sends it, to all of them beside that."""
+    if at_once and not request.config.getoption("--slow"):
+        pytest.skip("--slow")
     file = config_file(folder, "run", num_processes=2, num_steps=10**6)
     with start(ROOT / "train_net.py", "--cfg", file, folder=folder) as process:
         for line in process.stdout:
             if line.startswith("step 2:"):
-                process.send_signal(signal.SIGTERM)
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+                assert len(children) == 2
+                for pid in (process.pid, *(map(int, children) if at_once else ())):
+                    os.kill(pid, signal.SIGTERM)
                 break
         rest = process.stdout.read()
     assert process.returncode == 0, rest
@@ -135,24 +143,6 @@ def test_a_signal_that_comes_twice_is_one(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_signals_to_the_launcher_and_to_its_processes_save_and_leave(folder):
-    """As Slurm sends them: to all at once."""
-    file = config_file(folder, "run", num_processes=2, num_steps=10**6)
-    with start(ROOT / "train_net.py", "--cfg", file, folder=folder) as process:
-        for line in process.stdout:
-            if line.startswith("step 2:"):
-                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-                assert len(children) == 2
-                for pid in (process.pid, *map(int, children)):
-                    os.kill(pid, signal.SIGTERM)
-                break
-        rest = process.stdout.read()
-    assert process.returncode == 0, rest
-    step = int(re.search(r"stopped at step (\d+)", rest)[1])
-    assert latest(folder / "run" / "state").name == f"step_{step:08d}"
 
 
 def test_one_failing_process_ends_all_in_one_line(folder):
@@ -200,12 +190,17 @@ def on_two_machines(folder, *files):
     return said
 
 
-def test_folders_that_machines_do_not_share_are_refused(folder):
+def test_a_log_dir_that_machines_do_not_share_is_refused(folder):
     first, second = (config_file(folder, name, num_steps=3) for name in ("first", "second"))
     train_here(load_config(config_file(folder, "one", num_steps=1, log_dir=str(folder / "first"))))
     for said in on_two_machines(folder, first, second):
         assert "some processes find the state of step 1 there, others none; put it on a disk that all" in said
         assert "Traceback" not in said
+
+
+def test_a_cache_dir_that_machines_do_not_share_is_refused(folder, request):
+    if not request.config.getoption("--slow"):
+        pytest.skip("--slow")
     caches = [config_file(folder, n, cache_latents=True, cache_dir=str(folder / f"cache_{n}")) for n in "ab"]
     for said in on_two_machines(folder, *caches):
         assert re.search(r"error: cache_dir=.*: not all processes see begun.json; put it on a disk", said)
