@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines import launch
+from pipelines import launch, resume
 from pipelines.global_batch import GlobalBatch
 from pipelines.launch import processes_to_start
 from pipelines.trainer import train as train_here
@@ -24,7 +24,7 @@ from tests.pipelines.test_training import load
 from tests.tiny import write_config
 from tests.tiny_orbits import training_config, write_files, write_orbits
 from utils.config import load_config
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 # The launcher's way to several processes of one machine is called so on CPUs too; port 0: a free one.
@@ -159,7 +159,7 @@ def test_one_failing_process_ends_all_in_one_line(folder):
 
 @pytest.mark.parametrize("divided", [False, True])
 def test_a_full_disk_ends_all_in_one_line_each(folder, request, divided):
-    if divided and not request.config.getoption("--slow"):
+    if not request.config.getoption("--slow"):
         pytest.skip("--slow")
     given = {"use_ema": True, "use_fsdp": divided, "num_processes": 2, "save_ckp_interval": 1, "num_steps": 3}
     file = config_file(folder, "run", **given)
@@ -190,7 +190,20 @@ def on_two_machines(folder, *files):
     return said
 
 
-def test_a_log_dir_that_machines_do_not_share_is_refused(folder):
+def test_processes_that_go_on_from_different_steps_are_refused(folder, monkeypatch):
+    train_here(load_config(config_file(folder, "one", num_steps=1)))
+    found = latest(folder / "one" / "state")
+    # as if another process had found the state of step 0
+    monkeypatch.setattr(resume, "largest", lambda *values: tuple(max(value, 0) for value in values))
+    with pytest.raises(DataError, match=r"find the state of step 1 there, others the one of step 0; put it on a disk"):
+        resume.check_agreement(found, folder / "one")
+    monkeypatch.setattr(resume, "largest", lambda *values: values)
+    resume.check_agreement(found, folder / "one")
+
+
+def test_a_log_dir_that_machines_do_not_share_is_refused(folder, request):
+    if not request.config.getoption("--slow"):
+        pytest.skip("--slow")
     first, second = (config_file(folder, name, num_steps=3) for name in ("first", "second"))
     train_here(load_config(config_file(folder, "one", num_steps=1, log_dir=str(folder / "first"))))
     for said in on_two_machines(folder, first, second):
