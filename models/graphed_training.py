@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.unet import OrbitUNet
-from utils.errors import ConfigError
+from utils.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class _Replayed:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as err:
-                reason = str(err).splitlines()[0]
+                reason = first_line(err)
                 raise ConfigError(
                     f"cuda_graph=true: the UNet cannot be captured ({reason}); set cuda_graph=false"
                 ) from err

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from utils import registry
-from utils.errors import ConfigError
+from utils.errors import ConfigError, first_line
 from utils.files import atomic_path
 from utils.registry import make_config
 from utils.run_config import REPLACED_KEYS, RETIRED_KEYS, RunConfig
@@ -95,7 +95,7 @@ def _read_tree(path: Path, *, seen: tuple[Path, ...]) -> DictConfig:
     try:
         tree = OmegaConf.load(path)
     except (yaml.YAMLError, OmegaConfBaseException) as err:
-        raise ConfigError(f"{path}: not valid YAML ({str(err).splitlines()[0]})") from err
+        raise ConfigError(f"{path}: not valid YAML ({first_line(err)})") from err
     if not isinstance(tree, DictConfig):
         raise ConfigError(f"{path}: expected `key: value` lines at the top level")
     base = tree.pop("base", None)
@@ -152,7 +152,7 @@ def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
     try:
         return OmegaConf.from_dotlist(list(overrides))
     except (yaml.YAMLError, OmegaConfBaseException) as err:
-        raise ConfigError(f"overrides {list(overrides)}: {str(err).splitlines()[0]}") from err
+        raise ConfigError(f"overrides {list(overrides)}: {first_line(err)}") from err
 
 
 def _drop_retired(values: dict[str, Any]) -> dict[str, Any]:

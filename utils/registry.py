@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def make_config(schema: type, options: Mapping[str, Any], *, where: str, owner: 
         raise ConfigError(f"{shown} is unknown to {owner}{nearest(key.rsplit('.')[-1], valid)}") from err
     except OmegaConfBaseException as err:
         shown = f"{where}.{err.full_key}" if where else str(err.full_key)
-        raise ConfigError(f"{shown}: {str(err).splitlines()[0]}") from err
+        raise ConfigError(f"{shown}: {first_line(err)}") from err
     except ConfigError:
         raise
     except ValueError as err:
