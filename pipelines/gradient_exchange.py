@@ -1,4 +1,4 @@
-"""Gradients averaged over all processes after the backward pass instead of by DDP, chosen by `use_ddp=false`.
+"""Gradients averaged over all processes after the backward pass instead of by DDP; pipelines/arrangement.py says when.
 
 DDP exchanges them while they come, hung on nodes of the backward pass, which a CUDA graph has not: under DDP every
 kernel is started by itself. This exchange comes on top of the pass, but needs no memory beside the gradients.
@@ -6,7 +6,7 @@ kernel is started by itself. This exchange comes on top of the pass, but needs n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, distributed, nn
@@ -15,7 +15,7 @@ from utils.errors import ConfigError
 from utils.processes import num_processes
 from utils.run_config import RunConfig
 
-LARGE = 1 << 20  # elements; gradients with fewer travel together
+BUCKET = 32 << 20  # elements that travel together, at least
 
 
 def check_exchange(cfg: RunConfig) -> None:
@@ -24,33 +24,43 @@ def check_exchange(cfg: RunConfig) -> None:
     Raises:
         ConfigError: see above.
     """
-    if cfg.is_joint and not cfg.use_ddp:
+    if cfg.is_joint and cfg.use_ddp is False:
         raise ConfigError(
             f"use_ddp=false does not go with frame_lens={list(cfg.frame_lens)}: images leave layers over views out; "
-            "set use_ddp=true"
+            "set use_ddp=null"
         )
-
-
-def exchanges_afterwards(cfg: RunConfig) -> bool:
-    """Whether `average_gradients` is what makes several processes one."""
-    return num_processes() > 1 and not (cfg.use_ddp or cfg.use_fsdp)
 
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace gradients by their means over all processes, in place; all have gradients of the same parameters."""
-    gradients = [_as_stored(parameter.grad) for parameter in parameters if parameter.grad is not None]
-    large = [gradient for gradient in gradients if len(gradient) >= LARGE]
-    small = [gradient for gradient in gradients if len(gradient) < LARGE]
-    waiting = [distributed.all_reduce(gradient, async_op=True) for gradient in large]
-    if small:
-        joined = torch.cat(small)
-        distributed.all_reduce(joined)
-        torch._foreach_copy_(small, list(joined.split([len(gradient) for gradient in small])))
-    for one in waiting:
-        one.wait()
-    if gradients:
-        torch._foreach_div_(gradients, num_processes())
+    before = None
+    for bucket in _buckets([_as_stored(parameter.grad) for parameter in parameters if parameter.grad is not None]):
+        joined = torch.cat(bucket)
+        work = distributed.all_reduce(joined, async_op=True)
+        if before:  # is spread while this one travels
+            _spread(*before)
+        before = work, joined, bucket
+    if before:
+        _spread(*before)
+
+
+def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
+    bucket, size = [], 0
+    for gradient in gradients:
+        bucket.append(gradient)
+        size += len(gradient)
+        if size >= BUCKET:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
+
+
+def _spread(work: distributed.Work, joined: Tensor, bucket: list[Tensor]) -> None:
+    work.wait()
+    joined /= num_processes()
+    torch._foreach_copy_(bucket, list(joined.split([len(gradient) for gradient in bucket])))
 
 
 def _as_stored(gradient: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -82,8 +83,11 @@ def _whole(value: Any) -> Any:
 
 
 def like(whole: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor, the same on all processes, placed and divided as `target` is."""
-    whole = whole.to(target.device)
-    if not isinstance(target, DTensor):
-        return whole
-    return distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
+    """A whole tensor, the same on all processes, placed and divided as `target` is.
+
+    Its numbers also lie in the same order: AdamW's kernels refuse moments that lie otherwise than their parameters.
+    """
+    if isinstance(target, DTensor):
+        whole = whole.to(target.device).contiguous()  # as FSDP keeps them
+        return distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
+    return torch.empty_like(target, dtype=whole.dtype).copy_(whole)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from models.weights import check_files
-from pipelines.arrangement import arrange
-from pipelines.gradient_exchange import average_gradients, check_exchange, exchanges_afterwards
+from pipelines.arrangement import arrange, exchanges_afterwards
+from pipelines.gradient_exchange import average_gradients, check_exchange
 from pipelines.launch import check_tracker, join_processes, leave_processes, make_accelerator, watch_signals
 from pipelines.objectives.base import Objective
 from pipelines.optimization import MovingAverage, lr_factor, parameter_groups
@@ -122,7 +122,7 @@ class Trainer:
             restore(saved, objective.network, optimizer, self.average, source=f"resume: {state}")
             self.step, self.num_samples, self.elapsed_s = saved.step, saved.num_samples, saved.elapsed_s
             note_other_batch(saved.per_step, objective.share.per_step)
-        self.exchanges = exchanges_afterwards(cfg)
+        self.exchanges = exchanges_afterwards(cfg, objective, self.accelerator)
         if self.exchanges:
             take_from_main(objective.network)
         # Without `evaluation_mode` accelerate would wrap the network for DDP, copied to every process.

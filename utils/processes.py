@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,11 @@ def process_rank() -> int:
 def is_main() -> bool:
     """Whether this process writes files and messages."""
     return process_rank() == 0
+
+
+def on_one_machine() -> bool:
+    """Whether all processes are known to run on one machine: their launcher says how many it started there."""
+    return os.environ.get("LOCAL_WORLD_SIZE") == str(num_processes())
 
 
 def wait_for_all() -> None:

@@ -209,7 +209,7 @@ class RunConfig:
     use_ema: bool = False
     ema_decay: float = 0.9999
     num_processes: int = 0
-    use_ddp: bool = True
+    use_ddp: bool | None = None
     use_fsdp: bool = False
     grad_accumulation: int = 1
     max_bad_samples: int = 10

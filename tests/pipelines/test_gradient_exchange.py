@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from pipelines import gradient_exchange
+from pipelines.arrangement import exchanges_afterwards
 from pipelines.gradient_exchange import average_gradients
 from pipelines.trainer import train
 from tests.pipelines.test_training import load
@@ -23,15 +26,16 @@ def test_each_is_exchanged_once_whatever_its_layout(monkeypatch):
         def wait(self):
             sent.append("waited")
 
-    def all_reduce(tensor, async_op=False):
+    def all_reduce(tensor, async_op):
+        assert async_op
         assert tensor.is_contiguous()
         sent.append(len(tensor))
         tensor.mul_(4)
-        return Done() if async_op else None
+        return Done()
 
     monkeypatch.setattr(gradient_exchange.distributed, "all_reduce", all_reduce)
     monkeypatch.setattr(gradient_exchange, "num_processes", lambda: 2)
-    monkeypatch.setattr(gradient_exchange, "LARGE", 200)
+    monkeypatch.setattr(gradient_exchange, "BUCKET", 200)
     torch.manual_seed(0)
     image, views = torch.randn(6, 4, 3, 3), torch.randn(4, 4, 3, 1, 1)
     layouts = [
@@ -48,7 +52,35 @@ def test_each_is_exchanged_once_whatever_its_layout(monkeypatch):
     for parameter, gradient in zip(parameters, layouts, strict=True):
         torch.testing.assert_close(parameter.grad, 2 * gradient)
         assert parameter.grad.stride() == gradient.stride()
-    assert sent == [216, 1200, 48 + 7 + 1, "waited", "waited"]
+    assert sent == [216, 48 + 1200, "waited", 7 + 1, "waited", "waited"]
+
+
+@pytest.mark.parametrize(
+    ("processes", "changes", "afterwards"),
+    [
+        (2, {}, True),
+        (1, {}, False),
+        (2, {"use_ddp": True}, False),
+        (2, {"use_fsdp": True}, False),
+        (2, {"use_ddp": False, "cuda_graph": False}, True),
+        (2, {"cuda_graph": False}, False),
+        (2, {"fused": False}, False),
+        (2, {"compile": True}, False),
+        (2, {"grad_accumulation": 2}, False),
+        (4, {}, False),  # two of them on another machine
+    ],
+)
+def test_left_open_it_follows_the_pass_where_that_can_be_a_graph(tmp_path, monkeypatch, processes, changes, afterwards):
+    """DDP would keep the passes from being graphs; between machines its overlap is worth more."""
+    monkeypatch.setattr("utils.processes.num_processes", lambda: processes)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    objective = SimpleNamespace(network=SimpleNamespace(can_be_graphed=True))
+    on_gpus = SimpleNamespace(num_processes=processes, mixed_precision="bf16", device=torch.device("cuda"))
+    cfg = load(tmp_path, TASK_TYPE="train_t2v_entrance", **changes)
+    assert exchanges_afterwards(cfg, objective, on_gpus) is afterwards
+    if not changes:
+        on_gpus.mixed_precision = "no"
+        assert not exchanges_afterwards(cfg, objective, on_gpus)
 
 
 def test_images_beside_orbits_are_refused(tmp_path):

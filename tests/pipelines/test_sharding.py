@@ -6,8 +6,12 @@ import re
 
 import pytest
 import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from models.weights import read_weights
+from pipelines.sharding import like, local
 from pipelines.trainer import train as train_here
 from pipelines.training_state import latest, read_state
 from tests.conftest import ROOT
@@ -117,3 +121,22 @@ def test_one_process_keeps_it_whole(folder):
         train_here(load(folder, **given, use_fsdp=divide, log_dir=str(folder / name)))
     one, two = (read_state(latest(folder / name / "state")) for name in ("one", "two"))
     torch.testing.assert_close(one.model, two.model, atol=0, rtol=0)
+
+
+def test_a_state_is_laid_out_as_the_network_is():
+    """AdamW's kernels on GPUs refuse moments that lie otherwise than their parameters."""
+    there = torch.randn(4, 6, 3, 3)
+    by_channels = there.contiguous(memory_format=torch.channels_last)
+    for target in (there, by_channels):
+        for whole in (there, by_channels):
+            placed = like(whole.half(), target)
+            assert torch.equal(placed, whole.half())
+            assert placed.stride() == target.stride()
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        target = distribute_tensor(there, init_device_mesh("cpu", (1,)), [Shard(0)])
+        placed = local(like(by_channels, target))
+        assert torch.equal(placed, there)
+        assert placed.stride() == local(target).stride() == there.stride()
+    finally:
+        distributed.destroy_process_group()
