@@ -5,26 +5,19 @@ Letters: B batch, L tokens, C channels, H W pixels.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
-import open_clip
 import torch
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.tokenizer import SimpleTokenizer, bytes_to_unicode
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.weights import load_state, read_weights
 from utils.errors import ConfigError
 from utils.registry import EMBEDDER, nearest
 
-log = logging.getLogger(__name__)
-
-NUM_BYTE_TOKENS = 512  # every byte, inside a word and at its end
-NUM_SPECIAL_TOKENS = 2  # start and end of text
+# models/clip.py waits until an encoder is built: importing open_clip takes longer than the rest of the program.
+PUBLISHED_ARCH = "ViT-H-14"
 
 
 class Embeddings(NamedTuple):
@@ -59,7 +52,7 @@ class FrozenOpenCLIPTtxtVisualEmbedder(nn.Module):
                 encodes, in more tokens); null keeps all of them.
         """
 
-        arch: str = "ViT-H-14"
+        arch: str = PUBLISHED_ARCH
         layer: str = "penultimate"
         pretrained: str | None = None
         model_cfg: dict[str, Any] = field(default_factory=dict)
@@ -72,21 +65,25 @@ class FrozenOpenCLIPTtxtVisualEmbedder(nn.Module):
                 raise ConfigError(f"num_merges must be >= 0, got {self.num_merges}")
             if self.num_merges is not None and not self.model_cfg:
                 raise ConfigError("num_merges changes the vocabulary and needs an own architecture (model_cfg)")
-            if not self.model_cfg and open_clip.get_model_config(self.arch) is None:
-                raise ConfigError(f"arch={self.arch} is unknown to open_clip{nearest(self.arch, known_archs())}")
+            if not self.model_cfg and self.arch != PUBLISHED_ARCH:
+                from models.clip import known_archs
+
+                if self.arch not in known_archs():
+                    raise ConfigError(f"arch={self.arch} is unknown to open_clip{nearest(self.arch, known_archs())}")
             missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(self.model_cfg)
             if self.model_cfg and missing:
                 raise ConfigError(f"model_cfg lacks {', '.join(sorted(missing))}")
 
     def __init__(self, config: Config) -> None:
+        from models import clip
+
         super().__init__()
-        self.config = config
-        sizes = dict(config.model_cfg or open_clip.get_model_config(config.arch))
+        self.config, self.pixel_moments = config, (clip.MEAN, clip.STD)
+        sizes = dict(config.model_cfg or clip.sizes_of(config.arch))
         if config.num_merges is not None:
-            vocab_size = NUM_BYTE_TOKENS + config.num_merges + NUM_SPECIAL_TOKENS
-            sizes["text_cfg"] = {**sizes["text_cfg"], "vocab_size": vocab_size}
-        self.model = _build_clip(sizes, pretrained=config.pretrained)
-        self.tokenizer = ShortTokenizer(num_merges=config.num_merges, context_length=self.model.context_length)
+            sizes["text_cfg"] = {**sizes["text_cfg"], "vocab_size": clip.vocab_size(config.num_merges)}
+        self.model = clip.build_clip(sizes, pretrained=config.pretrained)
+        self.tokenizer = clip.ShortTokenizer(num_merges=config.num_merges, context_length=self.model.context_length)
         if self.tokenizer.vocab_size > self.model.vocab_size:
             raise ConfigError(
                 f"embedder.model_cfg.text_cfg.vocab_size={self.model.vocab_size} is smaller than the tokenizer's "
@@ -136,7 +133,7 @@ class FrozenOpenCLIPTtxtVisualEmbedder(nn.Module):
         size = (size, size) if isinstance(size, int) else tuple(size)
         if tuple(images_B3HW.shape[-2:]) != size:
             images_B3HW = functional.interpolate(images_B3HW, size, mode="bicubic", antialias=True).clamp(0, 1)
-        mean, std = (images_B3HW.new_tensor(v)[:, None, None] for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+        mean, std = (images_B3HW.new_tensor(v)[:, None, None] for v in self.pixel_moments)
         return (images_B3HW - mean) / std
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
@@ -168,61 +165,3 @@ class _NoImages(nn.Module):
 
     def forward(self, *_images: Tensor, **_options: Any) -> Tensor:
         raise RuntimeError("this encoder embeds text only: forget_images was called")
-
-
-class ShortTokenizer(SimpleTokenizer):
-    """open_clip's byte-pair tokenizer with only its first merges.
-
-    Merges are ordered by how common they are, and all bytes are in the vocabulary, so any text encodes.
-    """
-
-    def __init__(self, *, num_merges: int | None, context_length: int) -> None:
-        super().__init__(context_length=context_length)
-        if num_merges is None:
-            return
-        merges = list(self.bpe_ranks)[:num_merges]
-        if len(merges) < num_merges:
-            raise ConfigError(f"embedder.num_merges={num_merges} is more than the {len(merges)} that there are")
-        byte_tokens = list(bytes_to_unicode().values())
-        words = [*byte_tokens, *(token + "</w>" for token in byte_tokens), *("".join(pair) for pair in merges)]
-        special = list(self.cache)
-        self.encoder = {word: number for number, word in enumerate([*words, *special])}
-        self.decoder = {number: word for word, number in self.encoder.items()}
-        self.bpe_ranks = {pair: rank for rank, pair in enumerate(merges)}
-        self.vocab_size = len(self.encoder)
-        self.all_special_ids = [self.encoder[token] for token in special]
-        self.sot_token_id, self.eot_token_id = self.all_special_ids
-
-    def ids(self, prompts: Sequence[str]) -> Tensor:
-        """(B, L) int64: start, words, end, zeros; a prompt that is too long keeps its beginning."""
-        ids_BL = torch.zeros(len(prompts), self.context_length, dtype=torch.long)
-        room = self.context_length - NUM_SPECIAL_TOKENS
-        for row, prompt in zip(ids_BL, prompts, strict=True):
-            tokens = self.encode(prompt)
-            if len(tokens) > room:
-                log.warning("prompt %r... has %d tokens; only the first %d count", prompt[:40], len(tokens), room)
-            tokens = [self.sot_token_id, *tokens[:room], self.eot_token_id]
-            row[: len(tokens)] = torch.tensor(tokens)
-        return ids_BL
-
-
-def known_archs() -> list[str]:
-    """Architecture names of open_clip."""
-    return open_clip.list_models()
-
-
-def _build_clip(sizes: dict[str, Any], *, pretrained: str | None) -> open_clip.CLIP:
-    """An open_clip model; with a weight file its (long) random initialisation is skipped."""
-    sizes = {key: sizes[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in sizes}
-    try:
-        if not pretrained:
-            return open_clip.CLIP(**sizes)
-        state = read_weights(pretrained, option="embedder.pretrained").state
-        with torch.device("meta"):
-            model = open_clip.CLIP(**sizes)
-    except TypeError as err:
-        raise ConfigError(f"embedder.model_cfg does not describe an open_clip model: {err}") from err
-    length = model.context_length
-    model.attn_mask = torch.full((length, length), float("-inf")).triu_(1)  # causal; not part of weight files
-    load_state(model, state, source=f"embedder.pretrained={pretrained}")
-    return model

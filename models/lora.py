@@ -9,13 +9,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from models.weights import check_tensors, read_weights
 from utils.errors import ConfigError, DataError
+
+# Elsewhere peft waits until factors are there: it brings transformers along, which takes seconds.
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +39,8 @@ def add_lora(network: nn.Module, *, rank: int, alpha: float, targets: Sequence[s
     Raises:
         ConfigError: no such layer has one of the names.
     """
+    from peft import inject_adapter_in_model
+
     layers = {name for name, module in network.named_modules() if type(module) in KINDS}
     chosen: set[str] = set()
     for target in targets:
@@ -49,6 +55,8 @@ def add_lora(network: nn.Module, *, rank: int, alpha: float, targets: Sequence[s
 
 def lora_state(network: nn.Module) -> dict[str, Tensor]:
     """The factors, with the scale of training inside."""
+    from peft import get_peft_model_state_dict
+
     scales = {name: layer.scaling["default"] for name, layer in _layers(network)}
     state = get_peft_model_state_dict(network)
     return {
@@ -68,6 +76,8 @@ def merge_lora(network: nn.Module, path: str | Path, *, weight: float) -> int | 
     Raises:
         DataError: the file cannot be read, or does not fit the network.
     """
+    from peft import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+
     weights = read_weights(path, option="lora.path")
     layers = {key.rpartition(f".{factor}.")[0] for key in weights.state for factor in FACTORS if f".{factor}." in key}
     unknown = sorted(layers - {name for name, _ in network.named_modules()})
@@ -89,8 +99,12 @@ def merge_lora(network: nn.Module, path: str | Path, *, weight: float) -> int | 
 
 
 def _layers(network: nn.Module) -> list[tuple[str, LoraLayer]]:
+    from peft.tuners.lora import LoraLayer
+
     return [(name, module) for name, module in network.named_modules() if isinstance(module, LoraLayer)]
 
 
 def _config(rank: int, targets: Sequence[str], *, alpha: float) -> LoraConfig:
+    from peft import LoraConfig
+
     return LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))

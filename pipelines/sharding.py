@@ -8,17 +8,18 @@ without division, on any number of processes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from utils.errors import ConfigError
 from utils.processes import is_main, num_processes, take_from_main
 from utils.run_config import RunConfig
+
+# Elsewhere FSDP2 waits until it is asked for: importing it takes two seconds.
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def check_sharding(cfg: RunConfig, entrance: str, *, can_be_sharded: bool) -> None:
@@ -46,6 +47,9 @@ def shard(network: nn.Module, blocks: Iterable[nn.Module]) -> None:
     """
     if num_processes() == 1:
         return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()  # FSDP takes no other memory format
     take_from_main(network)
@@ -58,12 +62,16 @@ def shard(network: nn.Module, blocks: Iterable[nn.Module]) -> None:
 
 def is_sharded(network: nn.Module) -> bool:
     """Whether the network is divided."""
-    return any(isinstance(parameter, DTensor) for parameter in network.parameters())
+    return any(_is_divided(parameter) for parameter in network.parameters())
+
+
+def _is_divided(value: Any) -> TypeGuard[DTensor]:
+    return hasattr(value, "device_mesh")
 
 
 def local(tensor: Tensor) -> Tensor:
     """This process's slice; of a tensor that is not divided, the tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_divided(tensor) else tensor
 
 
 def put_together(content: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -76,7 +84,7 @@ def put_together(content: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _whole(value: Any) -> Any:
-    if isinstance(value, DTensor):
+    if _is_divided(value):
         gathered = value.full_tensor()
         return gathered.cpu() if is_main() else None
     return put_together(value) if isinstance(value, Mapping) else value
@@ -87,7 +95,9 @@ def like(whole: Tensor, target: Tensor) -> Tensor:
 
     Its numbers also lie in the same order: AdamW's kernels refuse moments that lie otherwise than their parameters.
     """
-    if isinstance(target, DTensor):
+    if _is_divided(target):
+        from torch.distributed.tensor import distribute_tensor
+
         whole = whole.to(target.device).contiguous()  # as FSDP keeps them
         return distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
     return torch.empty_like(target, dtype=whole.dtype).copy_(whole)

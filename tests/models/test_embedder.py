@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from models.embedder import ShortTokenizer
+from models.clip import ShortTokenizer
 from models.weights import save_safetensors
 from tests.reference_cases import assert_matches, case_input, fill_by_recipe, load_case
 from utils.errors import ConfigError, DataError

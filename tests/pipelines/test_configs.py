@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -119,3 +121,11 @@ def test_3d_aware_sampling_has_the_published_settings(name, background):
     assert (options.render_size, options.resize, options.background, options.fov) == (512, "nearest", background, 49.1)
     assert (options.guidance, options.published_sampling_axes) == ("after", True)
     assert (options.head_config.rotation, options.head_config.anchor, cfg.results) == ("over_gaussians", "none", "both")
+
+
+def test_what_takes_seconds_to_import_waits_until_it_is_used():
+    """So that mistakes are said at once, and several processes start soon."""
+    slow = {"open_clip", "diffusers", "transformers", "peft", "torchvision", "sympy", "torch._dynamo"}
+    code = f"import sys, datasets, models, pipelines.trainer, pipelines.inference; print(*{slow} & {{*sys.modules}})"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []

@@ -1,0 +1,90 @@
+"""open_clip's model and tokenizer, in our sizes. Only models/embedder.py imports this."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.tokenizer import SimpleTokenizer, bytes_to_unicode
+from torch import Tensor
+
+from models.weights import load_state, read_weights
+from utils.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+MEAN, STD = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD  # of pixels in [0, 1]
+NUM_BYTE_TOKENS = 512  # every byte, inside a word and at its end
+NUM_SPECIAL_TOKENS = 2  # start and end of text
+
+
+def known_archs() -> list[str]:
+    """Architecture names of open_clip."""
+    return open_clip.list_models()
+
+
+def sizes_of(arch: str) -> dict[str, Any]:
+    """What open_clip says of an architecture, as `build_clip` takes it."""
+    return open_clip.get_model_config(arch)
+
+
+def vocab_size(num_merges: int) -> int:
+    """Of a tokenizer with so many merges."""
+    return NUM_BYTE_TOKENS + num_merges + NUM_SPECIAL_TOKENS
+
+
+def build_clip(sizes: dict[str, Any], *, pretrained: str | None) -> open_clip.CLIP:
+    """An open_clip model; with a weight file its (long) random initialisation is skipped."""
+    sizes = {key: sizes[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in sizes}
+    try:
+        if not pretrained:
+            return open_clip.CLIP(**sizes)
+        state = read_weights(pretrained, option="embedder.pretrained").state
+        with torch.device("meta"):
+            model = open_clip.CLIP(**sizes)
+    except TypeError as err:
+        raise ConfigError(f"embedder.model_cfg does not describe an open_clip model: {err}") from err
+    length = model.context_length
+    model.attn_mask = torch.full((length, length), float("-inf")).triu_(1)  # causal; not part of weight files
+    load_state(model, state, source=f"embedder.pretrained={pretrained}")
+    return model
+
+
+class ShortTokenizer(SimpleTokenizer):
+    """open_clip's byte-pair tokenizer with only its first merges.
+
+    Merges are ordered by how common they are, and all bytes are in the vocabulary, so any text encodes.
+    """
+
+    def __init__(self, *, num_merges: int | None, context_length: int) -> None:
+        super().__init__(context_length=context_length)
+        if num_merges is None:
+            return
+        merges = list(self.bpe_ranks)[:num_merges]
+        if len(merges) < num_merges:
+            raise ConfigError(f"embedder.num_merges={num_merges} is more than the {len(merges)} that there are")
+        byte_tokens = list(bytes_to_unicode().values())
+        words = [*byte_tokens, *(token + "</w>" for token in byte_tokens), *("".join(pair) for pair in merges)]
+        special = list(self.cache)
+        self.encoder = {word: number for number, word in enumerate([*words, *special])}
+        self.decoder = {number: word for word, number in self.encoder.items()}
+        self.bpe_ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self.vocab_size = len(self.encoder)
+        self.all_special_ids = [self.encoder[token] for token in special]
+        self.sot_token_id, self.eot_token_id = self.all_special_ids
+
+    def ids(self, prompts: Sequence[str]) -> Tensor:
+        """(B, L) int64: start, words, end, zeros; a prompt that is too long keeps its beginning."""
+        ids_BL = torch.zeros(len(prompts), self.context_length, dtype=torch.long)
+        room = self.context_length - NUM_SPECIAL_TOKENS
+        for row, prompt in zip(ids_BL, prompts, strict=True):
+            tokens = self.encode(prompt)
+            if len(tokens) > room:
+                log.warning("prompt %r... has %d tokens; only the first %d count", prompt[:40], len(tokens), room)
+            tokens = [self.sot_token_id, *tokens[:room], self.eot_token_id]
+            row[: len(tokens)] = torch.tensor(tokens)
+        return ids_BL
