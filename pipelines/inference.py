@@ -24,22 +24,16 @@ from utils.config import save_config
 from utils.files import writable_folder
 from utils.registry import INFER_ENGINE, VISUAL
 from utils.run_config import RunConfig
+from utils.sampling_config import SamplingConfig
 
 log = logging.getLogger(__name__)
 
 # Settings that may differ between two runs that make the same samples.
-NOT_IN_A_SAMPLE = {"log_dir", "device", "round", "seed", "batch_size", "test_list_path", "chunk_size", "decoder_bs"}
-NOT_IN_A_SAMPLE |= {
-    "visual_inference",
-    "prompts",
-    "images",
-    "compile",
-    "fused",
-    "cuda_graph",
-    "input_elevation_deg",
+NOT_IN_A_SAMPLE = (
+    "log_dir", "device", "round", "seed", "batch_size", "test_list_path", "chunk_size", "decoder_bs",
+    "visual_inference", "prompts", "images", "compile", "fused", "cuda_graph", "low_memory", "input_elevation_deg",
     "rasterizer",
-}
-NOT_IN_A_SAMPLE |= {"low_memory"}
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +159,8 @@ def plan_jobs(sources: list[Source], *, num_rounds: int, seed: int, out: Path) -
 
 def sample_settings(cfg: RunConfig) -> dict[str, Any]:
     """The settings that decide what a sample looks like, as plain JSON values."""
-    values = {key: value for key, value in dataclasses.asdict(cfg).items() if key not in NOT_IN_A_SAMPLE}
+    names = {field.name for field in dataclasses.fields(SamplingConfig)} - {*NOT_IN_A_SAMPLE}
+    values = {name: value for name, value in dataclasses.asdict(cfg).items() if name in names}
     return json.loads(json.dumps(values))
 
 
@@ -178,8 +173,10 @@ def is_done(job: Job, settings: dict[str, Any]) -> bool:
         result = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         return False
-    expected = {**job.source.record, "seed": job.seed, "settings": settings}
-    same = all(result.get(name) == value for name, value in expected.items())
+    same = all(result.get(name) == value for name, value in {**job.source.record, "seed": job.seed}.items())
+    # What else is there does not count: earlier versions wrote settings of training down too.
+    found = result.get("settings", {})
+    same = same and all(name in found and found[name] == value for name, value in settings.items())
     if not same:
         log.info("%s was made with other settings and is made again", job.folder)
     return same

@@ -17,7 +17,8 @@ from utils.cameras import camera_elevations_deg
 from utils.errors import ConfigError, DataError
 from utils.object_image import input_view
 from utils.registry import MODEL
-from utils.run_config import ELEVATION_TOLERANCE_DEG, RunConfig
+from utils.run_config import RunConfig
+from utils.sampling_config import ELEVATION_TOLERANCE_DEG
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from pipelines.reconstruction import GaussianReconstruction
 from pipelines.sampler import Denoising
 from utils.cameras import DATA_FOV_DEG
 from utils.errors import ConfigError
-from utils.run_config import RESULTS
+from utils.sampling_config import RESULTS
 from utils.stopwatch import Stopwatch
 
 

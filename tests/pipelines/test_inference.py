@@ -70,6 +70,18 @@ def test_resumes_and_notices_other_settings(tmp_path, family):
     assert json.loads((first / "result.json").read_text())["settings"]["guide_scale"] == 5.0
 
 
+def test_settings_of_training_do_not_make_a_sample_another(tmp_path, family):
+    """Nor those that a result of an earlier version has written down."""
+    first, second = run(load(tmp_path, family))
+    result = json.loads((first / "result.json").read_text())
+    assert "use_ddp" not in result["settings"]
+    result["settings"] |= {"use_ddp": True, "save_ckp_interval": 1000}
+    (first / "result.json").write_text(json.dumps(result))
+    stamps = [(folder / "result.json").stat().st_mtime_ns for folder in (first, second)]
+    run(load(tmp_path, family, "use_ddp=true", "save_ckp_interval=7", "num_steps=9"))
+    assert stamps == [(folder / "result.json").stat().st_mtime_ns for folder in (first, second)]
+
+
 def test_one_seed_gives_one_result_for_any_batch_size(tmp_path, family):
     pipeline = ViewsPipeline.from_config(load(tmp_path, family))
     both = pipeline(["a red mug", "a blue chair"], seeds=[4, 5])
