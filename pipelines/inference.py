@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 NOT_IN_A_SAMPLE = (
     "log_dir", "device", "round", "seed", "batch_size", "test_list_path", "chunk_size", "decoder_bs",
     "visual_inference", "prompts", "images", "compile", "fused", "cuda_graph", "low_memory", "input_elevation_deg",
-    "rasterizer",
+    "rasterizer", "known_objects",
 )  # fmt: skip
 
 

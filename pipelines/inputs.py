@@ -77,7 +77,9 @@ def sources_of(cfg: RunConfig, *, kind: str) -> list[Source]:
         for name in ("images", "known_views", "input_elevation_deg"):
             if getattr(cfg, name) not in ([], None):
                 raise ConfigError(f"{name} (--image) belong to image models; use e.g. configs/mini/i2v_infer.yaml")
-        return prompt_sources(list(cfg.prompts) or read_prompts(cfg.test_list_path))
+        prompts = list(cfg.prompts) or read_prompts(cfg.test_list_path)
+        _note_unknown(prompts, cfg)
+        return prompt_sources(prompts)
     if cfg.prompts:
         raise ConfigError("prompts (--prompt) belong to text models; give --image, and words with image_prompt=...")
     elevations_V = camera_elevations_deg(cfg.cameras.c2w())
@@ -95,6 +97,17 @@ def sources_of(cfg: RunConfig, *, kind: str) -> list[Source]:
             "view to view; give recenter=false for pictures from one camera at one distance"
         )
     return sources
+
+
+def _note_unknown(prompts: Sequence[str], cfg: RunConfig) -> None:
+    """A small model draws something for any prompt; say so where it cannot be what was asked for."""
+    if not cfg.known_objects or cfg.lora.path:  # which teaches it another
+        return
+    known = re.compile(rf"\b({'|'.join(map(re.escape, cfg.known_objects))})s?\b", re.IGNORECASE)
+    for prompt in prompts:
+        if not known.search(prompt):
+            names = ", ".join(cfg.known_objects)
+            log.warning("prompt %r names nothing that this model knows (known_objects: %s)", prompt, names)
 
 
 def known_view_files(cfg: RunConfig, c2w_V44: Tensor) -> dict[int, str]:

@@ -124,6 +124,7 @@ class SamplingConfig:
     images: list[str] = field(default_factory=list)
     prompt_suffix: str = PROMPT_SUFFIX
     negative_prompt: str = ""
+    known_objects: list[str] = field(default_factory=list)
     guide_scale: float = 9.0
     guide_range: tuple[float, float] = (0.0, 1.0)
     results: str = "both"

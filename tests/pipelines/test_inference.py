@@ -16,9 +16,10 @@ from PIL import Image
 
 import datasets
 import pipelines
+from datasets.zoo import KINDS
 from models.weights import read_weights, save_published
 from pipelines.inference import plan_jobs
-from pipelines.inputs import prompt_sources, read_prompts
+from pipelines.inputs import prompt_sources, read_prompts, sources_of
 from pipelines.views_pipeline import ViewsPipeline
 from tests.conftest import ROOT
 from tests.tiny import UNET, load, run, write_config, write_family
@@ -218,6 +219,19 @@ def test_refuses_weights_that_do_not_fit(tmp_path, family, kind, capsys):
         run(load(tmp_path, family))
     assert "\n" not in str(error.value)
     assert "the pickle ran code" not in capsys.readouterr().out
+
+
+def test_a_prompt_that_the_small_model_cannot_draw_is_noted(caplog):
+    line = ["prompts=[a dragon, two Red chairs, a pine tree, a cartoon]"]
+    cfg = load_config(ROOT / "configs/mini/t2v_infer.yaml", line)
+    assert cfg.known_objects == sorted(KINDS)
+    assert len(sources_of(cfg, kind="prompt")) == 4
+    noted = [record.getMessage() for record in caplog.records]
+    assert [message.split("names nothing")[0] for message in noted] == ["prompt 'a dragon' ", "prompt 'a cartoon' "]
+    caplog.clear()
+    taught = load_config(ROOT / "configs/mini/t2v_infer.yaml", [*line, "lora.path=dragon.safetensors"])
+    sources_of(taught, kind="prompt")
+    assert not caplog.records
 
 
 def test_a_long_prompt_is_cut_with_a_warning(tmp_path, family, caplog):
