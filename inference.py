@@ -14,11 +14,11 @@ def main() -> None:
     import datasets  # noqa: F401 - registers
     import models  # noqa: F401 - registers
     import pipelines  # noqa: F401 - registers
-    from utils.config import config_text, load_config
+    from utils.config import changes_text, load_config
     from utils.registry import INFER_ENGINE
 
     cfg = load_config(args.cfg, args.overrides, prompts=args.prompt, images=args.image)
-    print(config_text(cfg))
+    print(changes_text(cfg))
     INFER_ENGINE.build({"type": cfg.TASK_TYPE}, where="TASK_TYPE", cfg=cfg).run()
 
 

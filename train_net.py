@@ -15,14 +15,14 @@ def main() -> int:
     import models  # noqa: F401 - registers
     from pipelines.launch import processes_to_start, run_processes
     from pipelines.trainer import train
-    from utils.config import config_text, load_config
+    from utils.config import changes_text, load_config
 
     cfg = load_config(args.cfg, args.overrides)
     num = processes_to_start(cfg)
     if num > 1:
         return run_processes(num, [sys.executable, *sys.argv])
     if os.environ.get("RANK", "0") == "0":
-        print(config_text(cfg))
+        print(changes_text(cfg))
     train(cfg)
     return 0
 

@@ -79,6 +79,22 @@ def config_text(cfg: RunConfig) -> str:
     return yaml.safe_dump(_plain(dataclasses.asdict(cfg)), sort_keys=False, allow_unicode=True)
 
 
+def changes_text(cfg: RunConfig) -> str:
+    """What a configuration changes of the defaults, as YAML that `load_config` reads too."""
+    changed = _changed(_plain(dataclasses.asdict(cfg)), _plain(dataclasses.asdict(RunConfig())))
+    text = yaml.safe_dump(changed, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    return f"# Settings that are not the defaults; all of them: {Path(cfg.log_dir) / 'config.yaml'}\n{text}"
+
+
+def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    nested = {key: isinstance(value, dict) and bool(defaults.get(key)) for key, value in values.items()}
+    return {
+        key: _changed(value, defaults[key]) if nested[key] else value
+        for key, value in values.items()
+        if key not in defaults or value != defaults[key] or key == "type"
+    }
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

@@ -8,7 +8,7 @@ import datasets
 import models
 import pipelines
 from tests.conftest import ROOT
-from utils.config import load_config
+from utils.config import changes_text, load_config
 from utils.errors import ConfigError
 
 assert datasets
@@ -52,3 +52,11 @@ def test_the_shipped_files_say_what_they_mean(caplog):
 def test_an_option_is_found_by_what_people_call_it():
     with pytest.raises(ConfigError, match=r"guidance is unknown to .*; did you mean guide_scale\?"):
         load_config(MINI, ["guidance=3"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_what_is_printed_is_the_run(path, tmp_path):
+    cfg = load_config(path, ["seed=7"])
+    (tmp_path / "printed.yaml").write_text(changes_text(cfg), encoding="utf-8")
+    assert load_config(tmp_path / "printed.yaml") == cfg
+    assert len(changes_text(cfg).splitlines()) < 120
