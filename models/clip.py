@@ -1,4 +1,4 @@
-"""open_clip's model and tokenizer, in our sizes. Only models/embedder.py imports this."""
+"""open_clip's model and tokenizer, in our sizes. Only models/embedder.py builds on them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""The top level of a run's configuration, for training and for inference.
-
-Published VideoMV names are kept. A section (a dict with a `type`) is checked by the registry in its metadata.
+"""The top level of a run's configuration: what training is told beside utils/sampling_config.py, and the keys of the
+original that are no longer there.
 """
 
 from __future__ import annotations
