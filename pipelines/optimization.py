@@ -10,23 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.sharding import local
+from utils.run_config import RunConfig
 
 
-def lr_factor(progress: float, step: int, *, warmup_steps: int, decay_mode: str) -> float:
-    """What the learning rate is multiplied by.
+def learning_rate(cfg: RunConfig, *, own_step: int, first_step: int, time_share: float = 0.0) -> float:
+    """The learning rate of a step.
+
+    As in the original, warm-up and decay count the run's own steps, not those of the checkpoint that it started from,
+    while `num_steps` includes these: a fine-tuning begins at `lr` and ends before the decay is over. With
+    `decay_over: own_steps` the decay ends with the run. By hand, because LambdaLR counts steps only and a run may
+    also end by time.
 
     Args:
-        progress: share of the training that is done, in [0, 1].
-        step: steps done; the first `warmup_steps` rise linearly.
-        decay_mode: `cosine` or `linear` to zero, or `constant`.
+        own_step: steps done since the checkpoint.
+        first_step: steps of the checkpoint.
+        time_share: fraction of `max_minutes` that has passed, in [0, 1]; the decay follows it where it is further.
     """
-    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
-    progress = min(max(progress, 0.0), 1.0)
-    if decay_mode == "cosine":
-        return warmup * 0.5 * (1 + math.cos(math.pi * progress))
-    if decay_mode == "linear":
-        return warmup * (1 - progress)
-    return warmup
+    warmup = min(1.0, (own_step + 1) / cfg.warmup_steps) if cfg.warmup_steps > 0 else 1.0
+    total = cfg.num_steps - first_step if cfg.decay_over == "own_steps" else cfg.num_steps
+    progress = min(max(own_step / total, time_share), 1.0)
+    decay = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
+    return cfg.lr * warmup * decay[cfg.decay_mode]
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 IDENTITY = (
     "TASK_TYPE", "seed", "UNet", "auto_encoder", "embedder", "classifier", "Diffusion", "reconstruction",
     "vid_dataset", "Pretrain", "objective", "lora", "frame_lens", "batch_sizes", "resolution", "p_zero", "lr",
-    "weight_decay", "betas", "eps", "warmup_steps", "decay_mode", "grad_clip", "use_ema", "ema_decay",
+    "weight_decay", "betas", "eps", "warmup_steps", "decay_mode", "decay_over", "grad_clip", "use_ema", "ema_decay",
     "cache_latents", "test_model",
 )  # fmt: skip
 FREE_OPTIONS = {"UNet": ("attention", "use_checkpoint", "checkpoint_level", "checkpoint_places")}
@@ -49,7 +49,9 @@ def find_state(cfg: RunConfig, log_dir: Path) -> Path | None:
         return None
     found = latest(log_dir / "state")
     if found is not None:
-        changes = differences(_numbers_in(found)["settings"], settings_of(cfg))
+        # A state of an earlier version lacks the settings that came later; their defaults do not change it.
+        before = {**settings_of(RunConfig()), **_numbers_in(found)["settings"]}
+        changes = differences(before, settings_of(cfg))
         if changes:
             shown = "; ".join(changes[:3]) + (f"; {len(changes) - 3} more" if len(changes) > 3 else "")
             raise DataError(

@@ -20,7 +20,7 @@ from pipelines.arrangement import arrange, exchanges_afterwards
 from pipelines.gradient_exchange import average_gradients, check_exchange
 from pipelines.launch import check_tracker, join_processes, leave_processes, make_accelerator, watch_signals
 from pipelines.objectives.base import Objective
-from pipelines.optimization import MovingAverage, lr_factor, parameter_groups
+from pipelines.optimization import MovingAverage, learning_rate, parameter_groups
 from pipelines.progress import LossWatch, ProgressReport
 from pipelines.resume import check_agreement, clean_up, find_state, note_other_batch, settings_of
 from pipelines.saving import Writer, saving
@@ -162,19 +162,21 @@ class Trainer:
     @property
     def progress(self) -> float:
         """Share of the training that is done, by steps or by `max_minutes`, whichever is further."""
-        share = self.step / self.cfg.num_steps
-        if self.cfg.max_minutes > 0:
-            share = max(share, self.elapsed_s / 60 / self.cfg.max_minutes)
-        return share
+        return max(self.step / self.cfg.num_steps, self.time_share)
+
+    @property
+    def time_share(self) -> float:
+        """Fraction of `max_minutes` that has passed; 0 without such a limit."""
+        return self.elapsed_s / 60 / self.cfg.max_minutes if self.cfg.max_minutes > 0 else 0.0
 
     def train_step(self, batches: Iterator[Any]) -> None:
         """Change the weights once, by the next `grad_accumulation` batches."""
         cfg, parts = self.cfg, self.cfg.grad_accumulation
-        # Steps that a checkpoint brings did not warm this optimizer up.
-        own_step = self.step - self.first_step
-        factor = lr_factor(self.progress, own_step, warmup_steps=cfg.warmup_steps, decay_mode=cfg.decay_mode)
+        lr = learning_rate(
+            cfg, own_step=self.step - self.first_step, first_step=self.first_step, time_share=self.time_share
+        )
         for group in self.optimizer.param_groups:
-            group["lr"] = cfg.lr * factor
+            group["lr"] = lr
         for part in range(parts):
             self._backward(batches, part, last=part == parts - 1)
         if self.pretrain:

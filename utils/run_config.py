@@ -68,6 +68,7 @@ class RunConfig(SamplingConfig):
     eps: float = 1e-8
     warmup_steps: int = 10
     decay_mode: str = "cosine"
+    decay_over: str = "num_steps"
     grad_clip: float = 0.0
     max_minutes: float = 0.0
     p_zero: float = 0.1
@@ -109,6 +110,7 @@ class RunConfig(SamplingConfig):
         self._check_frame_lens()
         one_of("tracker", self.tracker, TRACKERS)
         one_of("decay_mode", self.decay_mode, ("cosine", "linear", "constant"))
+        one_of("decay_over", self.decay_over, ("num_steps", "own_steps"))
 
     @property
     def is_joint(self) -> bool:

@@ -142,6 +142,21 @@ def test_goes_on_from_a_checkpoint(folder, caplog):
     assert not torch.equal(after[TEMPORAL], before[TEMPORAL])
 
 
+@pytest.mark.parametrize("decay_over", ["num_steps", "own_steps"])
+def test_the_learning_rate_begins_anew_after_a_checkpoint(folder, monkeypatch, decay_over):
+    write_family(folder)
+    pretrain = {"type": "pretrain_specific_strategies", "resume_checkpoint": str(folder / "t2v_00000007.pth")}
+    rates = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self, *a, **k: (rates.append(self.param_groups[0]["lr"]), step(self, *a, **k))
+    )
+    settings = {"num_steps": 11, "warmup_steps": 2, "lr": 1.0e-3, "decay_mode": "linear", "decay_over": decay_over}
+    train(load(folder, TASK_TYPE="train_t2v_entrance", Pretrain=pretrain, **settings))
+    total = 11 if decay_over == "num_steps" else 4
+    assert rates == pytest.approx([0.5e-3, *(1e-3 * (1 - own / total) for own in (1, 2, 3))])
+
+
 def test_steps_that_a_checkpoint_has_done_already_are_refused(folder):
     write_family(folder)
     pretrain = {"type": "pretrain_specific_strategies", "resume_checkpoint": str(folder / "t2v_00000007.pth")}
