@@ -13,8 +13,8 @@ def main() -> int:
 
     import datasets  # noqa: F401 - registers
     import models  # noqa: F401 - registers
-    from pipelines.launch import processes_to_start, run_processes
-    from pipelines.trainer import train
+    from pipelines.training.launch import processes_to_start, run_processes
+    from pipelines.training.trainer import train
     from utils.config import changes_text, load_config
 
     cfg = load_config(args.cfg, args.overrides)

@@ -1,5 +1,6 @@
 """Loading and making of training data. Importing it registers the data sets."""
 
-from datasets import image_dataset, laion_shards, packed_orbits, video_dataset
+from datasets.images import laion, listed
+from datasets.orbits import gobjaverse, packed
 
-__all__ = ["image_dataset", "laion_shards", "packed_orbits", "video_dataset"]
+__all__ = ["gobjaverse", "laion", "listed", "packed"]

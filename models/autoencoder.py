@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.fused_autoencoder import FusedCoder
+from models.fused.autoencoder import FusedCoder
 from models.weights import load_strict
 from utils.errors import ConfigError
 from utils.registry import AUTO_ENCODER
@@ -79,7 +79,7 @@ class AutoencoderKL(nn.Module):
     `state_dict` and `load_state_dict` speak the published names (latent-diffusion layout).
 
     Attributes:
-        fused: without gradients, run the networks as models.fused_autoencoder arranges them.
+        fused: without gradients, run the networks as models.fused.autoencoder arranges them.
     """
 
     @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The diffusion process: noise schedule, what the network predicts, and the training loss.
 
-Sampling lives in pipelines/sampler.py; it asks this object only for the betas and for x0.
+Sampling lives in pipelines/sampling/sampler.py; it asks this object only for the betas and for x0.
 
 Letters: B batch, T timesteps.
 """

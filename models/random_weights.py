@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.lgm import FIRST_GUESS, LGM
+from models.gaussians.lgm import FIRST_GUESS, LGM
 
 
 def random_value(name: str, like: Tensor, *, generator: torch.Generator) -> Tensor:

@@ -7,14 +7,14 @@ import torch
 
 import datasets
 import pipelines
-from pipelines.trainer import Trainer
-from pipelines.views_pipeline import ViewsPipeline
-from tests.models.test_unet import case_inputs
+from pipelines.sampling.pipeline import ViewsPipeline
+from pipelines.training.trainer import Trainer
+from tests.models.unet.test_unet import case_inputs
 from tests.reference_cases import assert_matches, fill_by_recipe, load_case
 from tests.tiny import UNET, write_config, write_family, write_head
-from utils.compilation import compile_parts
 from utils.config import load_config
 from utils.registry import AUTO_ENCODER, ENGINE, MODEL
+from utils.torch_settings import compile_parts
 
 assert datasets
 assert pipelines
@@ -87,7 +87,7 @@ def test_3d_aware_sampling_gives_the_same_orbit_as_on_the_cpu(tmp_path):
 
 @pytest.mark.parametrize("objective", ["train_head_entrance", "tune_t2v_entrance"])
 def test_the_head_trains_in_bfloat16(tmp_path, objective):
-    from tests.pipelines.test_head_training import make_orbits, tuning
+    from tests.pipelines.training.objectives.test_head_training import make_orbits, tuning
 
     make_orbits(tmp_path)
     steps = {"num_steps": 4, "log_interval": 1, "device": "cuda", "precision": "bfloat16", "compile": True}

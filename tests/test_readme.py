@@ -21,13 +21,13 @@ import pipelines
 from datasets.zoo import COLORS, KINDS, is_held_out
 from models.weights import read_metadata
 from pipelines.benchmark.runner import plan
-from pipelines.loading import check_fit
+from pipelines.parts import check_fit
 from tests.conftest import ROOT
 from tests.reference_cases import REFERENCE
 from utils import registry
 from utils.config import load_config
 from utils.registry import ENGINE, INFER_ENGINE
-from utils.run_config import REPLACED_KEYS, RETIRED_KEYS
+from utils.settings.run import REPLACED_KEYS, RETIRED_KEYS
 
 assert datasets
 assert models
@@ -78,7 +78,7 @@ def names_in(cell: str) -> list[str]:
 def test_the_pages_hold_commands_of_every_entry():
     starts = {tuple(shlex.split(line)[:2]) for line in commands("")}
     scripts = {"inference.py", "train_net.py", *(f"tools/{path.name}" for path in (ROOT / "tools").glob("*.py"))}
-    scripts -= {"tools/__init__.py", "tools/render_jobs.py"}
+    scripts -= {"tools/__init__.py"}
     assert {script for _, script in starts} - {"-m"} == scripts
 
 
@@ -114,8 +114,8 @@ def started(monkeypatch):
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(INFER_ENGINE, "build", note)
-    monkeypatch.setattr("pipelines.trainer.train", note)
-    monkeypatch.setattr("pipelines.launch.processes_to_start", lambda cfg: 1)
+    monkeypatch.setattr("pipelines.training.trainer.train", note)
+    monkeypatch.setattr("pipelines.training.launch.processes_to_start", lambda cfg: 1)
     monkeypatch.setattr("tools.evaluate.evaluate", lambda *args, **options: notes.append((args, options)))
     monkeypatch.setattr("tools.random_weights.write_random_weights", lambda *args: notes.append((args, {})) or [])
     monkeypatch.setattr("tools.random_weights.writable_folder", lambda path, option: path)

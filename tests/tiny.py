@@ -14,7 +14,7 @@ import pipelines  # noqa: F401 - registers
 from models.weights import save_published, save_safetensors
 from utils.config import load_config
 from utils.registry import AUTO_ENCODER, EMBEDDER, INFER_ENGINE, MODEL
-from utils.run_config import RunConfig
+from utils.settings.run import RunConfig
 
 UNET = {
     "type": "UNetSD_T2VBase", "dim": 32, "dim_mult": [1, 2], "num_heads": 2, "head_dim": 16, "num_res_blocks": 1,

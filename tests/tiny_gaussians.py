@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from models.gaussians import Gaussians
-from utils.asset_options import AssetOptions
+from models.gaussians.scene import Gaussians
+from utils.settings.assets import AssetOptions
 
 # Small enough for tests, large enough to look right.
 SMALL = {

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.orbit_layout import write_orbit
-from datasets.packed_orbits import PackedOrbits, PackedShard, shard_file, write_shard
+from datasets.orbits.layout import write_orbit
+from datasets.orbits.packed import PackedOrbits, PackedShard, shard_file, write_shard
 from tests.tiny import AUTOENCODER, EMBEDDER_, UNET
 from utils.cameras import orbit_cameras
 from utils.files import write_json

@@ -16,11 +16,11 @@ from typing import Any
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets.image_dataset import ImageDataset, listed_sample
-from datasets.image_sample import image_sample
-from datasets.image_shard import read_shard
-from datasets.laion_shards import LAIONImageDataset
-from tools.render_jobs import run_jobs
+from datasets.images.laion import LAIONImageDataset
+from datasets.images.listed import ImageDataset, listed_sample
+from datasets.images.sample import image_sample
+from datasets.images.shard import read_shard
+from datasets.meshes.render_options import run_jobs
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
 from utils.registry import DATASETS

@@ -3,7 +3,7 @@
     python tools/compare_meshes.py workspace/duck/mesh.glb meshes/duck.glb --normalise-true
 
 The meshes are compared where they stand, in the z-up world of the project. Distances are in sides of the true mesh's
-bounding cube; definitions: pipelines/mesh_metrics.py.
+bounding cube; definitions: pipelines/evaluation/mesh_metrics.py.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if not __package__:
 
 import numpy as np
 
-from datasets.mesh_scene import RenderMesh, load_mesh, normalise
-from pipelines.mesh_metrics import THRESHOLDS, surface_distance
+from datasets.meshes.scene import RenderMesh, load_mesh, normalise
+from pipelines.evaluation.mesh_metrics import THRESHOLDS, surface_distance
 from utils.errors import ConfigError, DataError
 from utils.files import write_json
 from utils.script import run_script

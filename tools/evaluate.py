@@ -51,19 +51,19 @@ if not __package__:
 
 import pipelines  # noqa: F401 - registers
 from pipelines.evaluation.consistency import ConsistencyOptions, consistency_table, evaluate_consistency
-from pipelines.evaluation.gaussian_fit import FitOptions
 from pipelines.evaluation.head_quality import HeadOptions, evaluate_head
-from pipelines.evaluation.head_rows import head_table
+from pipelines.evaluation.head_report import head_table
 from pipelines.evaluation.image_quality import QualityOptions, evaluate_quality
 from pipelines.evaluation.likeness import LikenessOptions, evaluate_likeness, likeness_text
 from pipelines.evaluation.quality_report import quality_table
 from pipelines.evaluation.recognition import evaluate_recognition, recognition_text
 from pipelines.evaluation.settings_table import SettingsOptions, evaluate_settings, settings_of, settings_table
+from pipelines.reconstruction.gaussian_fit import FitOptions
 from utils.config import load_config
 from utils.errors import ConfigError
 from utils.registry import MODEL
-from utils.run_config import RunConfig
 from utils.script import config_arguments, run_script
+from utils.settings.run import RunConfig
 
 
 def compare_settings(args: argparse.Namespace) -> str:

@@ -4,7 +4,7 @@
     python tools/export_gaussians.py chair.ply --out exported --turntable --turntable-elevation-deg 45
 
 reads .ply files of Gaussian splatting (or .splat) with z up and writes to one folder for each. Without --ply, --splat,
---glb, --html or --turntable, all but the .ply are written. Options of the files: utils/asset_options.py.
+--glb, --html or --turntable, all but the .ply are written. Options of the files: utils/settings/assets.py.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if not __package__:
 import torch
 from tqdm import tqdm
 
-from models.gaussian_files import read_ply, read_splat
-from models.rendering import RASTERIZERS, pick_rasterizer
-from pipelines.asset_files import write_assets
-from pipelines.loading import pick_device
-from utils.asset_options import AssetOptions
+from models.gaussians.files import read_ply, read_splat
+from models.gaussians.rendering import RASTERIZERS, pick_rasterizer
+from pipelines.assets.files import write_assets
+from pipelines.parts import pick_device
 from utils.cameras import DATA_FOV_DEG, cameras_at
 from utils.errors import ConfigError, DataError
 from utils.files import writable_folder
 from utils.script import run_script
+from utils.settings.assets import AssetOptions
 
 KINDS = ("ply", "splat", "glb", "html", "turntable")
 NUMBERS = {"int": int, "float": float, "float | None": float}

@@ -14,9 +14,9 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets.orbit_layout import find_objects, read_camera, read_rgba, view_file
-from datasets.video_dataset import read_orbit
-from tools.render_jobs import run_jobs
+from datasets.meshes.render_options import run_jobs
+from datasets.orbits.gobjaverse import read_orbit
+from datasets.orbits.layout import find_objects, read_camera, read_rgba, view_file
 from utils.errors import DataError
 from utils.files import read_json, write_json
 from utils.script import run_script

@@ -4,7 +4,7 @@
     python tools/make_zoo.py data/zoo_packed --num 6000 --packed
 
 The first writes the G-Objaverse layout with index.json, captions.json and attributes.json; the second the same as a
-few large files (see datasets/packed_orbits.py), which is what the mini models train on. What is finished is skipped,
+few large files (see datasets/orbits/packed.py), which is what the mini models train on. What is finished is skipped,
 so a stopped run goes on when started again.
 """
 
@@ -20,11 +20,11 @@ if not __package__:
 
 import numpy as np
 
-from datasets.mesh_renderer import Rendering, render_views
-from datasets.orbit_layout import is_complete, write_orbit
-from datasets.packed_orbits import PackedShard, shard_file, write_shard
+from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings, run_jobs
+from datasets.meshes.renderer import Rendering, render_views
+from datasets.orbits.layout import is_complete, write_orbit
+from datasets.orbits.packed import PackedShard, shard_file, write_shard
 from datasets.zoo import KINDS, ZooObject, sample_object
-from tools.render_jobs import add_camera_options, check_camera_options, hold_settings, run_jobs
 from utils.cameras import orbit_cameras
 from utils.errors import ConfigError
 from utils.files import writable_folder, write_json

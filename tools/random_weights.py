@@ -23,8 +23,8 @@ from models.weights import save_safetensors
 from utils.config import load_config
 from utils.files import atomic_path, writable_folder
 from utils.registry import AUTO_ENCODER, EMBEDDER, MODEL
-from utils.run_config import RunConfig
 from utils.script import config_arguments, run_script
+from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
 

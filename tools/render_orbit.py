@@ -17,10 +17,10 @@ if not __package__:
 
 import numpy as np
 
-from datasets.mesh_renderer import render_views
-from datasets.mesh_scene import UP_BY_SUFFIX, load_mesh, normalise
-from datasets.orbit_layout import is_complete, write_orbit
-from tools.render_jobs import add_camera_options, check_camera_options, hold_settings, run_jobs
+from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings, run_jobs
+from datasets.meshes.renderer import render_views
+from datasets.meshes.scene import UP_BY_SUFFIX, load_mesh, normalise
+from datasets.orbits.layout import is_complete, write_orbit
 from utils.cameras import orbit_cameras
 from utils.errors import DataError
 from utils.files import writable_folder

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from datasets.mesh_scene import RenderMesh, crease_normals, normalise, srgb_to_linear
+from datasets.meshes.scene import RenderMesh, crease_normals, normalise, srgb_to_linear
 from datasets.zoo.primitives import Shape
 
 # sRGB, far enough apart that a person names them right on a shaded object

@@ -17,7 +17,7 @@ import datasets.zoo.plants
 import datasets.zoo.tools
 import datasets.zoo.toys
 import datasets.zoo.vehicles  # noqa: F401  (importing a group declares its kinds)
-from datasets.mesh_scene import RenderMesh
+from datasets.meshes.scene import RenderMesh
 from datasets.zoo.kinds import COLORS, KINDS, Kind, Painter, jittered
 from utils.errors import ConfigError, DataError
 

@@ -17,12 +17,12 @@ from torch import nn
 
 from models.random_weights import fill_randomly
 from pipelines.benchmark.timing import free_memory
-from pipelines.conditioner import OrbitInput
-from pipelines.loading import Parts, check_fit, pick_device, pick_dtype, resting_place
-from pipelines.orbits import Orbits
-from pipelines.views_pipeline import ViewsPipeline
+from pipelines.parts import Parts, check_fit, pick_device, pick_dtype, resting_place
+from pipelines.sampling.conditioner import OrbitInput
+from pipelines.sampling.orbits import Orbits
+from pipelines.sampling.pipeline import ViewsPipeline
 from utils.registry import AUTO_ENCODER, EMBEDDER, MODEL, SAMPLERS
-from utils.run_config import RunConfig
+from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 
 from pipelines.benchmark.case import Bench, Case
 from pipelines.benchmark.timing import median_ms, peak_gib, reset_peak
-from pipelines.views_pipeline import ViewsPipeline
+from pipelines.sampling.pipeline import ViewsPipeline
 
 
 @torch.no_grad()

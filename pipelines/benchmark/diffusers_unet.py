@@ -10,9 +10,9 @@ from torch import nn
 from pipelines.benchmark.case import Bench, Case
 from pipelines.benchmark.steps import unet_arguments
 from pipelines.benchmark.timing import median_ms, peak_gib, reset_peak
-from pipelines.loading import pick_dtype
+from pipelines.parts import pick_dtype
 from utils.registry import MODEL
-from utils.run_config import RunConfig
+from utils.settings.run import RunConfig
 
 
 @torch.no_grad()

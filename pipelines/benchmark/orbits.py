@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
-from models.gaussian_files import write_ply
+from models.gaussians.files import write_ply
 from models.weights import save_published
 from pipelines.benchmark.case import Bench, Case, has_files, random_parts, sample
 from pipelines.benchmark.timing import peak_gib, reset_peak
-from pipelines.orbits import Orbits
-from pipelines.views_pipeline import ViewsPipeline
+from pipelines.sampling.orbits import Orbits
+from pipelines.sampling.pipeline import ViewsPipeline
 from utils.files import meanwhile
 from utils.images import save_video
-from utils.run_config import RunConfig
+from utils.settings.run import RunConfig
 from utils.stopwatch import Stopwatch, synchronize
 
 log = logging.getLogger(__name__)

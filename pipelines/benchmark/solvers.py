@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pipelines.benchmark.case import Bench, Case, has_files, warm_up
 from pipelines.benchmark.sheet import SheetLine, write_sheet
-from pipelines.inputs import sources_of
-from pipelines.loading import pick_dtype
+from pipelines.parts import pick_dtype
+from pipelines.sampling.inputs import sources_of
 from utils.errors import ConfigError
-from utils.run_config import RunConfig
+from utils.settings.run import RunConfig
 
 REFERENCE_STEPS = 200
 MAX_PSNR_DB = 60.0

@@ -12,10 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipelines.benchmark.case import Bench, Case, sample, warm_up, with_sampler
 from pipelines.benchmark.ceiling import ceiling_for
 from pipelines.benchmark.timing import Marks, peak_gib, reset_peak
-from pipelines.views_pipeline import ViewsPipeline
+from pipelines.sampling.pipeline import ViewsPipeline
 from utils.errors import ConfigError
 from utils.registry import AUTO_ENCODER, MODEL
-from utils.run_config import RunConfig
+from utils.settings.run import RunConfig
 
 MIN_STEPS = 3
 CONTEXT_LENGTH = 77  # tokens of a text, as published

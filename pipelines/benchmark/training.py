@@ -20,14 +20,14 @@ from models.random_weights import fill_randomly
 from pipelines.benchmark.case import Bench, Case
 from pipelines.benchmark.steps import unet_arguments
 from pipelines.benchmark.timing import Marks, peak_gib, reset_peak
-from pipelines.objectives.base import Objective
-from pipelines.objectives.diffusion import OrbitDenoising
-from pipelines.orbit_batches import DiffusionBatch
-from pipelines.trainer import Trainer
+from pipelines.training.data.orbit_batches import DiffusionBatch
+from pipelines.training.objectives.base import Objective
+from pipelines.training.objectives.diffusion import OrbitDenoising
+from pipelines.training.trainer import Trainer
 from utils.matmul_precision import float32_products
 from utils.memory_format import channels_last
 from utils.registry import DIFFUSION, MODEL
-from utils.run_config import RunConfig
+from utils.settings.run import RunConfig
 
 WARMUP = 5
 

@@ -23,15 +23,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models.gaussians import Gaussians
-from pipelines.evaluation.consistency_rows import OrbitViews, Row, rows_of
-from pipelines.evaluation.gaussian_fit import FitOptions, Shots, fit, render_scenes
+from models.gaussians.scene import Gaussians
+from pipelines.evaluation.consistency_orbits import OrbitViews, Row, rows_of
 from pipelines.evaluation.image_metrics import Lpips, ViewScores, find_lpips, join, pooled_psnr, score_views
-from pipelines.loading import pick_device
+from pipelines.parts import pick_device
+from pipelines.reconstruction.gaussian_fit import FitOptions, Shots, fit, render_scenes
 from utils.errors import ConfigError
 from utils.files import read_json, writable_folder, write_json
 from utils.images import contact_sheet, save_png
-from utils.run_config import RunConfig
+from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
 

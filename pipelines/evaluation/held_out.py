@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.orbit_layout import find_objects
+from datasets.orbits.layout import find_objects
 from utils.errors import DataError
 from utils.files import read_json, write_json
 from utils.registry import DATASETS
-from utils.run_config import RunConfig
+from utils.settings.run import RunConfig
 
 WHITE = 1.0
 

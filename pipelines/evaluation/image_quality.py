@@ -18,14 +18,14 @@ from pipelines.evaluation.held_out import TrueOrbit, TrueOrbits, mean_image
 from pipelines.evaluation.image_metrics import Lpips, ViewScores, find_lpips, join, score_views
 from pipelines.evaluation.quality_report import MODEL_ROW, REPEATED, plot_curves, quality_sheet, spread_by_psnr, summary
 from pipelines.evaluation.samples import given_views, read_views, sample_orbits, views_folders
-from pipelines.inference import sample_settings
-from pipelines.known_views import relative_azimuths
-from pipelines.views_pipeline import ViewsPipeline
+from pipelines.sampling.inference import sample_settings
+from pipelines.sampling.known_views import relative_azimuths
+from pipelines.sampling.pipeline import ViewsPipeline
 from utils.errors import ConfigError
 from utils.files import writable_folder, write_json
 from utils.images import save_png
 from utils.registry import MODEL
-from utils.run_config import RunConfig
+from utils.settings.run import RunConfig
 
 CEILING = "autoencoder (ceiling)"
 NUM_MEAN_OBJECTS = 1000  # of the training set, for the mean image

@@ -15,10 +15,10 @@ from torch import Tensor
 from pipelines.evaluation.held_out import TrueOrbits, background_of, is_packed
 from pipelines.evaluation.image_metrics import score_views
 from pipelines.evaluation.samples import read_cameras, read_views, sample_folders
-from pipelines.visual import RESULT_FILE
+from pipelines.sampling.sample_folder import RESULT_FILE
 from utils.errors import DataError
 from utils.files import read_json, writable_folder, write_json
-from utils.run_config import RunConfig
+from utils.settings.run import RunConfig
 
 # A channel differs this much from the background where the object is; what an autoencoder leaves there is less.
 VISIBLE = 0.1

@@ -17,13 +17,13 @@ from torch import Tensor
 from models.classifier import ViewClassifier
 from pipelines.evaluation.held_out import open_held_out
 from pipelines.evaluation.samples import read_views, sample_folders, views_folders
-from pipelines.loading import pick_device
-from pipelines.visual import RESULT_FILE
-from utils.asset_options import NO_FILES
+from pipelines.parts import pick_device
+from pipelines.sampling.sample_folder import RESULT_FILE
 from utils.errors import DataError
 from utils.files import read_json, writable_folder, write_json
 from utils.registry import INFER_ENGINE, MODEL
-from utils.run_config import RunConfig
+from utils.settings.assets import NO_FILES
+from utils.settings.run import RunConfig
 
 ATTRIBUTES = ("kind", "color")
 

@@ -21,10 +21,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.evaluation.held_out import TrueOrbit, TrueOrbits
-from pipelines.inference import Job, is_done, sample_settings
-from pipelines.inputs import Source, slug_of
-from pipelines.views_pipeline import ViewsPipeline
-from pipelines.visual import RESULT_FILE, nerf_transforms
+from pipelines.sampling.inference import Job, is_done, sample_settings
+from pipelines.sampling.inputs import Source, slug_of
+from pipelines.sampling.pipeline import ViewsPipeline
+from pipelines.sampling.sample_folder import RESULT_FILE, nerf_transforms
 from utils.errors import ConfigError, DataError
 from utils.files import atomic_folder, read_json, write_json
 from utils.images import save_png
@@ -59,8 +59,8 @@ def sample_orbits(
     Samples that were made with the same settings, from the same views, are kept.
 
     Args:
-        given: places in the orbit, 0 among them: view 0 is the input, the others are held (`pipelines.known_views`).
-        out: gets a folder a sample: `views/`, `transforms.json` and `result.json`.
+        given: places in the orbit, 0 among them: view 0 is the input, the others are held
+        (`pipelines.sampling.known_views`). out: gets a folder a sample: `views/`, `transforms.json` and `result.json`.
         seed: of the noise, the same for every object.
 
     Returns:

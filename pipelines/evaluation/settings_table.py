@@ -16,17 +16,17 @@ from typing import Any
 import torch
 
 from pipelines.evaluation.consistency import ConsistencyOptions, evaluate_consistency
-from pipelines.evaluation.consistency_rows import CEILING, FLOOR
-from pipelines.evaluation.gaussian_fit import FitOptions
+from pipelines.evaluation.consistency_orbits import CEILING, FLOOR
 from pipelines.evaluation.image_quality import QualityOptions, evaluate_quality
 from pipelines.evaluation.quality_report import MODEL_ROW, gain
 from pipelines.evaluation.recognition import evaluate_recognition
-from pipelines.inference import sample_settings
-from pipelines.inputs import slug_of
+from pipelines.reconstruction.gaussian_fit import FitOptions
+from pipelines.sampling.inference import sample_settings
+from pipelines.sampling.inputs import slug_of
 from utils.errors import ConfigError
 from utils.files import writable_folder, write_json
 from utils.registry import MODEL
-from utils.run_config import RunConfig
+from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.orbit_layout import is_complete, read_camera, read_normal_depth, read_rgba, view_file
+from datasets.orbits.layout import is_complete, read_camera, read_normal_depth, read_rgba, view_file
 from tools import index_dataset, make_zoo, render_orbit
 from utils.cameras import intrinsics, orbit_cameras, project_points
 from utils.errors import ConfigError, DataError

@@ -9,12 +9,12 @@ import imageio.v3
 import pytest
 import trimesh
 
-from models.gaussian_files import read_ply, write_ply, write_splat
+from models.gaussians.files import read_ply, write_ply, write_splat
 from tests.conftest import ROOT
 from tests.tiny_gaussians import SMALL, ball
 from tools import compare_meshes, export_gaussians
-from utils.asset_options import AssetOptions
 from utils.errors import ConfigError, DataError
+from utils.settings.assets import AssetOptions
 
 FLAGS = [text for name, value in SMALL.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from models.blocks import TemporalConv
+from models.unet.blocks import TemporalConv
 from utils.memory_format import channels_last
 
 

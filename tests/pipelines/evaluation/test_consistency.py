@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.packed_orbits import PackedShard, shard_file, write_shard
-from models.gaussians import Gaussians
+from datasets.orbits.packed import PackedShard, shard_file, write_shard
+from models.gaussians.scene import Gaussians
 from pipelines.evaluation.consistency import (
     ConsistencyOptions,
     Measured,
@@ -25,11 +25,11 @@ from pipelines.evaluation.consistency import (
     row_figures,
     surface_points,
 )
-from pipelines.evaluation.consistency_rows import CEILING, FLOOR, OrbitViews, mixed, read_sample
-from pipelines.evaluation.gaussian_fit import FitOptions, Shots, fit, render_scenes, start_values
+from pipelines.evaluation.consistency_orbits import CEILING, FLOOR, OrbitViews, mixed, read_sample
 from pipelines.evaluation.held_out import TrueOrbit
 from pipelines.evaluation.image_metrics import ViewScores
 from pipelines.evaluation.samples import write_sample
+from pipelines.reconstruction.gaussian_fit import FitOptions, Shots, fit, render_scenes, start_values
 from tests.tiny import load, write_family
 from utils.cameras import orbit_cameras
 from utils.errors import ConfigError, DataError

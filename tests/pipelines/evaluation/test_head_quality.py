@@ -12,20 +12,20 @@ import pytest
 import torch
 import trimesh
 
-from datasets.mesh_renderer import render_views
-from datasets.mesh_scene import RenderMesh
-from models.rendering import render
+from datasets.meshes.renderer import render_views
+from datasets.meshes.scene import RenderMesh
+from models.gaussians.rendering import render
 from pipelines.evaluation.head_quality import HeadOptions, Measure, evaluate_head, true_meshes
-from pipelines.evaluation.head_rows import head_table
+from pipelines.evaluation.head_report import head_table
 from pipelines.evaluation.held_out import TrueOrbit, TrueOrbits
 from pipelines.evaluation.samples import write_sample
 from tests.tiny import load, write_family, write_head
 from tests.tiny_gaussians import SMALL, ball
 from tests.tiny_orbits import write_turning_orbits
 from tools import make_zoo
-from utils.asset_options import AssetOptions
 from utils.cameras import intrinsics, orbit_cameras
 from utils.errors import ConfigError, DataError
+from utils.settings.assets import AssetOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.orbit_layout import write_orbit
+from datasets.orbits.layout import write_orbit
 from pipelines.evaluation.held_out import TrueOrbits
 from pipelines.evaluation.image_metrics import ViewScores
 from pipelines.evaluation.image_quality import CEILING, QualityOptions, evaluate_quality

@@ -7,8 +7,7 @@ import json
 import pytest
 
 from models.weights import save_safetensors
-from pipelines.evaluation.consistency_rows import CEILING, FLOOR
-from pipelines.evaluation.gaussian_fit import FitOptions
+from pipelines.evaluation.consistency_orbits import CEILING, FLOOR
 from pipelines.evaluation.settings_table import (
     SettingsOptions,
     evaluate_settings,
@@ -16,6 +15,7 @@ from pipelines.evaluation.settings_table import (
     settings_table,
     without_refining,
 )
+from pipelines.reconstruction.gaussian_fit import FitOptions
 from tests.tiny import load, write_family, write_head, write_image_family
 from tests.tiny_orbits import write_turning_orbits
 from utils.errors import ConfigError

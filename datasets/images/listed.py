@@ -1,0 +1,74 @@
+"""Lists of single images with captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from datasets.images.sample import ImageOptions, image_sample
+from utils.errors import DataError
+from utils.registry import DATASETS
+
+SEPARATOR = "|||"
+
+
+@DATASETS.register
+class ImageDataset(Dataset):
+    """Images named in text files: a line is `FILE|||CAPTION`, the file relative to the list's folder."""
+
+    retired_keys = {"vit_resolution": "the embedder sees no images here"}
+    endless = False
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ImageOptions):
+        """`data_list` holds text files."""
+
+    def __init__(self, config: Config) -> None:
+        """Read the lists.
+
+        Raises:
+            DataError: a list or a folder is missing, or nothing is listed.
+        """
+        self.config = config
+        self.entries: list[tuple[Path, str]] = []
+        for file, folder in zip(config.data_list, config.data_dir_list, strict=True):
+            if not Path(folder).is_dir():
+                raise DataError(f"img_dataset.data_dir_list={folder}: no such folder")
+            try:
+                lines = Path(file).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as err:
+                raise DataError(f"img_dataset.data_list={file}: cannot be read ({err})") from err
+            for line in filter(str.strip, lines):
+                name, _, caption = line.partition(SEPARATOR)
+                self.entries.append((Path(folder) / name.strip(), caption))
+        if not self.entries:
+            raise DataError(
+                f"img_dataset.data_list={list(config.data_list)} lists no images; write FILE|||CAPTION lines"
+            )
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One sample, see `datasets.images.sample.image_sample`.
+
+        Raises:
+            DataError: the file is missing or broken, or has no caption; names it.
+        """
+        return listed_sample(*self.entries[index], options=self.config)
+
+    def name_of(self, index: int) -> str:
+        """What messages call a sample."""
+        return str(self.entries[index][0])
+
+
+def listed_sample(file: Path, caption: str, *, options: ImageOptions) -> dict[str, Any]:
+    """A line of a list as a sample; errors as above."""
+    try:
+        raw = file.read_bytes()
+    except OSError as err:
+        raise DataError(f"image {file}: cannot be read ({err.strerror})") from err
+    return image_sample(raw, caption, name=str(file), options=options)

@@ -1,0 +1,81 @@
+"""One training sample out of one image, whatever it was read from.
+
+Letters: C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from datasets.orbits.layout import decoded
+from datasets.orbits.sample import write_prompt
+from utils.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """What every data set of images can be told.
+
+    Attributes:
+        data_list: lists or shards, see the class.
+        data_dir_list: the folder of each.
+        resolution: [width, height].
+        max_words: of a caption.
+        caption_suffix: appended to captions; these images are no renders of single objects, so none by default.
+    """
+
+    data_list: list[str] = field(default_factory=list)
+    data_dir_list: list[str] = field(default_factory=list)
+    resolution: list[int] = field(default_factory=lambda: [256, 256])
+    max_words: int = 1000
+    caption_suffix: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.resolution) != 2 or min(self.resolution) < 1:
+            raise ConfigError(f"resolution must be [width, height] in pixels, got {list(self.resolution)}")
+        if not self.data_list or len(self.data_list) != len(self.data_dir_list):
+            raise ConfigError(
+                f"data_list has {len(self.data_list)} entries and data_dir_list {len(self.data_dir_list)}; "
+                "give each entry its folder"
+            )
+        if self.max_words < 1:
+            raise ConfigError(f"max_words must be >= 1, got {self.max_words}")
+
+
+def image_sample(raw: bytes, caption: str, *, name: str, options: ImageOptions) -> dict[str, Any]:
+    """Decode, scale until the resolution is covered, and cut out the middle.
+
+    Returns:
+        views_VCHW: (1, 3, H, W) float32 in [0, 1]; caption, with its suffix; object_id.
+
+    Raises:
+        DataError: no image, or no caption.
+    """
+    if not caption.strip():
+        raise DataError(f"image {name}: no caption")
+    image_HW3 = decoded(np.frombuffer(raw, dtype=np.uint8), cv2.IMREAD_COLOR_RGB) if raw else None
+    if image_HW3 is None:
+        raise DataError(f"image {name}: {'broken image' if raw else 'zero bytes'}")
+    cut_HW3 = cover(image_HW3, tuple(options.resolution)).astype(np.float32) / 255.0
+    return {
+        "views_VCHW": torch.from_numpy(np.ascontiguousarray(cut_HW3.transpose(2, 0, 1)))[None],
+        "caption": write_prompt(caption, suffix=options.caption_suffix, max_words=options.max_words),
+        "object_id": name,
+    }
+
+
+def cover(image_HW3: np.ndarray, resolution: tuple[int, int]) -> np.ndarray:
+    """The middle of an image, scaled so that (width, height) just fits into it."""
+    width, height = resolution
+    old_height, old_width = image_HW3.shape[:2]
+    scale = max(width / old_width, height / old_height)
+    size = (max(width, round(old_width * scale)), max(height, round(old_height * scale)))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    scaled_HW3 = cv2.resize(image_HW3, size, interpolation=method)
+    top, left = (size[1] - height) // 2, (size[0] - width) // 2
+    return scaled_HW3[top : top + height, left : left + width]

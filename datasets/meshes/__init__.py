@@ -1,0 +1,1 @@
+"""Meshes: reading, drawing, turning into orbits."""

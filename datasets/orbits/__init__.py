@@ -1,0 +1,1 @@
+"""Orbits: layouts on disk and the data sets that read them."""

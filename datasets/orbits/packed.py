@@ -1,0 +1,172 @@
+"""Orbits in a few large files: made and read much faster than thousands of PNG files.
+
+A shard is a safetensors file with `rgba_NVHW4` (uint8 sRGB, straight alpha) and `c2w_NV44` (float32); field of view,
+object ids, captions and attributes are one JSON object in its metadata. Letters: N objects, V views, H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch.utils.data import Dataset
+
+from datasets.orbits.sample import OrbitOptions, orbit_sample, write_prompt
+from utils.errors import ConfigError, DataError
+from utils.files import atomic_path
+from utils.registry import DATASETS
+
+HEADER = "orbits"
+REMEDY = "delete it and run tools/make_zoo.py --packed again with the same options"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedShard:
+    """What one file holds; lists are as long as the arrays."""
+
+    rgba_NVHW4: np.ndarray
+    c2w_NV44: np.ndarray
+    fov_deg: float
+    object_ids: list[str]
+    captions: list[str]
+    attributes: list[dict[str, Any]]
+
+
+def shard_file(folder: str | Path, number: int) -> Path:
+    """Path of a shard."""
+    return Path(folder) / f"orbits_{number:05d}.safetensors"
+
+
+def write_shard(path: str | Path, shard: PackedShard) -> None:
+    """Write a shard, whole or not at all."""
+    header = {
+        "fov_deg": shard.fov_deg,
+        "object_ids": shard.object_ids,
+        "captions": shard.captions,
+        "attributes": shard.attributes,
+    }
+    # one entry: safetensors would write several in any order, and the same objects shall give the same bytes
+    metadata = {HEADER: json.dumps(header)}
+    # safetensors writes the memory as it lies
+    arrays = {
+        "rgba_NVHW4": np.ascontiguousarray(shard.rgba_NVHW4),
+        "c2w_NV44": np.ascontiguousarray(shard.c2w_NV44, dtype=np.float32),
+    }
+    with atomic_path(path) as part:
+        save_file(arrays, str(part), metadata=metadata)
+
+
+@DATASETS.register
+class PackedOrbits(Dataset):
+    """Samples of packed shards: the same dictionary as VideoDataset gives."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(OrbitOptions):
+        """`data_dir_list` holds folders of shards."""
+
+        resolution: list[int] = field(default_factory=lambda: [128, 128])
+        background: float = 1.0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not self.data_dir_list:
+                raise ConfigError("data_dir_list is empty; give folders made by tools/make_zoo.py --packed")
+
+    def __init__(self, config: Config) -> None:
+        """Read what the shards hold, but no images.
+
+        Raises:
+            DataError: a folder holds no shard, or a shard is broken or has too few views.
+        """
+        self.config = config
+        self.files: list[Path] = []
+        for folder in config.data_dir_list:
+            files = sorted(Path(folder).glob("orbits_*.safetensors"))
+            if not files:
+                raise DataError(
+                    f"data_dir_list={folder}: holds no orbits_*.safetensors; make them with tools/make_zoo.py --packed"
+                )
+            self.files += files
+        self.starts: list[int] = []
+        self.fovs: list[float] = []
+        self.object_ids: list[str] = []
+        self.captions: list[str] = []
+        self.attributes: list[dict[str, Any]] = []
+        for file in self.files:
+            self._read_header(file)
+        self._open: dict[int, Any] = {}
+
+    def _read_header(self, file: Path) -> None:
+        try:
+            with safe_open(str(file), framework="np") as shard:
+                header = json.loads(shard.metadata()[HEADER])
+                shape = shard.get_slice("rgba_NVHW4").get_shape()
+            ids, captions, attributes = header["object_ids"], header["captions"], header["attributes"]
+            fov_deg = float(header["fov_deg"])
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as err:
+            raise DataError(f"{file}: not a whole shard of orbits ({err}); {REMEDY}") from err
+        if shape[1] < self.config.num_views:
+            raise DataError(
+                f"{file}: {shape[1]} views for each object, num_views={self.config.num_views} asked for; "
+                "lower num_views or render more"
+            )
+        self.starts.append(len(self.object_ids))
+        self.fovs.append(fov_deg)
+        self.object_ids += ids
+        self.captions += captions
+        self.attributes += attributes
+
+    def __len__(self) -> int:
+        return len(self.object_ids)
+
+    def picture_files(self) -> list[Path]:
+        """The files whose change tells that pictures were made anew."""
+        return self.files
+
+    def stored(self, index: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """rgba_VHW4 (uint8, straight alpha), c2w_V44 and fov_deg as they lie in the shard.
+
+        For a training that keeps all images in device memory and composites there.
+        """
+        number = bisect_right(self.starts, index) - 1
+        if number not in self._open:
+            self._open[number] = safe_open(str(self.files[number]), framework="np").__enter__()
+        shard, row, views = self._open[number], index - self.starts[number], self.config.num_views
+        try:
+            rgba_VHW4 = shard.get_slice("rgba_NVHW4")[row : row + 1, :views][0]
+            c2w_V44 = shard.get_slice("c2w_NV44")[row : row + 1, :views][0]
+        except SafetensorError as err:
+            raise DataError(f"object {self.object_ids[index]}: {self.files[number]}: {err}; {REMEDY}") from err
+        return rgba_VHW4, c2w_V44, self.fovs[number]
+
+    def prompt(self, index: int) -> str:
+        """The caption with its suffix, or "" when captions are left out."""
+        if self.config.empty_captions:
+            return ""
+        return write_prompt(self.captions[index], suffix=self.config.caption_suffix, max_words=self.config.max_words)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One sample, see `datasets.orbits.sample.orbit_sample`."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rgba_VHW4, c2w_V44, fov_deg = self.stored(index)
+        return orbit_sample(
+            self.config.scaled(rgba_VHW4, self.object_ids[index]),
+            c2w_V44,
+            fov_deg=fov_deg,
+            caption=self.prompt(index),
+            object_id=self.object_ids[index],
+            resolution=tuple(self.config.resolution),
+            background=self.config.background,
+            start_view=self.config.draw_start_view(),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # open files do not travel to loader processes
+        return {**self.__dict__, "_open": {}}

@@ -1,0 +1,130 @@
+"""One training sample, whatever it was read from.
+
+Letters: V views, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from datasets.orbits.zoom import scale_of, zoom
+from utils.errors import ConfigError
+from utils.prompts import PROMPT_SUFFIX, with_suffix
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrbitOptions:
+    """What every data set of orbits can be told.
+
+    Attributes:
+        data_dir_list: folders of the data.
+        resolution: [width, height].
+        max_words: of a caption.
+        num_views: of a sample.
+        background: grey in [0, 1] behind the object; published: 128/255 for text, 1 for image.
+        caption_suffix: appended to captions.
+        empty_captions: give "" instead of the sentence, as the image model is trained.
+        random_start_view: begin at a random view, drawn from torch's generator each time: the images roll together
+            and the cameras stay, so that the camera at azimuth 0 always belongs to the first image.
+        scale_range: [smallest, largest] factor by which an object's pictures are scaled about their middle, drawn once
+            for each object from its id; cameras stay. Empty: as they are.
+    """
+
+    data_dir_list: list[str] = field(default_factory=list)
+    resolution: list[int]
+    max_words: int = 1000
+    num_views: int = 24
+    background: float
+    caption_suffix: str = PROMPT_SUFFIX
+    empty_captions: bool = False
+    random_start_view: bool = False
+    scale_range: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if len(self.resolution) != 2 or min(self.resolution) < 1:
+            raise ConfigError(f"resolution must be [width, height] in pixels, got {list(self.resolution)}")
+        if not 0.0 <= self.background <= 1.0:
+            raise ConfigError(f"background must lie in [0, 1], 0 black and 1 white, got {self.background}")
+        for name in ("num_views", "max_words"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+        ends = list(self.scale_range)
+        if ends and (len(ends) != 2 or not 0 < ends[0] <= ends[1] < float("inf")):
+            raise ConfigError(f"scale_range must be empty or [smallest, largest], both positive, got {ends}")
+
+    def draw_start_view(self) -> int:
+        """The view that a sample begins with."""
+        return int(torch.randint(self.num_views, ())) if self.random_start_view else 0
+
+    def scaled(self, rgba_VHW4: np.ndarray, object_id: str) -> np.ndarray:
+        """Pictures of an object, scaled as `scale_range` wants; uint8 with straight alpha."""
+        if not self.scale_range:
+            return rgba_VHW4
+        scale_V = torch.full((len(rgba_VHW4),), scale_of(object_id, self.scale_range))
+        return zoom(torch.from_numpy(np.ascontiguousarray(rgba_VHW4)), scale_V).numpy()
+
+
+def orbit_sample(
+    rgba_VHW4: np.ndarray,
+    c2w_V44: np.ndarray,
+    *,
+    fov_deg: float,
+    caption: str,
+    object_id: str,
+    resolution: tuple[int, int],
+    background: float,
+    start_view: int = 0,
+) -> dict[str, Any]:
+    """Composite and resize an orbit.
+
+    Args:
+        rgba_VHW4: uint8 sRGB with straight alpha.
+        c2w_V44: camera to world.
+        fov_deg: field of view of the images.
+        caption: the sentence, with its suffix.
+        object_id: `<dictionary id>/<instance id>`.
+        resolution: (width, height) of the result.
+        background: grey in [0, 1] behind the object.
+        start_view: which view becomes view 0. Images and masks roll together while the cameras stay, which is the
+            same as turning the object.
+
+    Returns:
+        views_VCHW: float32 in [0, 1]; masks_V1HW: float32 coverage in [0, 1]; c2w_V44: float32; fov_deg; caption;
+        object_id.
+    """
+    rgba_VHW4 = np.roll(rgba_VHW4, -start_view, axis=0)
+    alpha_VHW1 = rgba_VHW4[..., 3:].astype(np.float32) / 255.0
+    views_VHW3 = rgba_VHW4[..., :3].astype(np.float32) / 255.0 * alpha_VHW1 + background * (1.0 - alpha_VHW1)
+    return {
+        "views_VCHW": _as_tensor(resize_views(views_VHW3, resolution)),
+        "masks_V1HW": _as_tensor(resize_views(alpha_VHW1, resolution)),
+        "c2w_V44": torch.from_numpy(np.ascontiguousarray(c2w_V44, dtype=np.float32)),
+        "fov_deg": float(fov_deg),
+        "caption": caption,
+        "object_id": object_id,
+    }
+
+
+def resize_views(images_VHWC: np.ndarray, resolution: tuple[int, int]) -> np.ndarray:
+    """Resize float32 images to (width, height): area mean when they shrink, bilinear when they grow."""
+    width, height = resolution
+    if images_VHWC.shape[1:3] == (height, width):
+        return images_VHWC
+    shrinks = width < images_VHWC.shape[2]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized = np.stack([cv2.resize(image, (width, height), interpolation=method) for image in images_VHWC])
+    return resized.reshape(len(images_VHWC), height, width, -1)
+
+
+def write_prompt(caption: str, *, suffix: str, max_words: int) -> str:
+    """Cut a caption to its first words and append the suffix unless it is there."""
+    return with_suffix(" ".join(caption.split()[:max_words]), suffix)
+
+
+def _as_tensor(images_VHWC: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images_VHWC.transpose(0, 3, 1, 2)))

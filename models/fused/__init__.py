@@ -1,0 +1,1 @@
+"""Networks with the same weights, arranged for speed."""

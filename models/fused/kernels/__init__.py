@@ -1,0 +1,1 @@
+"""Fused operations: a plain reference and Triton kernels."""

@@ -1,0 +1,167 @@
+"""The operations of models.fused.unet in plain PyTorch: what the kernels of models.fused.kernels.triton_forward must
+compute.
+
+Activations are rows of channels: R = images x places rows of C channels, contiguous, an orbit's views one after the
+other. So channels-last images, tokens and matrices are the same memory, and nothing is ever transposed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.attention import attention
+
+NUM_GROUPS = 32
+
+
+def operations(device: torch.device, dtype: torch.dtype) -> ModuleType | Any:
+    """The kernels where they run, in half precision on a CUDA device with Triton; this module elsewhere.
+
+    With gradients enabled those that have them.
+    """
+    if has_kernels(device, dtype):
+        from models.fused.kernels import autograd, triton_forward
+
+        return autograd if torch.is_grad_enabled() else triton_forward
+    import models.fused.kernels.reference
+
+    return models.fused.kernels.reference
+
+
+def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels run there; Triton comes with PyTorch for Linux and CUDA."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return importlib.util.find_spec("triton") is not None
+
+
+def group_norm(
+    x_RC: Tensor,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    *,
+    rows: int,
+    eps: float,
+    shift: Tensor | None = None,
+    silu: bool = False,
+    window: int = 0,
+    dropout: float = 0.0,
+    seed_1: Tensor | None = None,
+) -> Tensor:
+    """Group norm of `x + shift` in 32 groups, over `rows` rows at a time.
+
+    Args:
+        rows: of an image, or of an orbit.
+        shift: (R / rows, C) or (1, C); the last dimension contiguous.
+        silu: apply SiLU to the result.
+        window: rows of a view. The result is then (R, 3 C): each row between those of the same place in the view before
+            and the view after, zeros where there is none; a product with it is a convolution over the views.
+        dropout: share of the results that are zero; the others grow.
+        seed_1: says which, an integer on the device; kernels and this module draw differently.
+
+    Returns:
+        (R, C), or (R, 3 C) with a window.
+    """
+    x_UPC = x_RC.unflatten(0, (-1, rows))
+    if shift is not None:
+        x_UPC = x_UPC + shift[:, None].to(x_UPC)
+    x_UPC = F.group_norm(x_UPC.transpose(1, 2), NUM_GROUPS, weight_C, bias_C, eps).transpose(1, 2)
+    x_UPC = F.silu(x_UPC) if silu else x_UPC
+    if dropout:
+        generator = torch.Generator(x_RC.device).manual_seed(int(seed_1))
+        drawn = torch.rand(x_UPC.shape, generator=generator, device=x_RC.device)
+        x_UPC = torch.where(drawn >= dropout, x_UPC / (1 - dropout), 0)
+    if not window:
+        return x_UPC.reshape(x_RC.shape)
+    before_UPC = F.pad(x_UPC, (0, 0, window, 0))[:, :rows]
+    after_UPC = F.pad(x_UPC, (0, 0, 0, window))[:, window:]
+    return torch.cat([before_UPC, x_UPC, after_UPC], dim=2).flatten(0, 1)
+
+
+def normed_product(
+    x_RC: Tensor,
+    norm_weight_C: Tensor,
+    norm_bias_C: Tensor,
+    weight: Tensor,
+    *,
+    size: tuple[int, int] | None = None,
+    onto_RC: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """A product of what `group_norm` gives.
+
+    Args:
+        weight: (O, I), or (O, I, h, w) of a convolution that keeps the size.
+        size: height and width of the images that are convolved.
+        onto_RC: is added. The kernels do that in place.
+        options: of `group_norm`.
+
+    Returns:
+        The input, for what else it is needed for: its gradients then meet in one kernel. And the product.
+    """
+    out = product(group_norm(x_RC, norm_weight_C, norm_bias_C, **options), weight, size=size)
+    return x_RC, out if onto_RC is None else onto_RC + out
+
+
+def product(x_RI: Tensor, weight: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
+    """Rows through a matrix (O, I), or as images of that size through a convolution; without bias."""
+    if weight.dim() == 2:
+        return F.linear(x_RI, weight)
+    images = x_RI.view(-1, *size, x_RI.shape[1]).permute(0, 3, 1, 2)
+    images = F.conv2d(images, weight, padding=[side // 2 for side in weight.shape[2:]])
+    return images.permute(0, 2, 3, 1).reshape(len(x_RI), -1)
+
+
+def accumulate(h_RC: Tensor, x_RI: Tensor, weight_CI: Tensor) -> Tensor:
+    """`h + x W'`. The kernels overwrite h."""
+    return torch.addmm(h_RC, x_RI, weight_CI.T)
+
+
+def cast(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Weights in another precision."""
+    return [weight.to(dtype) for weight in weights]
+
+
+def layer_norm(
+    x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, *, eps: float, shift_C: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The input, as `normed_product` gives it back, and the layer norm of `x + shift`."""
+    shifted_RC = x_RC if shift_C is None else x_RC + shift_C
+    return x_RC, F.layer_norm(shifted_RC, x_RC.shape[-1:], weight_C, bias_C, eps)
+
+
+def add(x_RC: Tensor, y_RC: Tensor, bias_C: Tensor, *, scale: float = 1.0) -> Tensor:
+    """Two activations and a bias, and their sum scaled."""
+    total_RC = x_RC + y_RC + bias_C
+    return total_RC if scale == 1.0 else total_RC * scale
+
+
+def gate(x_R2I: Tensor, bias_2I: Tensor) -> Tensor:
+    """Of `x + bias`, one half gated by GELU of the other: (R, 2 I) to (R, I)."""
+    value_RI, gate_RI = (x_R2I + bias_2I).chunk(2, dim=-1)
+    return value_RI * F.gelu(gate_RI)
+
+
+def views_attention(qkv_R3C: Tensor, *, num_views: int, places: int, head_dim: int) -> Tensor:
+    """Self-attention over the views at every place: (R, 3 C), queries, keys and values side by side, to (R, C)."""
+    qkv = qkv_R3C.view(-1, num_views, places, 3, qkv_R3C.shape[1] // (3 * head_dim), head_dim)
+    q, k, v = (part.flatten(2, 3) for part in qkv.unbind(3))
+    return attention(q, k, v).reshape(len(qkv_R3C), -1)
+
+
+def is_small(num_views: int, head_dim: int) -> bool:
+    """Whether the kernels of `views_attention`, which hold all views of a head at once, are made for these sizes."""
+    return num_views <= 64 and head_dim in (16, 32, 64, 128)
+
+
+def doubled(x_RC: Tensor, *, height: int, width: int) -> Tensor:
+    """Images of height x width places at twice the size, by nearest neighbour."""
+    x_FHWC = x_RC.view(-1, height, 1, width, 1, x_RC.shape[1])
+    return x_FHWC.expand(-1, -1, 2, -1, 2, -1).reshape(-1, x_RC.shape[1])

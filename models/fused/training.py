@@ -1,0 +1,69 @@
+"""Training the UNet with the fused operations of sampling: same parameters, same function, same checkpointing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.attention import SpatialTransformer, TemporalTransformer
+from models.fused.kernels.reference import has_kernels
+from models.fused.layers import Frame, FusedResBlock, FusedTransformer
+from models.fused.rows import Rows
+from models.unet.blocks import ResBlock
+
+
+def fuse_for_training(parts: Iterable[nn.Module]) -> None:
+    """Let blocks of the UNet run fused wherever they are given half precision on a GPU; in place.
+
+    Other parts stay as they are, and so do blocks with additions of LoRA, which act on single layers.
+    """
+    for part in parts:
+        known = isinstance(part, ResBlock | SpatialTransformer | TemporalTransformer)
+        if known and all(type(layer).__module__.startswith(("torch.", "models.")) for layer in part.modules()):
+            part.forward = partial(_forward, part, part.forward)
+
+
+def _forward(part: nn.Module, plain: Callable[..., Tensor], x_FCHW: Tensor, *args: Any) -> Tensor:
+    if not has_kernels(x_FCHW.device, x_FCHW.dtype):
+        return plain(x_FCHW, *args)
+    return fused_forward(part, x_FCHW, *args)
+
+
+def fused_forward(part: nn.Module, x_FCHW: Tensor, *args: Any) -> Tensor:
+    """What a ResBlock, a SpatialTransformer or a TemporalTransformer computes, called as it is; differentiable."""
+    dtype = x_FCHW.dtype
+    with torch.autocast(x_FCHW.device.type, enabled=False):
+        rows = Rows.of(x_FCHW.contiguous(memory_format=torch.channels_last))
+        cast = partial(rows.ops.cast, dtype=dtype)
+        if isinstance(part, ResBlock):
+            embedding_FE, num_views = args
+            project = part.emb_layers[1]
+            shift_FC = nn.functional.linear(
+                part.emb_layers[0](embedding_FE.to(dtype)),
+                project.weight.to(dtype),
+                (project.bias + part.in_layers[-1].bias).to(dtype),
+            )
+            frame = Frame(num_views=num_views, shifts={id(part): shift_FC}, contexts={})
+            return FusedResBlock(part, cast)(rows, frame).images()
+        contexts, num_views = {}, args[0]
+        if isinstance(part, SpatialTransformer):
+            attend = part.transformer_blocks[0].attn2
+            contexts[id(attend)] = _keys_and_values(attend, args[1].to(dtype), num_views)
+        frame = Frame(num_views=num_views, shifts={}, contexts=contexts)
+        return FusedTransformer(part, cast)(rows, frame).images()
+
+
+def _keys_and_values(attend: Any, context_BSC: Tensor, num_views: int) -> tuple[Tensor, Tensor]:
+    """For each image: attention's backward pass goes over all queries of one set of keys in one go, which is slow for
+    the queries of a whole orbit."""
+
+    def heads(projection: nn.Linear) -> Tensor:
+        out = nn.functional.linear(context_BSC, projection.weight.to(context_BSC.dtype))
+        out = out.unflatten(2, (attend.num_heads, attend.head_dim))
+        return out[:, None].expand(-1, num_views, -1, -1, -1).flatten(0, 1)
+
+    return heads(attend.to_k), heads(attend.to_v)

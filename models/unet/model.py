@@ -1,0 +1,273 @@
+"""The camera-conditioned video UNet: (noisy latents, timestep, conditions) to a prediction, and nothing else.
+
+One class serves the text and the image model; a published type name is a set of defaults. Parameter names and shapes
+are those of the published weights (arXiv:2403.12010, on the UNet of ModelScope text-to-video and I2VGen-XL).
+
+Letters: B batch, V views, C channels, H W latent pixels, F = B·V images, S context tokens, E embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from models.attention import check_backend
+from models.unet.blocks import embedding_mlp, sinusoidal_embedding
+from models.unet.image_condition import (
+    NUM_IMAGE_TOKENS,
+    ViewsEncoder,
+    concat_condition,
+    local_image_concat,
+    local_image_embedding,
+)
+from models.unet.layout import CHECKPOINT_LEVELS, REPEATED_BLOCKS, decoder, encoder, middle, run
+from utils.errors import ConfigError
+from utils.registry import MODEL
+
+CAMERA_DIM = 16
+
+
+@dataclass
+class DeepFeatures:
+    """What the inner part of the network gave at one step, for the next ones (arXiv:2312.00858).
+
+    Attributes:
+        num_outer: blocks at either end that run at every step.
+        value: input of the first of the last blocks; None until a call fills it.
+    """
+
+    num_outer: int = 1
+    value: Tensor | None = None
+
+
+@MODEL.register(name="UNetSD_T2VBase")
+@MODEL.register(name="UNetSD_I2VGen", image_condition=True)
+class OrbitUNet(nn.Module):
+    """Predicts epsilon or v for every view of an orbit."""
+
+    retired_keys = {
+        "upper_len": "never read by the published models",
+        "default_fps": "target_fps is given with every call",
+        "misc_dropout": "never read by the published models",
+        "use_sim_mask": "never on in the published models",
+        "use_sync_attention": "never on in the published models",
+        "use_flexicube_reg": "never on in the published models",
+        "use_lgm_reg": "never on in the published models",
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Sizes and switches, under their published names.
+
+        Attributes:
+            in_dim: channels of the latents.
+            out_dim: channels of the prediction.
+            dim: channels of the first level.
+            dim_mult: channels of each level, in units of dim.
+            y_dim: channels of the text tokens.
+            image_dim: channels of the image embedding; y_dim when null, as published.
+            context_dim: channels of the context; must equal y_dim.
+            concat_dim: channels that the image condition adds to the latents.
+            num_heads: heads of the temporal transformer after the first convolution.
+            head_dim: channels of a head.
+            attn_scales: levels with attention, as fractions of the latent resolution.
+            image_condition: take `local_image` and `image` (and always fps).
+            use_lgm_refine: 3D-aware sampling; read by the pipeline.
+            attention: backend of models.attention.
+            use_checkpoint: recompute activations in the backward pass.
+            checkpoint_level: what is recomputed at once: a `block`, which keeps least between the passes, or a `layer`
+                of it, which needs less in the backward pass; `transformers`: these alone, which is faster.
+            checkpoint_places: latent pixels; what works on fewer is not recomputed.
+        """
+
+        in_dim: int = 4
+        out_dim: int = 4
+        dim: int = 320
+        dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+        y_dim: int = 1024
+        image_dim: int | None = None
+        context_dim: int = 1024
+        concat_dim: int = 4
+        num_heads: int = 8
+        head_dim: int = 64
+        num_res_blocks: int = 2
+        attn_scales: tuple[float, ...] = (1.0, 0.5, 0.25)
+        dropout: float = 0.1
+        temporal_attention: bool = True
+        temporal_attn_times: int = 1
+        use_fps_condition: bool = False
+        use_camera_condition: bool = True
+        use_lgm_refine: bool = False
+        use_checkpoint: bool = False
+        checkpoint_level: str = "block"
+        checkpoint_places: int = 0
+        image_condition: bool = False
+        attention: str = "sdpa"
+
+        def __post_init__(self) -> None:
+            if self.dim % 32:
+                raise ConfigError(f"UNet.dim must be a multiple of 32, got {self.dim}")
+            for width in {self.dim * mult for mult in self.dim_mult}:
+                if width % self.head_dim:
+                    raise ConfigError(f"UNet.dim x dim_mult = {width} must be a multiple of head_dim={self.head_dim}")
+            if self.temporal_attn_times != 1:
+                raise ConfigError(f"UNet.temporal_attn_times must be 1, got {self.temporal_attn_times}")
+            if self.context_dim != self.y_dim:
+                raise ConfigError(f"UNet.context_dim={self.context_dim} must equal UNet.y_dim={self.y_dim}")
+            if not 0 <= self.dropout < 1:
+                raise ConfigError(f"UNet.dropout must lie in [0, 1), got {self.dropout}")
+            if self.checkpoint_places < 0:
+                raise ConfigError(f"UNet.checkpoint_places must be 0 or more, got {self.checkpoint_places}")
+            if self.checkpoint_level not in CHECKPOINT_LEVELS:
+                valid = ", ".join(CHECKPOINT_LEVELS)
+                raise ConfigError(f"UNet.checkpoint_level={self.checkpoint_level} is unknown; valid: {valid}")
+            check_backend(self.attention)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        dim, embed_dim = config.dim, 4 * config.dim
+        self.time_embed = embedding_mlp(dim, embed_dim)
+        if config.image_condition:
+            self._add_image_condition(config, embed_dim)
+        if config.use_fps_condition or config.image_condition:
+            self.fps_embedding = embedding_mlp(dim, embed_dim)
+        if config.use_camera_condition:
+            self.camera_embedding = embedding_mlp(CAMERA_DIM, embed_dim)
+        self.input_blocks, widths = encoder(config, embed_dim)
+        self.middle_block = middle(config, embed_dim)
+        self.output_blocks, width = decoder(config, embed_dim, widths)
+        self.out = nn.Sequential(nn.GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, config.out_dim, 3, padding=1))
+        nn.init.zeros_(self.out[-1].weight)
+
+    def _add_image_condition(self, config: Config, embed_dim: int) -> None:
+        image_dim = config.image_dim or config.y_dim
+        self.context_embedding = embedding_mlp(image_dim, embed_dim, out_dim=NUM_IMAGE_TOKENS * config.context_dim)
+        self.local_image_concat = local_image_concat(config.in_dim, config.concat_dim)
+        self.local_temporal_encoder = ViewsEncoder(config.concat_dim)
+        self.local_image_embedding = local_image_embedding(config.in_dim, config.concat_dim, config.context_dim)
+
+    @property
+    def can_be_graphed(self) -> bool:
+        """Whether a training pass can be a CUDA graph: generators cannot be set back within one."""
+        config = self.config
+        return not config.use_checkpoint or config.checkpoint_level == "transformers" or not config.dropout
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        """The blocks that repeat, each worth compiling by itself."""
+        return [module for module in self.modules() if isinstance(module, REPEATED_BLOCKS)]
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        *,
+        camera_data: Tensor | None = None,
+        fps: Tensor | None = None,
+        image: Tensor | None = None,
+        local_image: Tensor | None = None,
+        deep: DeepFeatures | None = None,
+    ) -> Tensor:
+        """Predict.
+
+        Args:
+            x: noisy latents (B, C, V, H, W).
+            t: timesteps (B,).
+            y: text tokens (B, S, y_dim).
+            camera_data: camera condition (B, V, 16), see utils.cameras.camera_condition; None for images without.
+            fps: (B,) or one number, used by the image model and with use_fps_condition.
+            image: CLIP image embedding (B, 1, image_dim), image model only; left out, its tokens are left out.
+            local_image: latent of the conditioning view (B, C, V, H, W), image model only.
+            deep: empty, it is filled; filled, the inner part of the network does not run.
+
+        Returns:
+            (B, out_dim, V, H, W), epsilon or v as the schedule says.
+
+        Raises:
+            ValueError: a condition that this model needs is missing, or V, B differ between inputs.
+        """
+        B, _, V, H, W = x.shape
+        self.check_inputs(x, camera_data, fps, local_image)
+        embedding_FE = self._embedding(t, V, camera_data, fps)
+        context_BSC = self.context_tokens(y, image, local_image)
+        if local_image is not None:
+            concat = concat_condition(local_image, self.local_image_concat, self.local_temporal_encoder)
+            x = torch.cat([x, concat.to(x.dtype)], dim=1)
+        h = rearrange(x, "b c v h w -> (b v) c h w").contiguous(memory_format=torch.channels_last)
+        recomputes = self.config.use_checkpoint and self.training and torch.is_grad_enabled()
+        given = {"num_views": V, "context_BSC": context_BSC, "config": self.config if recomputes else None}
+        reuses, outer = deep is not None and deep.value is not None, len(self.input_blocks)
+        if deep is not None:
+            outer = deep.num_outer
+            self.check_outer(outer)
+        skips = []
+        for block in self.input_blocks[:outer] if reuses else self.input_blocks:
+            h = run(block, h, embedding_FE, **given)
+            skips.append(h)
+        if not reuses:
+            h = run(self.middle_block, h, embedding_FE, **given)
+            for block in self.output_blocks[:-outer]:
+                h = run(block, torch.cat([h, skips.pop()], dim=1), embedding_FE, **given)
+        if deep is not None:
+            h = deep.value = deep.value if reuses else h
+        for block in self.output_blocks[-outer:]:
+            h = run(block, torch.cat([h, skips.pop()], dim=1), embedding_FE, **given)
+        return rearrange(self.out(h), "(b v) c h w -> b c v h w", v=V)
+
+    def check_inputs(
+        self, x: Tensor, camera_data: Tensor | None, fps: Tensor | None, local_image: Tensor | None
+    ) -> None:
+        """Refuse what `forward` cannot take.
+
+        Raises:
+            ValueError: see `forward`.
+        """
+        factor = 2 ** (len(self.config.dim_mult) - 1)
+        if x.shape[1] != self.config.in_dim or x.shape[3] % factor or x.shape[4] % factor:
+            raise ValueError(
+                f"latents of shape {tuple(x.shape)} do not fit: channels must be {self.config.in_dim}, "
+                f"height and width multiples of {factor}"
+            )
+        if camera_data is not None and camera_data.shape[:2] != (x.shape[0], x.shape[2]):
+            raise ValueError(f"camera_data {tuple(camera_data.shape)} does not fit latents {tuple(x.shape)}")
+        if self.config.image_condition and (local_image is None or fps is None):
+            raise ValueError("the image model needs local_image and fps")
+
+    def check_outer(self, num_outer: int) -> None:
+        """Refuse a number of outer blocks that leaves no inner part.
+
+        Raises:
+            ValueError: see above.
+        """
+        if not 1 <= num_outer < len(self.input_blocks):
+            raise ValueError(f"num_outer must lie in [1, {len(self.input_blocks) - 1}], got {num_outer}")
+
+    def _embedding(self, t: Tensor, num_views: int, camera_data: Tensor | None, fps: Tensor | None) -> Tensor:
+        """Timestep, fps and camera of every view: (F, E)."""
+        dtype = self.time_embed[0].weight.dtype
+        embedding_BE = self.time_embed(sinusoidal_embedding(t, self.config.dim).to(dtype))
+        if hasattr(self, "fps_embedding") and fps is not None:
+            fps = torch.as_tensor(fps, device=t.device).expand(len(t))
+            embedding_BE = embedding_BE + self.fps_embedding(sinusoidal_embedding(fps, self.config.dim).to(dtype))
+        embedding_BVE = embedding_BE[:, None].expand(-1, num_views, -1)
+        if self.config.use_camera_condition:
+            if camera_data is not None:
+                embedding_BVE = embedding_BVE + self.camera_embedding(camera_data.to(dtype))
+            elif self.training and torch.is_grad_enabled():
+                # Processes that train together exchange gradients of the same parameters: here they are zero.
+                nowhere_1 = embedding_BVE.new_zeros(1, CAMERA_DIM)
+                embedding_BVE = embedding_BVE + 0 * self.camera_embedding(nowhere_1)
+        return embedding_BVE.flatten(0, 1)
+
+    def context_tokens(self, y: Tensor, image: Tensor | None, local_image: Tensor | None) -> Tensor:
+        """Context tokens in the published order: text, local image, CLIP image."""
+        tokens = [y]
+        if local_image is not None:
+            tokens.append(rearrange(self.local_image_embedding(local_image[:, :, 0]), "b c h w -> b (h w) c"))
+        if image is not None:
+            tokens.append(rearrange(self.context_embedding(image), "b 1 (s c) -> b s c", s=NUM_IMAGE_TOKENS))
+        return torch.cat([part.to(tokens[0].dtype) for part in tokens], dim=1)

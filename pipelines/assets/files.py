@@ -1,0 +1,98 @@
+"""The 3D files of one object, all from its Gaussians. What cannot be made is said; the rest is still written."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from models.gaussians.files import write_ply, write_splat
+from models.gaussians.scene import Gaussians
+from pipelines.assets.mesh import write_glb
+from pipelines.assets.turntable import write_turntable
+from pipelines.assets.viewer import write_viewer
+from utils.cameras import camera_distance
+from utils.errors import DataError
+from utils.settings.assets import AssetOptions
+
+log = logging.getLogger(__name__)
+
+PLY_FILE, SPLAT_FILE, MESH_FILE = "gaussians.ply", "gaussians.splat", "mesh.glb"
+TURNTABLE_FILE, VIEWER_FILE = "turntable.mp4", "viewer.html"
+
+
+def write_assets(
+    folder: Path,
+    gaussians: Gaussians,
+    *,
+    options: AssetOptions,
+    c2w_44: Tensor,
+    fov_deg: float,
+    title: str,
+    rasterizer: str = "auto",
+) -> dict[str, dict[str, Any]]:
+    """Write the files that the options ask for; rendering happens on the device of the Gaussians.
+
+    Args:
+        folder: gets the files.
+        gaussians: one scene, in the world of utils.cameras.
+        c2w_44: the camera of the first view; the viewer starts there, and the turntable keeps its distance.
+        fov_deg: field of view.
+        title: what the viewer calls the object.
+        rasterizer: see models.gaussians.rendering.
+
+    Returns:
+        For each file, its bytes, the seconds it took and what else is worth knowing, or {"error": why there is none}.
+    """
+    distance = float(camera_distance(c2w_44))
+
+    def ply(path: Path) -> dict[str, Any]:
+        write_ply(path, gaussians)
+        return {"gaussians": gaussians.means_BN3.shape[1]}
+
+    def splat(path: Path) -> dict[str, Any]:
+        write_splat(path, gaussians)
+        return {}
+
+    def mesh(path: Path) -> dict[str, Any]:
+        return write_glb(path, gaussians, options, rasterizer=rasterizer)
+
+    def turntable(path: Path) -> dict[str, Any]:
+        return write_turntable(path, gaussians, options, distance=distance, fov_deg=fov_deg, rasterizer=rasterizer)
+
+    def viewer(path: Path) -> dict[str, Any]:
+        write_viewer(path, gaussians, c2w_44=c2w_44, fov_deg=fov_deg, background=options.background, title=title)
+        return {}
+
+    makers = {
+        PLY_FILE: (options.ply, ply),
+        SPLAT_FILE: (options.splat, splat),
+        VIEWER_FILE: (options.html, viewer),
+        MESH_FILE: (options.glb, mesh),
+        TURNTABLE_FILE: (options.turntable, turntable),
+    }
+    makers = {name: make for name, (wanted, make) in makers.items() if wanted}
+    try:
+        gaussians.check_values(name="the Gaussians")
+    except DataError as err:  # each maker would meet it elsewhere, or write it into its file
+        return {name: _not_made(name, err) for name in makers}
+    return {name: _made(folder / name, make) for name, make in makers.items()}
+
+
+def _made(path: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Make one file; one that cannot be made is reported in one line."""
+    started = time.perf_counter()
+    try:
+        facts = make(path)
+    except DataError as err:
+        return _not_made(path.name, err)
+    return {"bytes": path.stat().st_size, "seconds": round(time.perf_counter() - started, 2), **facts}
+
+
+def _not_made(name: str, err: DataError) -> dict[str, Any]:
+    log.warning("no %s: %s", name, err)
+    return {"error": str(err)}

@@ -1,0 +1,111 @@
+"""The Gaussians of an object as a coloured triangle mesh in a `.glb`.
+
+The file is y-up with the object's front along +z, as glTF wants; the world of the project is z-up. Its colours hold
+the light of the views already, so its material says that viewers should not light it again (KHR_materials_unlit, which
+viewers may ignore).
+
+Letters: N points, F faces.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import trimesh
+from PIL import Image
+
+from datasets.meshes.scene import Y_UP_TO_Z_UP, srgb_to_linear
+from models.gaussians.scene import Gaussians
+from pipelines.assets.depth_maps import ObjectViews, look_around
+from pipelines.assets.surface import extract_surface
+from pipelines.assets.texture import bake, colors_at
+from utils.files import atomic_path
+from utils.settings.assets import AssetOptions
+
+UNLIT = "KHR_materials_unlit"
+
+
+def write_glb(path: Path, gaussians: Gaussians, options: AssetOptions, *, rasterizer: str = "auto") -> dict[str, Any]:
+    """Write one scene as a mesh, whole or not at all.
+
+    Args:
+        rasterizer: see models.gaussians.rendering.
+
+    Returns:
+        What the file says about itself as well: faces, parts, whether it is watertight and if not, why.
+
+    Raises:
+        DataError: there is no surface, or it cannot be unfolded.
+    """
+    views = look_around(
+        gaussians,
+        num_views=options.mesh_views,
+        size=options.mesh_view_size,
+        lowest_deg=options.mesh_lowest_deg,
+        rasterizer=rasterizer,
+    )
+    surface = extract_surface(views, grid=options.grid, num_faces=options.faces)
+    closed = trimesh.Trimesh(surface.points_N3, surface.faces_F3, process=False)
+    facts = describe(closed)
+    mesh = _textured(closed, views, size=options.texture) if options.texture else _colored(closed, views)
+    if options.texture:
+        facts["note"] = "points are doubled at texture seams; merged by position the surface is as said here"
+    mesh.metadata.update(facts)
+    mesh.apply_transform(_to_y_up())
+    with atomic_path(path) as part:
+        scene = trimesh.Scene({"object": mesh})
+        mark = _mark_unlit if options.unlit else None
+        part.write_bytes(trimesh.exchange.gltf.export_glb(scene, include_normals=True, tree_postprocessor=mark))
+    return facts
+
+
+def describe(mesh: trimesh.Trimesh) -> dict[str, Any]:
+    """What a user wants to know of a mesh before using it."""
+    facts: dict[str, Any] = {"faces": len(mesh.faces), "parts": int(mesh.body_count)}
+    facts["watertight"] = bool(mesh.is_watertight)
+    if not mesh.is_watertight:
+        edges, counts = np.unique(mesh.edges_sorted, axis=0, return_counts=True)
+        facts["why_not_watertight"] = (
+            f"simplifying left {int((counts == 1).sum())} open edges and {int((counts > 2).sum())} edges of more than "
+            "two faces; more assets.faces keep it closed"
+        )
+    return facts
+
+
+def _textured(mesh: trimesh.Trimesh, views: ObjectViews, *, size: int) -> trimesh.Trimesh:
+    texture = bake(mesh.vertices, mesh.faces, mesh.vertex_normals, views, size=size)
+    material = _material(baseColorTexture=Image.fromarray(texture.image_HW3))
+    return trimesh.Trimesh(
+        texture.points_N3,
+        texture.faces_F3,
+        vertex_normals=mesh.vertex_normals[texture.source_N],
+        visual=trimesh.visual.TextureVisuals(uv=texture.uvs_N2, material=material),
+        process=False,
+    )
+
+
+def _colored(mesh: trimesh.Trimesh, views: ObjectViews) -> trimesh.Trimesh:
+    colors_N3 = srgb_to_linear(colors_at(mesh.vertices, mesh.vertex_normals, views))  # glTF's COLOR_0 is linear
+    rgba_N4 = np.concatenate([colors_N3, np.ones_like(colors_N3[:, :1])], axis=1)
+    visual = trimesh.visual.TextureVisuals(material=_material())
+    visual.vertex_attributes["color"] = np.round(255 * rgba_N4).astype(np.uint8)
+    return trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_normals=mesh.vertex_normals, visual=visual, process=False)
+
+
+def _material(**options: Any) -> trimesh.visual.material.PBRMaterial:
+    return trimesh.visual.material.PBRMaterial(name="object", metallicFactor=0.0, roughnessFactor=1.0, **options)
+
+
+def _to_y_up() -> np.ndarray:
+    """Column vectors of the z-up world to glTF's y-up one."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = Y_UP_TO_Z_UP.T
+    return matrix
+
+
+def _mark_unlit(tree: dict[str, Any]) -> None:
+    tree["extensionsUsed"] = [*tree.get("extensionsUsed", []), UNLIT]
+    for material in tree["materials"]:
+        material["extensions"] = {**material.get("extensions", {}), UNLIT: {}}

@@ -1,0 +1,161 @@
+"""The surface of an object from its Gaussians: rendered depth, fused into a signed distance, then marching cubes.
+
+Why depth and not the density of the Gaussians: a head puts Gaussians on the surface only, so that their density is a
+thin, bumpy shell around nothing, and its level set two walls whose place depends on the level. Depth maps from all
+sides agree on the outer surface, and a voxel that no camera ever saw in front of the surface counts as solid, so that
+the result is closed by construction.
+
+Letters: V views, X Y Z voxels, N points, F faces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import fast_simplification
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from scipy import ndimage
+from skimage import measure
+from torch import Tensor
+
+from models.gaussians.scene import OTHER_GAUSSIANS
+from pipelines.assets.depth_maps import ObjectViews
+from utils.errors import DataError
+
+TRUNCATION = 4.0  # voxels before the surface where its distance still counts; the noise of depth is below
+# A hollow must be open to this share of the cameras; so one that looks through a gap between Gaussians bores no hole.
+OPEN_SHARE = 0.08
+SMOOTHING = 0.8  # voxels; takes away the steps of pixels and single wrong votes
+MARGIN = 3  # voxels of air around the object's box
+OPAQUE = 0.5  # a ray that meets more than this alpha meets the surface
+GAP = 0.02  # of a picture's side; narrower holes in its depth are gaps between Gaussians
+SMALL_PART = 0.01  # parts under this share of the largest one's volume are floaters
+# fast_simplification keeps the topology better when it is not driven hard
+SIMPLIFY_AGGRESSION = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    """Signed distances on a grid: negative inside, in units of the truncation, in [-1, 1].
+
+    Attributes:
+        values_XYZ: one per voxel centre.
+        origin_3: world position of voxel (0, 0, 0).
+        voxel: side in world units.
+    """
+
+    values_XYZ: np.ndarray
+    origin_3: np.ndarray
+    voxel: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surface:
+    """A triangle mesh in the world of utils.cameras; faces counter-clockwise seen from outside."""
+
+    points_N3: np.ndarray
+    faces_F3: np.ndarray
+
+
+def extract_surface(views: ObjectViews, *, grid: int, num_faces: int) -> Surface:
+    """The object's surface.
+
+    Args:
+        grid: voxels along the longest side of the object's box.
+        num_faces: at most so many triangles.
+
+    Raises:
+        DataError: there is no surface.
+    """
+    volume = clean(fuse(views, grid=grid))
+    return simplify(triangulate(volume), num_faces=num_faces)
+
+
+def fuse(views: ObjectViews, *, grid: int) -> Volume:
+    """Average the signed distances that the views see along their rays (Curless and Levoy 1996)."""
+    voxel = float((views.high_3 - views.low_3).max()) / grid
+    origin_3 = views.low_3 - MARGIN * voxel
+    shape = ((views.high_3 - views.low_3) / voxel).ceil().long() + 2 * MARGIN + 1
+    axes = [origin_3[k] + voxel * torch.arange(int(shape[k]), device=origin_3.device) for k in range(3)]
+    total = torch.zeros(*shape.tolist(), device=origin_3.device)
+    weights = torch.zeros_like(total)
+    for view in range(len(views.c2w_V44)):
+        seen_XYZ, weight_XYZ = _distances(views, view, axes, truncation=TRUNCATION * voxel)
+        total += weight_XYZ * seen_XYZ
+        weights += weight_XYZ
+    values_XYZ = torch.where(weights > OPEN_SHARE * len(views.c2w_V44), total / weights, -1.0)
+    return Volume(values_XYZ=values_XYZ.cpu().numpy(), origin_3=origin_3.cpu().numpy(), voxel=voxel)
+
+
+def _distances(views: ObjectViews, view: int, axes: list[Tensor], *, truncation: float) -> tuple[Tensor, Tensor]:
+    """What one view says about every voxel: the distance in front of the surface, in [-1, 1], and its weight."""
+    w2c_44 = torch.linalg.inv(views.c2w_V44[view])
+    x, y, z = (
+        (axes[0] * row[0])[:, None, None] + (axes[1] * row[1])[:, None] + (axes[2] * row[2] + row[3])
+        for row in w2c_44[:3]
+    )
+    size = views.alphas_V1HW.shape[-1]
+    scale = 2 * views.K_33[0, 0] / size  # pixels to [-1, 1], as grid_sample wants; the centre is that of the picture
+    places = torch.stack([scale * x / z, scale * y / z], dim=-1).flatten(0, 1)[None]
+    alpha, depth = close_gaps(views.alphas_V1HW[view], views.depths_V1HW[view], step=truncation / 2)
+    sampled = functional.grid_sample(torch.cat([alpha, alpha * depth])[None], places, align_corners=False)
+    alpha_XYZ, depth_XYZ = sampled[0].unflatten(1, z.shape[:2])
+    distance_XYZ = (depth_XYZ / alpha_XYZ.clamp_min(1e-3) - z) / truncation
+    distance_XYZ = torch.where(alpha_XYZ > OPAQUE, distance_XYZ, 1.0).clamp(-1, 1)
+    # The farther behind the surface, the less it is known; so a thin wall is not swallowed from its other side.
+    return distance_XYZ, (1 + distance_XYZ).clamp_max(1)
+
+
+def close_gaps(alpha_1HW: Tensor, depth_1HW: Tensor, *, step: float) -> tuple[Tensor, Tensor]:
+    """Cover small holes in a depth map, where one looks between the Gaussians of a surface at what lies behind.
+
+    A morphological opening of the depth: what is farther away than all that surrounds it, by more than `step` and
+    narrower than GAP of the picture, gets the depth of its surroundings.
+    """
+    reach = max(1, round(GAP * alpha_1HW.shape[-1] / 2))
+    far = 2 * float(depth_1HW.max()) + 1
+    depth_1HW = torch.where(alpha_1HW > OPAQUE, depth_1HW, far)
+    window = {"kernel_size": 2 * reach + 1, "stride": 1, "padding": reach}
+    opened_1HW = functional.max_pool2d(-functional.max_pool2d(-depth_1HW, **window), **window)
+    gap_1HW = depth_1HW - opened_1HW > step
+    return torch.where(gap_1HW, 1.0, alpha_1HW), torch.where(gap_1HW, opened_1HW, depth_1HW)
+
+
+def clean(volume: Volume) -> Volume:
+    """Smooth, drop small separate parts, fill what is enclosed.
+
+    Raises:
+        DataError: nothing is inside.
+    """
+    values_XYZ = ndimage.gaussian_filter(volume.values_XYZ, SMOOTHING, mode="nearest")
+    parts_XYZ, num_parts = ndimage.label(values_XYZ < 0)
+    if num_parts == 0:
+        raise DataError(f"the Gaussians enclose nothing that has a surface; {OTHER_GAUSSIANS}")
+    sizes = np.bincount(parts_XYZ.ravel())
+    sizes[0] = 0
+    kept_XYZ = (sizes >= SMALL_PART * sizes.max())[parts_XYZ]
+    solid_XYZ = ndimage.binary_fill_holes(kept_XYZ)
+    values_XYZ = np.where(solid_XYZ, -np.abs(values_XYZ), np.abs(values_XYZ))
+    return Volume(values_XYZ=values_XYZ, origin_3=volume.origin_3, voxel=volume.voxel)
+
+
+def triangulate(volume: Volume) -> Surface:
+    """Marching cubes at distance zero; air around the grid closes what touches its border."""
+    padded = np.pad(volume.values_XYZ, 1, constant_values=1.0)
+    points_N3, faces_F3, _, _ = measure.marching_cubes(padded, 0.0, gradient_direction="descent")
+    return Surface(points_N3=(points_N3 - 1) * volume.voxel + volume.origin_3, faces_F3=faces_F3.astype(np.int64))
+
+
+def simplify(surface: Surface, *, num_faces: int) -> Surface:
+    """Collapse edges until at most `num_faces` triangles are left (quadric error)."""
+    if len(surface.faces_F3) <= num_faces:
+        return surface
+    points_N3, faces_F3 = fast_simplification.simplify(
+        surface.points_N3.astype(np.float32),
+        surface.faces_F3.astype(np.int32),
+        target_count=num_faces,
+        agg=SIMPLIFY_AGGRESSION,
+    )
+    return Surface(points_N3=points_N3.astype(np.float64), faces_F3=faces_F3.astype(np.int64))

@@ -1,0 +1,164 @@
+"""Colours of a mesh from renderings of its object: on its vertices, or as a texture with its own atlas.
+
+Letters: N points, F faces, T texels, V views, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+import xatlas
+from scipy import ndimage
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from pipelines.assets.depth_maps import ObjectViews
+from utils.errors import DataError
+
+# How much a view that looks straight at a place counts over one that sees it from the side: cosine to this power.
+SHARPNESS = 6
+HIDDEN_BEHIND = 0.03  # of the object's longest side: a place so far behind what a view shows is not what it shows
+COVERED = 0.9  # the colour of a less opaque pixel is that of an edge
+LEAST_WEIGHT = 1e-4  # of all views together; below, no view sees the place
+PADDING = 2  # texels between charts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texture:
+    """A mesh cut open and its picture.
+
+    Attributes:
+        points_N3: the mesh's points, those at seams several times.
+        faces_F3: the same faces over these points.
+        source_N: which point of the uncut mesh each one is.
+        uvs_N2: in [0, 1], origin at the picture's lower left corner.
+        image_HW3: sRGB as uint8, first row at the top; filled between charts too, so that no seam shows.
+    """
+
+    points_N3: np.ndarray
+    faces_F3: np.ndarray
+    source_N: np.ndarray
+    uvs_N2: np.ndarray
+    image_HW3: np.ndarray
+
+
+def bake(
+    points_N3: np.ndarray, faces_F3: np.ndarray, normals_N3: np.ndarray, views: ObjectViews, *, size: int
+) -> Texture:
+    """Unfold a mesh and paint it with what the views show.
+
+    Args:
+        normals_N3: unit normals of the points.
+        size: side of the texture in pixels.
+
+    Raises:
+        DataError: the mesh cannot be unfolded.
+    """
+    source_N, cut_F3, uvs_N2 = unfold(points_N3, faces_F3, size=size)
+    texels_T2, faces_T, weights_T3 = cover_texels(uvs_N2[cut_F3] * size)
+    corners_T3 = cut_F3[faces_T]
+    cut_points_N3, cut_normals_N3 = points_N3[source_N], normals_N3[source_N]
+    places_T3 = np.einsum("tk,tkc->tc", weights_T3, cut_points_N3[corners_T3])
+    facing_T3 = np.einsum("tk,tkc->tc", weights_T3, cut_normals_N3[corners_T3])
+    image_HW3 = np.zeros((size, size, 3), dtype=np.uint8)
+    painted_HW = np.zeros((size, size), dtype=bool)
+    columns, rows = texels_T2[:, 0], size - 1 - texels_T2[:, 1]
+    image_HW3[rows, columns] = np.round(255 * colors_at(places_T3, facing_T3, views)).astype(np.uint8)
+    painted_HW[rows, columns] = True
+    nearest = ndimage.distance_transform_edt(~painted_HW, return_distances=False, return_indices=True)
+    return Texture(
+        points_N3=cut_points_N3,
+        faces_F3=cut_F3,
+        source_N=source_N,
+        uvs_N2=uvs_N2,
+        image_HW3=image_HW3[tuple(nearest)],
+    )
+
+
+def unfold(points_N3: np.ndarray, faces_F3: np.ndarray, *, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut a mesh into charts and pack them: which point each new one is, the faces over them, and their UVs."""
+    atlas = xatlas.Atlas()
+    atlas.add_mesh(points_N3.astype(np.float32), faces_F3.astype(np.uint32))
+    packing = xatlas.PackOptions()
+    packing.resolution, packing.padding, packing.bilinear = size, PADDING, True
+    atlas.generate(xatlas.ChartOptions(), packing)
+    if atlas.atlas_count != 1:
+        raise DataError(f"the mesh does not fit one texture of {size} pixels; raise assets.texture, or set it to 0")
+    source_N, cut_F3, uvs_N2 = atlas[0]
+    return source_N.astype(np.int64), cut_F3.astype(np.int64), uvs_N2.astype(np.float64)
+
+
+def cover_texels(triangles_F32: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which texels lie inside which triangle; texel (i, j) has its centre at (i + 0.5, j + 0.5).
+
+    Returns:
+        texels_T2 (column, row), the triangle of each, and its weights at the three corners.
+    """
+    low_F2 = np.floor(triangles_F32.min(axis=1) - 0.5).astype(np.int64).clip(0)
+    spans_F2 = np.ceil(triangles_F32.max(axis=1) - 0.5).astype(np.int64) + 1 - low_F2
+    counts_F = spans_F2.prod(axis=1)
+    faces_T = np.repeat(np.arange(len(counts_F)), counts_F)
+    within_T = np.arange(len(faces_T)) - (counts_F.cumsum() - counts_F)[faces_T]
+    width_T = spans_F2[faces_T, 0]
+    texels_T2 = low_F2[faces_T] + np.stack([within_T % width_T, within_T // width_T], axis=1)
+    a, b, c = triangles_F32[faces_T].swapaxes(0, 1)
+    place = texels_T2 + 0.5
+    area = _cross(b - a, c - a)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights_T3 = np.stack([_cross(b - place, c - place), _cross(c - place, a - place)], axis=1) / area[:, None]
+    weights_T3 = np.concatenate([weights_T3, 1 - weights_T3.sum(axis=1, keepdims=True)], axis=1)
+    inside = (weights_T3 >= 0).all(axis=1)  # False for a triangle without area
+    return texels_T2[inside], faces_T[inside], weights_T3[inside]
+
+
+def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+
+
+def colors_at(places_T3: np.ndarray, normals_T3: np.ndarray, views: ObjectViews) -> np.ndarray:
+    """The colour of places on the surface: the mean over the views that see them, those that face them counting most.
+
+    What no view sees takes the colour of the nearest place that one sees.
+
+    Returns:
+        (T, 3) sRGB in [0, 1].
+    """
+    places = torch.tensor(places_T3).to(views.c2w_V44)
+    normals = functional.normalize(torch.tensor(normals_T3).to(views.c2w_V44), dim=-1)
+    total_T3, weights_T = torch.zeros_like(places), torch.zeros_like(places[:, 0])
+    for view in range(len(views.c2w_V44)):
+        weight_T, color_T3 = _seen(places, normals, views, view)
+        total_T3 += weight_T[:, None] * color_T3
+        weights_T += weight_T
+    colors_T3 = (total_T3 / weights_T.clamp_min(LEAST_WEIGHT)[:, None]).cpu().numpy()
+    seen_T = (weights_T > LEAST_WEIGHT).cpu().numpy()
+    if not seen_T.any():
+        raise DataError("no camera sees the mesh's surface; raise assets.mesh_views")
+    if not seen_T.all():
+        _, nearest = cKDTree(places_T3[seen_T]).query(places_T3[~seen_T])
+        colors_T3[~seen_T] = colors_T3[seen_T][nearest]
+    return colors_T3.clip(0, 1)
+
+
+def _seen(places_T3: Tensor, normals_T3: Tensor, views: ObjectViews, view: int) -> tuple[Tensor, Tensor]:
+    """What one view says about places: its weight and the colour there."""
+    c2w_44 = views.c2w_V44[view]
+    w2c_44 = torch.linalg.inv(c2w_44)
+    camera_T3 = places_T3 @ w2c_44[:3, :3].T + w2c_44[:3, 3]
+    z_T = camera_T3[:, 2]
+    size = views.alphas_V1HW.shape[-1]
+    at_T2 = 2 * views.K_33[0, 0] / size * camera_T3[:, :2] / z_T[:, None]
+    alpha, depth = views.alphas_V1HW[view], views.depths_V1HW[view]
+    # The worst of a pixel's neighbours, so that nothing takes the colour of what stands before it.
+    neighbours = torch.cat([alpha, torch.where(alpha > 0.5, depth, torch.inf)])
+    worst_2HW = -functional.max_pool2d(-neighbours[None], kernel_size=3, stride=1, padding=1)[0]
+    grid = at_T2[None, None]
+    color_3T = functional.grid_sample(views.colors_V3HW[view][None], grid, align_corners=False)[0, :, 0]
+    alpha_T, depth_T = functional.grid_sample(worst_2HW[None], grid, mode="nearest", align_corners=False)[0, :, 0]
+    towards_T3 = functional.normalize(c2w_44[:3, 3] - places_T3, dim=-1)
+    cosine_T = (towards_T3 * normals_T3).sum(-1).clamp_min(0)
+    step = HIDDEN_BEHIND * float((views.high_3 - views.low_3).max())
+    return cosine_T**SHARPNESS * (alpha_T > COVERED) * (z_T - depth_T < step), color_3T.T

@@ -1,0 +1,56 @@
+"""A video of Gaussians that turn once before the camera.
+
+Letters: V frames.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.gaussians.rendering import render
+from models.gaussians.scene import Gaussians
+from utils.cameras import intrinsics, orbit_cameras
+from utils.images import save_video
+from utils.settings.assets import AssetOptions
+
+CHUNK_PIXELS = 1 << 20  # rendered at once; bounds memory
+
+
+def write_turntable(
+    path: Path,
+    gaussians: Gaussians,
+    options: AssetOptions,
+    *,
+    distance: float,
+    fov_deg: float,
+    rasterizer: str = "auto",
+) -> dict[str, Any]:
+    """Write one turn of one scene as `.mp4`, whole or not at all.
+
+    Args:
+        distance: of the camera to the origin, unless the options name another.
+        fov_deg: field of view over the side of the square frames.
+        rasterizer: see models.gaussians.rendering.
+
+    Returns:
+        What the file holds: frames, size, elevation.
+    """
+    size = options.turntable_size
+    c2w_V44 = orbit_cameras(
+        num_views=options.turntable_frames,
+        elevation_deg=options.turntable_elevation_deg,
+        radius=options.turntable_distance or distance,
+    )
+    K_33 = intrinsics(fov_deg, size)
+    draw = functools.partial(render, size=(size, size), background=options.background, backend=rasterizer)
+    with torch.no_grad():
+        frames = [
+            draw(gaussians, chunk[None], K_33).colors_BV3HW[0].cpu()
+            for chunk in c2w_V44.split(max(1, CHUNK_PIXELS // size**2))
+        ]
+    save_video(path, torch.cat(frames), fps=options.turntable_fps)
+    return {"frames": len(c2w_V44), "size": size, "elevation_deg": options.turntable_elevation_deg}

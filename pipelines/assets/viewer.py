@@ -1,0 +1,50 @@
+"""A web page that shows Gaussians: one file, opens from disk, needs no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+from pathlib import Path
+
+from torch import Tensor
+
+from models.gaussians.files import splat_bytes
+from models.gaussians.scene import Gaussians
+from utils.cameras import camera_distance
+from utils.files import atomic_path
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+
+
+def write_viewer(
+    path: Path, gaussians: Gaussians, *, c2w_44: Tensor, fov_deg: float, background: float, title: str
+) -> None:
+    """Write one scene as a page, whole or not at all.
+
+    The page's address may name another first view: `viewer.html#azimuth=40&elevation=10&distance=1.5`, also
+    `background=0` and `panel=0`.
+
+    Args:
+        c2w_44: the camera of the first view, looking at the origin.
+        fov_deg: field of view over the shorter side of the window.
+        background: grey, 0 to 1.
+        title: what the page is called.
+
+    Raises:
+        DataError: values that nothing draws, or nothing that could be seen.
+    """
+    x, y, z = c2w_44[:3, 3].tolist()
+    scene = {
+        "azimuth_deg": math.degrees(math.atan2(y, x)),
+        "elevation_deg": math.degrees(math.atan2(z, math.hypot(x, y))),
+        "distance": float(camera_distance(c2w_44)),
+        "fov_deg": fov_deg,
+        "background": background,
+    }
+    page = TEMPLATE.read_text(encoding="utf-8")
+    page = page.replace("__TITLE__", html.escape(title)).replace("__SCENE__", json.dumps(scene))
+    page = page.replace("__SPLATS__", base64.b64encode(splat_bytes(gaussians)).decode("ascii"))
+    with atomic_path(path) as part:
+        part.write_text(page, encoding="utf-8")

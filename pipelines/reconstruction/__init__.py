@@ -1,0 +1,1 @@
+"""From views to 3D Gaussians."""

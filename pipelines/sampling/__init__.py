@@ -1,0 +1,1 @@
+"""From a prompt or a picture to an orbit."""

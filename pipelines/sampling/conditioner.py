@@ -1,0 +1,213 @@
+"""What the user gives, as what the network takes. Text and image modes differ here and nowhere else.
+
+Letters: B batch, V views, S tokens, C channels, H W pixels or latent pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.autoencoder import AutoencoderKL
+from utils.cameras import camera_condition
+from utils.errors import ConfigError
+from utils.object_image import input_view
+from utils.prompts import with_suffix
+from utils.settings.run import RunConfig
+
+# What a pipeline samples from: a sentence; or a picture, as a file or as (3, H, W) in [0, 1] over white.
+OrbitInput = str | Path | Tensor
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Arguments of the network for both guidance branches.
+
+    Attributes:
+        conditional: name to tensor, batch first.
+        unconditional: the same names.
+    """
+
+    conditional: dict[str, Tensor]
+    unconditional: dict[str, Tensor]
+
+    @cached_property
+    def both(self) -> dict[str, Tensor]:
+        """Conditional, then unconditional, as one batch."""
+        return {name: torch.cat([value, self.unconditional[name]]) for name, value in self.conditional.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallFrame:
+    """What all samples of one call share.
+
+    Attributes:
+        c2w_V44: cameras.
+        resolution: width and height of the views in pixels.
+        generators: one a sample, for whatever is drawn.
+        device: of the network's arguments.
+        dtype: of the network's arguments.
+    """
+
+    c2w_V44: Tensor
+    resolution: tuple[int, int]
+    generators: Sequence[torch.Generator]
+    device: torch.device
+    dtype: torch.dtype
+
+    def shared_conditions(self, *, fps: int) -> dict[str, Tensor]:
+        """Cameras and frame rate, the same for every sample and in both branches."""
+        B = len(self.generators)
+        camera_BV16 = camera_condition(self.c2w_V44).expand(B, -1, -1)
+        return {
+            "camera_data": camera_BV16.to(self.device, self.dtype),
+            "fps": torch.full((B,), fps, device=self.device),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConditioner:
+    """Prompts and cameras to conditions.
+
+    Attributes:
+        embedder: gives `encode_text(prompts) -> words_BSC`.
+        negative_prompt: text of the unconditional branch.
+        prompt_suffix: appended to a prompt unless it has it.
+        fps: the frame rate the network is told.
+    """
+
+    embedder: Any
+    negative_prompt: str
+    prompt_suffix: str
+    fps: int
+
+    def __call__(self, prompts: Sequence[str], frame: CallFrame) -> Conditions:
+        """Embed the prompts; every sample of the batch gets the same cameras."""
+        words_BSC = self.embedder.encode_text([self.full_prompt(prompt) for prompt in prompts])
+        negative_BSC = self.embedder.encode_text([self.negative_prompt]).expand_as(words_BSC)
+        shared = frame.shared_conditions(fps=self.fps)
+        return Conditions(
+            {"y": words_BSC.to(frame.device, frame.dtype), **shared},
+            {"y": negative_BSC.to(frame.device, frame.dtype), **shared},
+        )
+
+    def full_prompt(self, prompt: str) -> str:
+        """The prompt with its suffix."""
+        return with_suffix(prompt, self.prompt_suffix)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConditioner:
+    """Pictures and cameras to conditions.
+
+    Attributes:
+        embedder: gives `encode_text` and `encode_image(images_B3HW) -> image_BC`.
+        autoencoder: gives `encode_views`.
+        text: beside the picture in the conditional branch; the published model has none.
+        negative_prompt: text of the unconditional branch.
+        fps: the frame rate the network is told.
+        use_zero_infer: the unconditional branch has a zero image embedding, as published; else the picture's.
+        zero_local_image: the unconditional branch has a zero latent too; as published, it keeps the picture's.
+        recenter: cut out and centre the object of a file, unless it is centred already.
+        object_share: see `utils.object_image.input_view`.
+    """
+
+    embedder: Any
+    autoencoder: AutoencoderKL
+    text: str
+    negative_prompt: str
+    fps: int
+    use_zero_infer: bool
+    zero_local_image: bool
+    recenter: bool
+    object_share: float
+
+    def __call__(self, images: Sequence[OrbitInput], frame: CallFrame) -> Conditions:
+        """Embed and encode the pictures; every sample of the batch gets the same cameras."""
+        views_B3HW = self.views(images, frame)
+        image_BC = self.embedder.encode_image(views_B3HW.float())
+        latents_BCVHW = self.encode(views_B3HW, frame).expand(-1, -1, len(frame.c2w_V44), -1, -1)
+        words_2SC = self.embedder.encode_text([self.text, self.negative_prompt])
+        shared = frame.shared_conditions(fps=self.fps)
+
+        def branch(words_SC: Tensor, image_BC: Tensor, latents_BCVHW: Tensor) -> dict[str, Tensor]:
+            own = {"y": words_SC.expand(len(images), -1, -1), "image": image_BC[:, None], "local_image": latents_BCVHW}
+            return {name: value.to(frame.device, frame.dtype) for name, value in own.items()} | shared
+
+        return Conditions(
+            branch(words_2SC[0], image_BC, latents_BCVHW),
+            branch(
+                words_2SC[1],
+                torch.zeros_like(image_BC) if self.use_zero_infer else image_BC,
+                torch.zeros_like(latents_BCVHW) if self.zero_local_image else latents_BCVHW,
+            ),
+        )
+
+    def views(self, images: Sequence[OrbitInput], frame: CallFrame) -> Tensor:
+        """Pictures as the network knows views: (B, 3, H, W) in [0, 1] over white, on the device.
+
+        Raises:
+            DataError: a file cannot be used.
+            ValueError: a tensor is not of the call's resolution.
+        """
+        options = {"resolution": frame.resolution, "recenter": self.recenter, "object_share": self.object_share}
+        views = [image if isinstance(image, Tensor) else input_view(image, **options) for image in images]
+        for view in views:
+            if view.shape != (3, *frame.resolution[::-1]):
+                raise ValueError(f"an image of shape {tuple(view.shape)} does not fit resolution {frame.resolution}")
+        return torch.stack(views).to(frame.device)
+
+    def encode(self, views_B3HW: Tensor, frame: CallFrame) -> Tensor:
+        """Scaled latents of pictures: (B, C, 1, h, w) float32; a sampled posterior takes each sample's own noise."""
+        dtype = next(self.autoencoder.parameters()).dtype
+        return self.autoencoder.encode_views(views_B3HW[:, None].to(dtype), generator=list(frame.generators)).float()
+
+
+def check_model_kind(unet: nn.Module, embedder: Any, *, image: bool, option: str) -> None:
+    """Refuse a network that is not of the wanted kind, or that takes other image embeddings than the embedder gives.
+
+    Args:
+        image: wanted is an image model.
+        option: the setting that wants it, for the message.
+
+    Raises:
+        ConfigError: see above.
+    """
+    config = unet.config
+    if config.image_condition != image:
+        name = "UNetSD_I2VGen" if image else "UNetSD_T2VBase"
+        raise ConfigError(f"{option} needs {'an image' if image else 'a text'} model; set UNet.type={name}")
+    width, given = config.image_dim or config.y_dim, embedder.image_width
+    if image and width != given:
+        raise ConfigError(f"UNet.image_dim is {width}, but the embedder's images have {given} channels; set it to that")
+
+
+def conditioner_for(
+    cfg: RunConfig, unet: nn.Module, *, embedder: nn.Module, autoencoder: AutoencoderKL
+) -> TextConditioner | ImageConditioner:
+    """The conditioner of the kind of model that the network is."""
+    check_model_kind(unet, embedder, image=unet.config.image_condition, option="UNet")
+    if not unet.config.image_condition:
+        return TextConditioner(
+            embedder=embedder,
+            negative_prompt=cfg.negative_prompt,
+            prompt_suffix=cfg.prompt_suffix,
+            fps=cfg.target_fps,
+        )
+    return ImageConditioner(
+        embedder=embedder,
+        autoencoder=autoencoder,
+        text=cfg.image_prompt,
+        negative_prompt=cfg.negative_prompt,
+        fps=cfg.target_fps,
+        use_zero_infer=cfg.use_zero_infer,
+        zero_local_image=cfg.zero_local_image,
+        recenter=cfg.recenter,
+        object_share=cfg.object_share,
+    )

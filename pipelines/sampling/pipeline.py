@@ -1,0 +1,210 @@
+"""Prompts or pictures to orbits: the main path as a list of verbs.
+
+Letters: B batch, V views, C channels, H W pixels or latent pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.gaussians.scene import Gaussians
+from pipelines.parts import check_resolution
+from pipelines.reconstruction.feed_forward import GaussianReconstruction
+from pipelines.reconstruction.loading import usable
+from pipelines.sampling.assembly import Assembly
+from pipelines.sampling.conditioner import CallFrame, Conditions, ImageConditioner, OrbitInput
+from pipelines.sampling.guidance import ClassifierFreeGuidance, Refiner
+from pipelines.sampling.known_views import KnownViews
+from pipelines.sampling.orbits import Orbits
+from pipelines.sampling.sampler import Denoising
+from utils.cameras import DATA_FOV_DEG
+from utils.errors import ConfigError
+from utils.settings.sampling import RESULTS
+from utils.stopwatch import Stopwatch
+
+
+class ViewsPipeline(Assembly):
+    """Samples with its parts; `from_config` and `from_folder` build it."""
+
+    def __call__(
+        self,
+        inputs: OrbitInput | Sequence[OrbitInput],
+        *,
+        seeds: int | Sequence[int] | None = None,
+        c2w_V44: Tensor | None = None,
+        guide_scale: float | None = None,
+        resolution: tuple[int, int] | None = None,
+        known_views: Mapping[int, Sequence[OrbitInput]] | None = None,
+        results: str | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> Orbits:
+        """Sample one orbit an input.
+
+        Args:
+            inputs: one or several: sentences for a text model; for an image model pictures, as files or as (3, H, W)
+                in [0, 1] over white.
+            seeds: one for all, or one an input; a sample depends on its own seed only. The config's when left out.
+            c2w_V44: cameras; the config's when left out.
+            guide_scale: the config's when left out.
+            resolution: width and height in pixels; the config's when left out.
+            known_views: place in the orbit -> pictures of that view, one an input; these views are held, and with them
+                the input itself as view 0. Image models only. See `hold_views` of the config.
+            results: `plain`, `refined` (by 3D-aware sampling) or `both`; the config's when left out.
+            on_step: called after every denoising step.
+
+        Raises:
+            ValueError: no input, another number of seeds than inputs, or known views for a text model.
+            ConfigError: refined results without a head, or an input view of the head that is not sampled, or
+                a resolution that the networks cannot take.
+            DataError: a picture cannot be used.
+        """
+        inputs, seeds = self._lists(inputs, seeds)
+        results = self.results_of(results)
+        frame = self._frame(seeds, c2w_V44, resolution)
+        num_views, refined = len(frame.c2w_V44), results != "plain"
+        head = usable(self.reconstruction, num_views=num_views, resolution=frame.resolution, needed=refined)
+        refiner = head.refiner(frame.c2w_V44, frame.generators) if refined else None
+        noise = self.draw_noise(frame.generators, num_views=num_views, resolution=frame.resolution)
+        watch = Stopwatch(frame.device)
+        with torch.no_grad():
+            with watch.part("conditions"):
+                given = self._given(inputs, known_views or {}, frame)
+            with watch.part("denoise"):
+                run = self._denoising(
+                    given, frame, refiner=refiner, guide_scale=guide_scale, on_step=on_step, watch=watch
+                )
+                latents = self._denoise(noise, run, results)
+            with watch.part("decode"):
+                views = [self.decode(one).float().cpu() for one in latents]
+            gaussians = self._reconstruct(head, views[-1], frame, watch)
+        return self._orbits(
+            views, latents, gaussians, inputs=inputs, seeds=seeds, c2w_V44=frame.c2w_V44, seconds=watch.seconds
+        )
+
+    def results_of(self, asked: str | None = None) -> str:
+        """Which results a call gives: what is asked for, or the config's where 3D-aware sampling is on.
+
+        Raises:
+            ConfigError: an unknown name, or refined results without a head.
+        """
+        if asked is None:
+            asked = self.cfg.results if self.cfg.UNet.get("use_lgm_refine") else "plain"
+        if asked not in RESULTS:
+            raise ConfigError(f"results={asked} is unknown; valid: {', '.join(RESULTS)}")
+        if asked != "plain" and self.reconstruction is None:
+            raise ConfigError(f"results={asked} needs a Gaussian head; name one with reconstruction.pretrained")
+        return asked
+
+    @property
+    def steps_per_call(self) -> int:
+        """How often `on_step` is called."""
+        results = self.results_of()
+        steps = self.reconstruction.refine_steps(self.sampler.config.num_steps) if results != "plain" else set()
+        return self.sampler.num_calls(refiner_steps=steps, both=results == "both")
+
+    def draw_noise(
+        self, generators: Sequence[torch.Generator], *, num_views: int, resolution: tuple[int, int]
+    ) -> Tensor:
+        """Start of each sample from its own generator: (B, C, V, h, w) float32 on the CPU, the same on any device."""
+        width, height = (side // self.autoencoder.reduction for side in resolution)
+        shape = (self.autoencoder.latent_channels, num_views, height, width)
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+    def _lists(
+        self, inputs: OrbitInput | Sequence[OrbitInput], seeds: int | Sequence[int] | None
+    ) -> tuple[list[OrbitInput], list[int]]:
+        """One seed for each input."""
+        inputs = [inputs] if isinstance(inputs, OrbitInput) else list(inputs)
+        seeds = self.cfg.seed if seeds is None else seeds
+        seeds = [seeds] * len(inputs) if isinstance(seeds, int) else list(seeds)
+        if not inputs or len(inputs) != len(seeds):
+            raise ValueError(f"need as many seeds as inputs and at least one, got {len(seeds)} and {len(inputs)}")
+        return inputs, seeds
+
+    def _frame(self, seeds: list[int], c2w_V44: Tensor | None, resolution: tuple[int, int] | None) -> CallFrame:
+        if resolution is not None:
+            check_resolution(self.cfg, resolution)
+        device, dtype = self._place
+        return CallFrame(
+            c2w_V44=self.cfg.cameras.c2w() if c2w_V44 is None else c2w_V44,
+            resolution=tuple(resolution or self.cfg.resolution),
+            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+            device=device,
+            dtype=dtype,
+        )
+
+    def _given(
+        self, inputs: list[OrbitInput], known_views: Mapping[int, Sequence[OrbitInput]], frame: CallFrame
+    ) -> dict[int, Conditions]:
+        """Conditions from each known view, and from the input as view 0 unless that is among them."""
+        self.stage.use(self.conditioner.embedder, self.autoencoder)
+        conditions = self.conditioner(inputs, frame)
+        if known_views and not isinstance(self.conditioner, ImageConditioner):
+            raise ValueError("known views need an image model; this one samples from text")
+        return {0: conditions, **{view: self.conditioner(images, frame) for view, images in known_views.items()}}
+
+    def _denoising(
+        self,
+        given: dict[int, Conditions],
+        frame: CallFrame,
+        *,
+        refiner: Refiner | None,
+        guide_scale: float | None,
+        on_step: Callable[[], None] | None,
+        watch: Stopwatch,
+    ) -> Denoising:
+        """What the sampler works with in this call."""
+        scale = self.cfg.guide_scale if guide_scale is None else guide_scale
+        return Denoising(
+            network=self.network,
+            conditions=given[0],
+            diffusion=self.diffusion,
+            guidance=ClassifierFreeGuidance(scale=scale, between=tuple(self.cfg.guide_range)),
+            refiner=refiner,
+            known_views=self._held(given),
+            generators=list(frame.generators),
+            on_step=on_step,
+            stopwatch=watch,
+        )
+
+    def _denoise(self, noise: Tensor, run: Denoising, results: str) -> list[Tensor]:
+        """Latents on the CPU: one result, or the plain and the refined one."""
+        sample = self.sampler.both if results == "both" else self.sampler
+        latents = sample(noise.to(self.stage.device), run)
+        return [one.cpu() for one in (latents if results == "both" else [latents])]
+
+    def _held(self, given: dict[int, Conditions]) -> KnownViews | None:
+        """The given views in the way that the network was trained for; the input alone is only held when clean."""
+        clean = self.cfg.hold_views == "clean" and isinstance(self.conditioner, ImageConditioner)
+        return KnownViews.of(given, clean=clean) if clean or len(given) > 1 else None
+
+    def decode(self, latents_BCVHW: Tensor) -> Tensor:
+        """Latents to views in [0, 1], `decoder_bs` views at a time."""
+        self.stage.use(self.autoencoder)
+        return self.autoencoder.decode_views(latents_BCVHW.to(*self._place), chunk=self.cfg.decoder_bs)
+
+    def _reconstruct(
+        self, head: GaussianReconstruction | None, views_BVCHW: Tensor, frame: CallFrame, watch: Stopwatch
+    ) -> Gaussians | None:
+        """The objects, if there is a head that can make them."""
+        if head is None:
+            return None
+        with watch.part("reconstruct"):
+            return head.world_gaussians(views_BVCHW, frame.c2w_V44)
+
+    def _orbits(self, views: list[Tensor], latents: list[Tensor], gaussians: Gaussians | None, **call: Any) -> Orbits:
+        """One result, or the plain and the refined one, with the objects and what is known of the call."""
+        return Orbits(
+            views_BVCHW=views[0],
+            latents_BCVHW=latents[0],
+            fov_deg=self.cfg.cameras.fov_deg or DATA_FOV_DEG,
+            refined_views_BVCHW=views[1] if len(views) == 2 else None,
+            refined_latents_BCVHW=latents[1] if len(latents) == 2 else None,
+            gaussians=gaussians,
+            gaussians_fov_deg=None if gaussians is None else self.reconstruction.config.fov,
+            **call,
+        )

@@ -1,0 +1,246 @@
+"""From noise to latents: one loop for every solver.
+
+In a step, `Denoising` goes from latents to x0, with guidance and refinement as objects that it is given; a solver (from
+diffusers) takes x0 and makes the next latents.
+
+Letters: B batch, C channels, V views, H W latent pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from models.diffusion import DiffusionDDIM
+from models.unet.model import DeepFeatures
+from pipelines.sampling.conditioner import Conditions
+from pipelines.sampling.guidance import ClassifierFreeGuidance, Refiner
+from pipelines.sampling.known_views import KnownViews
+from pipelines.sampling.solvers import SOLVERS, SPACINGS, make_scheduler
+from utils.errors import ConfigError
+from utils.registry import SAMPLERS
+from utils.stopwatch import Stopwatch
+
+Network = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising:
+    """What a run of the sampler works with.
+
+    Attributes:
+        network: maps (latents, timesteps, **conditions) to a prediction.
+        conditions: of both guidance branches.
+        diffusion: says what the prediction means.
+        guidance: mixes the two x0.
+        refiner: replaces x0 at its steps, in each branch before they are mixed (as published) or after.
+        known_views: holds given views by replacing their x0 at every step, after guidance.
+        generators: one per sample, for eta > 0.
+        on_step: called after every call of the network.
+        stopwatch: counts what the refiner takes, as `refine`.
+    """
+
+    network: Network
+    conditions: Conditions
+    diffusion: DiffusionDDIM
+    guidance: ClassifierFreeGuidance
+    refiner: Refiner | None = None
+    known_views: KnownViews | None = None
+    generators: list[Generator] | None = None
+    on_step: Callable[[], None] | None = None
+    stopwatch: Stopwatch = field(default_factory=lambda: Stopwatch(torch.device("cpu")))
+
+    def predict_x0(self, x_t: Tensor, t: int, *, guided: bool, **more: Any) -> list[Tensor]:
+        """x0 of the conditional and, where guidance acts, of the unconditional branch, in one call of the network.
+
+        Args:
+            more: arguments of the network besides the conditions.
+        """
+        copies = 2 if guided else 1
+        x_both = torch.cat([self.shown(x_t)] * copies)
+        t_B = torch.full((len(x_both),), t, device=x_t.device, dtype=torch.long)
+        arguments = self.conditions.both if guided else self.conditions.conditional
+        prediction = self.network(x_both, t_B, **arguments, **more).float()
+        return [self.shown(x0) for x0 in self.diffusion.to_x0(prediction, x_both, t_B).chunk(copies)]
+
+    def shown(self, latents: Tensor) -> Tensor:
+        """Latents with those views in their places that are given clean."""
+        return self.known_views.shown(latents) if self.known_views else latents
+
+    def mixed(self, branches: list[Tensor]) -> Tensor:
+        """One x0, with the known views in their places."""
+        return self._held(self._guided(branches))
+
+    def refined(self, branches: list[Tensor], step: int) -> Tensor:
+        """As `mixed`, by way of the refiner."""
+        with self.stopwatch.part("refine"):
+            if self.refiner.after_guidance:
+                return self._held(self.refiner(self._guided(branches), step))
+            return self.mixed([self.refiner(x0, step) for x0 in branches])
+
+    def _guided(self, branches: list[Tensor]) -> Tensor:
+        return self.guidance(*branches) if len(branches) == 2 else branches[0]
+
+    def _held(self, x0: Tensor) -> Tensor:
+        return self.known_views(x0) if self.known_views else x0
+
+
+@SAMPLERS.register(name="DDIM")
+@SAMPLERS.register(name="DPMSolver++", solver="dpmsolver++", spacing="trailing", num_steps=20)
+@SAMPLERS.register(name="UniPC", solver="unipc", spacing="trailing", num_steps=20)
+class Sampler:
+    """Denoise with a diffusers scheduler. DDIM with 50 steps is how the published models are sampled."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Options.
+
+        Attributes:
+            solver: ddim, dpmsolver++, unipc or another of pipelines.sampling.solvers; normally set by the type's name.
+            num_steps: calls of the network (each with both guidance branches).
+            eta: stochasticity of DDIM, 0 is deterministic.
+            spacing: leading (published: 981, 961, ..., 1), trailing (starts at pure noise), linspace; or
+                for multistep solvers angle: see pipelines.sampling.solvers.
+            warp: of `angle` spacing; 1 is even, more is denser at the noisy end.
+            reuse_steps: the inner part of the network runs at every so manieth step; in between, what it gave is taken
+                again (arXiv:2312.00858). 1: at every step.
+            reuse_outer: blocks at either end of the network that run at every step.
+        """
+
+        solver: str = "ddim"
+        num_steps: int = 50
+        eta: float = 0.0
+        spacing: str = "leading"
+        warp: float = 1.5
+        reuse_steps: int = 1
+        reuse_outer: int = 1
+
+        def __post_init__(self) -> None:
+            if not 1 <= self.num_steps <= 1000:
+                raise ConfigError(f"sampler.num_steps must lie in [1, 1000], got {self.num_steps}")
+            for name, valid in {"solver": SOLVERS, "spacing": SPACINGS}.items():
+                if getattr(self, name) not in valid:
+                    raise ConfigError(f"sampler.{name}={getattr(self, name)} is unknown; valid: {', '.join(valid)}")
+            if self.eta and self.solver != "ddim":
+                raise ConfigError(f"sampler.eta={self.eta} belongs to DDIM; set it to 0 for {self.solver}")
+            for name in ("reuse_steps", "reuse_outer"):
+                if getattr(self, name) < 1:
+                    raise ConfigError(f"sampler.{name} must be at least 1, got {getattr(self, name)}")
+            if self.spacing == "angle" and self.solver == "ddim":
+                raise ConfigError("sampler.spacing=angle is for DPMSolver++ and UniPC; use trailing for DDIM")
+            if self.warp <= 0:
+                raise ConfigError(f"sampler.warp must be positive, got {self.warp}")
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def scheduler(self, diffusion: DiffusionDDIM) -> Any:
+        """A fresh diffusers scheduler of this run's options."""
+        config = self.config
+        return make_scheduler(
+            diffusion, solver=config.solver, num_steps=config.num_steps, spacing=config.spacing, warp=config.warp
+        )
+
+    @torch.no_grad()
+    def __call__(self, noise_BCVHW: Tensor, run: Denoising) -> Tensor:
+        """Sample latents.
+
+        Args:
+            noise_BCVHW: float32 start.
+            run: what to sample with.
+
+        Returns:
+            latents_BCVHW float32.
+        """
+        (end,) = self._run(self._start(noise_BCVHW, run), run)
+        return run.shown(end.x_t)
+
+    @torch.no_grad()
+    def both(self, noise_BCVHW: Tensor, run: Denoising) -> tuple[Tensor, Tensor]:
+        """Without and with the refiner, to the bit as in two calls, at the cost of one until the first refinement.
+
+        The generators of the run end where the refined result leaves them. Arguments as of a call.
+        """
+        start = self._start(noise_BCVHW, run)
+        start.refined = False  # until it forks
+        ends = self._run(start, run)
+        return run.shown(ends[0].x_t), run.shown(ends[-1].x_t)
+
+    def num_calls(self, *, refiner_steps: set[int], both: bool) -> int:
+        """How often the network is called for one result, or for both."""
+        shared = min(refiner_steps) + 1 if both and refiner_steps else self.config.num_steps
+        return 2 * self.config.num_steps - shared
+
+    def _start(self, noise_BCVHW: Tensor, run: Denoising) -> _Trajectory:
+        scheduler = self.scheduler(run.diffusion)
+        return _Trajectory(scheduler, noise_BCVHW * float(scheduler.init_noise_sigma), run.generators)
+
+    def _run(self, start: _Trajectory, run: Denoising) -> list[_Trajectory]:
+        num_steps, tracks = self.config.num_steps, [start]
+        refine_at = run.refiner.steps(num_steps) if run.refiner else set()
+        for step, t in enumerate(start.scheduler.timesteps.tolist()):
+            guided = run.guidance.acts_at(step, num_steps)
+            forks = step in refine_at and not any(track.refined for track in tracks)
+            for index, track in enumerate(list(tracks)):
+                branches = run.predict_x0(track.x_t, t, guided=guided, **self._deep(track, step, guided))
+                if forks:
+                    tracks[index:] = [track.copy(), track]
+                    self._step(tracks[0], run.mixed(branches), t)
+                    track.refined = True
+                refines = track.refined and step in refine_at
+                self._step(track, run.refined(branches, step) if refines else run.mixed(branches), t)
+                if run.on_step:
+                    run.on_step()
+        return tracks
+
+    def _deep(self, track: _Trajectory, step: int, guided: bool) -> dict[str, DeepFeatures]:
+        """What the network may take again, or is to remember."""
+        if self.config.reuse_steps == 1:
+            return {}
+        if step % self.config.reuse_steps == 0 or track.deep_is_guided != guided:
+            track.deep, track.deep_is_guided = DeepFeatures(num_outer=self.config.reuse_outer), guided
+        return {"deep": track.deep}
+
+    def _step(self, track: _Trajectory, x0: Tensor, t: int) -> None:
+        x_t, scheduler = track.x_t, track.scheduler
+        if self.config.eta == 0:
+            track.x_t = scheduler.step(x0, t, x_t).prev_sample
+            return
+        noise = torch.stack([torch.randn(x_t.shape[1:], generator=generator) for generator in track.generators])
+        track.x_t = scheduler.step(x0, t, x_t, eta=self.config.eta, variance_noise=noise.to(x_t)).prev_sample
+
+
+@dataclass
+class _Trajectory:
+    """Where one run of the loop stands.
+
+    Attributes:
+        scheduler: with the x0 that it remembers.
+        x_t: latents.
+        generators: of the samples.
+        refined: whether the refiner acts on it.
+        deep: what the inner part of the network gave last.
+        deep_is_guided: whether with both branches of guidance.
+    """
+
+    scheduler: Any
+    x_t: Tensor
+    generators: list[Generator] | None
+    refined: bool = True
+    deep: DeepFeatures | None = None
+    deep_is_guided: bool | None = None
+
+    def copy(self) -> _Trajectory:
+        """One that goes on by itself."""
+        generators = None
+        if self.generators is not None:
+            generators = [Generator(one.device) for one in self.generators]
+            for copied, one in zip(generators, self.generators, strict=True):
+                copied.set_state(one.get_state())
+        return dataclasses.replace(self, scheduler=copy.deepcopy(self.scheduler), generators=generators)

@@ -1,0 +1,75 @@
+"""Single images as batches for a text model: orbits of one view that have no camera.
+
+Letters: B batch, L tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipelines.training.data.global_batch import GlobalBatch
+from pipelines.training.data.joint_batch import KindOfBatch
+from pipelines.training.data.orbit_batches import DiffusionBatch
+from pipelines.training.data.reading import read_samples
+from utils.settings.run import RunConfig
+
+
+class ImageBatches:
+    """Makes the batches of a data set of images. They are encoded when they are needed: there may be millions.
+
+    Args:
+        dataset: has samples by number, and `name_of` them; `endless`: in an order of its own.
+        share: random numbers for the rows of this process.
+        dealer: deals the samples.
+        autoencoder, embedder: frozen, on the device.
+    """
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        *,
+        dataset: Any,
+        share: GlobalBatch,
+        dealer: KindOfBatch,
+        autoencoder: nn.Module,
+        embedder: Any,
+        device: torch.device,
+    ) -> None:
+        self.cfg, self.dataset, self.share, self.dealer = cfg, dataset, share, dealer
+        self.autoencoder, self.embedder, self.device = autoencoder, embedder, device
+
+    def batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
+        """Without end; `start` as in Objective.batches."""
+        endless = self.dataset.endless
+        order = self.dealer.ranges(start=start) if endless else self.dealer.order(len(self.dataset), start=start)
+        samples = read_samples(
+            self.dataset,
+            (index_B.tolist() for index_B in order),
+            replace=True,
+            max_bad=self.cfg.max_bad_samples,
+            tool="tools/check_images.py",
+            num_workers=self.cfg.num_workers,
+            prefetch_factor=self.cfg.prefetch_factor,
+            pin_memory=self.device.type == "cuda",
+        )
+        for sample in samples:
+            with torch.no_grad():
+                latents_BC1HW = self.autoencoder.encode_views(
+                    sample["views_VCHW"].to(self.device, non_blocking=True),
+                    generator=self.share.row_generators(),
+                    chunk=self.cfg.chunk_size,
+                )
+            yield DiffusionBatch(latents_BC1HW.float(), self.embedder.tokenize(list(sample["caption"])), None)
+
+    def names(self, number: int) -> list[str]:
+        """What the samples of a batch are called, by its number among all of images."""
+        size = self.dealer.size
+        if self.dataset.endless:
+            indices = range(number * size, (number + 1) * size)
+        else:
+            indices = next(self.dealer.all_batches(len(self.dataset), start=number)).tolist()
+        return [self.dataset.name_of(index) for index in indices]

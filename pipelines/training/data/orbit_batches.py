@@ -1,0 +1,229 @@
+"""Orbits as batches for a generator: read, encoded now or before, described.
+
+Letters: N samples of a data set, B batch, V views, C channels, L tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.training.data.cached_latents import CachedLatents
+from pipelines.training.data.global_batch import GlobalBatch
+from pipelines.training.data.joint_batch import KindOfBatch
+from pipelines.training.data.latent_cache import (
+    EncodedChunk,
+    check_shared,
+    fingerprint,
+    is_current,
+    stamp_of,
+    write_cache,
+)
+from pipelines.training.data.orbits_in_memory import load_orbits
+from pipelines.training.data.reading import read_samples
+from utils.cameras import camera_condition
+from utils.processes import is_main, largest
+from utils.registry import DATASETS
+from utils.settings.run import RunConfig
+
+log = logging.getLogger(__name__)
+
+READ_SIZE = 16  # orbits that are read and encoded together for the cache: 0.3 GB at full size
+
+
+class DiffusionBatch(NamedTuple):
+    """One step's data.
+
+    Attributes:
+        latents_BCVHW: scaled latents.
+        token_ids_BL: token numbers of the captions.
+        camera_data_BV16: camera conditions; None for images, which have no camera.
+        image_B1C: image embedding of view 0; None for a text model.
+        words_BLC: text tokens of the captions, where they were encoded before.
+    """
+
+    latents_BCVHW: Tensor
+    token_ids_BL: Tensor
+    camera_data_BV16: Tensor | None
+    image_B1C: Tensor | None = None
+    words_BLC: Tensor | None = None
+
+
+class OrbitBatches:
+    """Makes the batches of a data set of orbits.
+
+    Args:
+        cfg: names the data set, and whether its latents are cached.
+        share: random numbers for the rows of this process.
+        dealer: deals the samples; the share itself, where all batches are of orbits.
+        autoencoder, embedder: frozen, on the device.
+        of_images: the generator is an image model: batches have the image embedding of view 0.
+
+    Attributes:
+        source: has the `object_ids` of the samples.
+    """
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        *,
+        dataset: Any,
+        share: GlobalBatch,
+        dealer: GlobalBatch | KindOfBatch,
+        autoencoder: nn.Module,
+        embedder: Any,
+        of_images: bool,
+        device: torch.device,
+    ) -> None:
+        self.cfg, self.dataset, self.share, self.dealer = cfg, dataset, share, dealer
+        self.autoencoder, self.embedder, self.of_images, self.device = autoencoder, embedder, of_images, device
+        # Latents roll here, after encoding, for all ways of reading: encoding works image by image.
+        self.random_start_view = DATASETS.resolve(cfg.vid_dataset, where="vid_dataset")[1].random_start_view
+        self.source = dataset
+
+    def batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
+        """Without end; `start` as in Objective.batches."""
+        if self.cfg.cache_latents:
+            return self.cached_batches(self.cached_latents(), start)
+        return self.encoded_batches(start)
+
+    def cached_latents(self) -> CachedLatents:
+        """The whole data set as latents, encoded now unless the cache is up to date."""
+        options = {name: value for name, value in self.cfg.vid_dataset.items() if name != "random_start_view"}
+        wanted, outdated = {}, False
+        if is_main():  # copies of the data on other machines may have other times
+            wanted = fingerprint(
+                self.autoencoder,
+                options=options,
+                index=_index_of(self.dataset),
+                pictures=map(stamp_of, getattr(self.dataset, "picture_files", list)()),
+                encoder=self.embedder.model,
+                with_images=self.of_images,
+            )
+            outdated = not is_current(self.cfg.cache_dir, wanted)
+        if any(largest(outdated)):  # all processes encode, or none
+            log.info("encoding %d orbits into %s", len(self.dataset), self.cfg.cache_dir)
+            write_cache(self.cfg.cache_dir, self._encode, wanted, num_samples=len(self.dataset))
+        check_shared(self.cfg.cache_dir, "samples.json")
+        cached = CachedLatents(self.cfg.cache_dir)
+        if len(cached) < len(self.dataset):
+            left_out = len(self.dataset) - len(cached)
+            log.warning("%d broken orbits are not in %s; delete it once they are whole", left_out, self.cfg.cache_dir)
+        return cached
+
+    def cached_batches(self, cached: CachedLatents, start: int = 0) -> Iterator[DiffusionBatch]:
+        """Out of the cache, which is kept on the device if it fits into `cache_memory_gb`, else read as needed."""
+        self.source = cached
+        token_ids_NL = None
+        if cached.num_bytes <= self.cfg.cache_memory_gb * 1e9:
+            cached.keep(self.device)
+            token_ids_NL = self.embedder.tokenize(cached.captions)
+        for index_B in self.dealer.order(len(cached), start=start):
+            rows = cached.rows(index_B).to(self.device)
+            latents_BCVHW = rows.draw(generator=self.share.row_generators())
+            if token_ids_NL is None:
+                token_ids_BL = self.embedder.tokenize([cached.captions[index] for index in index_B.tolist()])
+            else:
+                token_ids_BL = token_ids_NL[index_B.to(token_ids_NL.device)]
+            image_BVC = rows.image_BVC.float() if self.of_images else None
+            batch = self._batch(latents_BCVHW, token_ids_BL, camera_condition(rows.c2w_BV44), image_BVC)
+            yield batch._replace(words_BLC=rows.words_BLC.float())
+
+    def encoded_batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
+        for views_BVCHW, c2w_BV44, captions, *_ in self._views(start):
+            with torch.no_grad():
+                latents_BCVHW = self.autoencoder.encode_views(
+                    views_BVCHW, generator=self.share.row_generators(), chunk=self.cfg.chunk_size
+                )
+                image_BVC = self.embed_views(views_BVCHW)
+            camera_data_BV16 = camera_condition(c2w_BV44.to(self.device))
+            yield self._batch(latents_BCVHW.float(), self.embedder.tokenize(captions), camera_data_BV16, image_BVC)
+
+    def _batch(self, latents_BCVHW, token_ids_BL, camera_data_BV16, image_BVC) -> DiffusionBatch:
+        """The batch; with `random_start_view` its images roll, each sample's by its own number, and cameras stay."""
+        if self.random_start_view:
+            start_B = self.share.randint(latents_BCVHW.shape[2], len(latents_BCVHW))
+            latents_BCVHW = roll_views(latents_BCVHW.transpose(1, 2), start_B).transpose(1, 2)
+            image_BVC = None if image_BVC is None else roll_views(image_BVC, start_B)
+        image_B1C = None if image_BVC is None else image_BVC[:, :1]
+        return DiffusionBatch(latents_BCVHW, token_ids_BL, camera_data_BV16, image_B1C)
+
+    def embed_views(self, views_BVCHW: Tensor) -> Tensor | None:
+        """Image embedding of every view, (B, V, C), if the network takes one."""
+        if not self.of_images:
+            return None
+        parts = [self.embedder.encode_image(part) for part in views_BVCHW.flatten(0, 1).split(self.cfg.chunk_size)]
+        return torch.cat(parts).float().unflatten(0, views_BVCHW.shape[:2])
+
+    @torch.no_grad()
+    def _encode(self, ranges: list[range]) -> Iterator[EncodedChunk]:
+        """Parts of the data set, in order."""
+        keep_std = self.autoencoder.config.posterior == "sample"
+        for views_BVCHW, c2w_BV44, captions, object_ids, first in self._views(ranges):
+            parts = [
+                self.autoencoder.view_posteriors(views, chunk=self.cfg.chunk_size) for views in views_BVCHW.split(16)
+            ]
+            mean_BCVHW, std_BCVHW = (torch.cat(moment) for moment in zip(*parts, strict=True))
+            yield EncodedChunk(
+                first=first,
+                mean_BCVHW=mean_BCVHW,
+                std_BCVHW=std_BCVHW if keep_std else None,
+                c2w_BV44=c2w_BV44,
+                captions=captions,
+                object_ids=object_ids,
+                words_BLC=self.embedder.embed_tokens(self.embedder.tokenize(captions))[1],
+                image_BVC=self.embed_views(views_BVCHW),
+            )
+
+    def _views(self, start: int | list[range]) -> Iterator[tuple[Tensor, Tensor, list[str], list[str], int]]:
+        """Views in [0, 1] on the device, cameras, prompts, object ids, and the number of the first sample.
+
+        Args:
+            start: the step to begin with, shuffled and without end; or parts of the data set, once and in order.
+        """
+        if not hasattr(self.dataset, "stored"):
+            for sample in self.loader(start):
+                views_BVCHW = sample["views_VCHW"].to(self.device, non_blocking=True)
+                names = list(sample["caption"]), list(sample["object_id"])
+                yield views_BVCHW, sample["c2w_V44"], *names, int(sample["index"][0])
+            return
+        orbits = load_orbits(self.dataset, device=self.device)
+        for index_B in self._order(start):
+            captions, ids = ([names[n] for n in index_B.tolist()] for names in (orbits.captions, orbits.object_ids))
+            yield orbits.views(index_B)[0], orbits.c2w_NV44[index_B], captions, ids, int(index_B[0])
+
+    def _order(self, start: int | list[range]) -> Iterator[Tensor]:
+        if isinstance(start, int):
+            return self.dealer.order(len(self.dataset), start=start)
+        return (index_B for rows in start for index_B in torch.tensor(list(rows)).split(READ_SIZE))
+
+    def loader(self, start: int | list[range]) -> Iterable[dict[str, Any]]:
+        """Batches of samples that are read file by file; `start` as in `_views`."""
+        return read_samples(
+            self.dataset,
+            (index_B.tolist() for index_B in self._order(start)),
+            replace=isinstance(start, int),
+            max_bad=self.cfg.max_bad_samples,
+            tool="tools/index_dataset.py",  # it also lists the whole ones
+            num_workers=self.cfg.num_workers,
+            prefetch_factor=self.cfg.prefetch_factor,
+            pin_memory=self.device.type == "cuda",
+        )
+
+
+def roll_views(values_BV: Tensor, start_B: Tensor) -> Tensor:
+    """Let each sample's dimension 1 begin at its own place and go round."""
+    B, V = values_BV.shape[:2]
+    order_BV = (start_B[:, None] + torch.arange(V, device=start_B.device)) % V
+    return values_BV[torch.arange(B, device=start_B.device)[:, None], order_BV]
+
+
+def _index_of(dataset: Any) -> list[Any]:
+    """What names a data set's samples and captions, in order."""
+    if hasattr(dataset, "prompt"):
+        return [(dataset.object_ids[number], dataset.prompt(number)) for number in range(len(dataset))]
+    return [(str(folder), object_id, dataset.captions.get(object_id)) for folder, object_id in dataset.entries]

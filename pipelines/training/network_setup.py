@@ -1,0 +1,51 @@
+"""How a network is arranged for training: compiled, fused, or as it is, and who averages gradients over processes."""
+
+from __future__ import annotations
+
+import logging
+
+from accelerate import Accelerator
+
+from models.fused.graphs import graph_for_training
+from models.fused.training import fuse_for_training
+from pipelines.training.objectives.base import Objective
+from utils.processes import on_one_machine
+from utils.settings.run import RunConfig
+from utils.torch_settings import compile_parts
+
+log = logging.getLogger(__name__)
+
+
+def exchanges_afterwards(cfg: RunConfig, objective: Objective, accelerator: Accelerator) -> bool:
+    """Whether gradients are averaged after the backward pass (pipelines/training/gradient_exchange.py), not by DDP or
+    FSDP.
+
+    `use_ddp` decides. Left open, they are where the passes can be CUDA graphs and GPUs are close to each other.
+    """
+    if accelerator.num_processes == 1 or cfg.use_fsdp:
+        return False
+    if cfg.use_ddp is None:
+        return on_one_machine() and _can_be_graphed(cfg, objective, accelerator)
+    return not cfg.use_ddp
+
+
+def arrange(cfg: RunConfig, objective: Objective, accelerator: Accelerator) -> None:
+    """Compile the network's parts, or let the UNet run fused, as the settings say; in place, before it is divided."""
+    if cfg.compile:
+        compile_parts(objective.parts_to_compile(), only_forward=cfg.use_fsdp)
+    elif cfg.fused:
+        fuse_for_training(objective.parts_to_compile())
+    # DDP and FSDP hang their exchange of gradients on nodes of the backward pass, which a graph has not.
+    afterwards = exchanges_afterwards(cfg, objective, accelerator)
+    if (afterwards or accelerator.num_processes == 1) and _can_be_graphed(cfg, objective, accelerator):
+        graph_for_training(objective.network)
+    if afterwards:
+        log.info("gradients are exchanged after each pass; with use_ddp=true while it goes on, but no CUDA graphs")
+
+
+def _can_be_graphed(cfg: RunConfig, objective: Objective, accelerator: Accelerator) -> bool:
+    chosen = cfg.cuda_graph and cfg.fused and not cfg.compile
+    half = accelerator.mixed_precision != "no" and accelerator.device.type == "cuda"
+    # A second backward pass would overwrite the first one's gradients, and images have another shape than orbits.
+    one_pass = cfg.grad_accumulation == 1 and not cfg.is_joint
+    return chosen and half and one_pass and getattr(objective.network, "can_be_graphed", False)

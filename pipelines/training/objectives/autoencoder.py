@@ -1,0 +1,141 @@
+"""The autoencoder learns to restore views, and ends with latents of mean 0 and deviation 1.
+
+Letters: B batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipelines.training.data.global_batch import epoch_order
+from pipelines.training.data.orbits_in_memory import OrbitPixels, load_orbits
+from pipelines.training.objectives.base import Objective
+from utils.errors import ConfigError
+from utils.images import save_png
+from utils.registry import AUTO_ENCODER, DATASETS, ENGINE
+from utils.settings.run import RunConfig
+
+log = logging.getLogger(__name__)
+
+NUM_PREVIEWS = 8
+
+
+@ENGINE.register(name="train_autoencoder_entrance")
+class RestoreViews(Objective):
+    """Absolute error of pixels and of their differences at several scales, and a small divergence."""
+
+    stem = "autoencoder"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """
+        Attributes:
+            kl_weight: of the divergence from the normal distribution, a mean over latent values.
+            edge_weight: of the error of neighbouring pixels' differences, which keeps thin parts sharp.
+            num_scales: at which differences are compared; each halves the image.
+            object_weight: how much more a pixel of the object counts than one of the background.
+            num_whitening: images by which the latents are whitened in the end; 0 leaves them.
+        """
+
+        kl_weight: float = 1e-4
+        edge_weight: float = 1.0
+        num_scales: int = 3
+        object_weight: float = 1.0
+        num_whitening: int = 2048
+
+        def __post_init__(self) -> None:
+            for name in ("kl_weight", "edge_weight", "object_weight", "num_whitening"):
+                if getattr(self, name) < 0:
+                    raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+            if self.num_scales < 1:
+                raise ConfigError(f"num_scales must be >= 1, got {self.num_scales}")
+
+    @classmethod
+    def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
+        return super().weight_files(options, cfg) | {"auto_encoder.pretrained": cfg.auto_encoder.get("pretrained")}
+
+    def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
+        super().__init__(cfg, device=device, num_views=1)
+        self.config = config
+        self.network = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder")
+        if config.num_whitening and self.network.scale_factor != 1:
+            raise ConfigError(
+                f"auto_encoder.scale_factor={self.network.scale_factor}, but this run ends with latents of deviation "
+                "1: set it to 1.0, or objective.num_whitening to 0"
+            )
+        self.orbits = load_orbits(DATASETS.build(cfg.vid_dataset, where="vid_dataset"), device=device)
+
+    @property
+    def sample_source(self) -> OrbitPixels:
+        return self.orbits
+
+    def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for orbits_B, views_B in self.share.single_views(self.orbits.num_orbits, self.orbits.num_views, start=start):
+            yield self.orbits.views(orbits_B, views_B)
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        images_B3HW, masks_B1HW = batch
+        posterior = self.network.encode(images_B3HW * 2 - 1)
+        noise = self.share.randn(*posterior.mean.shape).to(posterior.mean.dtype)
+        restored_B3HW = self.network.decode(posterior.mean + posterior.std * noise).float() / 2 + 0.5
+        weight_B1HW = 1 + self.config.object_weight * masks_B1HW
+        pixel = ((restored_B3HW - images_B3HW).abs() * weight_B1HW).mean()
+        edge = edge_error(restored_B3HW, images_B3HW, weight_B1HW, num_scales=self.config.num_scales)
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        loss = pixel + self.config.edge_weight * edge + self.config.kl_weight * divergence
+        psnr = -10 * (restored_B3HW.detach().clamp(0, 1) - images_B3HW).square().mean().log10()
+        return loss, {"pixel": pixel.detach(), "edge": edge.detach(), "kl": divergence.detach(), "psnr": psnr}
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        return [self.network.network.encoder, self.network.network.decoder]
+
+    def finish(self) -> None:
+        if self.config.num_whitening:
+            mean_C, std_C = self.latent_moments()
+            self.network.whiten(mean_C, std_C)
+            log.info("latents whitened: they had mean %s, deviation %s", *(_short(v) for v in (mean_C, std_C)))
+
+    @torch.no_grad()
+    def latent_moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each latent channel over random training views."""
+        latents, generator = [], torch.Generator().manual_seed(self.cfg.seed)
+        for orbits_B in epoch_order(self.orbits.num_orbits, 32, seed=self.cfg.seed):
+            views_B = torch.randint(self.orbits.num_views, orbits_B.shape, generator=generator)
+            images_B3HW, _ = self.orbits.views(orbits_B, views_B)
+            latents.append(self.network.encode(images_B3HW * 2 - 1).mean.float())
+            if 32 * len(latents) >= self.config.num_whitening:
+                break
+        channels_CM = torch.cat(latents).transpose(0, 1).flatten(1)
+        return channels_CM.mean(dim=1), channels_CM.std(dim=1)
+
+    @torch.no_grad()
+    def preview(self, folder: Path, step: int) -> None:
+        """Views above, restored views below."""
+        numbers = torch.arange(min(NUM_PREVIEWS, self.orbits.num_orbits))
+        images_B3HW, _ = self.orbits.views(numbers, torch.zeros_like(numbers))
+        restored_B3HW = self.network.decode(self.network.encode(images_B3HW * 2 - 1).mean) / 2 + 0.5
+        rows = [torch.cat(list(images), dim=2) for images in (images_B3HW, restored_B3HW.clamp(0, 1))]
+        save_png(folder / f"autoencoder_{step:08d}.png", torch.cat(rows, dim=1).float().cpu())
+
+
+def edge_error(restored_B3HW: Tensor, images_B3HW: Tensor, weight_B1HW: Tensor, *, num_scales: int) -> Tensor:
+    """Mean absolute error of differences between neighbouring pixels, over the image and its reductions."""
+    error, total = restored_B3HW - images_B3HW, restored_B3HW.new_zeros(())
+    for _ in range(num_scales):
+        across = (error[..., :, 1:] - error[..., :, :-1]).abs() * weight_B1HW[..., :, 1:]
+        down = (error[..., 1:, :] - error[..., :-1, :]).abs() * weight_B1HW[..., 1:, :]
+        total = total + across.mean() + down.mean()
+        error, weight_B1HW = functional.avg_pool2d(error, 2), functional.avg_pool2d(weight_B1HW, 2)
+    return total / num_scales
+
+
+def _short(values: Tensor) -> str:
+    return "[" + " ".join(f"{value:.2f}" for value in values.tolist()) + "]"

@@ -1,0 +1,259 @@
+"""The UNet learns to denoise the latents of orbits.
+
+Letters: B batch, V views, C channels, L tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.lora import add_lora, lora_state
+from pipelines.parts import load_generator
+from pipelines.sampling.conditioner import check_model_kind
+from pipelines.training.data.image_batches import ImageBatches
+from pipelines.training.data.joint_batch import JointBatch
+from pipelines.training.data.orbit_batches import DiffusionBatch, OrbitBatches
+from pipelines.training.objectives.base import Objective, batch_size_for
+from pipelines.training.objectives.known_views import KnownViewOptions, give_clean, weights_of_unknown
+from utils.errors import ConfigError
+from utils.memory_format import channels_last
+from utils.registry import AUTO_ENCODER, DATASETS, DIFFUSION, EMBEDDER, ENGINE, MODEL, VISUAL
+from utils.settings.run import RunConfig
+
+log = logging.getLogger(__name__)
+
+
+@ENGINE.register(name="train_t2v_entrance")
+@ENGINE.register(name="train_i2v_entrance", image=True)
+class OrbitDenoising(Objective):
+    """Text or an image, and cameras, to orbits, as published.
+
+    For an image model, view 0 of each sample is the image: its latent and its image embedding are conditions.
+
+    With 1 among `frame_lens`, a text model learns from single images too, as orbits of one view without a camera.
+
+    Attributes:
+        data: makes the batches of orbits.
+        images: makes those of images; None without.
+    """
+
+    stem = "t2v"
+    can_be_sharded = True
+    takes_images = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(KnownViewOptions):
+        """
+        Attributes:
+            dropped_prompt: the text that replaces a prompt with probability `p_zero`.
+            image: train an image model; set by the type's name.
+        """
+
+        dropped_prompt: str = ""
+        image: bool = False
+
+    @classmethod
+    def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
+        found = super().weight_files(options, cfg)
+        for name in ("auto_encoder", "embedder"):
+            found[f"{name}.pretrained"] = getattr(cfg, name).get("pretrained")
+        if cfg.lora.rank and not cfg.Pretrain.get("resume_checkpoint"):
+            found["test_model"] = cfg.test_model
+        return found
+
+    def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
+        super().__init__(cfg, device=device, num_views=max(cfg.frame_lens))
+        config.check_known(image=config.image, num_views=max(cfg.frame_lens))
+        self.options, self.of_images = config, config.image
+        if config.image:
+            self.stem = "i2v"
+        joint = self._share_with_images() if cfg.is_joint else None
+        self.dataset = DATASETS.build({**cfg.vid_dataset, "random_start_view": False}, where="vid_dataset")
+        if self.dataset.config.num_views != max(cfg.frame_lens):
+            raise ConfigError(
+                f"frame_lens={list(cfg.frame_lens)}, but vid_dataset.num_views={self.dataset.config.num_views}; "
+                "they say the same thing, so set both"
+            )
+        size = list(self.dataset.config.resolution)
+        if size != list(cfg.resolution):
+            raise ConfigError(
+                f"resolution={list(cfg.resolution)}, but vid_dataset.resolution={size}; training and previews would "
+                "differ in size, so set both"
+            )
+        images = DATASETS.build(cfg.img_dataset, where="img_dataset") if joint else None
+        self.diffusion = DIFFUSION.build(cfg.Diffusion, where="Diffusion")
+        with device:  # random weights are drawn there: 1.4 billion take a CPU 15 s
+            self.network = MODEL.build(cfg.UNet, where="UNet")
+            self.autoencoder = _frozen(AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder"), device)
+            self.embedder = _frozen(EMBEDDER.build(cfg.embedder, where="embedder"), device)
+        if cfg.channels_last:
+            channels_last(self.network)
+        check_model_kind(self.network, self.embedder, image=config.image, option=f"TASK_TYPE={cfg.TASK_TYPE}")
+        if not config.image:
+            self.embedder.forget_images()
+        self.dropped_ids_1L = self.embedder.tokenize([config.dropped_prompt])
+        self.dropped_words_1LC: Tensor | None = None
+        parts = {"autoencoder": self.autoencoder, "embedder": self.embedder, "device": device, "share": self.share}
+        dealer = joint.kind(max(cfg.frame_lens)) if joint else self.share
+        self.data = OrbitBatches(cfg, dataset=self.dataset, dealer=dealer, of_images=config.image, **parts)
+        self.images = ImageBatches(cfg, dataset=images, dealer=joint.kind(1), **parts) if joint else None
+
+    def _share_with_images(self) -> JointBatch:
+        cfg = self.cfg
+        if self.of_images or not self.takes_images:
+            raise ConfigError(
+                f"frame_lens={list(cfg.frame_lens)}: only the text model trains on images too; give one number of views"
+            )
+        sizes = {num_views: batch_size_for(cfg, num_views) for num_views in set(cfg.frame_lens)}
+        self.share = JointBatch(
+            frame_lens=cfg.frame_lens, sizes=sizes, parts=cfg.grad_accumulation, seed=cfg.seed, device=self.device
+        )
+        self.generator = self.share.own
+        self.views_per_step = sum(num_views * sizes[num_views] for num_views in cfg.frame_lens) / len(cfg.frame_lens)
+        return self.share
+
+    @property
+    def unet(self) -> nn.Module:
+        """The generator."""
+        return self.network
+
+    def batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
+        orbits = self.data.batches(start)
+        if not self.images:
+            return orbits
+        return self._by_slot({1: self.images.batches(start), max(self.cfg.frame_lens): orbits})
+
+    def _by_slot(self, kinds: dict[int, Iterator[DiffusionBatch]]) -> Iterator[DiffusionBatch]:
+        while True:
+            yield next(kinds[self.share.num_views])
+
+    @property
+    def sample_source(self) -> Any:
+        return self.data.source
+
+    def sample_names(self, number: int, part: int, rank: int) -> list[str]:
+        if self.images:
+            slot = self.share.slot(number, part, rank)
+            if self.share.kind_of(slot) == 1:
+                return self.images.names(self.share.number_in_kind(slot))
+        return super().sample_names(number, part, rank)
+
+    def forward(self, batch: DiffusionBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        x0 = batch.latents_BCVHW
+        t_B = self.share.randint(self.diffusion.num_timesteps, len(x0))
+        known_BV = self.options.draw_known(self.share, batch_size=len(x0), num_views=x0.shape[2])
+        prediction, _, noise = self.predict(batch, t_B, known_BV)
+        target = self.diffusion.training_target(x0, noise, t_B)
+        loss = self.diffusion.loss(prediction, target, weights_of_unknown(known_BV))
+        return loss, self._figures(loss.detach(), of_an_image=x0.shape[2] == 1) if self.images else {}
+
+    def _figures(self, loss: Tensor, *, of_an_image: bool) -> dict[str, Tensor]:
+        """The loss of each kind. Means over all batches, which `summary` turns into means over those of the kind."""
+        share = torch.full_like(loss, float(of_an_image))
+        return {"loss_images": loss * share, "loss_orbits": loss * (1 - share), "image_batches": share}
+
+    def summary(self, figures: dict[str, float]) -> dict[str, float]:
+        if not self.images:
+            return figures
+        share = figures["image_batches"]
+        of_kinds = {"loss_images": share, "loss_orbits": 1 - share}
+        # an interval may have had no batch of a kind
+        means = {name: figures[name] / part for name, part in of_kinds.items() if part}
+        return {name: value for name, value in figures.items() if name not in of_kinds} | means
+
+    def predict(
+        self, batch: DiffusionBatch, t_B: Tensor, known_BV: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The network's prediction for noised latents, some of its conditions dropped; those latents; their noise.
+
+        Args:
+            known_BV: views that are given without noise.
+        """
+        x0 = batch.latents_BCVHW
+        noise = self.share.draw(self.diffusion.make_noise, x0)
+        x_t = give_clean(self.diffusion.add_noise(x0, noise, t_B), x0, known_BV)
+        if self.cfg.Pretrain.get("fix_weight") or self.cfg.lora.rank:
+            # A group norm of channels_last data that needs no gradient crashes on the CPU (torch 2.10).
+            x_t.requires_grad_()
+        drop_B = self.share.rand(len(x0)) < self.cfg.p_zero
+        prediction = self.unet(
+            x_t,
+            t_B,
+            self.words(batch, drop_B),
+            **self.image_conditions(batch, drop_B),
+            camera_data=batch.camera_data_BV16,
+            # published: single images have frame rate 1
+            fps=torch.full_like(t_B, 1 if x0.shape[2] == 1 else self.cfg.target_fps),
+        )
+        return prediction, x_t, noise
+
+    @torch.no_grad()
+    def words(self, batch: DiffusionBatch, drop_B: Tensor) -> Tensor:
+        """Text tokens (B, L, C); where `drop_B` is true those of the dropped prompt, for guidance."""
+        if batch.words_BLC is not None:
+            return torch.where(drop_B[:, None, None], self._dropped_words().to(batch.words_BLC), batch.words_BLC)
+        ids_BL = torch.where(drop_B[:, None], self.dropped_ids_1L.to(batch.token_ids_BL), batch.token_ids_BL)
+        return self.embedder.embed_tokens(ids_BL)[1]
+
+    def _dropped_words(self) -> Tensor:
+        """Those of the dropped prompt, encoded once, and rounded as the cache rounds the others."""
+        if self.dropped_words_1LC is None:
+            with torch.autocast(self.device.type, enabled=False):
+                self.dropped_words_1LC = self.embedder.embed_tokens(self.dropped_ids_1L)[1].half()
+        return self.dropped_words_1LC
+
+    def image_conditions(self, batch: DiffusionBatch, drop_B: Tensor) -> dict[str, Tensor]:
+        """Embedding and latent of view 0, dropped just as sampling leaves them out of its unconditional branch."""
+        if not self.of_images:
+            return {}
+        kept_B1C, kept_BCVHW = batch.image_B1C, batch.latents_BCVHW[:, :, :1]
+        if self.cfg.use_zero_infer:
+            kept_B1C = kept_B1C.masked_fill(drop_B[:, None, None], 0)
+        if self.cfg.zero_local_image:
+            kept_BCVHW = kept_BCVHW.masked_fill(drop_B[:, None, None, None, None], 0)
+        return {"image": kept_B1C, "local_image": kept_BCVHW.expand_as(batch.latents_BCVHW)}
+
+    def adapt(self) -> None:
+        """With `lora.rank`, only low-rank factors train from now on."""
+        lora = self.cfg.lora
+        if not lora.rank:
+            return
+        if self.unet is not self.network:
+            raise ConfigError(f"lora.rank={lora.rank} does not go with UNet.use_lgm_refine=true in training; set 0")
+        if not self.cfg.Pretrain.get("resume_checkpoint"):
+            if not self.cfg.test_model:
+                raise ConfigError(f"lora.rank={lora.rank} adds to a trained model: name its weights with test_model")
+            load_generator(self.network, self.cfg)
+        add_lora(self.network, rank=lora.rank, alpha=lora.alpha or lora.rank, targets=lora.targets)
+        self.stem += "_lora"
+
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        return lora_state(self.network) if self.cfg.lora.rank else super().checkpoint_state()
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        return self.network.parts_to_compile()
+
+    def preview(self, folder: Path, step: int) -> None:
+        if not self.cfg.visual_train:
+            return
+        visual = VISUAL.build(self.cfg.visual_train, where="visual_train")
+        visual.write(
+            folder,
+            step,
+            cfg=self.cfg,
+            unet=self.network,
+            autoencoder=self.autoencoder,
+            embedder=self.embedder,
+            diffusion=self.diffusion,
+        )
+
+
+def _frozen(module: nn.Module, device: torch.device) -> Any:
+    return module.requires_grad_(False).to(device).eval()

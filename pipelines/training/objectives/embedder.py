@@ -1,0 +1,69 @@
+"""The text and image encoder learns which caption belongs to which view (CLIP, arXiv:2103.00020).
+
+Letters: B batch, L tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipelines.training.data.orbits_in_memory import OrbitPixels, load_orbits
+from pipelines.training.objectives.base import Objective
+from utils.registry import DATASETS, EMBEDDER, ENGINE
+from utils.settings.run import RunConfig
+
+MAX_LOGIT_SCALE = 100.0  # as in CLIP, section 2.5
+
+
+@ENGINE.register(name="train_embedder_entrance")
+class MatchCaptions(Objective):
+    """Each view finds its caption among those of the batch, and each caption its views.
+
+    Equal captions in a batch count as equally right.
+    """
+
+    stem = "embedder"
+    reaches_all = False  # the layers after the one whose output is taken have none
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """No options of its own: everything is in the run's configuration."""
+
+    @classmethod
+    def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
+        return super().weight_files(options, cfg) | {"embedder.pretrained": cfg.embedder.get("pretrained")}
+
+    def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
+        super().__init__(cfg, device=device, num_views=1)
+        self.embedder = EMBEDDER.build(cfg.embedder, where="embedder")
+        self.network = self.embedder.model
+        self.orbits = load_orbits(DATASETS.build(cfg.vid_dataset, where="vid_dataset"), device=device)
+        self.token_ids_NL = self.embedder.tokenizer.ids(self.orbits.captions).to(device)
+
+    @property
+    def sample_source(self) -> OrbitPixels:
+        return self.orbits
+
+    def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for orbits_B, views_B in self.share.single_views(self.orbits.num_orbits, self.orbits.num_views, start=start):
+            yield self.orbits.views(orbits_B, views_B)[0], self.token_ids_NL[orbits_B.to(self.device)]
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        images_B3HW, token_ids_BL = batch
+        image_BC = functional.normalize(self.embedder.encode_image(images_B3HW).float(), dim=-1)
+        text_BC = functional.normalize(self.embedder.embed_tokens(token_ids_BL)[0].float(), dim=-1)
+        scale = self.network.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        logits_BB = scale * image_BC @ text_BC.T
+        right_BB = (token_ids_BL[:, None] == token_ids_BL[None]).all(dim=-1)
+        target_BB = right_BB / right_BB.sum(dim=1, keepdim=True)
+        loss = (functional.cross_entropy(logits_BB, target_BB) + functional.cross_entropy(logits_BB.T, target_BB)) / 2
+        found = right_BB.gather(1, logits_BB.argmax(dim=1, keepdim=True)).float().mean()
+        return loss, {"recall": found}
+
+    def parts_to_compile(self) -> list[torch.nn.Module]:
+        return [self.network.visual, *self.network.transformer.resblocks]

@@ -1,0 +1,185 @@
+"""The Gaussian head learns to reconstruct objects from a few of their views.
+
+Letters: B batch, K views of a sample of which the first I are the head's input, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.gaussians.head_views import head_input
+from pipelines.training.data.orbits_in_memory import OrbitPixels, composite, load_orbits
+from pipelines.training.objectives.base import Objective
+from pipelines.training.objectives.head_augment import disturb_views, jitter_poses
+from pipelines.training.objectives.head_loss import HeadLoss, LossConfig, draw_views, preview_views
+from utils.cameras import head_cameras
+from utils.errors import ConfigError
+from utils.images import save_png
+from utils.memory_format import channels_last
+from utils.registry import AUTO_ENCODER, DATASETS, ENGINE, MODEL, RECONSTRUCTORS
+from utils.settings.run import RunConfig
+
+NUM_PREVIEWS = 6
+FOV_TOLERANCE_DEG = 0.1
+
+
+class HeadBatch(NamedTuple):
+    """One step's data: bytes with straight alpha, and cameras; the first I views are the input."""
+
+    rgba_BKHW4: Tensor
+    c2w_BK44: Tensor
+
+
+@ENGINE.register(name="train_head_entrance")
+class ObjectFromViews(Objective):
+    """Input views evenly around the orbit from a random start, as at sampling; loss at these and other views."""
+
+    stem = "head"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(LossConfig):
+        """
+        Attributes:
+            p_distort: share of samples whose input views, but the first, are distorted.
+            distortion: size of it, as a share of the picture.
+            p_jitter: share of samples whose input cameras, but the first, are off.
+            jitter_deg: by about so much.
+            p_autoencoded: share of steps whose input views went through the autoencoder.
+        """
+
+        lambda_lpips: float = 0.0
+        p_distort: float = 0.5
+        distortion: float = 0.01
+        p_jitter: float = 0.5
+        jitter_deg: float = 2.0
+        p_autoencoded: float = 0.5
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            for name in ("distortion", "jitter_deg"):
+                if getattr(self, name) < 0:
+                    raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+            for name in ("p_distort", "p_jitter", "p_autoencoded"):
+                if not 0 <= getattr(self, name) <= 1:
+                    raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
+    @classmethod
+    def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
+        found = super().weight_files(options, cfg)
+        if options.p_autoencoded:
+            found["auto_encoder.pretrained"] = cfg.auto_encoder.get("pretrained")
+        return found
+
+    def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
+        super().__init__(cfg, device=device, num_views=cfg.frame_lens[0])
+        self.config = config
+        options = RECONSTRUCTORS.resolve(cfg.reconstruction, where="reconstruction")[1]
+        self.fov_deg, self.num_inputs = options.fov, options.head_config.num_input_views
+        dataset = DATASETS.build(cfg.vid_dataset, where="vid_dataset")
+        self._check(dataset, input_size=options.head_config.input_size)
+        self.loss = HeadLoss(
+            config,
+            fov_deg=self.fov_deg,
+            size=cfg.resolution[0],
+            num_inputs=self.num_inputs,
+            rasterizer=cfg.rasterizer,
+            device=device,
+        )
+        self.network = MODEL.build({"type": "LGM", **options.head}, where="reconstruction.head")
+        self.autoencoder: Any = None
+        if config.p_autoencoded:
+            self.autoencoder = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder")
+            self.autoencoder.requires_grad_(False).to(device).eval()
+        if device.type == "cuda" and cfg.channels_last:
+            channels_last(self.network)
+        self.orbits = load_orbits(dataset, device=device)
+        self.c2w_NV44 = self.orbits.c2w_NV44.to(device)
+        self.views_per_step = self.batch_size * config.num_output_views
+
+    def _check(self, dataset: Any, *, input_size: int) -> None:
+        width, height = self.cfg.resolution
+        if width != height or width != input_size:
+            raise ConfigError(
+                f"resolution={[width, height]}, but the head takes {input_size} x {input_size}; set "
+                "reconstruction.head.input_size or resolution"
+            )
+        self.config.check_views(num_inputs=self.num_inputs, num_views=dataset.config.num_views)
+        for fov_deg in getattr(dataset, "fovs", []):
+            if abs(fov_deg - self.fov_deg) > FOV_TOLERANCE_DEG:
+                raise ConfigError(
+                    f"reconstruction.fov_deg={self.fov_deg:.4g}, but vid_dataset was rendered with {fov_deg:.4g}"
+                )
+
+    @property
+    def sample_source(self) -> OrbitPixels:
+        return self.orbits
+
+    def batches(self, start: int = 0) -> Iterator[HeadBatch]:
+        for orbits_B in self.share.order(self.orbits.num_orbits, start=start):
+            views_BK = draw_views(
+                len(orbits_B),
+                num_views=self.orbits.num_views,
+                num_inputs=self.num_inputs,
+                num_outputs=self.config.num_output_views,
+                even=True,
+                generator=self.generator,
+            )
+            yield self.draw(orbits_B, views_BK)
+
+    def draw(self, orbits_B: Tensor, views_BK: Tensor) -> HeadBatch:
+        """The images and cameras of those views."""
+        orbits_BK = orbits_B[:, None].expand_as(views_BK)
+        cameras = (orbits_BK.to(self.device), views_BK.to(self.device))
+        return HeadBatch(self.orbits.rgba(orbits_BK, views_BK), self.c2w_NV44[cameras])
+
+    def forward(self, batch: HeadBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        poses_BK44 = head_cameras(batch.c2w_BK44, fov_deg=self.fov_deg).poses_V44
+        gaussians = self.network(self.inputs(batch, poses_BK44))
+        return self.loss(gaussians, poses_BK44, batch.rgba_BKHW4, generator=self.generator)
+
+    def inputs(self, batch: HeadBatch, poses_BK44: Tensor) -> Tensor:
+        """The head's input: views over the generator's background, as flawed as generated ones are."""
+        config, num_inputs = self.config, self.num_inputs
+        views_BICHW, _ = composite(batch.rgba_BKHW4[:, :num_inputs], self.orbits.background)
+        poses_BI44 = poses_BK44[:, :num_inputs]
+        # torch's CPU generator decides, without asking the device
+        if self.autoencoder is not None and float(torch.rand(())) < config.p_autoencoded:
+            views_BICHW = self._through_autoencoder(views_BICHW)
+        if config.p_distort:
+            views_BICHW = disturb_views(
+                views_BICHW, share=config.p_distort, strength=config.distortion, generator=self.generator
+            )
+        if config.p_jitter:
+            poses_BI44 = jitter_poses(
+                poses_BI44, share=config.p_jitter, angle_deg=config.jitter_deg, generator=self.generator
+            )
+        return head_input(views_BICHW, poses_BI44, fov_deg=self.fov_deg)
+
+    @torch.no_grad()
+    def _through_autoencoder(self, views_BICHW: Tensor) -> Tensor:
+        """Encoded and decoded, as a generator's views are decoded."""
+        mean_FCHW = self.autoencoder.encode(views_BICHW.flatten(0, 1) * 2 - 1).mean
+        restored_FCHW = self.autoencoder.decode(mean_FCHW).float() / 2 + 0.5
+        return restored_FCHW.clamp(0, 1).view_as(views_BICHW)
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        return self.network.parts_to_compile()
+
+    @torch.no_grad()
+    def preview(self, folder: Path, step: int) -> None:
+        """True views that the head has not seen, and its renders there."""
+        inputs, shown = preview_views(self.orbits.num_views, self.num_inputs)
+        numbers_B = torch.linspace(0, self.orbits.num_orbits - 1, NUM_PREVIEWS).round().long().unique()
+        batch = self.draw(numbers_B, torch.tensor([inputs + shown]).expand(len(numbers_B), -1))
+        views_BICHW, _ = composite(batch.rgba_BKHW4[:, : len(inputs)], self.orbits.background)
+        poses_BK44 = head_cameras(batch.c2w_BK44, fov_deg=self.fov_deg).poses_V44
+        gaussians = self.network(head_input(views_BICHW, poses_BK44[:, : len(inputs)], fov_deg=self.fov_deg))
+        unseen = (poses_BK44[:, len(inputs) :], batch.rgba_BKHW4[:, len(inputs) :])
+        picture = self.loss.comparison(gaussians, *unseen, background=self.orbits.background)
+        save_png(folder / f"head_{step:08d}.png", picture)

@@ -1,0 +1,156 @@
+"""What both ways of teaching the Gaussian head share: which views, the loss, and pictures of progress.
+
+Letters: B batch, V views of an orbit, K views of a sample of which the first I are the head's input, C channels,
+H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.gaussians.head_views import evenly_spaced
+from models.gaussians.rendering import Rendering, pick_rasterizer, render
+from models.gaussians.scene import Gaussians
+from models.perceptual import load_lpips
+from pipelines.training.data.orbits_in_memory import composite
+from utils.cameras import intrinsics, opencv_to_opengl
+from utils.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Options of the loss; those of an objective lie beside them.
+
+    Attributes:
+        num_output_views: K, rendered and compared; the input views are among them.
+        alpha_weight: of the squared error of the masks.
+        lambda_lpips: of LPIPS at 256 x 256; 0 leaves it out and needs no weights.
+    """
+
+    num_output_views: int = 8
+    alpha_weight: float = 1.0
+    lambda_lpips: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("alpha_weight", "lambda_lpips"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    def check_views(self, *, num_inputs: int, num_views: int) -> None:
+        """Refuse numbers of views that do not fit each other.
+
+        Raises:
+            ConfigError: see above.
+        """
+        if not num_inputs <= self.num_output_views <= num_views:
+            raise ConfigError(
+                f"objective.num_output_views={self.num_output_views} must lie between the head's {num_inputs} input "
+                f"views and the data's {num_views}"
+            )
+
+
+class HeadLoss(nn.Module):
+    """Errors of colour and mask of renders over random backgrounds (arXiv:2402.05054, section 3.3).
+
+    Args:
+        fov_deg: field of view of the renders.
+        size: pixels of a render's side.
+        num_inputs: I; the figures tell the other views apart.
+        rasterizer: see models.gaussians.rendering.
+    """
+
+    def __init__(
+        self,
+        config: LossConfig,
+        *,
+        fov_deg: float,
+        size: int,
+        num_inputs: int,
+        rasterizer: str,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.config, self.size, self.num_inputs = config, size, num_inputs
+        self.rasterizer = pick_rasterizer(rasterizer, device)
+        self.K_33 = intrinsics(fov_deg, size).to(device)
+        self.lpips = load_lpips(device) if config.lambda_lpips else None
+
+    def forward(
+        self, gaussians: Gaussians, poses_BK44: Tensor, rgba_BKHW4: Tensor, *, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and figures for the log.
+
+        Args:
+            poses_BK44: camera to world with OpenGL axes, in the head's frame.
+            rgba_BKHW4: true views, bytes with straight alpha.
+            generator: draws the backgrounds.
+        """
+        background_B3 = torch.rand(len(rgba_BKHW4), 3, generator=generator, device=poses_BK44.device)
+        truth_BKCHW, masks_BK1HW = sized(rgba_BKHW4, background_B3[:, None, :, None, None], self.size)
+        drawn = self.render(gaussians, poses_BK44, background=background_B3)
+        squares_BKCHW = (drawn.colors_BV3HW - truth_BKCHW).square()
+        color, mask = squares_BKCHW.mean(), (drawn.alphas_BV1HW - masks_BK1HW).square().mean()
+        loss = color + self.config.alpha_weight * mask
+        figures = {"color": color.detach(), "mask": mask.detach()}
+        unseen = squares_BKCHW[:, self.num_inputs :].detach()
+        if unseen.numel():
+            figures["psnr_unseen"] = -10 * unseen.mean(dim=(1, 2, 3, 4)).log10().mean()
+        if self.lpips is not None:
+            distance = self.lpips(drawn.colors_BV3HW.flatten(0, 1), truth_BKCHW.flatten(0, 1))
+            loss = loss + self.config.lambda_lpips * distance
+            figures["lpips"] = distance.detach()
+        return loss, figures
+
+    def render(self, gaussians: Gaussians, poses_BK44: Tensor, *, background: float | Tensor) -> Rendering:
+        """Renders of the objects from cameras in the head's frame."""
+        cameras_BK44 = opencv_to_opengl(poses_BK44)
+        size = (self.size, self.size)
+        return render(gaussians, cameras_BK44, self.K_33, size=size, background=background, backend=self.rasterizer)
+
+    def comparison(self, gaussians: Gaussians, poses_BK44: Tensor, rgba_BKHW4: Tensor, *, background: float) -> Tensor:
+        """A picture: per object a row of true views and a row of renders; (3, 2·B·H, K·W)."""
+        truth_BKCHW, _ = sized(rgba_BKHW4, background, self.size)
+        drawn_BKCHW = self.render(gaussians, poses_BK44, background=background).colors_BV3HW
+        pairs = zip(truth_BKCHW, drawn_BKCHW, strict=True)
+        rows = [torch.cat(list(views_KCHW), dim=2) for pair in pairs for views_KCHW in pair]
+        return torch.cat(rows, dim=1).clamp(0, 1).float().cpu()
+
+
+def sized(rgba_HW4: Tensor, background: float | Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Images over a background and their masks, brought to a size by area mean (bilinear when they grow)."""
+    images, masks = composite(rgba_HW4, background)
+    if images.shape[-1] == size:
+        return images, masks
+    lead, mode = images.shape[:-3], "area" if images.shape[-1] > size else "bilinear"
+    both = torch.cat([images, masks], dim=-3).flatten(0, -4)
+    both = functional.interpolate(both, size=(size, size), mode=mode).unflatten(0, lead)
+    return both[..., :3, :, :], both[..., 3:, :, :]
+
+
+def draw_views(
+    num_samples: int, *, num_views: int, num_inputs: int, num_outputs: int, even: bool, generator: torch.Generator
+) -> Tensor:
+    """Which views (B, K): the head's inputs, then others.
+
+    Args:
+        even: inputs stand evenly around the orbit from a random one, as at sampling; else they are random.
+    """
+    device = generator.device
+    order_BV = torch.rand(num_samples, num_views, generator=generator, device=device)
+    if not even:
+        return order_BV.topk(num_outputs, dim=1).indices
+    start_B1 = torch.randint(num_views, (num_samples, 1), generator=generator, device=device)
+    inputs_BI = (start_B1 + torch.tensor(evenly_spaced(num_views, num_inputs), device=device)) % num_views
+    others_BK = order_BV.scatter(1, inputs_BI, -1.0).topk(num_outputs - num_inputs, dim=1).indices
+    return torch.cat([inputs_BI, others_BK], dim=1)
+
+
+def preview_views(num_views: int, num_inputs: int, *, num_shown: int = 6) -> tuple[list[int], list[int]]:
+    """The input views of a preview, and some that the head does not see (or the inputs, where it sees all)."""
+    inputs = evenly_spaced(num_views, num_inputs)
+    unseen = [view for view in range(num_views) if view not in inputs]
+    return inputs, unseen[:: max(1, len(unseen) // num_shown)][:num_shown] or inputs

@@ -1,0 +1,307 @@
+"""The Gaussian head learns to reconstruct what a generator predicts: tuning for 3D-aware sampling.
+
+Letters: B batch, V views of an orbit, K views of a sample of which the first I are the head's input, C channels,
+H W pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import default_collate
+
+from models.gaussians.head_views import head_input
+from models.gaussians.lgm import LGM
+from models.gaussians.scene import Gaussians
+from models.weights import HEAD_PREFIX, load_head, read_weights
+from pipelines.parts import load_generator
+from pipelines.training.data.orbit_batches import DiffusionBatch, roll_views
+from pipelines.training.data.orbits_in_memory import load_orbits
+from pipelines.training.objectives.diffusion import OrbitDenoising
+from pipelines.training.objectives.head_loss import HeadLoss, LossConfig, draw_views, preview_views, sized
+from pipelines.training.objectives.known_views import give_clean
+from utils.cameras import camera_condition, head_cameras
+from utils.errors import ConfigError
+from utils.images import save_png
+from utils.memory_format import channels_last
+from utils.registry import ENGINE, MODEL, RECONSTRUCTORS
+from utils.settings.run import RunConfig
+
+log = logging.getLogger(__name__)
+
+INPUT_VIEWS = ("random", "even")
+NUM_PREVIEWS = 4
+
+
+class TuningBatch(NamedTuple):
+    """One step's data.
+
+    Attributes:
+        generator: what the generator is given.
+        rgba_BVHW4: the true views, bytes with straight alpha.
+        c2w_BV44: cameras.
+    """
+
+    generator: DiffusionBatch
+    rgba_BVHW4: Tensor
+    c2w_BV44: Tensor
+
+
+class GeneratorWithHead(nn.Module):
+    """Both networks; their state dict has the published layout: the generator's names, and the head's with a prefix.
+
+    Args:
+        trains_unet: otherwise the generator stays as it is, in evaluation mode.
+    """
+
+    def __init__(self, unet: nn.Module, head: LGM, *, trains_unet: bool) -> None:
+        super().__init__()
+        self.unet, self.head, self.trains_unet = unet, head, trains_unet
+        unet.requires_grad_(trains_unet)
+        self.register_state_dict_post_hook(_publish_names)
+
+    def train(self, mode: bool = True) -> GeneratorWithHead:
+        super().train(mode)
+        self.unet.train(mode and self.trains_unet)
+        return self
+
+
+def _publish_names(module: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: Any) -> None:
+    for own, published in (("unet.", ""), ("head.", HEAD_PREFIX)):
+        for key in [key for key in state if key.startswith(prefix + own)]:
+            state[prefix + published + key.removeprefix(prefix + own)] = state.pop(key)
+
+
+@ENGINE.register(name="tune_t2v_entrance")
+@ENGINE.register(name="tune_i2v_entrance", image=True)
+class HeadTuning(OrbitDenoising):
+    """x0 predicted at a random step, a few of its views decoded and reconstructed, renders compared with the truth.
+
+    Source: arXiv:2403.12010, section 3.3. Training entrances become this with `UNet.use_lgm_refine: true`.
+    """
+
+    stem = "t2v"
+    can_be_sharded = False
+    takes_images = False
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(LossConfig, OrbitDenoising.Config):
+        """
+        Attributes:
+            input_views: `random` as published, or `even`: around the orbit from a random one, as at sampling.
+            t_max: noise levels are drawn from this share of the steps, beginning with the least noise.
+            train_unet: train the generator too, through the decoder; otherwise it stays as it is.
+        """
+
+        input_views: str = "random"
+        t_max: float = 1.0
+        train_unet: bool = False
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            OrbitDenoising.Config.__post_init__(self)
+            if self.input_views not in INPUT_VIEWS:
+                raise ConfigError(f"input_views={self.input_views} is unknown; valid: {', '.join(INPUT_VIEWS)}")
+            if not 0 < self.t_max <= 1:
+                raise ConfigError(f"t_max must lie in (0, 1], got {self.t_max}")
+
+    @classmethod
+    def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
+        found = super().weight_files(options, cfg)
+        option, path = generator_file(cfg)
+        found[option] = path
+        head_file = cfg.reconstruction.get("pretrained")
+        # a tuned generator brings its head; looking into it takes time, and is for where no other head is found
+        missing = head_file and not Path(head_file).exists()
+        if not (missing and path and Path(path).is_file() and read_weights(path, option=option).head):
+            found["reconstruction.pretrained"] = head_file
+        return found
+
+    def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
+        options = check_tuning(cfg)
+        if cfg.vid_dataset["type"] != "PackedOrbits":
+            cfg = dataclasses.replace(cfg, vid_dataset={**cfg.vid_dataset, "prepare_lgm": True})
+        num_inputs = options.head_config.num_input_views
+        loss = HeadLoss(  # first, because it may refuse
+            config,
+            fov_deg=options.fov,
+            size=options.render_size,
+            num_inputs=num_inputs,
+            rasterizer=cfg.rasterizer,
+            device=device,
+        )
+        super().__init__(config, cfg=cfg, device=device)
+        self.config, self.loss = config, loss
+        if not config.train_unet:
+            self.stem = "head"
+        self.fov_deg, self.num_inputs = options.fov, num_inputs
+        config.check_views(num_inputs=num_inputs, num_views=self.dataset.config.num_views)
+        head = MODEL.build({"type": "LGM", **options.head}, where="reconstruction.head")
+        if device.type == "cuda" and cfg.channels_last:
+            channels_last(head)
+        load_start(self.network, head, cfg=cfg, head_file=options.pretrained)
+        self.network = GeneratorWithHead(self.network, head, trains_unet=config.train_unet)
+        self.orbits = load_orbits(self.dataset, device=device) if hasattr(self.dataset, "stored") else None
+        self.views_per_step = self.batch_size * config.num_output_views
+
+    @property
+    def unet(self) -> nn.Module:
+        return self.network.unet
+
+    @property
+    def pretrained_part(self) -> nn.Module:
+        return self.network.unet
+
+    def batches(self, start: int = 0) -> Iterator[TuningBatch]:
+        if self.orbits is None:
+            for sample in self.data.loader(start):
+                yield self._tuning_batch(*_bytes_of(sample, self.device))
+        for index_B in self.share.order(self.orbits.num_orbits, start=start):
+            yield self._tuning_batch(*self._packed(index_B))
+
+    def _packed(self, index_B: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+        captions = [self.orbits.captions[number] for number in index_B.tolist()]
+        return self.orbits.rgba(index_B), self.orbits.c2w_NV44[index_B], captions
+
+    @torch.no_grad()
+    def _tuning_batch(self, rgba_BVHW4: Tensor, c2w_BV44: Tensor, captions: list[str]) -> TuningBatch:
+        """Encode the views; with `random_start_view` bytes roll, each sample's by its own number, and cameras stay."""
+        B, V = rgba_BVHW4.shape[:2]
+        if self.data.random_start_view:
+            start_B = torch.randint(V, (B,), generator=self.generator, device=self.device)
+            rgba_BVHW4 = roll_views(rgba_BVHW4, start_B)
+        views_BVCHW, _ = sized(rgba_BVHW4, self.dataset.config.background, self.cfg.resolution[0])
+        latents_BCVHW = self.autoencoder.encode_views(views_BVCHW, generator=self.generator, chunk=self.cfg.chunk_size)
+        image_BVC = self.data.embed_views(views_BVCHW)
+        c2w_BV44 = c2w_BV44.to(self.device)
+        given = DiffusionBatch(
+            latents_BCVHW.float(),
+            self.embedder.tokenize(captions),
+            camera_condition(c2w_BV44),
+            None if image_BVC is None else image_BVC[:, :1],
+        )
+        return TuningBatch(given, rgba_BVHW4, c2w_BV44)
+
+    def forward(self, batch: TuningBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        B, V = batch.c2w_BV44.shape[:2]
+        views_BK = draw_views(
+            B,
+            num_views=V,
+            num_inputs=self.num_inputs,
+            num_outputs=self.config.num_output_views,
+            even=self.config.input_views == "even",
+            generator=self.generator,
+        )
+        steps = max(1, round(self.config.t_max * self.diffusion.num_timesteps))
+        t_B = torch.randint(steps, (B,), generator=self.generator, device=self.device)
+        with torch.set_grad_enabled(self.config.train_unet and torch.is_grad_enabled()):
+            views_BICHW = self.predicted_views(batch.generator, t_B, views_BK[:, : self.num_inputs])
+        rows_B1 = torch.arange(B, device=self.device)[:, None]
+        poses_BK44 = head_cameras(batch.c2w_BV44[rows_B1, views_BK], fov_deg=self.fov_deg).poses_V44
+        gaussians = self.reconstruct(views_BICHW, poses_BK44)
+        return self.loss(gaussians, poses_BK44, batch.rgba_BVHW4[rows_B1, views_BK], generator=self.generator)
+
+    def predicted_views(self, given: DiffusionBatch, t_B: Tensor, views_BI: Tensor) -> Tensor:
+        """Some views (B, I, 3, H, W) of the x0 that the generator predicts from noised latents."""
+        x0 = given.latents_BCVHW
+        known_BV = self.options.draw_known(self.share, batch_size=len(x0), num_views=x0.shape[2])
+        prediction, x_t, _ = self.predict(given, t_B, known_BV)
+        x0 = give_clean(self.diffusion.to_x0(prediction.float(), x_t, t_B), x0, known_BV)
+        chosen_BICHW = x0.transpose(1, 2)[torch.arange(len(t_B), device=t_B.device)[:, None], views_BI]
+        if not torch.is_grad_enabled():
+            return self.autoencoder.decode_views(chosen_BICHW.transpose(1, 2), chunk=self.cfg.decoder_bs).float()
+        # Unclamped, so that every pixel has a gradient; recomputed, because decoders keep much.
+        decode = functools.partial(self.autoencoder.decode_views, chunk=self.cfg.decoder_bs, clamp=False)
+        return checkpoint(decode, chosen_BICHW.transpose(1, 2), use_reentrant=False).float()
+
+    def reconstruct(self, views_BICHW: Tensor, poses_BK44: Tensor) -> Gaussians:
+        """Objects in the frame of the first input view."""
+        poses_BI44 = poses_BK44[:, : views_BICHW.shape[1]]
+        return self.network.head(head_input(views_BICHW, poses_BI44, fov_deg=self.fov_deg))
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        return [*self.unet.parts_to_compile(), *self.network.head.parts_to_compile()]
+
+    def final_state(self) -> dict[str, Tensor]:
+        """The head alone, unless the generator was trained too."""
+        return (self.network if self.config.train_unet else self.network.head).state_dict()
+
+    @torch.no_grad()
+    def preview(self, folder: Path, step: int) -> None:
+        """True views, and renders of what the head makes of views predicted half-way."""
+        given, rgba_BVHW4, c2w_BV44 = self._first_samples()
+        inputs, shown = preview_views(c2w_BV44.shape[1], self.num_inputs)
+        t_B = torch.full((len(c2w_BV44),), self.diffusion.num_timesteps // 2, device=self.device)
+        views_BI = torch.tensor(inputs, device=self.device).expand(len(t_B), -1)
+        poses_BK44 = head_cameras(c2w_BV44[:, inputs + shown], fov_deg=self.fov_deg).poses_V44
+        gaussians = self.reconstruct(self.predicted_views(given, t_B, views_BI), poses_BK44)
+        unseen = (poses_BK44[:, len(inputs) :], rgba_BVHW4[:, shown])
+        picture = self.loss.comparison(gaussians, *unseen, background=self.dataset.config.background)
+        save_png(folder / f"head_{step:08d}.png", picture)
+
+    def _first_samples(self) -> TuningBatch:
+        numbers = list(range(min(NUM_PREVIEWS, len(self.dataset))))
+        if self.orbits is not None:
+            return self._tuning_batch(*self._packed(torch.tensor(numbers)))
+        sample = default_collate([self.dataset[number] for number in numbers])
+        return self._tuning_batch(*_bytes_of(sample, self.device))
+
+
+def _bytes_of(sample: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor, list[str]]:
+    """Bytes with straight alpha, cameras and captions of a loaded batch."""
+    rgba_BV4HW = sample["full_rgba_V4HW"].to(device, non_blocking=True)
+    return (rgba_BV4HW * 255).round().byte().movedim(2, -1), sample["c2w_V44"], list(sample["caption"])
+
+
+def check_tuning(cfg: RunConfig) -> Any:
+    """The options of the reconstruction.
+
+    Raises:
+        ConfigError: there is none, sizes do not fit, or no trained generator is named.
+    """
+    if not cfg.reconstruction:
+        raise ConfigError("tuning needs a section reconstruction; see configs/t2v_train.yaml")
+    options = RECONSTRUCTORS.resolve(cfg.reconstruction, where="reconstruction")[1]
+    size = options.head_config.input_size
+    for name, resolution in (("resolution", cfg.resolution), ("vid_dataset.resolution", cfg.vid_dataset["resolution"])):
+        if list(resolution) != [size, size]:
+            raise ConfigError(f"{name}={list(resolution)}, but the Gaussian head takes views of {size} x {size}")
+    if not cfg.Pretrain.get("resume_checkpoint") and not cfg.test_model:
+        raise ConfigError(
+            "tuning needs a trained generator: name it with test_model, or with Pretrain.resume_checkpoint, which also "
+            "counts its steps on"
+        )
+    return options
+
+
+def generator_file(cfg: RunConfig) -> tuple[str, str]:
+    """The setting that names the generator's weights, and their path."""
+    resumed = cfg.Pretrain.get("resume_checkpoint")
+    return ("Pretrain.resume_checkpoint", resumed) if resumed else ("test_model", cfg.test_model)
+
+
+def load_start(unet: nn.Module, head: LGM, *, cfg: RunConfig, head_file: str | None) -> None:
+    """Weights to start from. The generator's come from `test_model`, unless Pretrain loads them later; the head's from
+    the same file, if it was tuned before, else from `head_file`, else it starts untrained.
+
+    Raises:
+        DataError: a file is missing or does not fit.
+    """
+    option, path = generator_file(cfg)
+    if option == "test_model":
+        load_generator(unet, cfg)
+    if read_weights(path, option=option).head:
+        load_head(head, path, option=option)
+    elif head_file:
+        load_head(head, head_file, option="reconstruction.pretrained")
+    else:
+        log.warning("the Gaussian head starts untrained; name its weights with reconstruction.pretrained")

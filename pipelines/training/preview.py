@@ -1,0 +1,63 @@
+"""Orbits that show how far training is: fixed prompts or pictures, fixed seeds."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.sampling.inputs import slug_of
+from pipelines.sampling.pipeline import ViewsPipeline
+from utils.images import contact_sheet, save_png, save_video
+from utils.processes import is_main
+from utils.registry import SAMPLERS, VISUAL
+from utils.settings.run import RunConfig
+
+log = logging.getLogger(__name__)
+
+
+@VISUAL.register
+class VisualTrainTextImageToVideo:
+    """Samples some inputs with the network in training; a contact sheet and a video each."""
+
+    retired_keys = {
+        "partial_keys": "the conditioner gives the network all that it was built for",
+        "use_offset_noise": "sampling starts from plain noise",
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """
+        Attributes:
+            prompts: what a text model samples; none means no previews.
+            images: the same for an image model: picture files.
+            guide_scale: guidance of the previews.
+        """
+
+        prompts: list[str] = field(default_factory=list)
+        images: list[str] = field(default_factory=list)
+        guide_scale: float = 9.0
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def write(self, folder: Path, step: int, *, cfg: RunConfig, **parts: Any) -> None:
+        """Sample and write `{input}_{step}.png` and `.mp4`.
+
+        Args:
+            parts: unet, autoencoder, embedder and diffusion, as `ViewsPipeline` takes them.
+        """
+        of_images = parts["unet"].config.image_condition
+        inputs = self.config.images if of_images else self.config.prompts
+        if not inputs:
+            return
+        pipeline = ViewsPipeline(cfg, sampler=SAMPLERS.build(cfg.sampler, where="sampler"), **parts)
+        orbits = pipeline(inputs, guide_scale=self.config.guide_scale)
+        if not is_main():  # of a divided network all processes sample, for its layers to be gathered
+            return
+        for text, views_VCHW in zip(inputs, orbits.views_BVCHW, strict=True):
+            stem = f"{slug_of(Path(text).stem if of_images else text)}_{step:08d}"
+            save_png(folder / f"{stem}.png", contact_sheet(views_VCHW))
+            save_video(folder / f"{stem}.mp4", views_VCHW, fps=cfg.target_fps)
+        log.info("wrote previews of step %d to %s", step, folder)

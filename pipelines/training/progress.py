@@ -1,0 +1,126 @@
+"""What a training says about itself: a line at intervals, a bar, and the loss that is no number."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.processes import is_main, mean_over_processes
+from utils.settings.run import RunConfig
+
+log = logging.getLogger(__name__)
+
+
+class ProgressReport:
+    """One line at intervals, and a bar on a terminal."""
+
+    def __init__(self, cfg: RunConfig, *, views_per_batch: float, first_step: int) -> None:
+        self.views_per_batch = views_per_batch
+        self.bar = tqdm(
+            total=cfg.num_steps, initial=first_step, unit="step", disable=not (is_main() and sys.stderr.isatty())
+        )
+        self.sums: dict[str, Tensor] = {}
+        self.num_added, self.since = 0, time.monotonic()
+        self.started, self.first_progress = self.since, first_step / cfg.num_steps
+
+    def __enter__(self) -> ProgressReport:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.bar.close()
+
+    def add(self, figures: dict[str, Tensor], *, step_ends: bool = True) -> None:
+        """Count one batch; nothing waits for the device."""
+        for name, value in figures.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.num_added += 1
+        if step_ends:
+            self.bar.update()
+
+    def write(
+        self, step: int, *, lr: float, progress: float, summary: Callable[[dict[str, float]], dict[str, float]]
+    ) -> dict[str, float]:
+        """Log the means since the last call, over all processes, and return them.
+
+        Args:
+            summary: makes of the means what is said.
+        """
+        names = sorted(self.sums)
+        means = mean_over_processes(torch.stack([self.sums[name].float() for name in names]) / self.num_added)
+        figures = summary(dict(zip(names, means.tolist(), strict=True)))
+        figures = {"loss": figures["loss"], **figures}
+        now = time.monotonic()
+        speed = self.views_per_batch * self.num_added / (now - self.since)
+        done = progress - self.first_progress
+        eta = timedelta(seconds=round((now - self.started) * max(0.0, 1 - progress) / done)) if done > 0 else "?"
+        shown = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        memory = memory_gb()
+        peaks = "".join(f", {name.replace('_', ' ')} {value:.2f} GB" for name, value in memory.items())
+        self.bar.clear()
+        log.info("step %d: %s, lr %.2e, %.1f views/s%s, ETA %s", step, shown, lr, speed, peaks, eta)
+        self.bar.set_postfix_str(f"{shown}, {speed:.0f} views/s{peaks}")
+        self.sums, self.num_added, self.since = {}, 0, now
+        return {**figures, "lr": lr, "views_per_second": speed, **{f"{name}_gb": memory[name] for name in memory}}
+
+
+def memory_gb() -> dict[str, float]:
+    """The most device memory so far, of tensors and with what the allocator keeps; nothing on a CPU."""
+    if not torch.cuda.is_initialized():
+        return {}
+    peaks = {"peak_memory": torch.cuda.max_memory_allocated(), "peak_reserved": torch.cuda.max_memory_reserved()}
+    return {name: value / 1e9 for name, value in peaks.items()}
+
+
+class BadLoss(NamedTuple):
+    """Where a loss first was no number: the step, the number of its global batch, the part of the step, the process."""
+
+    step: int
+    number: int
+    part: int
+    rank: int
+
+    def message(self, names: list[str], *, last_state: Path | None) -> str:
+        """What happened, with which samples, and how to go on."""
+        shown = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
+        way_on = f"with resume={last_state} and another log_dir" if last_state else "anew: nothing was saved yet"
+        return (
+            f"the loss became NaN or infinite at step {self.step}, with the samples {shown}; look at them, lower lr or "
+            f"set precision=float32, and go on {way_on}"
+        )
+
+
+class LossWatch:
+    """Keeps the losses since the last look, so that nothing waits for the device in between."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.losses: list[Tensor] = []
+        self.places: list[tuple[int, int, int]] = []
+
+    def add(self, loss: Tensor, *, step: int, number: int, part: int) -> None:
+        """Keep the loss of one part of a step."""
+        self.losses.append(loss.detach().float())
+        self.places.append((step, number, part))
+
+    def look(self) -> BadLoss | None:
+        """The first loss since the last look that is no finite number, on any process. All processes look together."""
+        if not self.losses:
+            return None
+        losses_PN = self.accelerator.gather(torch.stack(self.losses)[None]).tolist()
+        places, self.losses, self.places = self.places, [], []
+        for number, place in enumerate(places):
+            for rank, losses_N in enumerate(losses_PN):
+                if not math.isfinite(losses_N[number]):
+                    return BadLoss(*place, rank)
+        return None

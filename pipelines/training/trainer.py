@@ -1,0 +1,291 @@
+"""The training loop, one for everything that can be trained.
+
+An objective brings network, data and loss; the loop owns steps, precision, learning rate, moving average, checkpoints
+and the log. Devices go through accelerate: on several of them `prepare` wraps the objective, and nothing else changes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.weights import check_files
+from pipelines.training.checkpoints import checkpoint_path, final_path, make_room, save_checkpoint, save_final
+from pipelines.training.gradient_exchange import average_gradients, check_exchange
+from pipelines.training.launch import check_tracker, join_processes, leave_processes, make_accelerator, watch_signals
+from pipelines.training.network_setup import arrange, exchanges_afterwards
+from pipelines.training.objectives.base import Objective
+from pipelines.training.optimization import MovingAverage, learning_rate, parameter_groups
+from pipelines.training.parallel import check_sharding, is_sharded, shard
+from pipelines.training.progress import LossWatch, ProgressReport
+from pipelines.training.resume import check_agreement, clean_up, find_state, note_other_batch, settings_of
+from pipelines.training.saving import Writer, saving
+from pipelines.training.state import latest, read_state, restore, save_state, snapshot, state_path
+from utils.config import save_config
+from utils.errors import ConfigError, DataError
+from utils.files import writable_folder
+from utils.processes import is_main, largest, main_first, take_from_main
+from utils.registry import ENGINE, PRETRAIN, nearest
+from utils.settings.run import RunConfig
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: RunConfig) -> Path:
+    """Train what `cfg.TASK_TYPE` names.
+
+    Returns:
+        The final weight file.
+
+    Raises:
+        ConfigError, DataError: a setting, the data or a weight file does not fit; said before the first step.
+    """
+    if cfg.TASK_TYPE not in ENGINE.names():
+        raise ConfigError(f"TASK_TYPE={cfg.TASK_TYPE} is no training{nearest(cfg.TASK_TYPE, ENGINE.names())}")
+    entrance = {"type": entrance_of(cfg), **cfg.objective}
+    kind, options = ENGINE.resolve(entrance, where="objective")
+    check_tracker(cfg)
+    check_sharding(cfg, entrance_of(cfg), can_be_sharded=kind.can_be_sharded)
+    check_exchange(cfg)
+    check_files(kind.weight_files(options, cfg), config="configs/mini/t2v_train.yaml")
+    device = join_processes(cfg)
+    state = find_state(cfg, Path(cfg.log_dir))
+    check_agreement(state, Path(cfg.log_dir))
+    with main_first():
+        folder = writable_folder(cfg.log_dir, option="log_dir")
+        if is_main():
+            clean_up(folder, afresh=cfg.resume == "never")
+            with saving(folder, "config.yaml"):
+                save_config(cfg, folder / "config.yaml")
+    torch.manual_seed(cfg.seed)
+    torch.set_float32_matmul_precision("high")
+    objective = ENGINE.build(entrance, where="objective", cfg=cfg, device=device)
+    return Trainer(cfg, objective, folder=folder, state=state).run()
+
+
+def entrance_of(cfg: RunConfig) -> str:
+    """What trains: a generator's entrance tunes the Gaussian head with `UNet.use_lgm_refine`, as in the original."""
+    tuning = cfg.TASK_TYPE.replace("train_", "tune_", 1)
+    return tuning if cfg.UNet.get("use_lgm_refine") and tuning in ENGINE.names() else cfg.TASK_TYPE
+
+
+class Trainer:
+    """Trains one objective.
+
+    Args:
+        cfg: the run.
+        objective: what is trained.
+        folder: where weights, states, previews and the log go.
+        state: the folder of the state to go on from; None begins.
+
+    Attributes:
+        step: steps done, those of a checkpoint that training started from included.
+        first_step: steps that the checkpoint brought.
+        exchanges: whether gradients are averaged here, not by DDP or FSDP.
+        num_samples: samples dealt since the training began: the position in the data.
+    """
+
+    def __init__(self, cfg: RunConfig, objective: Objective, *, folder: Path, state: Path | None = None) -> None:
+        self.cfg, self.objective, self.folder = cfg, objective, folder
+        self.pretrain = PRETRAIN.build(cfg.Pretrain, where="Pretrain") if cfg.Pretrain else None
+        self.first_step = self.step = self.pretrain.apply(objective.pretrained_part) if self.pretrain else 0
+        if state is None and self.first_step >= cfg.num_steps:
+            raise ConfigError(
+                f"num_steps={cfg.num_steps}, but steps count on from the {self.first_step} of "
+                f"Pretrain.resume_checkpoint={cfg.Pretrain.get('resume_checkpoint')}; set num_steps above them"
+            )
+        objective.adapt()
+        self.num_samples, self.elapsed_s = 0, 0.0
+        self.accelerator = make_accelerator(cfg, objective, folder=folder)
+        objective.to(objective.device)
+        objective.network.train()
+        arrange(cfg, objective, self.accelerator)
+        if cfg.use_fsdp:
+            shard(objective.network, objective.parts_to_compile())
+        self.sharded = is_sharded(objective.network)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(objective.network, cfg.weight_decay),
+            lr=cfg.lr,
+            betas=cfg.betas,
+            eps=cfg.eps,
+            fused=objective.device.type == "cuda",
+        )
+        self.average = MovingAverage(objective.network, cfg.ema_decay) if cfg.use_ema else None
+        if state is not None:
+            saved = read_state(state)
+            restore(saved, objective.network, optimizer, self.average, source=f"resume: {state}")
+            self.step, self.num_samples, self.elapsed_s = saved.step, saved.num_samples, saved.elapsed_s
+            note_other_batch(saved.per_step, objective.share.per_step)
+        self.exchanges = exchanges_afterwards(cfg, objective, self.accelerator)
+        if self.exchanges:
+            take_from_main(objective.network)
+        # Without `evaluation_mode` accelerate would wrap the network for DDP, copied to every process.
+        self.model = self.accelerator.prepare_model(objective, evaluation_mode=self.sharded or self.exchanges)
+        self.optimizer = self.accelerator.prepare(optimizer)
+        if state is not None and self.accelerator.scaler and saved.scaler:
+            self.accelerator.scaler.load_state_dict(saved.scaler)
+        views_per_batch = objective.views_per_step * self.accelerator.num_processes
+        self.report = ProgressReport(cfg, views_per_batch=views_per_batch, first_step=self.step)
+        self.watch = LossWatch(self.accelerator)
+        self.started = time.monotonic() - self.elapsed_s
+
+    def run(self) -> Path:
+        """Train to the end, or until a signal; weights and state are saved in both cases.
+
+        Raises:
+            DataError: the loss is no longer a number, too many samples are broken, or the disk is full.
+        """
+        num_parameters = sum(p.numel() for p in self.objective.network.parameters() if p.requires_grad)
+        log.info("training %s: %.2f M parameters, from step %d", self.objective.stem, num_parameters / 1e6, self.step)
+        stopped = False
+        with watch_signals() as signals:
+            with self.report:
+                batches = self.objective.batches(self.number) if self.progress < 1 else iter(())
+                while self.progress < 1 and not stopped:
+                    self.train_step(batches)
+                    # one clock and one decision for all processes
+                    self.elapsed_s, stopped = largest(time.monotonic() - self.started, bool(signals))
+                    self._at_intervals()
+            return self._finish(interrupted=bool(stopped) and self.progress < 1)
+
+    @property
+    def number(self) -> int:
+        """Of the global batch that comes next."""
+        return self.num_samples // self.objective.share.per_step
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, by steps or by `max_minutes`, whichever is further."""
+        return max(self.step / self.cfg.num_steps, self.time_share)
+
+    @property
+    def time_share(self) -> float:
+        """Fraction of `max_minutes` that has passed; 0 without such a limit."""
+        return self.elapsed_s / 60 / self.cfg.max_minutes if self.cfg.max_minutes > 0 else 0.0
+
+    def train_step(self, batches: Iterator[Any]) -> None:
+        """Change the weights once, by the next `grad_accumulation` batches."""
+        cfg, parts = self.cfg, self.cfg.grad_accumulation
+        lr = learning_rate(
+            cfg, own_step=self.step - self.first_step, first_step=self.first_step, time_share=self.time_share
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        for part in range(parts):
+            self._backward(batches, part, last=part == parts - 1)
+        if self.pretrain:
+            self.pretrain.after_backward()
+        if cfg.grad_clip > 0:
+            self.accelerator.clip_grad_norm_(self.objective.network.parameters(), cfg.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update()
+        self.step += 1
+        self.num_samples += self.objective.share.per_step
+
+    def _backward(self, batches: Iterator[Any], part: int, *, last: bool) -> None:
+        """Add the gradients of one part of a step; processes exchange them after the last."""
+        self.objective.share.begin(self.number, part)
+        batch = next(batches)
+        with nullcontext() if last else self.accelerator.no_sync(self.model):
+            loss, figures = self.model(batch)
+            self.accelerator.backward(loss / self.cfg.grad_accumulation)
+        if self.exchanges and last:
+            average_gradients(self.objective.network.parameters())
+        self.watch.add(loss, step=self.step + 1, number=self.number, part=part)
+        self.report.add({"loss": loss.detach(), **figures}, step_ends=last)
+
+    def _at_intervals(self) -> None:
+        cfg, last = self.cfg, self.progress >= 1
+        if self.step % cfg.log_interval == 0 or last:
+            self._check_losses()
+            figures = self.report.write(
+                self.step,
+                lr=self.optimizer.param_groups[0]["lr"],
+                progress=self.progress,
+                summary=self.objective.summary,
+            )
+            self.accelerator.log(figures, step=self.step)
+        if self.step % cfg.save_ckp_interval == 0 and not last:
+            self.save()
+        if self.step % cfg.viz_interval == 0 and not last:
+            self._preview()
+
+    def _check_losses(self) -> None:
+        """Refuse to go on, or to save, after a loss that is no number."""
+        bad = self.watch.look()
+        if bad is None:
+            return
+        names = self.objective.sample_names(bad.number, bad.part, bad.rank)
+        raise DataError(bad.message(names, last_state=latest(self.folder / "state")))
+
+    def save(self) -> None:
+        """Write weights and the whole state, unless the weights are spoilt."""
+        self._check_losses()
+        writer = Writer(self.folder, f"step {self.step}")
+        if self.takes_part:
+            save_checkpoint(self.folder, self.objective, self.average, self.step, writer=writer)
+            state = snapshot(
+                self.objective.network,
+                self.optimizer,
+                self.average,
+                scaler=self.accelerator.scaler,
+                step=self.step,
+                num_samples=self.num_samples,
+                elapsed_s=self.elapsed_s,
+                settings=settings_of(self.cfg),
+                per_step=self.objective.share.per_step,
+            )
+            writer(lambda: save_state(self.folder / "state", state))
+            keep = {"keep": self.cfg.keep_states, "every": self.cfg.keep_every}
+            writer(lambda: make_room(self.folder, self.objective, **keep))
+        writer.end()
+        if is_main():
+            weights = checkpoint_path(self.folder, self.objective, self.step)
+            log.info("saved step %d: %s, %s", self.step, weights, state_path(self.folder / "state", self.step))
+
+    @property
+    def takes_part(self) -> bool:
+        """In what needs all weights: the main process has them, or all have slices."""
+        return self.sharded or is_main()
+
+    def _finish(self, *, interrupted: bool) -> Path:
+        """Save; when training is complete, also finish the network and write the final file."""
+        self.save()
+        writer = Writer(self.folder, "the finished network")
+        last = final_path(self.folder, self.objective)
+        if interrupted:
+            last = checkpoint_path(self.folder, self.objective, self.step)
+            log.info("stopped at step %d; run the same command again to go on", self.step)
+        elif self.takes_part:
+            if self.average:
+                self.average.write()
+            self.objective.network.eval()
+            self.objective.finish()
+            save_final(self.folder, self.objective, self.step, writer=writer)
+        writer.end()
+        if not interrupted:
+            self._preview(averaged=False)
+        self.model = None
+        leave_processes(self.accelerator)
+        return last
+
+    def _preview(self, *, averaged: bool = True) -> None:
+        if not self.takes_part:
+            return
+        network = self.objective.network.eval()
+        # Compiling again for sampling would take longer than the preview.
+        with torch.compiler.set_stance("force_eager"):
+            if self.average and averaged:
+                with self.average.in_place():
+                    self.objective.preview(self.folder / "previews", self.step)
+            else:
+                self.objective.preview(self.folder / "previews", self.step)
+        network.train()

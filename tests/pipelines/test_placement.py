@@ -1,0 +1,100 @@
+"""Low-memory mode: who is on the device when, and that nothing changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pipelines.placement import Stage
+from pipelines.sampling.pipeline import ViewsPipeline
+from tests.tiny import UNET, load, write_family, write_head
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Elsewhere(Stage):
+    """A device whose tensors are numbers above 1000."""
+
+    def __init__(self, **options):
+        super().__init__(torch.device("cpu"), **options)
+
+    def _copied(self, tensor):
+        return tensor + 1000
+
+
+def test_who_comes_on_sends_the_others_off():
+    stage = Elsewhere(one_at_a_time=True)
+    modules = first, second, third = [nn.BatchNorm1d(2) for _ in range(3)]
+    before = {name: value.clone() for name, value in first.state_dict().items()}
+
+    def present():
+        return [[bool(value.min() >= 1000) for value in (m.weight, m.running_mean)] for m in modules]
+
+    stage.use(first, second)
+    stage.use(second, third)
+    assert present() == [[False] * 2, [True] * 2, [True] * 2]
+    assert all(torch.equal(value, before[name]) for name, value in first.state_dict().items())
+    assert float(second.weight.detach().max()) == 1001  # it stayed, and was not copied again
+    stage.use(first)
+    assert present() == [[True] * 2, [False] * 2, [False] * 2]
+
+
+def test_without_low_memory_nothing_moves():
+    stage, module = Elsewhere(), nn.BatchNorm1d(2)
+    stage.use(module)
+    assert float(module.weight.detach().max()) == 1
+
+
+class Watched(Stage):
+    """Notes who comes on."""
+
+    def __init__(self):
+        super().__init__(torch.device("cpu"), one_at_a_time=True)
+        self.seen = []
+
+    def use(self, *modules):
+        names = tuple(type(module).__name__ for module in modules)
+        if not self.seen or self.seen[-1] != names:
+            self.seen.append(names)
+        super().use(*modules)
+
+
+def refining(tmp_path, *overrides):
+    config = write_family(tmp_path) | write_head(tmp_path) | {"UNet": {**UNET, "use_lgm_refine": True}}
+    return ViewsPipeline.from_config(load(tmp_path, config, *overrides))
+
+
+def test_networks_come_on_as_they_are_needed_and_results_stay(tmp_path):
+    plain, saving = (refining(tmp_path, *overrides) for overrides in ((), ("low_memory=true",)))
+    assert (plain.stage.one_at_a_time, saving.stage.one_at_a_time) == (False, True)
+    saving.stage = saving.network.stage = saving.reconstruction.stage = Watched()
+    expected, orbits = plain("a red mug", results="refined"), saving("a red mug", results="refined")
+    assert torch.equal(orbits.views_BVCHW, expected.views_BVCHW)
+    assert torch.equal(orbits.gaussians.means_BN3, expected.gaussians.means_BN3)
+    steps = [("OrbitUNet",), ("LGM", "AutoencoderKL")] * 3  # of 5, the third, fourth and fifth refine
+    embed = ("FrozenOpenCLIPTtxtVisualEmbedder", "AutoencoderKL")
+    assert saving.stage.seen == [embed, *steps, ("AutoencoderKL",), ("LGM",)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_low_memory_needs_less_and_gives_the_same(tmp_path, compiled):
+    peaks, views = [], []
+    for low_memory in (False, True):
+        # not compiled, the low-memory mode fuses less than the other, and in half precision that is seen
+        precision = ["device=cuda", "precision=bfloat16", f"fused={compiled}"]
+        options = [f"low_memory={low_memory}", f"compile={compiled}", *precision]
+        pipeline = refining(tmp_path, *options)
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(2):
+            views.append(pipeline("a red mug", results="refined").views_BVCHW)
+        peaks.append(torch.cuda.max_memory_allocated())
+        if low_memory:
+            pipeline.stage.use()
+            assert {parameter.device.type for parameter in pipeline.unet.parameters()} == {"cpu"}
+        del pipeline
+        torch.cuda.empty_cache()
+    assert peaks[1] < peaks[0]
+    for one in views[1:]:
+        torch.testing.assert_close(one, views[0], atol=2 / 255, rtol=0)

@@ -1,0 +1,116 @@
+"""Workers that read samples: they outlast signals that the training gets too, and never the training itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from pipelines.training.data.reading import num_cores, read_samples
+from pipelines.training.state import latest
+from tests.conftest import ROOT
+from tests.pipelines.training.test_processes import ENVIRONMENT, config_file
+from tests.tiny_orbits import write_files, write_orbits
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+
+@contextmanager
+def training(folder) -> Iterator[tuple[subprocess.Popen, list[int]]]:
+    """A training after its second step, at the head of a group of its own, and its workers."""
+    write_orbits(folder / "orbits", copies=2)
+    section = write_files(folder / "files")
+    file = config_file(folder, "run", vid_dataset=section, num_workers=2, num_steps=10**6)
+    command = [sys.executable, str(ROOT / "train_net.py"), "--cfg", str(file)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, start_new_session=True, **pipes) as process:
+        for line in process.stdout:
+            if line.startswith("step 2:"):
+                break
+        workers = [pid for pid in group_of(process.pid) if pid != process.pid]
+        try:
+            yield process, workers
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def group_of(leader: int) -> list[int]:
+    """Processes of a group that have not ended."""
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            if entry.isdigit() and os.getpgid(int(entry)) == leader:
+                with open(f"/proc/{entry}/stat") as file:
+                    found += [int(entry)] if file.read().rpartition(")")[2].split()[0] != "Z" else []
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def wait_for_end(leader: int, *, seconds: float = 20) -> list[int]:
+    """Who is left of a group after a while: workers look every five seconds whether the training is there."""
+    end = time.monotonic() + seconds
+    while (left := group_of(leader)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return left
+
+
+def test_a_signal_to_the_whole_group_saves_and_leaves(tmp_path):
+    with training(tmp_path) as (process, workers):
+        assert len(workers) == min(2, num_cores())
+        os.killpg(process.pid, signal.SIGTERM)
+        rest = process.stdout.read()
+    assert process.returncode == 0, rest
+    step = int(re.search(r"stopped at step (\d+)", rest)[1])
+    assert latest(tmp_path / "run" / "state").name == f"step_{step:08d}"
+    assert wait_for_end(process.pid) == []
+
+
+def test_workers_do_not_outlive_a_training_that_is_killed(tmp_path):
+    with training(tmp_path) as (process, workers):
+        assert len(workers) == min(2, num_cores())
+        process.kill()
+        assert wait_for_end(process.pid) == []
+
+
+def test_the_training_may_still_end_a_worker(tmp_path):
+    """As multiprocessing does with those that are left when the interpreter ends."""
+    program = """
+import multiprocessing, time
+from pipelines.training.data.reading import _leave_signals_to_training
+def work():
+    _leave_signals_to_training(0)
+    ready.set()
+    time.sleep(60)
+context = multiprocessing.get_context("fork")
+ready = context.Event()
+worker = context.Process(target=work)
+worker.start()
+ready.wait()
+worker.terminate()
+worker.join(10)
+print(worker.exitcode)
+worker.kill()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "0", done.stderr
+
+
+def test_there_are_no_more_workers_than_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
+    options = {"replace": False, "max_bad": 0, "tool": "", "prefetch_factor": 2, "pin_memory": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PyTorch's, about too many
+        batches = list(read_samples([{}] * 4, [[0], [1], [2], [3]], num_workers=8, **options))
+    assert [batch["index"].item() for batch in batches] == [0, 1, 2, 3]

@@ -1,0 +1,304 @@
+"""Every kind of training, end to end on made-up orbits: it learns, and what it leaves can be loaded."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import datasets
+import models
+import pipelines
+from models.weights import read_weights
+from pipelines.training.objectives.autoencoder import RestoreViews
+from pipelines.training.trainer import Trainer, train
+from tests.conftest import ROOT
+from tests.tiny import write_config, write_family
+from tests.tiny_orbits import training_config, write_orbits
+from utils.config import load_config
+from utils.errors import ConfigError, DataError
+from utils.registry import AUTO_ENCODER, ENGINE, MODEL
+
+assert datasets
+assert models
+assert pipelines
+
+
+TEMPORAL = "input_blocks.1.0.temopral_conv.conv4.3.weight"
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_orbits(tmp_path / "orbits")
+    return tmp_path
+
+
+def load(folder, *overrides, **changes):
+    return load_config(write_config(folder / "train.yaml", training_config(folder, **changes)), overrides)
+
+
+def losses(caplog):
+    return [float(found[1]) for found in re.finditer(r"step \d+: loss ([\d.]+)", caplog.text)]
+
+
+@pytest.mark.parametrize(
+    ("entrance", "stem", "changes"),
+    [
+        ("train_autoencoder_entrance", "autoencoder", {"objective": {"num_whitening": 0}}),
+        ("train_embedder_entrance", "embedder", {"num_steps": 120}),
+        ("train_classifier_entrance", "classifier", {"classifier": {"type": "ViewClassifier", "width": 8}}),
+        ("train_t2v_entrance", "t2v", {"num_steps": 40, "cache_latents": True}),
+    ],
+)
+def test_learns_and_leaves_weights(folder, caplog, entrance, stem, changes):
+    caplog.set_level("INFO")
+    final = train(load(folder, TASK_TYPE=entrance, **changes))
+    first, *_, last = losses(caplog)
+    assert last < 0.8 * first
+    steps = changes.get("num_steps", 20)
+    saved = read_weights(folder / "run" / "checkpoints" / f"{stem}_{steps:08d}.pth", option="test")
+    exported = read_weights(final, option="test")
+    assert saved.step == exported.step == steps
+    assert {value.dtype for value in exported.state.values()} == {torch.float16}
+    torch.testing.assert_close(
+        exported.state, {key: value.half() for key, value in saved.state.items()}, atol=0, rtol=0
+    )
+    assert (folder / "run" / "config.yaml").is_file()
+
+
+def test_one_seed_gives_the_same_weights(folder):
+    short = {"TASK_TYPE": "train_t2v_entrance", "num_steps": 2}
+    files = [train(load(folder, **short, log_dir=str(folder / name))) for name in ("a", "b")]
+    first, second = (read_weights(file, option="test") for file in files)
+    torch.testing.assert_close(first.state, second.state, atol=0, rtol=0)
+
+
+def test_trained_weights_load_into_inference(folder, caplog):
+    caplog.set_level("INFO")
+    config = write_family(folder)
+    train(load(folder, TASK_TYPE="train_t2v_entrance", num_steps=2, save_ckp_interval=1))
+    said = re.findall(r"saved step (\d): (.+), (.+)$", caplog.text, flags=re.MULTILINE)
+    assert [int(step) for step, *_ in said] == [1, 2]
+    assert all(Path(weights).is_file() and Path(state).is_dir() for _, weights, state in said)
+    checkpoint = folder / "run" / "checkpoints" / "t2v_00000002.pth"
+    again = MODEL.build(config["UNet"])
+    again.load_state_dict(read_weights(checkpoint, option="test_model").state, strict=True)
+
+
+def test_previews_are_sampled(folder):
+    visual = {"type": "VisualTrainTextImageToVideo", "prompts": ["a red disc"], "guide_scale": 2.0}
+    train(load(folder, TASK_TYPE="train_t2v_entrance", num_steps=2, viz_interval=1, visual_train=visual))
+    names = {path.name for path in (folder / "run" / "previews").iterdir()}
+    stems = ("a-red-disc_00000001", "a-red-disc_00000002")
+    assert names == {f"{stem}{suffix}" for stem in stems for suffix in (".png", ".mp4")}
+
+
+def test_the_autoencoder_ends_with_white_latents(folder):
+    cfg = load(folder, TASK_TYPE="train_autoencoder_entrance", num_steps=5, objective={"num_whitening": 64})
+    final = train(cfg)
+    autoencoder = AUTO_ENCODER.build({**cfg.auto_encoder, "pretrained": str(final)}).eval()
+    objective = ENGINE.build(
+        {"type": "train_autoencoder_entrance", "num_whitening": 512}, cfg=cfg, device=torch.device("cpu")
+    )
+    assert isinstance(objective, RestoreViews)
+    objective.network.load_state_dict(autoencoder.state_dict())
+    mean_C, std_C = objective.latent_moments()
+    # 64 random views measured against 512 others: a few per cent
+    torch.testing.assert_close(mean_C, torch.zeros(4), atol=0.1, rtol=0)
+    torch.testing.assert_close(std_C, torch.ones(4), atol=0.1, rtol=0)
+
+
+def test_the_average_is_what_is_sampled_with(folder):
+    train(load(folder, TASK_TYPE="train_t2v_entrance", num_steps=4, use_ema=True, ema_decay=1.0, save_ckp_interval=2))
+    files = sorted(path.name for path in (folder / "run" / "checkpoints").iterdir())
+    assert files == [f"{kind}t2v_{step:08d}.pth" for kind in ("non_ema_", "") for step in (2, 4)]
+    trained, averaged, exported = (
+        read_weights(folder / "run" / name, option="").state["out.2.weight"].float()
+        for name in ("checkpoints/non_ema_t2v_00000004.pth", "checkpoints/t2v_00000004.pth", "t2v.safetensors")
+    )
+    assert not torch.equal(trained, averaged)
+    torch.testing.assert_close(exported, averaged.half().float(), atol=0, rtol=0)
+
+
+def test_goes_on_from_a_checkpoint(folder, caplog):
+    caplog.set_level("INFO")
+    write_family(folder)
+    pretrain = {"type": "pretrain_specific_strategies", "resume_checkpoint": str(folder / "t2v_00000007.pth")}
+    cfg = load(folder, TASK_TYPE="train_t2v_entrance", num_steps=9, Pretrain={**pretrain, "fix_weight": True})
+    before = read_weights(folder / "t2v_00000007.pth", option="").state
+    train(cfg)
+    after = read_weights(folder / "run" / "checkpoints" / "t2v_00000009.pth", option="").state
+    assert f"Pretrain: {folder / 't2v_00000007.pth'}, step 7\n" in caplog.text
+    assert torch.equal(after["out.2.weight"], before["out.2.weight"])
+    assert not torch.equal(after[TEMPORAL], before[TEMPORAL])
+
+
+@pytest.mark.parametrize("decay_over", ["num_steps", "own_steps"])
+def test_the_learning_rate_begins_anew_after_a_checkpoint(folder, monkeypatch, decay_over):
+    write_family(folder)
+    pretrain = {"type": "pretrain_specific_strategies", "resume_checkpoint": str(folder / "t2v_00000007.pth")}
+    rates = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self, *a, **k: (rates.append(self.param_groups[0]["lr"]), step(self, *a, **k))
+    )
+    settings = {"num_steps": 11, "warmup_steps": 2, "lr": 1.0e-3, "decay_mode": "linear", "decay_over": decay_over}
+    train(load(folder, TASK_TYPE="train_t2v_entrance", Pretrain=pretrain, **settings))
+    total = 11 if decay_over == "num_steps" else 4
+    assert rates == pytest.approx([0.5e-3, *(1e-3 * (1 - own / total) for own in (1, 2, 3))])
+
+
+def test_steps_that_a_checkpoint_has_done_already_are_refused(folder):
+    write_family(folder)
+    pretrain = {"type": "pretrain_specific_strategies", "resume_checkpoint": str(folder / "t2v_00000007.pth")}
+    given = {"TASK_TYPE": "train_t2v_entrance", "Pretrain": pretrain}
+    with pytest.raises(ConfigError, match=r"num_steps=7, but .* the 7 of .*_00000007.pth; set") as caught:
+        train(load(folder, **given, num_steps=7))
+    assert "\n" not in str(caught.value)
+    assert not (folder / "run" / "checkpoints").exists()
+    for _ in range(2):  # whoever has trained, and asks again, gets the files again
+        assert read_weights(train(load(folder, **given, num_steps=8)), option="test").step == 8
+
+
+def test_gradients_of_image_weights_are_scaled(folder):
+    write_family(folder)
+    grads = []
+    for scale in (1.0, 0.5):
+        start = str(folder / "t2v_00000007.pth")
+        pretrain = {"type": "pretrain_specific_strategies", "grad_scale": scale, "resume_checkpoint": start}
+        cfg = load(folder, TASK_TYPE="train_t2v_entrance", Pretrain=pretrain)
+        torch.manual_seed(0)
+        objective = ENGINE.build({"type": cfg.TASK_TYPE}, cfg=cfg, device=torch.device("cpu"))
+        trainer = Trainer(cfg, objective, folder=folder / "run")
+        trainer.optimizer.zero_grad = lambda **_: None
+        trainer.train_step(objective.batches())
+        parameters = dict(objective.network.named_parameters())
+        grads.append({name: parameters[name].grad for name in ("out.2.weight", TEMPORAL)})
+    plain, scaled = grads
+    assert plain["out.2.weight"].abs().sum() > 0
+    torch.testing.assert_close(scaled["out.2.weight"], 0.5 * plain["out.2.weight"], atol=0, rtol=0)
+    assert plain[TEMPORAL].abs().sum() > 0
+    torch.testing.assert_close(scaled[TEMPORAL], plain[TEMPORAL], atol=0, rtol=0)
+
+
+def test_a_signal_saves_and_leaves(folder):
+    cfg = write_config(
+        folder / "train.yaml",
+        training_config(
+            folder, TASK_TYPE="train_classifier_entrance", classifier={"type": "ViewClassifier", "width": 8}
+        )
+        | {"num_steps": 100000, "log_interval": 1},
+    )
+    command = [sys.executable, str(ROOT / "train_net.py"), "--cfg", str(cfg)]
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, **pipes, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
+        for line in process.stderr:
+            if line.startswith("step 3"):
+                os.kill(process.pid, signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 0
+    step = int(re.search(r"stopped at step (\d+)", rest)[1])
+    assert read_weights(folder / "run" / "checkpoints" / f"classifier_{step:08d}.pth", option="").step == step
+    assert not (folder / "run" / "classifier.safetensors").exists()
+
+
+def test_training_can_end_by_time(folder):
+    final = train(load(folder, TASK_TYPE="train_t2v_entrance", num_steps=10**6, max_minutes=0.01))
+    assert 0 < read_weights(final, option="").step < 10**6
+
+
+def test_a_loss_that_is_no_number_stops(folder, monkeypatch):
+    monkeypatch.setattr(
+        RestoreViews, "forward", lambda self, batch: (self.network.encode(batch[0]).mean.sum() * float("nan"), {})
+    )
+    cfg = load(folder, TASK_TYPE="train_autoencoder_entrance", log_interval=2)
+    with pytest.raises(DataError, match=r"NaN or infinite at step 1, with the samples 0/\d+, .*nothing was saved yet"):
+        train(cfg)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"TASK_TYPE": "train_t2v"}, "did you mean train_t2v_entrance"),
+        (
+            {"TASK_TYPE": "train_t2v_entrance", "batch_sizes": {"24": 8}},
+            "batch_sizes has no positive entry for 3 views",
+        ),
+        ({"TASK_TYPE": "train_autoencoder_entrance", "objective": {"kl": 1}}, "objective.kl is unknown"),
+        (
+            {"TASK_TYPE": "train_autoencoder_entrance", "auto_encoder": {"type": "AutoencoderKL"}},
+            "set it to 1.0, or objective.num_whitening to 0",
+        ),
+    ],
+)
+def test_bad_settings_are_refused(folder, changes, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        train(load(folder, **changes))
+
+
+class Shout:
+    """Runs code when it is unpickled by something that allows that."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("shouted"),))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {"weight": torch.zeros(1)}, "step": 3}, "missing"),
+        ({"state_dict": Shout(), "step": 3}, "could run code"),
+    ],
+    ids=["other-model", "code"],
+)
+def test_a_checkpoint_that_does_not_fit_or_carries_code_is_refused_in_one_line(folder, monkeypatch, content, message):
+    monkeypatch.chdir(folder)
+    torch.save(content, folder / "other_3.pth")
+    pretrain = {"type": "pretrain_specific_strategies", "resume_checkpoint": str(folder / "other_3.pth")}
+    with pytest.raises(DataError, match=rf"Pretrain\.resume_checkpoint=.*{message}") as caught:
+        train(load(folder, TASK_TYPE="train_t2v_entrance", Pretrain=pretrain))
+    assert "\n" not in str(caught.value)
+    assert not (folder / "shouted").exists()
+
+
+def test_all_weight_files_that_are_missing_are_named_before_anything_is_written(folder):
+    overrides = ["UNet.use_lgm_refine=true", "lora.rank=0", f"log_dir={folder / 'run'}", "device=cpu"]
+    with pytest.raises(DataError) as caught:
+        train(load_config(ROOT / "configs" / "t2v_train.yaml", overrides))
+    message = str(caught.value)
+    for option, name in (
+        ("Pretrain.resume_checkpoint", "modelscope_t2v/model_scope_0267000.pth"),
+        ("auto_encoder.pretrained", "modelscope_t2v/VQGAN_autoencoder.pth"),
+        ("embedder.pretrained", "modelscope_t2v/open_clip_pytorch_model.bin"),
+        ("reconstruction.pretrained", "model.safetensors"),
+    ):
+        assert f"{option}=pretrained_models/{name}" in message
+    assert message.endswith("configs/mini/t2v_train.yaml needs none")
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("entrance", "changes", "named"),
+    [
+        ("train_autoencoder_entrance", {}, ["auto_encoder.pretrained"]),
+        ("train_embedder_entrance", {}, ["embedder.pretrained"]),
+        ("train_t2v_entrance", {}, ["auto_encoder.pretrained", "embedder.pretrained"]),
+        ("train_t2v_entrance", {"lora": {"rank": 4}}, ["auto_encoder.pretrained", "embedder.pretrained", "test_model"]),
+    ],
+)
+def test_only_weight_files_that_a_training_loads_are_asked_for(folder, entrance, changes, named):
+    files = {name: {**training_config(folder)[name], "pretrained": "none.pth"} for name in ("auto_encoder", "embedder")}
+    with pytest.raises(DataError) as caught:
+        train(load(folder, TASK_TYPE=entrance, test_model="none.pth", **files, **changes))
+    assert re.findall(r"([\w.]+)=none\.pth", str(caught.value)) == named
+    assert not (folder / "run").exists()

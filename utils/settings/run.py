@@ -1,0 +1,130 @@
+"""The top level of a run's configuration: what training is told beside utils/settings/sampling.py, and the keys of the
+original that are no longer there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from utils.errors import ConfigError
+from utils.settings.sampling import SamplingConfig, one_of, section
+
+# Keys of the original that are spelt or placed differently here: carrying them over silently would change results.
+REPLACED_KEYS = {
+    "vldm_cfg": "write `base: t2v_train.yaml` at the head of the file instead",
+    "ddim_timesteps": "use sampler.num_steps",
+    "max_frames": "use cameras.num_views",
+    "use_fp16": "use precision: float32, bfloat16 or float16",
+    "lgm_pretrain": "use reconstruction.pretrained",
+    "inference_list_path": "use test_list_path",
+    "noise_strength": "use Diffusion.noise_strength",
+}
+
+# Keys of the original that nothing reads, with the reason: accepted, mentioned, ignored.
+RETIRED_KEYS = {
+    "ENABLE": "a run that is started is enabled",
+    "mean": "pixels are always mapped to [-1, 1] inside the autoencoder",
+    "std": "pixels are always mapped to [-1, 1] inside the autoencoder",
+    "vit_mean": "the embedder owns the normalisation of its images",
+    "vit_std": "the embedder owns the normalisation of its images",
+    "vit_out_dim": "the embedder knows its width",
+    "vit_resolution": "the embedder knows the size of its images",
+    "max_words": "the tokenizer's context length applies",
+    "depth_clamp": "no depth condition",
+    "misc_size": "no depth condition",
+    "depth_std": "no depth condition",
+    "sample_fps": "orbits have target_fps, images 1",
+    "scale": "the autoencoder knows its reduction",
+    "scale_factor": "the autoencoder owns it",
+    "use_div_loss": "unused by the published models",
+    "use_checkpoint": "set UNet.use_checkpoint",
+    "use_sharded_ddp": "not part of the published models",
+    "temporal_attention": "set UNet.temporal_attention",
+    "guidances": "unused by the published models",
+    "alpha": "unused by the published models",
+    "load_from": "use Pretrain.resume_checkpoint",
+}
+
+# those of accelerate that need no more than a name; all but tensorboard are packages of their own
+TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "aim", "comet_ml", "clearml", "dvclive", "swanlab", "trackio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(SamplingConfig):
+    """Everything a run is told: what only training reads, and the rest. See configs/base.yaml."""
+
+    img_dataset: dict[str, Any] = section("DATASETS")
+    Pretrain: dict[str, Any] = section("PRETRAIN")
+    visual_train: dict[str, Any] = section("VISUAL")
+    frame_lens: list[int] = field(default_factory=lambda: [24])
+    batch_sizes: dict[str, int] = field(default_factory=dict)
+    num_workers: int = 4
+    prefetch_factor: int = 2
+    num_steps: int = 600000
+    lr: float = 5e-5
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    warmup_steps: int = 10
+    decay_mode: str = "cosine"
+    decay_over: str = "num_steps"
+    grad_clip: float = 0.0
+    max_minutes: float = 0.0
+    p_zero: float = 0.1
+    cache_latents: bool = False
+    cache_dir: str = "workspace/latents"
+    cache_memory_gb: float = 8.0
+    use_ema: bool = False
+    ema_decay: float = 0.9999
+    num_processes: int = 0
+    use_ddp: bool | None = None
+    use_fsdp: bool = False
+    grad_accumulation: int = 1
+    max_bad_samples: int = 10
+    resume: str = "auto"
+    keep_states: int = 2
+    keep_every: int = 0
+    save_ckp_interval: int = 1000
+    viz_interval: int = 1000
+    log_interval: int = 100
+    tracker: str = "none"
+    objective: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        intervals = ("save_ckp_interval", "viz_interval", "log_interval")
+        for name in ("num_steps", *intervals, "grad_accumulation", "keep_states"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("num_processes", "max_bad_samples", "keep_every", "cache_memory_gb"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.resume:
+            raise ConfigError("resume is empty; give auto, never or the folder of a state")
+        if self.lr <= 0:
+            raise ConfigError(f"lr must be positive, got {self.lr}")
+        for name in ("p_zero", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        self._check_frame_lens()
+        one_of("tracker", self.tracker, TRACKERS)
+        one_of("decay_mode", self.decay_mode, ("cosine", "linear", "constant"))
+        one_of("decay_over", self.decay_over, ("num_steps", "own_steps"))
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether training takes single images beside orbits."""
+        return len(set(self.frame_lens)) == 2
+
+    def _check_frame_lens(self) -> None:
+        kinds = set(self.frame_lens)
+        if not kinds or min(kinds) < 1 or len(kinds) > 2 or (len(kinds) == 2 and 1 not in kinds):
+            raise ConfigError(
+                f"frame_lens={list(self.frame_lens)}: give one number of views, and 1 beside it for processes that "
+                "train on images, e.g. [1, 24, 24, 24]"
+            )
+        if self.is_joint and not self.img_dataset:
+            raise ConfigError(
+                f"frame_lens={list(self.frame_lens)} has a 1, for images: name them in a section img_dataset"
+            )

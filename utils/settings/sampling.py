@@ -1,0 +1,191 @@
+"""What sampling is told, and what training shares with it: one part of a run's configuration.
+
+Published VideoMV names are kept. A section (a dict with a `type`) is checked by the registry in its metadata.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.cameras import camera_elevations_deg, cameras_at, orbit_cameras
+from utils.errors import ConfigError
+from utils.prompts import PROMPT_SUFFIX
+from utils.settings.assets import AssetOptions
+from utils.settings.lora import LoraOptions
+
+ELEVATION_TOLERANCE_DEG = 0.5
+# What a run with 3D-aware sampling gives for each input: without it, with it, or both as published.
+RESULTS = ("plain", "refined", "both")
+# How given views are held, and from which of them the network is asked.
+HOLD_VIEWS = ("trajectory", "clean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamerasConfig:
+    """Cameras of a sampling run.
+
+    Attributes:
+        num_views: V of an orbit.
+        elevation_deg: height angle.
+        distance: to the origin, world units.
+        azimuth_start_deg: azimuth of view 0.
+        azimuth_span_deg: angle that the views divide evenly.
+        fov_deg: field of view written to the camera files; null means the data's.
+        views: {azimuth_deg, elevation_deg, distance} per view, replacing the orbit; left-out values are those above.
+    """
+
+    num_views: int = 24
+    elevation_deg: float = 15.0
+    distance: float = 2.0
+    azimuth_start_deg: float = 0.0
+    azimuth_span_deg: float = 360.0
+    fov_deg: float | None = None
+    views: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.num_views < 1:
+            raise ConfigError(f"cameras.num_views must be >= 1, got {self.num_views}")
+        if not -90 < self.elevation_deg < 90:
+            raise ConfigError(f"cameras.elevation_deg must lie in (-90, 90), got {self.elevation_deg}")
+        if self.distance <= 0:
+            raise ConfigError(f"cameras.distance must be positive, got {self.distance}")
+        known = {"azimuth_deg", "elevation_deg", "distance"}
+        for index, view in enumerate(self.views):
+            if set(view) - known:
+                raise ConfigError(
+                    f"cameras.views[{index}] has unknown keys {sorted(set(view) - known)}; valid: {known}"
+                )
+
+    def c2w(self) -> Tensor:
+        """The cameras, (V, 4, 4), in the convention of utils.cameras.
+
+        Raises:
+            ConfigError: a view of the list is out of range.
+        """
+        if not self.views:
+            return orbit_cameras(
+                num_views=self.num_views,
+                elevation_deg=self.elevation_deg,
+                radius=self.distance,
+                azimuth_start_deg=self.azimuth_start_deg,
+                azimuth_span_deg=self.azimuth_span_deg,
+            )
+        defaults = {"azimuth_deg": self.azimuth_start_deg, "elevation_deg": self.elevation_deg}
+        defaults["distance"] = self.distance
+        columns = [
+            torch.tensor([float(view.get(key, value)) for view in self.views]) for key, value in defaults.items()
+        ]
+        try:
+            return cameras_at(*columns)
+        except ValueError as err:
+            raise ConfigError(f"cameras.views: {err}") from err
+
+
+def section(name: str, **default: Any) -> Any:
+    """A field that the registry `name` checks; with a default it need not appear in YAML."""
+    return field(default_factory=lambda: dict(default), metadata={"registry": name})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """See configs/base.yaml for the values and their meaning."""
+
+    TASK_TYPE: str = ""
+    seed: int = 8888
+    log_dir: str = "workspace/temp_dir"
+    device: str = "auto"
+    precision: str = "auto"
+    channels_last: bool = True
+    rasterizer: str = "auto"
+    compile: bool = False
+    fused: bool = True
+    cuda_graph: bool = True
+    low_memory: bool = False
+
+    # The parts, each built by its registry.
+    UNet: dict[str, Any] = section("MODEL")
+    auto_encoder: dict[str, Any] = section("AUTO_ENCODER")
+    embedder: dict[str, Any] = section("EMBEDDER")
+    classifier: dict[str, Any] = section("MODEL")
+    Diffusion: dict[str, Any] = section("DIFFUSION")
+    sampler: dict[str, Any] = section("SAMPLERS", type="DDIM")
+    reconstruction: dict[str, Any] = section("RECONSTRUCTORS")
+    vid_dataset: dict[str, Any] = section("DATASETS")
+    visual_inference: dict[str, Any] = section("VISUAL", type="VisualGeneratedVideos")
+
+    # Sampling.
+    test_model: str = ""
+    test_list_path: str = ""
+    prompts: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    prompt_suffix: str = PROMPT_SUFFIX
+    negative_prompt: str = ""
+    known_objects: list[str] = field(default_factory=list)
+    guide_scale: float = 9.0
+    guide_range: tuple[float, float] = (0.0, 1.0)
+    results: str = "both"
+    use_zero_infer: bool = True
+    zero_local_image: bool = False
+    image_prompt: str = ""
+    recenter: bool = True
+    object_share: float = 200 / 256
+    input_elevation_deg: float | None = None
+    known_views: list[dict[str, Any]] = field(default_factory=list)
+    hold_views: str = "trajectory"
+    round: int = 1
+    batch_size: int = 1
+    target_fps: int = 8
+    resolution: tuple[int, int] = (256, 256)  # width, height
+    cameras: CamerasConfig = field(default_factory=CamerasConfig)
+    assets: AssetOptions = field(default_factory=AssetOptions)
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    chunk_size: int = 4
+    decoder_bs: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("round", "batch_size", "target_fps", "chunk_size", "decoder_bs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not 0 < self.object_share <= 1:
+            raise ConfigError(f"object_share must lie in (0, 1], got {self.object_share}")
+        for index, view in enumerate(self.known_views):
+            if set(view) != {"image", "azimuth_deg"} or not isinstance(view["azimuth_deg"], int | float):
+                raise ConfigError(f"known_views[{index}] must be {{image: FILE, azimuth_deg: NUMBER}}, got {view}")
+        start, end = self.guide_range
+        if not 0 <= start < end <= 1:
+            raise ConfigError(f"guide_range must be two shares of the steps, 0 <= from < to <= 1, got [{start}, {end}]")
+        self._check_input_camera()
+        one_of("precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
+        one_of("results", self.results, RESULTS)
+        one_of("hold_views", self.hold_views, HOLD_VIEWS)
+        if min(self.resolution) < 8 or any(side % 8 for side in self.resolution):
+            raise ConfigError(
+                f"resolution={list(self.resolution)} must be multiples of 64 for the published networks, of 16 for the "
+                "small ones"
+            )
+
+    def _check_input_camera(self) -> None:
+        """The picture is view 0, so the two elevations are one."""
+        if self.input_elevation_deg is None:
+            return
+        elevation_deg = float(camera_elevations_deg(self.cameras.c2w()[:1])[0])
+        if not abs(elevation_deg - self.input_elevation_deg) <= ELEVATION_TOLERANCE_DEG:
+            raise ConfigError(
+                f"input_elevation_deg={self.input_elevation_deg:g}, but view 0 of the orbit, which the picture is, "
+                f"stands at {elevation_deg:g}; set cameras.elevation_deg={self.input_elevation_deg:g} too (or "
+                "cameras.views, with view 0 as the picture was taken)"
+            )
+
+
+def one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
+    """Refuse a value that is not in a list.
+
+    Raises:
+        ConfigError: names the valid ones.
+    """
+    if value not in valid:
+        raise ConfigError(f"{name}={value} is unknown; valid: {', '.join(valid)}")
