@@ -1,46 +1,95 @@
-"""LPIPS as a loss, with its real weights or not at all."""
+"""LPIPS (arXiv:1801.03924) by torchmetrics, as a metric and as a loss: with its real weights or not at all.
+
+The weights are looked for in torch's cache. Nothing is downloaded. Letters: V views, F images, C channels, H W pixels.
+"""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor, nn
-from torch.nn import functional
 
 from utils.errors import ConfigError
 
-LPIPS_SIZE = 256
+log = logging.getLogger(__name__)
+
+# In order of preference: the network of the LGM and NeRF literature first.
+LPIPS_NETWORKS = {"vgg": "VGG16_Weights", "alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights"}
+LOSS_SIZE = 256
+
+
+class Lpips(nn.Module):
+    """Distance of each image to its true one, (F,); gradients pass.
+
+    Args:
+        network: vgg, alex or squeeze; its weights must be in torch's cache.
+    """
+
+    def __init__(self, network: str) -> None:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        super().__init__()
+        self.network = network
+        # The metric itself keeps one mean over everything that it has seen.
+        self.net = LearnedPerceptualImagePatchSimilarity(net_type=network, normalize=True).net.requires_grad_(False)
+
+    def forward(self, images_FCHW: Tensor, true_FCHW: Tensor) -> Tensor:
+        """Images in [0, 1]."""
+        return self.net(images_FCHW, true_FCHW, normalize=True).flatten()
 
 
 class PerceptualLoss(nn.Module):
-    """Mean LPIPS (arXiv:1801.03924, VGG) of images in [0, 1], compared at 256 x 256 at most."""
+    """Mean LPIPS of images in [0, 1], compared at 256 x 256 at most."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, lpips: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.lpips = lpips
 
     def forward(self, images_FCHW: Tensor, true_FCHW: Tensor) -> Tensor:
-        if images_FCHW.shape[-1] > LPIPS_SIZE:
+        if images_FCHW.shape[-1] > LOSS_SIZE:
             images_FCHW, true_FCHW = (
-                functional.interpolate(images, size=LPIPS_SIZE, mode="bilinear", align_corners=False)
+                functional.interpolate(images, size=LOSS_SIZE, mode="bilinear", align_corners=False)
                 for images in (images_FCHW, true_FCHW)
             )
-        return self.network(images_FCHW, true_FCHW, normalize=True).mean()
+        return self.lpips(images_FCHW, true_FCHW).mean()
 
 
-def load_lpips(device: torch.device, *, option: str = "objective.lambda_lpips") -> PerceptualLoss:
-    """LPIPS on VGG-16, its weights taken from torch's cache; nothing is downloaded.
+def load_perceptual_loss(device: torch.device, *, option: str = "objective.lambda_lpips") -> PerceptualLoss:
+    """The loss with VGG-16.
 
     Raises:
-        ConfigError: the weights are not there.
+        ConfigError: its weights are not in torch's cache.
     """
+    file = weight_file("vgg")
+    if not file.is_file():
+        raise ConfigError(
+            f"{option} is not 0, but the weights of LPIPS are missing: put {weight_url('vgg')} into {file.parent}"
+        )
+    return PerceptualLoss(Lpips("vgg")).to(device).eval()
+
+
+def find_lpips(*, device: torch.device) -> Lpips | None:
+    """LPIPS on the first of LPIPS_NETWORKS that has its weights; None, and a warning, where none has."""
+    for network in LPIPS_NETWORKS:
+        if weight_file(network).is_file():
+            return Lpips(network).to(device).eval()
+    names = [weight_file(network).name for network in LPIPS_NETWORKS]
+    log.warning(
+        "LPIPS stays empty: none of %s is in %s; put one there, from torchvision", names, weight_file("vgg").parent
+    )
+    return None
+
+
+def weight_url(network: str) -> str:
+    """Where torchvision publishes the weights of a network."""
     import torchvision.models
 
-    url = torchvision.models.VGG16_Weights.IMAGENET1K_V1.url
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    if not file.is_file():
-        raise ConfigError(f"{option} is not 0, but the weights of LPIPS are missing: put {url} into {file.parent}")
-    from torchmetrics.functional.image.lpips import _LPIPS
+    return getattr(torchvision.models, LPIPS_NETWORKS[network]).DEFAULT.url
 
-    return PerceptualLoss(_LPIPS(net="vgg")).to(device).eval()
+
+def weight_file(network: str) -> Path:
+    """Where torch's cache keeps them."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(weight_url(network)).name

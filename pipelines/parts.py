@@ -24,8 +24,6 @@ from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
@@ -117,39 +115,6 @@ def load_generator(unet: nn.Module, cfg: RunConfig) -> None:
     """
     step = load_strict(unet, cfg.test_model, option="test_model")
     log.info("UNet: %s%s", cfg.test_model, "" if step is None else f", step {step}")
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU.
-
-    Looking creates no CUDA context: whoever starts processes, or is about to be given a device, has no use for one.
-
-    Raises:
-        ConfigError: the device does not exist here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type != "cuda":
-            torch.empty(0, device=device)
-        elif not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
-            raise RuntimeError(f"there are {torch.cuda.device_count()} CUDA devices")
-    except (RuntimeError, AssertionError) as err:
-        raise ConfigError(f"device={name} is not available here; use auto or cpu") from err
-    return device
-
-
-def resting_place(cfg: RunConfig) -> torch.device:
-    """Where networks are when they have nothing to do: on the device, or with `low_memory` in the CPU's memory."""
-    return torch.device("cpu") if cfg.low_memory else pick_device(cfg.device)
-
-
-def pick_dtype(cfg: RunConfig) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
-    if cfg.precision == "auto":
-        return torch.bfloat16 if pick_device(cfg.device).type == "cuda" else torch.float32
-    return DTYPES[cfg.precision]
 
 
 def save_parts(cfg: RunConfig, parts: Parts, folder: str | Path) -> None:

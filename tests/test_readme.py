@@ -27,7 +27,7 @@ from tests.reference_cases import REFERENCE
 from utils import registry
 from utils.config import load_config
 from utils.registry import ENGINE, INFER_ENGINE
-from utils.settings.run import REPLACED_KEYS, RETIRED_KEYS
+from utils.settings.original import REPLACED_KEYS, RETIRED_KEYS
 
 assert datasets
 assert models

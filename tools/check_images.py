@@ -20,9 +20,9 @@ from datasets.images.laion import LAIONImageDataset
 from datasets.images.listed import ImageDataset, listed_sample
 from datasets.images.sample import image_sample
 from datasets.images.shard import read_shard
-from datasets.meshes.render_options import run_jobs
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
+from utils.jobs import run_jobs
 from utils.registry import DATASETS
 from utils.script import config_arguments, run_script
 

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from models.gaussians.files import read_ply, read_splat
 from models.gaussians.rendering import RASTERIZERS, pick_rasterizer
 from pipelines.assets.files import write_assets
-from pipelines.parts import pick_device
 from utils.cameras import DATA_FOV_DEG, cameras_at
+from utils.devices import pick_device
 from utils.errors import ConfigError, DataError
 from utils.files import writable_folder
 from utils.script import run_script

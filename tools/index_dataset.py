@@ -14,11 +14,11 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets.meshes.render_options import run_jobs
 from datasets.orbits.gobjaverse import read_orbit
 from datasets.orbits.layout import find_objects, read_camera, read_rgba, view_file
 from utils.errors import DataError
 from utils.files import read_json, write_json
+from utils.jobs import run_jobs
 from utils.script import run_script
 
 

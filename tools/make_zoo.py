@@ -20,7 +20,7 @@ if not __package__:
 
 import numpy as np
 
-from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings, run_jobs
+from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings
 from datasets.meshes.renderer import Rendering, render_views
 from datasets.orbits.layout import is_complete, write_orbit
 from datasets.orbits.packed import PackedShard, shard_file, write_shard
@@ -28,6 +28,7 @@ from datasets.zoo import KINDS, ZooObject, sample_object
 from utils.cameras import orbit_cameras
 from utils.errors import ConfigError
 from utils.files import writable_folder, write_json
+from utils.jobs import run_jobs
 from utils.script import run_script
 
 # Objects for each dictionary id, so that no folder becomes too large.

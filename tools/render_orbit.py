@@ -17,13 +17,14 @@ if not __package__:
 
 import numpy as np
 
-from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings, run_jobs
+from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings
 from datasets.meshes.renderer import render_views
 from datasets.meshes.scene import UP_BY_SUFFIX, load_mesh, normalise
 from datasets.orbits.layout import is_complete, write_orbit
 from utils.cameras import orbit_cameras
 from utils.errors import DataError
 from utils.files import writable_folder
+from utils.jobs import run_jobs
 from utils.script import run_script
 
 

@@ -22,7 +22,8 @@ from utils import registry
 from utils.errors import ConfigError, first_line
 from utils.files import atomic_path
 from utils.registry import make_config
-from utils.settings.run import REPLACED_KEYS, RETIRED_KEYS, RunConfig
+from utils.settings.original import REPLACED_KEYS, RETIRED_KEYS
+from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
 

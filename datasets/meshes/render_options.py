@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import sys
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from utils.cameras import DATA_FOV_DEG
 from utils.errors import ConfigError, DataError
@@ -59,37 +54,3 @@ def hold_settings(out: Path, settings: dict[str, Any]) -> None:
             raise DataError(f"{out} holds renderings with other settings: {', '.join(changed)}; choose another folder")
     else:
         write_json(path, settings)
-
-
-def run_jobs(
-    function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], *, workers: int, total: int, unit: str
-) -> Iterable[tuple[Any, str | None]]:
-    """Run `function(*job)` for every job in processes, with a progress bar and its ETA.
-
-    Yields:
-        (result, None) or (None, one line of error), in the order in which they finish.
-    """
-    # fork shares what is loaded; elsewhere it is unsafe or missing
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    progress = tqdm(total=total, unit=unit, smoothing=0.05, mininterval=0.5)
-    pool = ProcessPoolExecutor(max_workers=workers, mp_context=context, initializer=_one_thread)
-    with progress, pool:
-        futures = [pool.submit(function, *job) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                error = future.exception()
-                if error is not None and not isinstance(error, (DataError, OSError, MemoryError)):
-                    raise error
-                line = None if error is None else " ".join(str(error).split())
-                progress.update()
-                yield (None if error else future.result()), line
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _one_thread() -> None:
-    """Processes share the cores already; threads inside each would only get in each other's way."""
-    import cv2
-
-    cv2.setNumThreads(0)

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import Attention, SpatialTransformer, TemporalTransformer, attention
+from models.attention import attention
 from models.fused.rows import Rows
 from models.unet.blocks import ResBlock, Upsample
+from models.unet.transformers import Attention, SpatialTransformer, TemporalTransformer
 
 Cast = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 

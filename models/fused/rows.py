@@ -12,7 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.fused.kernels.reference import operations
+from models.fused.kernels.choice import operations
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.attention import SpatialTransformer, TemporalTransformer
-from models.fused.kernels.reference import has_kernels
+from models.fused.kernels.choice import has_kernels
 from models.fused.layers import Frame, FusedResBlock, FusedTransformer
 from models.fused.rows import Rows
 from models.unet.blocks import ResBlock
+from models.unet.transformers import SpatialTransformer, TemporalTransformer
 
 
 def fuse_for_training(parts: Iterable[nn.Module]) -> None:

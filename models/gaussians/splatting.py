@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.gaussians.scene import Gaussians
-from utils.matmul_precision import float32_products
+from utils.torch_settings import float32_products
 
 NEAR = 0.2  # Gaussians nearer than this are dropped
 LOW_PASS = 0.3  # pixels², added to the diagonal of the 2D covariance: nothing is thinner than a pixel

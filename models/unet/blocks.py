@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import from_orbit, to_orbit, zeroed
+from models.unet.transformers import from_orbit, to_orbit, zeroed
 
 
 def sinusoidal_embedding(position_B: Tensor, dim: int) -> Tensor:

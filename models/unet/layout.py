@@ -8,24 +8,17 @@ Letters: F = B·V images, C channels, H W latent pixels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.attention import SpatialTransformer, TemporalTransformer
 from models.unet.blocks import Downsample, ResBlock, Upsample
+from models.unet.config import UNetConfig
+from models.unet.transformers import SpatialTransformer, TemporalTransformer
 
-if TYPE_CHECKING:
-    from models.unet.model import OrbitUNet
-
-    Config = OrbitUNet.Config
-
-CHECKPOINT_LEVELS = ("block", "layer", "transformers")
 REPEATED_BLOCKS = (ResBlock, SpatialTransformer, TemporalTransformer)
 
 
-def attentions(config: Config, width: int) -> list[nn.Module]:
+def attentions(config: UNetConfig, width: int) -> list[nn.Module]:
     """The spatial and, if wanted, the temporal transformer that follow a residual block."""
     heads = {"num_heads": width // config.head_dim, "head_dim": config.head_dim, "backend": config.attention}
     layers: list[nn.Module] = [SpatialTransformer(width, context_dim=config.context_dim, **heads)]
@@ -34,7 +27,7 @@ def attentions(config: Config, width: int) -> list[nn.Module]:
     return layers
 
 
-def encoder(config: Config, embed_dim: int) -> tuple[nn.ModuleList, list[int]]:
+def encoder(config: UNetConfig, embed_dim: int) -> tuple[nn.ModuleList, list[int]]:
     """The way down, and the width that each of its blocks leaves for the way up."""
     in_dim = config.in_dim + (config.concat_dim if config.image_condition else 0)
     stem = nn.ModuleList([nn.Conv2d(in_dim, config.dim, 3, padding=1)])
@@ -61,7 +54,7 @@ def encoder(config: Config, embed_dim: int) -> tuple[nn.ModuleList, list[int]]:
     return blocks, widths
 
 
-def middle(config: Config, embed_dim: int) -> nn.ModuleList:
+def middle(config: UNetConfig, embed_dim: int) -> nn.ModuleList:
     """The block between the ways down and up."""
     width = config.dim * config.dim_mult[-1]
     return nn.ModuleList(
@@ -73,7 +66,7 @@ def middle(config: Config, embed_dim: int) -> nn.ModuleList:
     )
 
 
-def decoder(config: Config, embed_dim: int, widths: list[int]) -> tuple[nn.ModuleList, int]:
+def decoder(config: UNetConfig, embed_dim: int, widths: list[int]) -> tuple[nn.ModuleList, int]:
     """The way up, and the width that it ends with; `widths` are those of the skips."""
     blocks, widths = nn.ModuleList(), list(widths)
     width, num_levels = widths[-1], len(config.dim_mult)
@@ -97,7 +90,7 @@ def run(
     num_views: int,
     context_BSC: Tensor,
     *,
-    config: Config | None,
+    config: UNetConfig | None,
 ) -> Tensor:
     """Apply a block.
 
@@ -118,7 +111,7 @@ def run(
     return h_FCHW
 
 
-def _is_recomputed(part: nn.Module, h_FCHW: Tensor, config: Config) -> bool:
+def _is_recomputed(part: nn.Module, h_FCHW: Tensor, config: UNetConfig) -> bool:
     if h_FCHW.shape[2] * h_FCHW.shape[3] < config.checkpoint_places:
         return False
     return config.checkpoint_level != "transformers" or isinstance(part, SpatialTransformer | TemporalTransformer)

@@ -17,10 +17,10 @@ from torch import nn
 
 from models.random_weights import fill_randomly
 from pipelines.benchmark.timing import free_memory
-from pipelines.parts import Parts, check_fit, pick_device, pick_dtype, resting_place
+from pipelines.parts import Parts, check_fit
 from pipelines.sampling.conditioner import OrbitInput
-from pipelines.sampling.orbits import Orbits
-from pipelines.sampling.pipeline import ViewsPipeline
+from pipelines.sampling.pipeline import Orbits, ViewsPipeline
+from utils.devices import pick_device, pick_dtype, resting_place
 from utils.registry import AUTO_ENCODER, EMBEDDER, MODEL, SAMPLERS
 from utils.settings.run import RunConfig
 

@@ -8,7 +8,7 @@ import torch
 
 from pipelines.benchmark.case import Bench
 from pipelines.benchmark.timing import median_ms
-from utils.matmul_precision import float32_products
+from utils.torch_settings import float32_products
 
 CUDA_SIZE, CPU_SIZE = 8192, 1024
 CUDA_COPY_BYTES, CPU_COPY_BYTES = 2**32, 2**28

@@ -10,7 +10,7 @@ from torch import nn
 from pipelines.benchmark.case import Bench, Case
 from pipelines.benchmark.steps import unet_arguments
 from pipelines.benchmark.timing import median_ms, peak_gib, reset_peak
-from pipelines.parts import pick_dtype
+from utils.devices import pick_dtype
 from utils.registry import MODEL
 from utils.settings.run import RunConfig
 

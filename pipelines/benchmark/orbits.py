@@ -21,8 +21,7 @@ from models.gaussians.files import write_ply
 from models.weights import save_published
 from pipelines.benchmark.case import Bench, Case, has_files, random_parts, sample
 from pipelines.benchmark.timing import peak_gib, reset_peak
-from pipelines.sampling.orbits import Orbits
-from pipelines.sampling.pipeline import ViewsPipeline
+from pipelines.sampling.pipeline import Orbits, ViewsPipeline
 from utils.files import meanwhile
 from utils.images import save_video
 from utils.settings.run import RunConfig

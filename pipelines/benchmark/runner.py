@@ -22,8 +22,8 @@ from pipelines.benchmark.solvers import SETTINGS, measure_solvers
 from pipelines.benchmark.steps import measure_step
 from pipelines.benchmark.table import Row, text_table, write_tables
 from pipelines.benchmark.training import measure_train
-from pipelines.parts import pick_device
 from utils.config import load_config
+from utils.devices import pick_device
 from utils.errors import ConfigError
 from utils.files import writable_folder
 from utils.registry import ENGINE

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pipelines.benchmark.case import Bench, Case, has_files, warm_up
 from pipelines.benchmark.sheet import SheetLine, write_sheet
-from pipelines.parts import pick_dtype
 from pipelines.sampling.inputs import sources_of
+from utils.devices import pick_dtype
 from utils.errors import ConfigError
 from utils.settings.run import RunConfig
 

@@ -24,10 +24,9 @@ from pipelines.training.data.orbit_batches import DiffusionBatch
 from pipelines.training.objectives.base import Objective
 from pipelines.training.objectives.diffusion import OrbitDenoising
 from pipelines.training.trainer import Trainer
-from utils.matmul_precision import float32_products
-from utils.memory_format import channels_last
 from utils.registry import DIFFUSION, MODEL
 from utils.settings.run import RunConfig
+from utils.torch_settings import channels_last, float32_products
 
 WARMUP = 5
 

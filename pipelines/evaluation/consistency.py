@@ -24,10 +24,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.gaussians.scene import Gaussians
+from models.perceptual import Lpips, find_lpips
 from pipelines.evaluation.consistency_orbits import OrbitViews, Row, rows_of
-from pipelines.evaluation.image_metrics import Lpips, ViewScores, find_lpips, join, pooled_psnr, score_views
-from pipelines.parts import pick_device
+from pipelines.evaluation.image_metrics import ViewScores, join, pooled_psnr, score_views
 from pipelines.reconstruction.gaussian_fit import FitOptions, Shots, fit, render_scenes
+from utils.devices import pick_device
 from utils.errors import ConfigError
 from utils.files import read_json, writable_folder, write_json
 from utils.images import contact_sheet, save_png

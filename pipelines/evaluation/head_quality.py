@@ -22,18 +22,19 @@ from tqdm import tqdm
 from datasets.meshes.scene import RenderMesh, load_mesh
 from datasets.zoo import redraw
 from models.gaussians.rendering import render
+from models.perceptual import Lpips, find_lpips
 from pipelines.assets.mesh import write_glb
 from pipelines.evaluation.head_report import Measured, one_sheet, row_figures
 from pipelines.evaluation.held_out import TrueOrbit, TrueOrbits, background_of, open_held_out
-from pipelines.evaluation.image_metrics import Lpips, find_lpips, score_views
+from pipelines.evaluation.image_metrics import score_views
 from pipelines.evaluation.mesh_metrics import surface_distance
 from pipelines.evaluation.samples import read_views, sample_folders, views_folders
-from pipelines.parts import pick_device, pick_dtype
 from pipelines.placement import Stage
 from pipelines.reconstruction.feed_forward import GaussianReconstruction
 from pipelines.reconstruction.loading import build_reconstruction, check_reconstruction, load_head_of
 from pipelines.sampling.inputs import slug_of
 from utils.cameras import intrinsics
+from utils.devices import pick_device, pick_dtype
 from utils.errors import ConfigError, DataError
 from utils.files import read_json, writable_folder, write_json
 from utils.images import save_png

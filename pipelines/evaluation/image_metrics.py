@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from models.perceptual import Lpips
 from utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -21,46 +21,7 @@ log = logging.getLogger(__name__)
 # Views that agree to the bit would be infinitely good; rounding to 8 bits alone costs 58.9 dB.
 MAX_PSNR_DB = 60.0
 MASK_MARGIN = 1 / 32  # of the picture's side, around the true object
-# In order of preference: the network of the LGM and NeRF literature first.
-LPIPS_NETWORKS = {"vgg": "VGG16_Weights", "alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights"}
 METRICS = ("psnr", "psnr_of_views", "masked_psnr", "ssim", "lpips")
-
-
-class Lpips:
-    """LPIPS (arXiv:1801.03924) of torchmetrics, one number a view.
-
-    Args:
-        network: vgg, alex or squeeze; its weights must be in torch's cache.
-    """
-
-    def __init__(self, network: str, *, device: torch.device) -> None:
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-        self.network = network
-        self.net = LearnedPerceptualImagePatchSimilarity(net_type=network, normalize=True).net.to(device)
-
-    @torch.no_grad()
-    def __call__(self, views_VCHW: Tensor, true_VCHW: Tensor) -> Tensor:
-        return self.net(views_VCHW, true_VCHW, normalize=True).flatten()
-
-
-def find_lpips(*, device: torch.device) -> Lpips | None:
-    """LPIPS on the first of its networks whose weights are in torch's cache; None, and one line, where none is.
-
-    Nothing is downloaded.
-    """
-    import torchvision.models
-
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    names = {
-        network: Path(getattr(torchvision.models, weights).DEFAULT.url).name
-        for network, weights in LPIPS_NETWORKS.items()
-    }
-    for network, name in names.items():
-        if (folder / name).is_file():
-            return Lpips(network, device=device)
-    log.warning("LPIPS stays empty: none of %s is in %s; put one there, from torchvision", list(names.values()), folder)
-    return None
 
 
 @dataclass(frozen=True, kw_only=True)

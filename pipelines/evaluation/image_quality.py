@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from models.perceptual import Lpips, find_lpips
 from pipelines.evaluation.held_out import TrueOrbit, TrueOrbits, mean_image
-from pipelines.evaluation.image_metrics import Lpips, ViewScores, find_lpips, join, score_views
+from pipelines.evaluation.image_metrics import ViewScores, join, score_views
 from pipelines.evaluation.quality_report import MODEL_ROW, REPEATED, plot_curves, quality_sheet, spread_by_psnr, summary
 from pipelines.evaluation.samples import given_views, read_views, sample_orbits, views_folders
 from pipelines.sampling.inference import sample_settings

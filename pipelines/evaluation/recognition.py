@@ -17,8 +17,8 @@ from torch import Tensor
 from models.classifier import ViewClassifier
 from pipelines.evaluation.held_out import open_held_out
 from pipelines.evaluation.samples import read_views, sample_folders, views_folders
-from pipelines.parts import pick_device
 from pipelines.sampling.sample_folder import RESULT_FILE
+from utils.devices import pick_device
 from utils.errors import DataError
 from utils.files import read_json, writable_folder, write_json
 from utils.registry import INFER_ENGINE, MODEL

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.autoencoder import AutoencoderKL
-from models.gaussians.head_views import evenly_spaced, head_input
-from models.gaussians.lgm import LGM
+from models.gaussians.lgm import LGM, evenly_spaced, head_input
 from models.gaussians.rendering import render
 from models.gaussians.scene import Gaussians
 from pipelines.placement import Stage

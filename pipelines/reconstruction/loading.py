@@ -13,9 +13,9 @@ from models.weights import load_head, read_weights
 from pipelines.placement import Stage
 from pipelines.reconstruction.feed_forward import GaussianReconstruction
 from utils.errors import ConfigError, DataError
-from utils.memory_format import channels_last
 from utils.registry import MODEL, RECONSTRUCTORS
 from utils.settings.run import RunConfig
+from utils.torch_settings import channels_last
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,7 @@ import torch
 from tqdm import tqdm
 
 from pipelines.sampling.inputs import Source, known_view_files, sources_of
-from pipelines.sampling.orbits import Orbits
-from pipelines.sampling.pipeline import ViewsPipeline
+from pipelines.sampling.pipeline import Orbits, ViewsPipeline
 from pipelines.sampling.sample_folder import RESULT_FILE
 from utils.config import save_config
 from utils.files import writable_folder

@@ -6,29 +6,167 @@ Letters: B batch, V views, C channels, H W pixels or latent pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.autoencoder import AutoencoderKL
+from models.diffusion import DiffusionDDIM
+from models.fused.head import FusedHead
+from models.fused.kernels.choice import has_kernels
 from models.gaussians.scene import Gaussians
-from pipelines.parts import check_resolution
+from pipelines.parts import Parts, check_fit, check_resolution, load_parts, save_parts, weights_in
+from pipelines.placement import ActingNetwork, Stage
 from pipelines.reconstruction.feed_forward import GaussianReconstruction
-from pipelines.reconstruction.loading import usable
-from pipelines.sampling.assembly import Assembly
-from pipelines.sampling.conditioner import CallFrame, Conditions, ImageConditioner, OrbitInput
+from pipelines.reconstruction.loading import build_reconstruction, usable
+from pipelines.sampling.conditioner import CallFrame, Conditions, ImageConditioner, OrbitInput, conditioner_for
 from pipelines.sampling.guidance import ClassifierFreeGuidance, Refiner
 from pipelines.sampling.known_views import KnownViews
-from pipelines.sampling.orbits import Orbits
-from pipelines.sampling.sampler import Denoising
+from pipelines.sampling.sampler import Denoising, Sampler
 from utils.cameras import DATA_FOV_DEG
+from utils.config import load_config
+from utils.devices import pick_device, pick_dtype, resting_place
 from utils.errors import ConfigError
+from utils.registry import DIFFUSION, SAMPLERS
+from utils.settings.run import RunConfig
 from utils.settings.sampling import RESULTS
 from utils.stopwatch import Stopwatch
+from utils.torch_settings import channels_last, compile_parts
 
 
-class ViewsPipeline(Assembly):
-    """Samples with its parts; `from_config` and `from_folder` build it."""
+@dataclass(frozen=True, kw_only=True)
+class Orbits:
+    """What a call of the pipeline returns.
+
+    Attributes:
+        inputs: B sentences or pictures, as given.
+        seeds: one per sample.
+        views_BVCHW: (B, V, 3, H, W) float32 in [0, 1], on the CPU; sampled without 3D-aware sampling, or with it when
+            only that was asked for.
+        latents_BCVHW: (B, C, V, h, w) float32, scaled, on the CPU.
+        c2w_V44: the cameras, see utils.cameras.
+        fov_deg: field of view of the views.
+        seconds: what the call took, by part: conditions, denoise (of that refine), decode, reconstruct.
+        refined_views_BVCHW: the same samples with 3D-aware sampling, when both were asked for.
+        refined_latents_BCVHW: their latents.
+        gaussians: the objects, B scenes on the head's device in the world of `c2w_V44`, from the refined views if there
+            are any; None without a head.
+        gaussians_fov_deg: field of view with which they look like the views (the published head has its own).
+    """
+
+    inputs: list[OrbitInput]
+    seeds: list[int]
+    views_BVCHW: Tensor
+    latents_BCVHW: Tensor
+    c2w_V44: Tensor
+    fov_deg: float
+    seconds: dict[str, float]
+    refined_views_BVCHW: Tensor | None = None
+    refined_latents_BCVHW: Tensor | None = None
+    gaussians: Gaussians | None = None
+    gaussians_fov_deg: float | None = None
+
+    @property
+    def best_views_BVCHW(self) -> Tensor:
+        """The refined views, or the plain ones where there are no others."""
+        return self.views_BVCHW if self.refined_views_BVCHW is None else self.refined_views_BVCHW
+
+
+class ViewsPipeline:
+    """Networks, sampler and reconstruction as a configuration arranges them; a call samples.
+
+    Args:
+        cfg: settings of the run, the defaults of every call.
+        unet: the network, on its device and in its dtype.
+        autoencoder: decodes latents, same device and dtype.
+        embedder: text and image encoder, same device.
+        diffusion: the process that the network was trained for.
+        sampler: denoising loop.
+        reconstruction: makes the Gaussians, and 3D-aware sampling when `cfg.UNet.use_lgm_refine`; None: views only.
+        stage: brings the networks to the device; None: they all are where the UNet is.
+    """
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        *,
+        unet: nn.Module,
+        autoencoder: AutoencoderKL,
+        embedder: nn.Module,
+        diffusion: DiffusionDDIM,
+        sampler: Sampler,
+        reconstruction: GaussianReconstruction | None = None,
+        stage: Stage | None = None,
+    ) -> None:
+        self.cfg = cfg
+        self.stage = stage or Stage(next(unet.parameters()).device)
+        self.reconstruction = reconstruction
+        self.unet, self.autoencoder = unet, autoencoder
+        self.diffusion, self.sampler = diffusion, sampler
+        self.conditioner = conditioner_for(cfg, unet, embedder=embedder, autoencoder=autoencoder)
+        dtype = next(unet.parameters()).dtype
+        autoencoder.fused = cfg.fused and has_kernels(self.stage.device, dtype)
+        fuses = autoencoder.fused and not cfg.compile and not cfg.low_memory
+        self.network = ActingNetwork(unet, stage=self.stage, fuses=fuses, graph=cfg.cuda_graph)
+        if fuses and reconstruction:
+            reconstruction.head.fused = FusedHead(reconstruction.head.unet, dtype=dtype)
+
+    @classmethod
+    def from_config(cls, cfg: RunConfig) -> Self:
+        """Build and load every part that a configuration names.
+
+        Raises:
+            ConfigError, DataError: a setting or a weight file does not fit; nothing has been sampled then.
+        """
+        check_fit(cfg, pick_device(cfg.device))
+        return cls.from_parts(cfg, load_parts(cfg, device=resting_place(cfg), dtype=pick_dtype(cfg)))
+
+    @classmethod
+    def from_parts(cls, cfg: RunConfig, parts: Parts) -> Self:
+        """Lay out and compile parts as a configuration says, and join them."""
+        unet, autoencoder = parts.unet, parts.autoencoder
+        if cfg.channels_last:
+            unet, autoencoder = channels_last(unet), channels_last(autoencoder)
+        stage = Stage(pick_device(cfg.device), one_at_a_time=cfg.low_memory)
+        reconstruction = parts.head and build_reconstruction(cfg, parts.head, autoencoder=autoencoder, stage=stage)
+        if cfg.compile:
+            compile_parts(unet.parts_to_compile())
+            if reconstruction:
+                compile_parts(reconstruction.head.parts_to_compile())
+        return cls(
+            cfg,
+            unet=unet,
+            autoencoder=autoencoder,
+            embedder=parts.embedder,
+            diffusion=DIFFUSION.build(cfg.Diffusion, where="Diffusion"),
+            sampler=SAMPLERS.build(cfg.sampler, where="sampler"),
+            reconstruction=reconstruction,
+            stage=stage,
+        )
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, *overrides: str) -> Self:
+        """Build from a folder that `save` wrote: its config.yaml and its weights.
+
+        Args:
+            overrides: `key=value` strings, as on the command line.
+        """
+        folder = Path(folder)
+        cfg = load_config(folder / "config.yaml", overrides)
+        return cls.from_config(weights_in(cfg, folder))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the parts and the settings as a folder that `from_folder` opens, weights as float16 safetensors."""
+        parts = Parts(
+            unet=self.unet,
+            autoencoder=self.autoencoder,
+            embedder=self.conditioner.embedder,
+            head=self.reconstruction and self.reconstruction.head,
+        )
+        save_parts(self.cfg, parts, folder)
 
     def __call__(
         self,
@@ -113,6 +251,10 @@ class ViewsPipeline(Assembly):
         width, height = (side // self.autoencoder.reduction for side in resolution)
         shape = (self.autoencoder.latent_channels, num_views, height, width)
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+    @property
+    def _place(self) -> tuple[torch.device, torch.dtype]:
+        return self.stage.device, self.network.dtype
 
     def _lists(
         self, inputs: OrbitInput | Sequence[OrbitInput], seeds: int | Sequence[int] | None

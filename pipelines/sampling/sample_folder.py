@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipelines.sampling.orbits import Orbits
+from pipelines.sampling.pipeline import Orbits
 from utils.cameras import opencv_to_opengl
 from utils.files import atomic_folder, meanwhile, write_json
 from utils.images import contact_sheet, save_png, save_video

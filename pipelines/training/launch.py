@@ -18,8 +18,8 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.tracking import get_available_trackers
 
-from pipelines.parts import pick_device
 from pipelines.training.objectives.base import Objective
+from utils.devices import pick_device
 from utils.errors import ConfigError
 from utils.processes import is_main
 from utils.settings.run import RunConfig

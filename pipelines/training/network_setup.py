@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def exchanges_afterwards(cfg: RunConfig, objective: Objective, accelerator: Accelerator) -> bool:
-    """Whether gradients are averaged after the backward pass (pipelines/training/gradient_exchange.py), not by DDP or
+    """Whether gradients are averaged after the backward pass (pipelines/training/parallel.py), not by DDP or
     FSDP.
 
     `use_ddp` decides. Left open, they are where the passes can be CUDA graphs and GPUs are close to each other.

@@ -16,16 +16,22 @@ from typing import Any
 import torch
 
 from models.weights import check_files
-from pipelines.training.checkpoints import checkpoint_path, final_path, make_room, save_checkpoint, save_final
-from pipelines.training.gradient_exchange import average_gradients, check_exchange
+from pipelines.training.checkpoints import (
+    Writer,
+    checkpoint_path,
+    final_path,
+    make_room,
+    save_checkpoint,
+    save_final,
+    saving,
+)
 from pipelines.training.launch import check_tracker, join_processes, leave_processes, make_accelerator, watch_signals
 from pipelines.training.network_setup import arrange, exchanges_afterwards
 from pipelines.training.objectives.base import Objective
 from pipelines.training.optimization import MovingAverage, learning_rate, parameter_groups
-from pipelines.training.parallel import check_sharding, is_sharded, shard
+from pipelines.training.parallel import average_gradients, check_exchange, check_sharding, is_sharded, shard
 from pipelines.training.progress import LossWatch, ProgressReport
 from pipelines.training.resume import check_agreement, clean_up, find_state, note_other_batch, settings_of
-from pipelines.training.saving import Writer, saving
 from pipelines.training.state import latest, read_state, restore, save_state, snapshot, state_path
 from utils.config import save_config
 from utils.errors import ConfigError, DataError

@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from models.unet.blocks import TemporalConv
-from utils.memory_format import channels_last
+from utils.torch_settings import channels_last
 
 
 def test_layout_changes_and_nothing_else():

@@ -7,9 +7,7 @@ other. So channels-last images, tokens and matrices are the same memory, and not
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,27 +17,6 @@ from torch import Tensor
 from models.attention import attention
 
 NUM_GROUPS = 32
-
-
-def operations(device: torch.device, dtype: torch.dtype) -> ModuleType | Any:
-    """The kernels where they run, in half precision on a CUDA device with Triton; this module elsewhere.
-
-    With gradients enabled those that have them.
-    """
-    if has_kernels(device, dtype):
-        from models.fused.kernels import autograd, triton_forward
-
-        return autograd if torch.is_grad_enabled() else triton_forward
-    import models.fused.kernels.reference
-
-    return models.fused.kernels.reference
-
-
-def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels run there; Triton comes with PyTorch for Linux and CUDA."""
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return False
-    return importlib.util.find_spec("triton") is not None
 
 
 def group_norm(

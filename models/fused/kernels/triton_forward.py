@@ -1,4 +1,4 @@
-"""Triton kernels for a GPU. models.fused.kernels.reference says what each computes, in plain PyTorch, and chooses.
+"""Triton kernels for a GPU. models.fused.kernels.reference says what each computes, in plain PyTorch.
 
 Activations are rows of channels, as in models.fused.kernels.triton_norms.
 """

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipelines.training.data.global_batch import GlobalBatch
-from pipelines.training.data.joint_batch import KindOfBatch
+from pipelines.training.data.global_batch import GlobalBatch, KindOfBatch
 from pipelines.training.data.orbit_batches import DiffusionBatch
 from pipelines.training.data.reading import read_samples
 from utils.settings.run import RunConfig

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipelines.training.data.cached_latents import CachedLatents
-from pipelines.training.data.global_batch import GlobalBatch
-from pipelines.training.data.joint_batch import KindOfBatch
+from pipelines.training.data.global_batch import GlobalBatch, KindOfBatch
 from pipelines.training.data.latent_cache import (
+    CachedLatents,
     EncodedChunk,
     check_shared,
     fingerprint,

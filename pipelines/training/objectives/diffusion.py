@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from models.lora import add_lora, lora_state
 from pipelines.parts import load_generator
 from pipelines.sampling.conditioner import check_model_kind
+from pipelines.training.data.global_batch import JointBatch
 from pipelines.training.data.image_batches import ImageBatches
-from pipelines.training.data.joint_batch import JointBatch
 from pipelines.training.data.orbit_batches import DiffusionBatch, OrbitBatches
 from pipelines.training.objectives.base import Objective, batch_size_for
 from pipelines.training.objectives.known_views import KnownViewOptions, give_clean, weights_of_unknown
 from utils.errors import ConfigError
-from utils.memory_format import channels_last
 from utils.registry import AUTO_ENCODER, DATASETS, DIFFUSION, EMBEDDER, ENGINE, MODEL, VISUAL
 from utils.settings.run import RunConfig
+from utils.torch_settings import channels_last
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.gaussians.head_views import head_input
+from models.gaussians.lgm import head_input
 from pipelines.training.data.orbits_in_memory import OrbitPixels, composite, load_orbits
 from pipelines.training.objectives.base import Objective
 from pipelines.training.objectives.head_augment import disturb_views, jitter_poses
@@ -21,9 +21,9 @@ from pipelines.training.objectives.head_loss import HeadLoss, LossConfig, draw_v
 from utils.cameras import head_cameras
 from utils.errors import ConfigError
 from utils.images import save_png
-from utils.memory_format import channels_last
 from utils.registry import AUTO_ENCODER, DATASETS, ENGINE, MODEL, RECONSTRUCTORS
 from utils.settings.run import RunConfig
+from utils.torch_settings import channels_last
 
 NUM_PREVIEWS = 6
 FOV_TOLERANCE_DEG = 0.1

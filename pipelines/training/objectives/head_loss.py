@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.gaussians.head_views import evenly_spaced
+from models.gaussians.lgm import evenly_spaced
 from models.gaussians.rendering import Rendering, pick_rasterizer, render
 from models.gaussians.scene import Gaussians
-from models.perceptual import load_lpips
+from models.perceptual import load_perceptual_loss
 from pipelines.training.data.orbits_in_memory import composite
 from utils.cameras import intrinsics, opencv_to_opengl
 from utils.errors import ConfigError
@@ -77,7 +77,7 @@ class HeadLoss(nn.Module):
         self.config, self.size, self.num_inputs = config, size, num_inputs
         self.rasterizer = pick_rasterizer(rasterizer, device)
         self.K_33 = intrinsics(fov_deg, size).to(device)
-        self.lpips = load_lpips(device) if config.lambda_lpips else None
+        self.lpips = load_perceptual_loss(device) if config.lambda_lpips else None
 
     def forward(
         self, gaussians: Gaussians, poses_BK44: Tensor, rgba_BKHW4: Tensor, *, generator: torch.Generator

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import default_collate
 
-from models.gaussians.head_views import head_input
-from models.gaussians.lgm import LGM
+from models.gaussians.lgm import LGM, head_input
 from models.gaussians.scene import Gaussians
 from models.weights import HEAD_PREFIX, load_head, read_weights
 from pipelines.parts import load_generator
@@ -32,9 +31,9 @@ from pipelines.training.objectives.known_views import give_clean
 from utils.cameras import camera_condition, head_cameras
 from utils.errors import ConfigError
 from utils.images import save_png
-from utils.memory_format import channels_last
 from utils.registry import ENGINE, MODEL, RECONSTRUCTORS
 from utils.settings.run import RunConfig
+from utils.torch_settings import channels_last
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import datasets
 import pipelines
 from datasets.orbits.packed import PackedOrbits
 from datasets.orbits.zoom import scale_of, zoom
-from pipelines.training.data.cached_latents import CachedLatents
+from pipelines.training.data.latent_cache import CachedLatents
 from pipelines.training.data.orbits_in_memory import load_orbits
 from tests.pipelines.training.objectives.test_image_training import folder, load
 from tests.tiny_orbits import NUM_VIEWS, write_files, write_orbits

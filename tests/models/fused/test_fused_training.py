@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from models.attention import SpatialTransformer, TemporalTransformer
 from models.fused.graphs import graph_for_training
 from models.fused.kernels import reference
 from models.fused.training import fuse_for_training, fused_forward
 from models.lora import add_lora
 from models.unet.blocks import ResBlock
-from utils.memory_format import channels_last
+from models.unet.transformers import SpatialTransformer, TemporalTransformer
 from utils.registry import MODEL
+from utils.torch_settings import channels_last
 
 VIEWS, SIDE, EMBED, CONTEXT = 3, 4, 48, 40
 

@@ -12,8 +12,8 @@ from models.fused.unet import FusedUNet
 from models.unet.model import DeepFeatures
 from tests.models.unet.test_unet import case_inputs
 from tests.reference_cases import assert_matches, fill_by_recipe, load_case
-from utils.memory_format import channels_last
 from utils.registry import MODEL
+from utils.torch_settings import channels_last
 
 
 def unet_of(name: str):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import models  # noqa: F401
-from models.gaussians.head_views import head_input
+from models.gaussians.lgm import head_input
 from models.gaussians.scene import Gaussians, activate, rotation_formula
 from tests.reference_cases import REFERENCE, assert_matches, case_input, fill_by_recipe, load_case
 from utils.cameras import head_cameras, intrinsics, opencv_to_opengl, orbit_cameras, plucker_rays, project_points

@@ -9,16 +9,8 @@ import pytest
 import torch
 import torchvision
 
-from pipelines.evaluation.image_metrics import (
-    MAX_PSNR_DB,
-    Lpips,
-    ViewScores,
-    find_lpips,
-    join,
-    near_object,
-    pooled_psnr,
-    score_views,
-)
+from models.perceptual import Lpips, find_lpips
+from pipelines.evaluation.image_metrics import MAX_PSNR_DB, ViewScores, join, near_object, pooled_psnr, score_views
 from utils.errors import ConfigError
 
 CPU = torch.device("cpu")

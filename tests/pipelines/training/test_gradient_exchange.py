@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.training import gradient_exchange
-from pipelines.training.gradient_exchange import average_gradients
+from pipelines.training import parallel
 from pipelines.training.network_setup import exchanges_afterwards
+from pipelines.training.parallel import average_gradients
 from pipelines.training.trainer import train
 from tests.pipelines.training.test_training import load
 from tests.tiny_images import write_shards
@@ -33,9 +33,9 @@ def test_each_is_exchanged_once_whatever_its_layout(monkeypatch):
         tensor.mul_(4)
         return Done()
 
-    monkeypatch.setattr(gradient_exchange.distributed, "all_reduce", all_reduce)
-    monkeypatch.setattr(gradient_exchange, "num_processes", lambda: 2)
-    monkeypatch.setattr(gradient_exchange, "BUCKET", 200)
+    monkeypatch.setattr(parallel.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(parallel, "num_processes", lambda: 2)
+    monkeypatch.setattr(parallel, "BUCKET", 200)
     torch.manual_seed(0)
     image, views = torch.randn(6, 4, 3, 3), torch.randn(4, 4, 3, 1, 1)
     layouts = [

@@ -11,7 +11,7 @@ import pytest
 from datasets.orbits.layout import view_file
 from datasets.orbits.packed import shard_file
 from models.weights import read_weights
-from pipelines.training.data.cached_latents import CachedLatents
+from pipelines.training.data.latent_cache import CachedLatents
 from pipelines.training.trainer import train
 from tests.pipelines.training.test_training import load
 from tests.tiny_orbits import training_config, write_files, write_orbits

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pipelines
-from pipelines.training.data.joint_batch import JointBatch
+from pipelines.training.data.global_batch import JointBatch
 from pipelines.training.state import latest, read_state
 from pipelines.training.trainer import train as train_here
 from tests.conftest import ROOT

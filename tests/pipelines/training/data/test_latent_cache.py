@@ -10,9 +10,8 @@ import pipelines
 from datasets.orbits.layout import read_rgba, view_file, write_png
 from datasets.orbits.packed import PackedShard, write_shard
 from pipelines.training.data import latent_cache, orbit_batches
-from pipelines.training.data.cached_latents import CachedLatents
 from pipelines.training.data.global_batch import epoch_order
-from pipelines.training.data.latent_cache import is_current
+from pipelines.training.data.latent_cache import CachedLatents, is_current
 from pipelines.training.data.orbits_in_memory import composite, load_orbits
 from tests.pipelines.training.test_training import load
 from tests.tiny import AUTOENCODER

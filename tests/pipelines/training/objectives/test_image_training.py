@@ -12,7 +12,7 @@ import datasets
 import pipelines
 from datasets.orbits.packed import PackedShard, shard_file, write_shard
 from models.weights import read_weights
-from pipelines.training.data.cached_latents import CachedLatents
+from pipelines.training.data.latent_cache import CachedLatents
 from pipelines.training.data.orbit_batches import roll_views
 from pipelines.training.trainer import train
 from tests.tiny import UNET, V_DIFFUSION, write_config
