@@ -15,7 +15,6 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.fused.autoencoder import FusedCoder
 from models.weights import load_strict
 from utils.errors import ConfigError
 from utils.registry import AUTO_ENCODER
@@ -79,7 +78,9 @@ class AutoencoderKL(nn.Module):
     `state_dict` and `load_state_dict` speak the published names (latent-diffusion layout).
 
     Attributes:
-        fused: without gradients, run the networks as models.fused.autoencoder arranges them.
+        twin: encoder and decoder arranged for speed, which run where no gradients are needed; pipelines.placement sets
+            it (models.fused.autoencoder). None: the networks themselves run.
+        reduction: pixels of an image for each pixel of its latent, along a side.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -107,12 +108,17 @@ class AutoencoderKL(nn.Module):
             if self.posterior not in ("sample", "mode"):
                 raise ConfigError(f"posterior={self.posterior} is unknown; valid: sample, mode")
 
+        @property
+        def reduction(self) -> int:
+            """See AutoencoderKL."""
+            return 2 ** (len(self.ddconfig.ch_mult) - 1)
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.fused = False
+        self.twin: Any = None
         self.scale_factor = config.scale_factor
-        self.reduction = 2 ** (len(config.ddconfig.ch_mult) - 1)
+        self.reduction = config.reduction
         self.latent_channels = config.embed_dim
         with torch.device("meta") if config.pretrained else contextlib.nullcontext():
             self.network = build_network(config.ddconfig, embed_dim=config.embed_dim)
@@ -130,16 +136,16 @@ class AutoencoderKL(nn.Module):
         Returns:
             A distribution with `.mean`, `.logvar` (clamped to [-30, 20]), `.sample(generator)` and `.mode()`, unscaled.
         """
-        if self.fused and not torch.is_grad_enabled():
+        if self.twin and not torch.is_grad_enabled():
             from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-            return DiagonalGaussianDistribution(FusedCoder(self.network).encode(image_B3HW))
+            return DiagonalGaussianDistribution(self.twin.encode(image_B3HW))
         return self.network.encode(image_B3HW, return_dict=False)[0]
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         """Images, about [-1, 1], of unscaled latents."""
-        if self.fused and not torch.is_grad_enabled():
-            return FusedCoder(self.network).decode(latent_BCHW)
+        if self.twin and not torch.is_grad_enabled():
+            return self.twin.decode(latent_BCHW)
         return self.network.decode(latent_BCHW, return_dict=False)[0]
 
     def encode_views(

@@ -11,14 +11,13 @@ import torch
 from torch import nn
 
 from models.autoencoder import AutoencoderKL
-from models.gaussians.lgm import LGM
+from models.backbone import Backbone
 from models.lora import merge_lora
 from models.weights import load_strict, placed, save_safetensors
-from pipelines.reconstruction.loading import check_reconstruction, load_head_of
+from pipelines.reconstruction.loading import check_reconstruction, load_network_of
 from utils.config import save_config
 from utils.errors import ConfigError, DataError
 from utils.files import writable_folder
-from utils.registry import AUTO_ENCODER, EMBEDDER, MODEL
 from utils.settings.lora import LoraOptions
 from utils.settings.run import RunConfig
 
@@ -33,13 +32,13 @@ class Parts:
         unet: in the precision of the run.
         autoencoder: likewise.
         embedder: in float32.
-        head: of Gaussians, in float32; None: views only.
+        head: the network of the reconstruction, in float32, an empty module where it has none; None: views only.
     """
 
-    unet: nn.Module
+    unet: Backbone
     autoencoder: AutoencoderKL
     embedder: nn.Module
-    head: LGM | None
+    head: nn.Module | None
 
 
 def load_parts(cfg: RunConfig, *, device: torch.device, dtype: torch.dtype) -> Parts:
@@ -53,14 +52,14 @@ def load_parts(cfg: RunConfig, *, device: torch.device, dtype: torch.dtype) -> P
         DataError: a file is missing or does not fit.
     """
     unet = placed(load_unet(cfg), device, dtype).eval()
-    autoencoder = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder")
-    embedder = EMBEDDER.build(cfg.embedder, where="embedder")
-    head = load_head_of(cfg)
+    autoencoder = cfg.auto_encoder.build()
+    embedder = cfg.embedder.build()
+    head = load_network_of(cfg)
     return Parts(
         unet=unet,
         autoencoder=placed(autoencoder, device, dtype).eval(),
         embedder=placed(embedder, device).eval(),
-        head=head and placed(head, device),
+        head=None if head is None else placed(head, device),
     )
 
 
@@ -70,10 +69,13 @@ def check_fit(cfg: RunConfig, device: torch.device) -> None:
     Raises:
         ConfigError: names the setting and what would do.
     """
-    unet = MODEL.resolve(cfg.UNet, where="UNet")[1]
     check_resolution(cfg, cfg.resolution)
-    if unet.attention == "xformers" and device.type != "cuda":
-        raise ConfigError(f"UNet.attention=xformers needs a GPU, but device is {device.type}; use sdpa")
+    cfg.UNet.options.check_device(device)
+    if cfg.sampler.options.reuses and not cfg.UNet.options.can_reuse:
+        raise ConfigError(
+            f"sampler.reuse_steps is above 1, but UNet.type={cfg.UNet.type} cannot reuse what its inner part computed; "
+            "set 1"
+        )
     check_reconstruction(cfg, device)
 
 
@@ -83,14 +85,12 @@ def check_resolution(cfg: RunConfig, resolution: tuple[int, int]) -> None:
     Raises:
         ConfigError: names what would do.
     """
-    unet = MODEL.resolve(cfg.UNet, where="UNet")[1]
-    autoencoder = AUTO_ENCODER.resolve(cfg.auto_encoder, where="auto_encoder")[1]
-    multiple = 2 ** (len(unet.dim_mult) - 1 + len(autoencoder.ddconfig.ch_mult) - 1)
+    multiple = cfg.UNet.options.latent_multiple * cfg.auto_encoder.options.reduction
     if any(side < multiple or side % multiple for side in resolution):
         raise ConfigError(f"resolution={list(resolution)} must be multiples of {multiple} for these networks")
 
 
-def load_unet(cfg: RunConfig) -> nn.Module:
+def load_unet(cfg: RunConfig) -> Backbone:
     """The UNet of `cfg.UNet` with the weights of `cfg.test_model`, without drawing random ones first.
 
     Raises:
@@ -99,7 +99,7 @@ def load_unet(cfg: RunConfig) -> nn.Module:
     if not cfg.test_model:
         raise DataError("test_model is empty; name a weight file, or use configs/mini/t2v_infer.yaml, which needs none")
     with torch.device("meta"):
-        unet = MODEL.build(cfg.UNet, where="UNet")
+        unet = cfg.UNet.build()
     load_generator(unet, cfg)
     if cfg.lora.path:
         merge_lora(unet, cfg.lora.path, weight=cfg.lora.weight)
@@ -122,12 +122,12 @@ def save_parts(cfg: RunConfig, parts: Parts, folder: str | Path) -> None:
     folder = writable_folder(folder, option="folder")
     files = {"unet": parts.unet, "autoencoder": parts.autoencoder, "embedder": parts.embedder.model}
     sections = {"auto_encoder": "autoencoder", "embedder": "embedder"}
-    if parts.head is not None:
+    if parts.head is not None and parts.head.state_dict():
         files["head"] = parts.head
         sections["reconstruction"] = "head"
     for name, part in files.items():
         save_safetensors(folder / f"{name}.safetensors", part.state_dict())
-    values = {key: {**getattr(cfg, key), "pretrained": f"{name}.safetensors"} for key, name in sections.items()}
+    values = {key: getattr(cfg, key).changed(pretrained=f"{name}.safetensors") for key, name in sections.items()}
     # what lora added is in the weights
     cfg = dataclasses.replace(cfg, test_model="unet.safetensors", lora=LoraOptions(), **values)
     save_config(cfg, folder / "config.yaml")
@@ -140,7 +140,7 @@ def weights_in(cfg: RunConfig, folder: Path) -> RunConfig:
         return str(folder / path) if path and (folder / path).is_file() else path
 
     sections = {
-        name: {**getattr(cfg, name), "pretrained": inside(getattr(cfg, name).get("pretrained"))}
+        name: getattr(cfg, name).changed(pretrained=inside(getattr(cfg, name).pretrained))
         for name in ("auto_encoder", "embedder", "reconstruction")
         if getattr(cfg, name)
     }

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from tests.reference_cases import REFERENCE
 from utils.config import load_config
 from utils.object_image import input_view
-from utils.registry import AUTO_ENCODER, DATASETS, EMBEDDER, ENGINE, INFER_ENGINE, MODEL, RECONSTRUCTORS
+from utils.registry import ENGINE, INFER_ENGINE, RECONSTRUCTORS
 
 assert datasets
 assert models
@@ -43,7 +43,7 @@ def test_the_text_model_trains_with_the_published_settings():
 
 def test_the_image_model_trains_with_the_published_settings():
     cfg = check_published_training("i2vgen_xl_train")
-    options = DATASETS.resolve(cfg.vid_dataset)[1]
+    options = cfg.vid_dataset.options
     assert (options.background, options.empty_captions, options.random_start_view) == (1.0, True, True)
 
 
@@ -83,15 +83,15 @@ def test_the_joint_training_has_the_published_settings():
     assert (cfg.frame_lens, cfg.batch_sizes) == (published["frame_lens"], published["batch_sizes"])
     for key in ("type", "data_list", "resolution", "max_words"):
         assert cfg.img_dataset[key] == published["img_dataset"][key]
-    options = DATASETS.resolve(cfg.img_dataset)[1]
+    options = cfg.img_dataset.options
     assert (options.max_watermark, options.max_unsafe, options.min_aesthetic, options.max_aspect) == (0.3, 0.2, 4, 3)
 
 
 def test_the_mini_text_family_stays_under_30_megabytes():
     cfg = load_config(ROOT / "configs" / "mini" / "t2v_train.yaml")
     with torch.device("meta"):
-        parts = [MODEL.build(cfg.UNet), AUTO_ENCODER.build({**cfg.auto_encoder, "pretrained": None})]
-    parts.append(EMBEDDER.build({**cfg.embedder, "pretrained": None}))
+        parts = [cfg.UNet.build(), cfg.auto_encoder.changed(pretrained=None).build()]
+    parts.append(cfg.embedder.changed(pretrained=None).build())
     num_bytes = sum(2 * parameter.numel() for part in parts for parameter in part.parameters())
     assert num_bytes < 29.7e6  # headers of the files come on top
 
@@ -99,9 +99,9 @@ def test_the_mini_text_family_stays_under_30_megabytes():
 def test_the_mini_image_network_stays_under_20_megabytes():
     cfg = load_config(ROOT / "configs" / "mini" / "i2v_train.yaml")
     with torch.device("meta"):
-        network = MODEL.build(cfg.UNet)
+        network = cfg.UNet.build()
     assert 2 * sum(parameter.numel() for parameter in network.parameters()) < 19.9e6
-    embedder = EMBEDDER.build({**cfg.embedder, "pretrained": None})
+    embedder = cfg.embedder.changed(pretrained=None).build()
     check_model_kind(network, embedder, image=True, option="test")
 
 

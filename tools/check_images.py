@@ -23,7 +23,6 @@ from datasets.images.shard import read_shard
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
 from utils.jobs import run_jobs
-from utils.registry import DATASETS
 from utils.script import config_arguments, run_script
 
 LISTED_TOGETHER = 500  # images of a list that are one job
@@ -86,9 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     if not cfg.img_dataset:
         raise ConfigError(f"--cfg {options.cfg} has no section img_dataset")
     num_whole = num_left_out = num_problems = 0
-    for whole, left_out, problems in check(
-        DATASETS.build(cfg.img_dataset, where="img_dataset"), workers=options.workers
-    ):
+    for whole, left_out, problems in check(cfg.img_dataset.build(), workers=options.workers):
         print("\n".join(problems), end="\n" if problems else "")
         num_whole, num_left_out = num_whole + whole, num_left_out + left_out
         num_problems += len(problems)

@@ -61,7 +61,6 @@ from pipelines.evaluation.settings_table import SettingsOptions, evaluate_settin
 from pipelines.reconstruction.gaussian_fit import FitOptions
 from utils.config import load_config
 from utils.errors import ConfigError
-from utils.registry import MODEL
 from utils.script import config_arguments, run_script
 from utils.settings.run import RunConfig
 
@@ -122,7 +121,7 @@ def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
             held_out=args.held_out, among=args.among, runs=args.runs[0], num_objects=args.num, out=args.out
         )
         return likeness_text(evaluate_likeness(cfg, options))
-    if MODEL.resolve(cfg.UNet, where="UNet")[1].image_condition:
+    if cfg.takes_images:
         if args.runs:
             raise ConfigError("--runs: an image model is sampled from the true views here; leave it out")
         options = QualityOptions(

@@ -22,7 +22,6 @@ from models.random_weights import random_state
 from models.weights import save_safetensors
 from utils.config import load_config
 from utils.files import atomic_path, writable_folder
-from utils.registry import AUTO_ENCODER, EMBEDDER, MODEL
 from utils.script import config_arguments, run_script
 from utils.settings.run import RunConfig
 
@@ -36,9 +35,9 @@ def write_random_weights(cfg: RunConfig, out: Path) -> list[str]:
         Overrides that make `cfg` use them.
     """
     with torch.device("meta"):
-        unet = MODEL.build(cfg.UNet, where="UNet")
-        autoencoder = AUTO_ENCODER.build({**cfg.auto_encoder, "pretrained": None}, where="auto_encoder")
-    embedder = EMBEDDER.build({**cfg.embedder, "pretrained": None}, where="embedder").model
+        unet = cfg.UNet.build()
+        autoencoder = cfg.auto_encoder.changed(pretrained=None).build()
+    embedder = cfg.embedder.changed(pretrained=None).build().model
     prefixed = {f"first_stage_model.{name}": value for name, value in random_state(autoencoder, seed=1).items()}
     files = {
         "test_model": ("random_00000000.pth", {"state_dict": random_state(unet, seed=0), "step": 0}),
@@ -53,7 +52,7 @@ def write_random_weights(cfg: RunConfig, out: Path) -> list[str]:
     if cfg.reconstruction:
         head = out / "model.safetensors"
         with torch.device("meta"):
-            lgm = MODEL.build({"type": "LGM", **cfg.reconstruction["head"]}, where="reconstruction.head")
+            lgm = cfg.reconstruction.cls.build_network(cfg.reconstruction.options)
         save_safetensors(head, random_state(lgm, seed=2))
         log.info("wrote %s (%.0f MB)", head, head.stat().st_size / 1e6)
         overrides.append(f"reconstruction.pretrained={head}")

@@ -22,7 +22,7 @@ from utils import registry
 from utils.errors import ConfigError, first_line
 from utils.files import atomic_path
 from utils.registry import make_config
-from utils.settings.original import REPLACED_KEYS, RETIRED_KEYS
+from utils.settings.original import REPLACED_KEYS, RETIRED_KEYS, move_published_switches
 from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), **values: Any) 
         values: top-level keys that came another way; None is left out.
 
     Returns:
-        The frozen configuration; its sections are plain dicts that a registry has checked.
+        The frozen configuration; each section is a `Section` that its registry has checked.
 
     Raises:
         ConfigError: the file is missing or no YAML; an unknown key or type (with the nearest valid name); a value of
@@ -56,17 +56,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), **values: Any) 
     tree = _merge(tree, above)
     content = _drop_retired(OmegaConf.to_container(tree, resolve=True))
     content |= {key: value for key, value in values.items() if value is not None}
-    cfg = make_config(RunConfig, content, where="", owner=str(path))
-    check_sections(cfg)
-    return cfg
-
-
-def check_sections(cfg: RunConfig) -> None:
-    """Let each section's registry check its options."""
-    for field in dataclasses.fields(cfg):
-        section = getattr(cfg, field.name)
-        if "registry" in field.metadata and section:
-            getattr(registry, field.metadata["registry"]).resolve(section, where=field.name)
+    return make_config(RunConfig, content, where="", owner=str(path))
 
 
 def save_config(cfg: RunConfig, path: str | Path) -> None:
@@ -77,12 +67,12 @@ def save_config(cfg: RunConfig, path: str | Path) -> None:
 
 def config_text(cfg: RunConfig) -> str:
     """The whole configuration as YAML."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(cfg)), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(cfg.as_dict(), sort_keys=False, allow_unicode=True)
 
 
 def changes_text(cfg: RunConfig) -> str:
     """What a configuration changes of the defaults, as YAML that `load_config` reads too."""
-    changed = _changed(_plain(dataclasses.asdict(cfg)), _plain(dataclasses.asdict(RunConfig())))
+    changed = _changed(cfg.as_dict(), RunConfig().as_dict())
     text = yaml.safe_dump(changed, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
     return f"# Settings that are not the defaults; all of them: {Path(cfg.log_dir) / 'config.yaml'}\n{text}"
 
@@ -96,14 +86,6 @@ def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
 def _read_tree(path: Path, *, seen: tuple[Path, ...]) -> DictConfig:
     if not path.is_file():
         raise ConfigError(f"--cfg {path}: no such file; the shipped ones are in configs/")
@@ -115,6 +97,7 @@ def _read_tree(path: Path, *, seen: tuple[Path, ...]) -> DictConfig:
         raise ConfigError(f"{path}: not valid YAML ({first_line(err)})") from err
     if not isinstance(tree, DictConfig):
         raise ConfigError(f"{path}: expected `key: value` lines at the top level")
+    move_published_switches(tree)
     base = tree.pop("base", None)
     if base is None:
         return tree
@@ -167,9 +150,11 @@ def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
         if "=" not in item or item.startswith("="):
             raise ConfigError(f"override {item!r} is not of the form key=value")
     try:
-        return OmegaConf.from_dotlist(list(overrides))
+        tree = OmegaConf.from_dotlist(list(overrides))
     except (yaml.YAMLError, OmegaConfBaseException) as err:
         raise ConfigError(f"overrides {list(overrides)}: {first_line(err)}") from err
+    move_published_switches(tree)
+    return tree
 
 
 def _drop_retired(values: dict[str, Any]) -> dict[str, Any]:

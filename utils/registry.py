@@ -1,8 +1,8 @@
 """Registries: a `type` name in a YAML section becomes an object.
 
-A registered class declares its options in a nested frozen dataclass `Config` and is built as
-`cls(config, **runtime)`. One class may carry several names, each with its own defaults: that is how
-a published type name stays valid without a copy of the class.
+A registered class declares its options in a nested frozen dataclass `Config` and is built as `cls(config, **runtime)`.
+One class may carry several names, each with its own defaults: that is how a published type name stays valid without a
+copy of the class. A section is checked once, when its file is loaded, and is a `Section` from then on.
 """
 
 from __future__ import annotations
@@ -57,12 +57,19 @@ class Registry:
         """All registered type names, sorted."""
         return sorted(self._entries)
 
-    def resolve(self, node: Mapping[str, Any], *, where: str | None = None) -> tuple[type, Any]:
-        """Check a section without building anything.
+    def section(self, given: Mapping[str, Any], *, where: str | None = None) -> Section:
+        """Check a section; see `resolve` for the arguments and errors."""
+        return Section(self, _as_dict(given), where=where or self.name)
+
+    def resolve(
+        self, node: Mapping[str, Any], *, where: str | None = None, mention_retired: bool = True
+    ) -> tuple[type, Any]:
+        """Check the options of a type without building anything.
 
         Args:
             node: the section, with its `type`.
             where: the section's name in error messages; the registry's name when left out.
+            mention_retired: log the keys that have no effect any more.
 
         Returns:
             (class, its frozen Config).
@@ -79,7 +86,7 @@ class Registry:
             raise ConfigError(f"{where}.type={type_name} is unknown{nearest(type_name, self.names())}")
         cls, defaults = self._entries[type_name]
         for key, reason in getattr(cls, "retired_keys", {}).items():
-            if options.pop(key, None) is not None:
+            if options.pop(key, None) is not None and mention_retired:
                 log.info("%s.%s has no effect: %s", where, key, reason)
         return cls, make_config(cls.Config, {**defaults, **options}, where=where, owner=type_name)
 
@@ -91,9 +98,73 @@ class Registry:
         return OmegaConf.merge(OmegaConf.structured(cls.Config), defaults)
 
     def build(self, node: Mapping[str, Any], *, where: str | None = None, **runtime: Any) -> Any:
-        """Build the object that a section describes; `runtime` goes to its constructor as it is."""
-        cls, config = self.resolve(node, where=where)
-        return cls(config, **runtime)
+        """Build the object that plain options describe; `runtime` goes to its constructor as it is."""
+        return self.section(node, where=where).build(**runtime)
+
+
+class Section:
+    """A section of a configuration that its registry has checked. An empty one is false, and has neither class nor
+    options.
+
+    Attributes:
+        given: the options as they were written, `type` included; all others have their defaults.
+        where: the section's name in error messages.
+    """
+
+    def __init__(
+        self, registry: Registry, given: Mapping[str, Any], *, where: str, mention_retired: bool = True
+    ) -> None:
+        self.registry, self.given, self.where = registry, dict(given), where
+        self._resolved = registry.resolve(given, where=where, mention_retired=mention_retired) if given else None
+
+    def __bool__(self) -> bool:
+        return bool(self.given)
+
+    @property
+    def type(self) -> str:
+        """The registered name."""
+        return self.given["type"]
+
+    @property
+    def cls(self) -> type:
+        """The registered class."""
+        return self._checked()[0]
+
+    @property
+    def options(self) -> Any:
+        """The class's frozen `Config`, complete."""
+        return self._checked()[1]
+
+    def _checked(self) -> tuple[type, Any]:
+        if self._resolved is None:
+            valid = ", ".join(self.registry.names())
+            raise ConfigError(f"the section {self.where} is empty; give it a type, one of {valid}")
+        return self._resolved
+
+    @property
+    def pretrained(self) -> str | None:
+        """The weight file that the section names; None where it names none."""
+        return self.given.get("pretrained")
+
+    def build(self, **runtime: Any) -> Any:
+        """The object; `runtime` goes to its constructor as it is."""
+        return self.cls(self.options, **runtime)
+
+    def changed(self, **options: Any) -> Section:
+        """The same with other options. Another `type` must take those that were given.
+
+        Raises:
+            ConfigError: see `Registry.resolve`.
+        """
+        return Section(self.registry, {**self.given, **options}, where=self.where, mention_retired=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Section) and (self.registry, self.given) == (other.registry, other.given)
+
+    __hash__ = None  # the options may hold lists
+
+    def __repr__(self) -> str:
+        return f"{self.where}: {self.given}"
 
 
 def make_config(schema: type, options: Mapping[str, Any], *, where: str, owner: str) -> Any:

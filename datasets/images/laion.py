@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
-from datasets.images.sample import ImageOptions, image_sample
+from datasets.base import ImageData
+from datasets.images.sample import image_sample
 from datasets.images.shard import Shard, TarImage, expanded, read_shard
 from utils.errors import ConfigError, DataError
 from utils.registry import DATASETS
@@ -22,7 +22,7 @@ ENDLESS = 1 << 62
 
 
 @DATASETS.register
-class LAIONImageDataset(Dataset):
+class LAIONImageDataset(ImageData):
     """Images of shards, without end, in an order that follows from `seed`: sample n is always the same.
 
     Shards come in a new order in each pass. A visit to one takes `samples_per_visit` of its images, others at each
@@ -33,7 +33,7 @@ class LAIONImageDataset(Dataset):
     endless = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(ImageOptions):
+    class Config(ImageData.Config):
         """`data_list` holds names of shards, with ranges: `{00000..60580}.tar`. Limits are those published.
 
         Attributes:
@@ -85,7 +85,7 @@ class LAIONImageDataset(Dataset):
         Raises:
             DataError: one that is listed is missing.
         """
-        self.config = config
+        super().__init__(config)
         self.files = [
             Path(folder) / name
             for pattern, folder in zip(config.data_list, config.data_dir_list, strict=True)
@@ -114,6 +114,10 @@ class LAIONImageDataset(Dataset):
             shard.seek(image.offset)
             raw = shard.read(image.num_bytes)
         return image_sample(raw, image.caption, name=f"{file}/{image.name}", options=self.config)
+
+    def take_problems(self) -> list[str]:
+        found, self.noticed = self.noticed, []
+        return found
 
     def instead_of(self, index: int) -> int:
         """The next sample, or the first of the next visit when this shard has none to give."""

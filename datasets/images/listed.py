@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
-
+from datasets.base import ImageData
 from datasets.images.sample import ImageOptions, image_sample
 from utils.errors import DataError
 from utils.registry import DATASETS
@@ -16,14 +15,13 @@ SEPARATOR = "|||"
 
 
 @DATASETS.register
-class ImageDataset(Dataset):
+class ImageDataset(ImageData):
     """Images named in text files: a line is `FILE|||CAPTION`, the file relative to the list's folder."""
 
     retired_keys = {"vit_resolution": "the embedder sees no images here"}
-    endless = False
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(ImageOptions):
+    class Config(ImageData.Config):
         """`data_list` holds text files."""
 
     def __init__(self, config: Config) -> None:
@@ -32,7 +30,7 @@ class ImageDataset(Dataset):
         Raises:
             DataError: a list or a folder is missing, or nothing is listed.
         """
-        self.config = config
+        super().__init__(config)
         self.entries: list[tuple[Path, str]] = []
         for file, folder in zip(config.data_list, config.data_dir_list, strict=True):
             if not Path(folder).is_dir():

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
+from datasets.base import OrbitData, StoredOrbit
 from datasets.orbits.layout import REMEDY, read_camera, read_rgba, view_file
-from datasets.orbits.sample import OrbitOptions, orbit_sample, resize_views, write_prompt
+from datasets.orbits.sample import resize_views
 from utils.errors import ConfigError, DataError
 from utils.files import read_json
 from utils.registry import DATASETS
@@ -23,29 +24,26 @@ FOV_TOLERANCE_DEG = 1e-3
 
 @DATASETS.register
 @DATASETS.register(name="Video_I2V_Dataset", background=1.0, empty_captions=True, random_start_view=True)
-class VideoDataset(Dataset):
+class VideoDataset(OrbitData):
     """Views 0..num_views-1 of each object, in order, with its caption.
 
     Under its second name it has the published settings of the image model.
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(OrbitOptions):
+    class Config(OrbitData.Config):
         """Published options beside those of all data sets of orbits.
 
         data_list: index files, JSON lists of `<dictionary id>/<instance id>`; data_dir_list: the folder of each.
         caption_dir: JSON object from object id to sentence (the published key, though it is a file); or several files.
         vit_resolution: [width, height] of the image encoder's copy of view 0.
         get_first_frame: add that copy as `first_frame_CHW`.
-        prepare_lgm: add the views as stored, `full_rgba_V4HW`, straight alpha: targets of the Gaussian head.
         """
 
         data_list: list[str] = field(default_factory=list)
         caption_dir: Any = ""  # one file, or a list of them
-        resolution: list[int] = field(default_factory=lambda: [256, 256])
         vit_resolution: list[int] = field(default_factory=lambda: [224, 224])
         get_first_frame: bool = True
-        prepare_lgm: bool = False
         background: float = 128 / 255
 
         def __post_init__(self) -> None:
@@ -71,7 +69,7 @@ class VideoDataset(Dataset):
         Raises:
             DataError: an index or captions file is missing or malformed, a folder is missing, or nothing is listed.
         """
-        self.config = config
+        super().__init__(config)
         self.entries: list[tuple[Path, str]] = []
         for index_file, folder in zip(config.data_list, config.data_dir_list, strict=True):
             index = read_json(index_file, option="data_list")
@@ -91,59 +89,45 @@ class VideoDataset(Dataset):
         self.object_ids = [object_id for _, object_id in self.entries]
         self.captions: dict[str, str] = {} if config.empty_captions else read_captions(config.caption_files)
 
-    def __len__(self) -> int:
-        return len(self.entries)
+    def stored(self, index: int) -> StoredOrbit:
+        folder, object_id = self.entries[index]
+        with _naming(object_id):
+            return read_orbit(folder / object_id, num_views=self.config.num_views)
+
+    def caption(self, index: int) -> str:
+        object_id = self.object_ids[index]
+        caption = self.captions.get(object_id)
+        if not isinstance(caption, str) or not caption.strip():
+            files = ", ".join(self.config.caption_files)
+            raise DataError(f"object {object_id}: no caption in {files}; add one, or take the object out of the index")
+        return caption
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One sample, see `datasets.orbits.sample.orbit_sample`, and what the options add.
-
-        Raises:
-            DataError: a file of the sample is missing or broken, or it has no caption; names the object.
-        """
-        folder, object_id = self.entries[index]
-        try:
-            rgba_VHW4, c2w_V44, fov_deg = read_orbit(folder / object_id, num_views=self.config.num_views)
-            caption = self.caption_of(object_id)
-        except DataError as err:
-            raise DataError(f"object {object_id}: {err}") from err
-        rgba_VHW4 = self.config.scaled(rgba_VHW4, object_id)
-        start_view = self.config.draw_start_view()
-        sample = orbit_sample(
-            rgba_VHW4,
-            c2w_V44,
-            fov_deg=fov_deg,
-            caption=caption,
-            object_id=object_id,
-            resolution=tuple(self.config.resolution),
-            background=self.config.background,
-            start_view=start_view,
-        )
+        """As OrbitData's; with `get_first_frame` also `first_frame_CHW`, view 0 at `vit_resolution`."""
+        sample = super().__getitem__(index)
         if self.config.get_first_frame:
             view_HWC = sample["views_VCHW"][:1].permute(0, 2, 3, 1).numpy()
             resized_HWC = resize_views(view_HWC, tuple(self.config.vit_resolution))[0]
             sample["first_frame_CHW"] = torch.from_numpy(np.ascontiguousarray(resized_HWC.transpose(2, 0, 1)))
-        if self.config.prepare_lgm:
-            full = np.ascontiguousarray(np.roll(rgba_VHW4, -start_view, axis=0).transpose(0, 3, 1, 2))
-            sample["full_rgba_V4HW"] = torch.from_numpy(full).float() / 255.0
         return sample
 
-    def picture_files(self) -> Iterator[Path]:
-        """View 0 of each object, whose change tells that its pictures were made anew."""
+    def source_files(self) -> Iterator[Path]:
+        """View 0 of each object."""
         return (view_file(folder / object_id, 0) for folder, object_id in self.entries)
 
-    def caption_of(self, object_id: str) -> str:
-        """The sentence with its suffix.
+    def identity(self, index: int) -> Any:
+        """Without reading: a missing caption is found when the sample is read."""
+        folder, object_id = self.entries[index]
+        return str(folder), object_id, self.captions.get(object_id)
 
-        Raises:
-            DataError: there is none.
-        """
-        if self.config.empty_captions:
-            return ""
-        caption = self.captions.get(object_id)
-        if not isinstance(caption, str) or not caption.strip():
-            files = ", ".join(self.config.caption_files)
-            raise DataError(f"no caption in {files}; add one, or take the object out of the index")
-        return write_prompt(caption, suffix=self.config.caption_suffix, max_words=self.config.max_words)
+
+@contextmanager
+def _naming(object_id: str) -> Iterator[None]:
+    """Begin errors with the object."""
+    try:
+        yield
+    except DataError as err:
+        raise DataError(f"object {object_id}: {err}") from err
 
 
 def read_captions(files: list[str]) -> dict[str, str]:
@@ -164,11 +148,8 @@ def read_captions(files: list[str]) -> dict[str, str]:
     return captions
 
 
-def read_orbit(object_dir: Path, *, num_views: int) -> tuple[np.ndarray, np.ndarray, float]:
+def read_orbit(object_dir: Path, *, num_views: int) -> StoredOrbit:
     """Views and cameras of one object.
-
-    Returns:
-        rgba_VHW4 (uint8, straight alpha), c2w_V44 (float32), fov_deg.
 
     Raises:
         DataError: a file is missing or broken, or the views do not fit together.
@@ -186,4 +167,4 @@ def read_orbit(object_dir: Path, *, num_views: int) -> tuple[np.ndarray, np.ndar
                 f"{view_file(object_dir, view, '.json')}: field of view {cameras[view].fov_deg:.3f}, but "
                 f"view 0 has {cameras[0].fov_deg:.3f} degrees; {REMEDY}"
             )
-    return np.stack(views), np.stack([camera.c2w_44 for camera in cameras]), cameras[0].fov_deg
+    return StoredOrbit(np.stack(views), np.stack([camera.c2w_44 for camera in cameras]), cameras[0].fov_deg)

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from torch.utils.data import Dataset
 
-from datasets.orbits.sample import OrbitOptions, orbit_sample, write_prompt
+from datasets.base import OrbitData, StoredOrbit
 from utils.errors import ConfigError, DataError
 from utils.files import atomic_path
 from utils.registry import DATASETS
@@ -63,15 +62,16 @@ def write_shard(path: str | Path, shard: PackedShard) -> None:
 
 
 @DATASETS.register
-class PackedOrbits(Dataset):
-    """Samples of packed shards: the same dictionary as VideoDataset gives."""
+class PackedOrbits(OrbitData):
+    """Samples of packed shards."""
+
+    in_memory = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(OrbitOptions):
+    class Config(OrbitData.Config):
         """`data_dir_list` holds folders of shards."""
 
         resolution: list[int] = field(default_factory=lambda: [128, 128])
-        background: float = 1.0
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -84,7 +84,7 @@ class PackedOrbits(Dataset):
         Raises:
             DataError: a folder holds no shard, or a shard is broken or has too few views.
         """
-        self.config = config
+        super().__init__(config)
         self.files: list[Path] = []
         for folder in config.data_dir_list:
             files = sorted(Path(folder).glob("orbits_*.safetensors"))
@@ -122,18 +122,13 @@ class PackedOrbits(Dataset):
         self.captions += captions
         self.attributes += attributes
 
-    def __len__(self) -> int:
-        return len(self.object_ids)
-
-    def picture_files(self) -> list[Path]:
-        """The files whose change tells that pictures were made anew."""
+    def source_files(self) -> list[Path]:
         return self.files
 
-    def stored(self, index: int) -> tuple[np.ndarray, np.ndarray, float]:
-        """rgba_VHW4 (uint8, straight alpha), c2w_V44 and fov_deg as they lie in the shard.
+    def caption(self, index: int) -> str:
+        return self.captions[index]
 
-        For a training that keeps all images in device memory and composites there.
-        """
+    def stored(self, index: int) -> StoredOrbit:
         number = bisect_right(self.starts, index) - 1
         if number not in self._open:
             self._open[number] = safe_open(str(self.files[number]), framework="np").__enter__()
@@ -143,29 +138,7 @@ class PackedOrbits(Dataset):
             c2w_V44 = shard.get_slice("c2w_NV44")[row : row + 1, :views][0]
         except SafetensorError as err:
             raise DataError(f"object {self.object_ids[index]}: {self.files[number]}: {err}; {REMEDY}") from err
-        return rgba_VHW4, c2w_V44, self.fovs[number]
-
-    def prompt(self, index: int) -> str:
-        """The caption with its suffix, or "" when captions are left out."""
-        if self.config.empty_captions:
-            return ""
-        return write_prompt(self.captions[index], suffix=self.config.caption_suffix, max_words=self.config.max_words)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """One sample, see `datasets.orbits.sample.orbit_sample`."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        rgba_VHW4, c2w_V44, fov_deg = self.stored(index)
-        return orbit_sample(
-            self.config.scaled(rgba_VHW4, self.object_ids[index]),
-            c2w_V44,
-            fov_deg=fov_deg,
-            caption=self.prompt(index),
-            object_id=self.object_ids[index],
-            resolution=tuple(self.config.resolution),
-            background=self.config.background,
-            start_view=self.config.draw_start_view(),
-        )
+        return StoredOrbit(rgba_VHW4, c2w_V44, self.fovs[number])
 
     def __getstate__(self) -> dict[str, Any]:
         # open files do not travel to loader processes

@@ -31,18 +31,20 @@ class OrbitOptions:
         empty_captions: give "" instead of the sentence, as the image model is trained.
         random_start_view: begin at a random view, drawn from torch's generator each time: the images roll together
             and the cameras stay, so that the camera at azimuth 0 always belongs to the first image.
+        prepare_lgm: add the views as stored to each sample, see datasets.base: targets of the Gaussian head.
         scale_range: [smallest, largest] factor by which an object's pictures are scaled about their middle, drawn once
             for each object from its id; cameras stay. Empty: as they are.
     """
 
     data_dir_list: list[str] = field(default_factory=list)
-    resolution: list[int]
+    resolution: list[int] = field(default_factory=lambda: [256, 256])
     max_words: int = 1000
     num_views: int = 24
-    background: float
+    background: float = 1.0
     caption_suffix: str = PROMPT_SUFFIX
     empty_captions: bool = False
     random_start_view: bool = False
+    prepare_lgm: bool = False
     scale_range: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -21,11 +21,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from models.backbone import DeepFeatures
 from models.fused.layers import Frame, FusedConv, FusedResBlock, FusedTransformer, FusedUpsample, joined
 from models.fused.rows import Rows
 from models.unet.blocks import Downsample, ResBlock, Upsample, sinusoidal_embedding
 from models.unet.image_condition import concat_condition
-from models.unet.model import DeepFeatures, OrbitUNet
+from models.unet.model import OrbitUNet
 from models.unet.transformers import Attention, SpatialTransformer, TemporalTransformer
 
 NUM_PREPARED = 8  # sets of conditions that are kept: both branches of guidance, and several known views

@@ -143,7 +143,8 @@ class LGM(nn.Module):
     """Posed views to Gaussians; the defaults are the published size "big".
 
     Attributes:
-        fused: takes the place of the network where no gradients are needed, see models.fused.head.
+        twin: takes the place of the inner network where no gradients are needed; pipelines.placement sets it
+            (models.fused.head).
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -188,7 +189,7 @@ class LGM(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.fused: Callable[[Tensor, int], Tensor] | None = None
+        self.twin: Callable[[Tensor, int], Tensor] | None = None
         self.unet = HeadUNet(config)
         self.conv = nn.Conv2d(GAUSSIAN_CHANNELS, GAUSSIAN_CHANNELS, 1)
         if config.anchor == "pixels":
@@ -210,7 +211,7 @@ class LGM(nn.Module):
             raise ValueError(
                 f"views of shape {tuple(views_BV9HW.shape)} do not fit the head, which takes (B, {wanted})"
             )
-        unet = self.unet if self.fused is None or torch.is_grad_enabled() else self.fused
+        unet = self.unet if self.twin is None or torch.is_grad_enabled() else self.twin
         features_FCHW = unet(views_BV9HW.flatten(0, 1), V)
         with torch.autocast(features_FCHW.device.type, enabled=False):
             raw_BNC = rearrange(self.conv(features_FCHW).float(), "(b v) c h w -> b (v h w) c", b=B)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from models.attention import check_backend
+from models.backbone import BackboneConfig
 from utils.errors import ConfigError
 
 CAMERA_DIM = 16
@@ -12,7 +15,7 @@ CHECKPOINT_LEVELS = ("block", "layer", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetConfig:
+class UNetConfig(BackboneConfig):
     """Sizes and switches, under their published names.
 
     Attributes:
@@ -28,7 +31,6 @@ class UNetConfig:
         head_dim: channels of a head.
         attn_scales: levels with attention, as fractions of the latent resolution.
         image_condition: take `local_image` and `image` (and always fps).
-        use_lgm_refine: 3D-aware sampling; read by the pipeline.
         attention: backend of models.attention.
         use_checkpoint: recompute activations in the backward pass.
         checkpoint_level: what is recomputed at once: a `block`, which keeps least between the passes, or a `layer`
@@ -53,7 +55,6 @@ class UNetConfig:
     temporal_attn_times: int = 1
     use_fps_condition: bool = False
     use_camera_condition: bool = True
-    use_lgm_refine: bool = False
     use_checkpoint: bool = False
     checkpoint_level: str = "block"
     checkpoint_places: int = 0
@@ -78,3 +79,23 @@ class UNetConfig:
             valid = ", ".join(CHECKPOINT_LEVELS)
             raise ConfigError(f"UNet.checkpoint_level={self.checkpoint_level} is unknown; valid: {valid}")
         check_backend(self.attention)
+
+    @property
+    def takes_images(self) -> bool:
+        return self.image_condition
+
+    @property
+    def image_width(self) -> int:
+        return self.image_dim or self.y_dim
+
+    @property
+    def latent_multiple(self) -> int:
+        return 2 ** (len(self.dim_mult) - 1)
+
+    @property
+    def can_reuse(self) -> bool:
+        return True
+
+    def check_device(self, device: torch.device) -> None:
+        if self.attention == "xformers" and device.type != "cuda":
+            raise ConfigError(f"UNet.attention=xformers needs a GPU, but device is {device.type}; use sdpa")

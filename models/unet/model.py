@@ -8,12 +8,11 @@ Letters: B batch, V views, C channels, H W latent pixels, F = B·V images, S con
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from models.backbone import Backbone, DeepFeatures
 from models.unet.blocks import embedding_mlp, sinusoidal_embedding
 from models.unet.config import CAMERA_DIM, UNetConfig
 from models.unet.image_condition import (
@@ -27,22 +26,9 @@ from models.unet.layout import REPEATED_BLOCKS, decoder, encoder, middle, run
 from utils.registry import MODEL
 
 
-@dataclass
-class DeepFeatures:
-    """What the inner part of the network gave at one step, for the next ones (arXiv:2312.00858).
-
-    Attributes:
-        num_outer: blocks at either end that run at every step.
-        value: input of the first of the last blocks; None until a call fills it.
-    """
-
-    num_outer: int = 1
-    value: Tensor | None = None
-
-
 @MODEL.register(name="UNetSD_T2VBase")
 @MODEL.register(name="UNetSD_I2VGen", image_condition=True)
-class OrbitUNet(nn.Module):
+class OrbitUNet(Backbone):
     """Predicts epsilon or v for every view of an orbit."""
 
     retired_keys = {
@@ -53,13 +39,13 @@ class OrbitUNet(nn.Module):
         "use_sync_attention": "never on in the published models",
         "use_flexicube_reg": "never on in the published models",
         "use_lgm_reg": "never on in the published models",
+        "use_lgm_refine": "a run reads it as refine",
     }
 
     Config = UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         dim, embed_dim = config.dim, 4 * config.dim
         self.time_embed = embedding_mlp(dim, embed_dim)
         if config.image_condition:
@@ -75,7 +61,7 @@ class OrbitUNet(nn.Module):
         nn.init.zeros_(self.out[-1].weight)
 
     def _add_image_condition(self, config: UNetConfig, embed_dim: int) -> None:
-        image_dim = config.image_dim or config.y_dim
+        image_dim = config.image_width
         self.context_embedding = embedding_mlp(image_dim, embed_dim, out_dim=NUM_IMAGE_TOKENS * config.context_dim)
         self.local_image_concat = local_image_concat(config.in_dim, config.concat_dim)
         self.local_temporal_encoder = ViewsEncoder(config.concat_dim)
@@ -157,7 +143,7 @@ class OrbitUNet(nn.Module):
         Raises:
             ValueError: see `forward`.
         """
-        factor = 2 ** (len(self.config.dim_mult) - 1)
+        factor = self.config.latent_multiple
         if x.shape[1] != self.config.in_dim or x.shape[3] % factor or x.shape[4] % factor:
             raise ValueError(
                 f"latents of shape {tuple(x.shape)} do not fit: channels must be {self.config.in_dim}, "

@@ -21,7 +21,7 @@ from pipelines.parts import Parts, check_fit
 from pipelines.sampling.conditioner import OrbitInput
 from pipelines.sampling.pipeline import Orbits, ViewsPipeline
 from utils.devices import pick_device, pick_dtype, resting_place
-from utils.registry import AUTO_ENCODER, EMBEDDER, MODEL, SAMPLERS
+from utils.registry import SAMPLERS
 from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Case:
     @property
     def takes_images(self) -> bool:
         """Whether it is an image model."""
-        return MODEL.resolve(self.cfg.UNet, where="UNet")[1].image_condition
+        return self.cfg.takes_images
 
     @property
     def row(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Bench:
             free_memory(self.device)
             pipeline = build_pipeline(cfg)
         pipeline = copy.copy(pipeline)
-        pipeline.cfg, pipeline.sampler = cfg, SAMPLERS.build(cfg.sampler, where="sampler")
+        pipeline.cfg, pipeline.sampler = cfg, cfg.sampler.build()
         self._shared[role] = pipeline
         return pipeline
 
@@ -125,7 +125,7 @@ class Bench:
 
 def without_head(cfg: RunConfig) -> RunConfig:
     """The same, for plain views only."""
-    return dataclasses.replace(cfg, reconstruction={}, UNet={**cfg.UNet, "use_lgm_refine": False})
+    return dataclasses.replace(cfg, reconstruction={}, refine=False)
 
 
 def parts_only(cfg: RunConfig) -> RunConfig:
@@ -148,9 +148,9 @@ def build_pipeline(cfg: RunConfig) -> ViewsPipeline:
 
 def has_files(cfg: RunConfig) -> bool:
     """Whether every weight file that the configuration names is there."""
-    paths = [cfg.test_model, cfg.auto_encoder.get("pretrained"), cfg.embedder.get("pretrained")]
-    if cfg.reconstruction.get("pretrained"):
-        paths.append(cfg.reconstruction["pretrained"])
+    paths = [cfg.test_model, cfg.auto_encoder.pretrained, cfg.embedder.pretrained]
+    if cfg.reconstruction.pretrained:
+        paths.append(cfg.reconstruction.pretrained)
     return all(path and Path(path).is_file() for path in paths)
 
 
@@ -163,28 +163,28 @@ def random_parts(cfg: RunConfig, *, device: torch.device, rest: torch.device, dt
         dtype: of the UNet and the autoencoder.
     """
     with torch.device("meta"):
-        unet = MODEL.build(cfg.UNet, where="UNet")
-        autoencoder = AUTO_ENCODER.build({**cfg.auto_encoder, "pretrained": None}, where="auto_encoder")
-        options = {"type": "LGM", **cfg.reconstruction.get("head", {})}
-        head = MODEL.build(options, where="reconstruction.head") if cfg.reconstruction else None
+        unet = cfg.UNet.build()
+        autoencoder = cfg.auto_encoder.changed(pretrained=None).build()
+        reconstruction = cfg.reconstruction
+        head = reconstruction.cls.build_network(reconstruction.options) if reconstruction else None
 
     def filled(module: nn.Module, seed: int, dtype: torch.dtype) -> nn.Module:
         return fill_randomly(module, seed=seed, device=device, dtype=dtype).to(rest).eval()
 
     with torch.device(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(3)  # for open_clip's own initialisation
-        embedder = EMBEDDER.build({**cfg.embedder, "pretrained": None}, where="embedder").to(rest).eval()
+        embedder = cfg.embedder.changed(pretrained=None).build().to(rest).eval()
     return Parts(
         unet=filled(unet, 0, dtype),
         autoencoder=filled(autoencoder, 1, dtype),
         embedder=embedder,
-        head=head and filled(head, 2, torch.float32).requires_grad_(False),
+        head=None if head is None else filled(head, 2, torch.float32).requires_grad_(False),
     )
 
 
 def example_input(pipeline: ViewsPipeline) -> OrbitInput:
     """What to sample from: a prompt, or for an image model a picture of random patches."""
-    if not pipeline.unet.config.image_condition:
+    if not pipeline.cfg.takes_images:
         return PROMPT
     width, height = pipeline.cfg.resolution
     patches = torch.rand(1, 3, height // 8, width // 8, generator=torch.Generator().manual_seed(0))

@@ -7,19 +7,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.unet.config import UNetConfig
 from pipelines.benchmark.case import Bench, Case
 from pipelines.benchmark.steps import unet_arguments
 from pipelines.benchmark.timing import median_ms, peak_gib, reset_peak
 from utils.devices import pick_dtype
-from utils.registry import MODEL
 from utils.settings.run import RunConfig
 
 
 @torch.no_grad()
 def measure_diffusers(bench: Bench, case: Case) -> list[dict[str, Any]]:
     """One call for both guidance branches, random weights and inputs; compiled as a whole with `compile=true`."""
-    if case.takes_images:
-        return []  # diffusers' image model conditions in another way
+    if case.takes_images or not isinstance(case.cfg.UNet.options, UNetConfig):
+        return []  # diffusers' image model conditions in another way, and other backbones have other sizes
     bench.clear()
     dtype = pick_dtype(case.cfg)
     with torch.device(bench.device):
@@ -38,7 +38,7 @@ def diffusers_unet(cfg: RunConfig) -> nn.Module:
     """diffusers' UNet3DConditionModel with the widths, depth and heads of `cfg.UNet`."""
     from diffusers import UNet3DConditionModel
 
-    options = MODEL.resolve(cfg.UNet, where="UNet")[1]
+    options = cfg.UNet.options
     attends = [0.5**level in options.attn_scales for level in range(len(options.dim_mult))]
     return UNet3DConditionModel(
         in_channels=options.in_dim,

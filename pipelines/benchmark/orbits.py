@@ -59,7 +59,7 @@ def _orbit_row(bench: Bench, case: Case, pipeline: ViewsPipeline, results: str) 
 
 def write_orbits(pipeline: ViewsPipeline, folder: Path, results: str) -> dict[str, float]:
     """Sample once; write a video of each result, and the Gaussians if there are any. Returns seconds by part."""
-    watch = Stopwatch(pipeline.stage.device)
+    watch = Stopwatch(pipeline.placement.device)
     with watch.part("all"):
         orbits = sample(pipeline, results=results)
         with watch.part("files"):
@@ -116,8 +116,8 @@ def with_random_files(bench: Bench, model: str, cfg: RunConfig) -> RunConfig:
     return dataclasses.replace(
         cfg,
         test_model=str(folder / "unet_00000000.pth"),
-        auto_encoder={**cfg.auto_encoder, "pretrained": str(folder / "auto_encoder.pth")},
-        embedder={**cfg.embedder, "pretrained": str(folder / "embedder.pth")},
+        auto_encoder=cfg.auto_encoder.changed(pretrained=str(folder / "auto_encoder.pth")),
+        embedder=cfg.embedder.changed(pretrained=str(folder / "embedder.pth")),
     )
 
 

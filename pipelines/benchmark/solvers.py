@@ -65,20 +65,20 @@ def measure_solvers(bench: Bench, case: Case) -> list[dict[str, Any]]:
 
 def results_of(case: Case) -> str:
     """Refined views where the setting is about them."""
-    about = ("reconstruction.", "UNet.use_lgm_refine=true")
+    about = ("reconstruction.", "refine=true", "UNet.use_lgm_refine=true")
     return "refined" if any(part.startswith(about) for part in case.setting.split()) else "plain"
 
 
 def converged_sampler(case: Case) -> dict[str, Any]:
     """DDIM in many steps, spaced as the configuration has it where DDIM can be."""
-    spacing = case.plain_cfg.sampler.get("spacing", "leading")
+    spacing = case.plain_cfg.sampler.options.spacing
     spacing = "trailing" if spacing == "angle" else spacing
     return {"type": "DDIM", "num_steps": REFERENCE_STEPS, "spacing": spacing}
 
 
 def plain_sampler(cfg: RunConfig) -> dict[str, Any]:
     """That of a configuration, running the whole network at every step."""
-    return {name: value for name, value in cfg.sampler.items() if name not in ("reuse_steps", "reuse_outer")}
+    return {name: value for name, value in cfg.sampler.given.items() if name not in ("reuse_steps", "reuse_outer")}
 
 
 def sets_more(case: Case, sampler: dict[str, Any]) -> bool:

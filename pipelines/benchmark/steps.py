@@ -14,11 +14,10 @@ from pipelines.benchmark.ceiling import ceiling_for
 from pipelines.benchmark.timing import Marks, peak_gib, reset_peak
 from pipelines.sampling.pipeline import ViewsPipeline
 from utils.errors import ConfigError
-from utils.registry import AUTO_ENCODER, MODEL
 from utils.settings.run import RunConfig
 
 MIN_STEPS = 3
-CONTEXT_LENGTH = 77  # tokens of a text, as published
+CONTEXT_LENGTH, TEXT_WIDTH = 77, 1024  # tokens of a text and their channels, as published
 
 
 def measure_step(bench: Bench, case: Case) -> list[dict[str, Any]]:
@@ -29,7 +28,7 @@ def measure_step(bench: Bench, case: Case) -> list[dict[str, Any]]:
     relative errors against float32 of the same weights and noise: of x0 after one guided step from pure noise, and of
     the latents at the end. The reference always has the sampler of the configuration without the setting.
     """
-    if case.cfg.sampler.get("num_steps", 50) < MIN_STEPS:
+    if case.cfg.sampler.options.num_steps < MIN_STEPS:
         raise ConfigError(f"sampler.num_steps must be at least {MIN_STEPS} to measure a step")
     reference_1, reference_end = reference_latents(bench, case)
     pipeline = bench.pipeline(case.cfg)
@@ -78,7 +77,7 @@ def step_flops(cfg: RunConfig) -> int:
     """Floating-point operations of a step by shapes alone, on no device: the convolutions, products and attention."""
     branches = 1 if cfg.guide_scale == 1 else 2
     with torch.device("meta"), torch.no_grad():
-        unet = MODEL.build(cfg.UNet, where="UNet").eval()
+        unet = cfg.UNet.build().eval()
         arguments = unet_arguments(cfg, batch=branches)
         with FlopCounterMode(display=False) as counter:
             unet(**arguments)
@@ -87,19 +86,17 @@ def step_flops(cfg: RunConfig) -> int:
 
 def unet_arguments(cfg: RunConfig, *, batch: int, num_views: int | None = None) -> dict[str, Tensor]:
     """Arguments of the shapes that the UNet is given, on the current default device; views as in sampling if None."""
-    options = MODEL.resolve(cfg.UNet, where="UNet")[1]
-    autoencoder = AUTO_ENCODER.resolve(cfg.auto_encoder, where="auto_encoder")[1]
-    text = cfg.embedder.get("model_cfg", {}).get("text_cfg", {})
+    autoencoder, text = cfg.auto_encoder.options, cfg.embedder.options.model_cfg.get("text_cfg", {})
     V = num_views or len(cfg.cameras.views) or cfg.cameras.num_views
-    width, height = (side // 2 ** (len(autoencoder.ddconfig.ch_mult) - 1) for side in cfg.resolution)
-    latents_BCVHW = torch.empty(batch, options.in_dim, V, height, width)
+    width, height = (side // autoencoder.reduction for side in cfg.resolution)
+    latents_BCVHW = torch.empty(batch, autoencoder.embed_dim, V, height, width)
     arguments = {
         "x": latents_BCVHW,
         "t": torch.empty(batch, dtype=torch.long),
-        "y": torch.empty(batch, text.get("context_length", CONTEXT_LENGTH), options.y_dim),
+        "y": torch.empty(batch, text.get("context_length", CONTEXT_LENGTH), text.get("width", TEXT_WIDTH)),
         "camera_data": torch.empty(batch, V, 16),
         "fps": torch.empty(batch, dtype=torch.long),
     }
-    if options.image_condition:
-        arguments |= {"image": torch.empty(batch, 1, options.image_dim or options.y_dim), "local_image": latents_BCVHW}
+    if cfg.takes_images:
+        arguments |= {"image": torch.empty(batch, 1, cfg.UNet.options.image_width), "local_image": latents_BCVHW}
     return arguments

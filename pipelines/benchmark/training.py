@@ -24,7 +24,6 @@ from pipelines.training.data.orbit_batches import DiffusionBatch
 from pipelines.training.objectives.base import Objective
 from pipelines.training.objectives.diffusion import OrbitDenoising
 from pipelines.training.trainer import Trainer
-from utils.registry import DIFFUSION, MODEL
 from utils.settings.run import RunConfig
 from utils.torch_settings import channels_last, float32_products
 
@@ -36,11 +35,11 @@ class RandomOrbits(OrbitDenoising):
 
     def __init__(self, cfg: RunConfig, *, device: torch.device) -> None:
         Objective.__init__(self, cfg, device=device, num_views=cfg.frame_lens[0])
-        self.of_images = MODEL.resolve(cfg.UNet, where="UNet")[1].image_condition
+        self.of_images = cfg.takes_images
         self.options, self.images = self.Config(image=self.of_images), None
-        self.diffusion = DIFFUSION.build(cfg.Diffusion, where="Diffusion")
+        self.diffusion = cfg.Diffusion.build()
         with torch.device("meta"):
-            network = MODEL.build(cfg.UNet, where="UNet")
+            network = cfg.UNet.build()
         self.network = fill_randomly(network, seed=0, device=device, dtype=torch.float32)
         if cfg.channels_last:
             channels_last(self.network)
@@ -67,7 +66,7 @@ def measure_train(bench: Bench, case: Case) -> list[dict[str, Any]]:
     """
     bench.clear()
     forget_precision()
-    pretrain = {**case.cfg.Pretrain, "resume_checkpoint": None} if case.cfg.Pretrain else {}
+    pretrain = case.cfg.Pretrain.changed(resume_checkpoint=None) if case.cfg.Pretrain else {}
     cfg = dataclasses.replace(case.cfg, Pretrain=pretrain, tracker="none")
     try:
         with tempfile.TemporaryDirectory() as folder, float32_products("high"):  # as train_net.py

@@ -29,16 +29,15 @@ from pipelines.evaluation.held_out import TrueOrbit, TrueOrbits, background_of, 
 from pipelines.evaluation.image_metrics import score_views
 from pipelines.evaluation.mesh_metrics import surface_distance
 from pipelines.evaluation.samples import read_views, sample_folders, views_folders
-from pipelines.placement import Stage
+from pipelines.placement import Placement
 from pipelines.reconstruction.feed_forward import GaussianReconstruction
-from pipelines.reconstruction.loading import build_reconstruction, check_reconstruction, load_head_of
+from pipelines.reconstruction.loading import build_reconstruction, check_reconstruction, load_network_of
 from pipelines.sampling.inputs import slug_of
 from utils.cameras import intrinsics
 from utils.devices import pick_device, pick_dtype
 from utils.errors import ConfigError, DataError
 from utils.files import read_json, writable_folder, write_json
 from utils.images import save_png
-from utils.registry import AUTO_ENCODER
 from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
@@ -94,7 +93,7 @@ def evaluate_head(cfg: RunConfig, options: HeadOptions) -> dict[str, Any]:
         save_png(row_out / "sheet.png", one_sheet(orbits[number], measured[number], unseen))
     result = {
         "held_out": str(options.held_out),
-        "reconstruction": cfg.reconstruction,
+        "reconstruction": cfg.reconstruction.given,
         "inputs": inputs,
         "unseen": unseen,
         "rows": figures,
@@ -109,11 +108,13 @@ def load_head_alone(cfg: RunConfig, device: torch.device) -> GaussianReconstruct
     Raises:
         ConfigError: no head is named.
     """
-    head = load_head_of(cfg)
+    if not isinstance(cfg.reconstruction.options, GaussianReconstruction.Config):
+        raise ConfigError(f"--measure head: reconstruction.type={cfg.reconstruction.type} is no GaussianReconstruction")
+    head = load_network_of(cfg)
     if head is None:
         raise ConfigError("--measure head needs a Gaussian head; name its weights with reconstruction.pretrained")
-    autoencoder = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder").to(device, pick_dtype(cfg)).eval()
-    return build_reconstruction(cfg, head.to(device), autoencoder=autoencoder, stage=Stage(device))
+    autoencoder = cfg.auto_encoder.build().to(device, pick_dtype(cfg)).eval()
+    return build_reconstruction(cfg, head.to(device), autoencoder=autoencoder, placement=Placement(device))
 
 
 def true_meshes(folder: Path, cfg: RunConfig, *, num_objects: int) -> dict[int, RenderMesh]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datasets.base import OrbitData
 from datasets.orbits.layout import find_objects
 from utils.errors import DataError
 from utils.files import read_json, write_json
@@ -72,9 +73,7 @@ class TrueOrbits:
     @property
     def object_ids(self) -> list[str]:
         """Of all objects, in order."""
-        if hasattr(self.dataset, "object_ids"):
-            return self.dataset.object_ids[: len(self)]
-        return [object_id for _, object_id in self.dataset.entries[: len(self)]]
+        return list(self.dataset.object_ids[: len(self)])
 
     def __getitem__(self, index: int) -> TrueOrbit:
         if not 0 <= index < len(self):
@@ -96,10 +95,10 @@ class TrueOrbits:
 
 def background_of(cfg: RunConfig) -> float:
     """The grey that a model's views lie on: that of its training data; white where no data set is named."""
-    return float(DATASETS.resolve(cfg.vid_dataset, where="vid_dataset")[1].background) if cfg.vid_dataset else WHITE
+    return float(cfg.vid_dataset.options.background) if cfg.vid_dataset else WHITE
 
 
-def open_orbits(folder: Path, cfg: RunConfig, *, scratch: Path, option: str) -> Any:
+def open_orbits(folder: Path, cfg: RunConfig, *, scratch: Path, option: str) -> OrbitData:
     """A data set of a folder, without captions.
 
     Raises:
@@ -118,7 +117,7 @@ def open_orbits(folder: Path, cfg: RunConfig, *, scratch: Path, option: str) -> 
     return DATASETS.build({"type": "VideoDataset", **_layout(folder, index), **options}, where=option)
 
 
-def open_held_out(folder: Path, cfg: RunConfig) -> tuple[Any, list[dict[str, Any]]]:
+def open_held_out(folder: Path, cfg: RunConfig) -> tuple[OrbitData, list[dict[str, Any]]]:
     """The data set of a folder that make_zoo.py wrote, packed or not, and the attributes of its objects.
 
     Raises:
@@ -133,7 +132,7 @@ def open_held_out(folder: Path, cfg: RunConfig) -> tuple[Any, list[dict[str, Any
     options = {**_layout(folder, folder / "index.json"), "caption_dir": str(folder / "captions.json"), **_common(cfg)}
     dataset = DATASETS.build({"type": "VideoDataset", **options}, where="held-out")
     attributes = read_json(folder / "attributes.json", option="--held-out")
-    return dataset, [attributes[object_id] for _, object_id in dataset.entries]
+    return dataset, [attributes[object_id] for object_id in dataset.object_ids]
 
 
 def mean_image(orbits: TrueOrbits) -> Tensor:

@@ -25,7 +25,6 @@ from pipelines.sampling.pipeline import ViewsPipeline
 from utils.errors import ConfigError
 from utils.files import writable_folder, write_json
 from utils.images import save_png
-from utils.registry import MODEL
 from utils.settings.run import RunConfig
 
 CEILING = "autoencoder (ceiling)"
@@ -61,8 +60,8 @@ def evaluate_quality(cfg: RunConfig, options: QualityOptions) -> dict[str, Any]:
     Raises:
         ConfigError, DataError: a setting or a folder does not fit.
     """
-    if not MODEL.resolve(cfg.UNet, where="UNet")[1].image_condition:
-        raise ConfigError(f"UNet.type={cfg.UNet['type']}: only views of an image model have a truth to compare with")
+    if not cfg.takes_images:
+        raise ConfigError(f"UNet.type={cfg.UNet.type}: only views of an image model have a truth to compare with")
     out = writable_folder(options.out, option="--out")
     given_by_run = {num: given_views(num, cfg.cameras.num_views) for num in dict.fromkeys((1, *options.known))}
     shared = {"scratch": out, "start_seed": options.start_seed}
@@ -135,7 +134,7 @@ def sampled_rows(samples: dict[int, Path]) -> dict[str, Tensor]:
 @torch.no_grad()
 def through_autoencoder(pipeline: ViewsPipeline, orbit: TrueOrbit, *, seed: int) -> Tensor:
     """The true views encoded and decoded: what a perfect model of latents would show. (V, 3, H, W)"""
-    pipeline.stage.use(pipeline.autoencoder)
+    pipeline.placement.bring(pipeline.autoencoder)
     parameter = next(pipeline.autoencoder.parameters())
     views_1VCHW = orbit.views_VCHW[None].to(parameter.device, parameter.dtype)
     generator = torch.Generator().manual_seed(seed)

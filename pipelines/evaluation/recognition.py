@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datasets.base import OrbitData
 from models.classifier import ViewClassifier
 from pipelines.evaluation.held_out import open_held_out
 from pipelines.evaluation.samples import read_views, sample_folders, views_folders
@@ -121,13 +122,11 @@ class HeldOut:
     number: int
 
 
-def held_out_objects(dataset: Any, attributes: list[dict[str, Any]], *, limit: int) -> list[HeldOut]:
+def held_out_objects(dataset: OrbitData, attributes: list[dict[str, Any]], *, limit: int) -> list[HeldOut]:
     """The first `limit` objects whose captions differ."""
     objects: dict[str, HeldOut] = {}
     for number, record in enumerate(attributes):
-        prompt = (
-            dataset.prompt(number) if hasattr(dataset, "prompt") else dataset.caption_of(dataset.entries[number][1])
-        )
+        prompt = dataset.prompt(number)
         objects.setdefault(prompt, HeldOut(prompt=prompt, attributes=record, number=number))
     return list(objects.values())[:limit]
 
@@ -145,7 +144,9 @@ def evaluate_recognition(
     """
     out = writable_folder(out, option="--out")
     dataset, attributes = open_held_out(held_out, cfg)
-    network = MODEL.build({"type": "ViewClassifier", **cfg.classifier, "pretrained": classifier}, where="classifier")
+    network = MODEL.build(
+        {"type": "ViewClassifier", **cfg.classifier.given, "pretrained": classifier}, where="classifier"
+    )
     network = network.to(pick_device(cfg.device)).eval()
     objects = held_out_objects(dataset, attributes, limit=num_objects)
     if runs is None:

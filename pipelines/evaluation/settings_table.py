@@ -25,7 +25,6 @@ from pipelines.sampling.inference import sample_settings
 from pipelines.sampling.inputs import slug_of
 from utils.errors import ConfigError
 from utils.files import writable_folder, write_json
-from utils.registry import MODEL
 from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
@@ -77,7 +76,7 @@ def evaluate_settings(cfgs: Mapping[str, RunConfig], options: SettingsOptions) -
     plain_O: dict[str, torch.Tensor] = {}
     for setting, cfg in cfgs.items():
         folder = out / f"{slug_of(setting or 'as configured')}-{hashlib.sha256(setting.encode()).hexdigest()[:6]}"
-        image = MODEL.resolve(cfg.UNet, where="UNet")[1].image_condition
+        image = cfg.takes_images
         runs, quality = (_quality_of_images if image else _recognition)(cfg, options, folder)
         consistency = evaluate_consistency(
             cfg,
@@ -92,7 +91,7 @@ def evaluate_settings(cfgs: Mapping[str, RunConfig], options: SettingsOptions) -
         )
         rows = consistency["rows"]
         result["bounds"] = {name: figures_of(rows.pop(name)) for name in (CEILING, FLOOR) if name in rows}
-        alone = REFINED if cfg.results == "refined" and cfg.UNet.get("use_lgm_refine") else PLAIN
+        alone = REFINED if cfg.results == "refined" and cfg.refine else PLAIN
         names = {str(runs): alone, f"{runs} (views_gs)": REFINED}
         found = {names[run]: quality[names[run]] | figures_of(row) for run, row in rows.items()}
         psnr_O = {name: torch.tensor(row["refit_by_object"]) for name, row in found.items()}

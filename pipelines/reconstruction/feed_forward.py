@@ -1,4 +1,4 @@
-"""Views to Gaussians, and back to views that agree with each other.
+"""The Gaussian head (LGM): some views of an orbit to 3D Gaussians in one pass.
 
 Letters: B batch, V views of an orbit, I of them the head's input, C channels, H W pixels or latent pixels.
 """
@@ -6,91 +6,68 @@ Letters: B batch, V views of an orbit, I of them the head's input, C channels, H
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import logging
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
-from models.autoencoder import AutoencoderKL
 from models.gaussians.lgm import LGM, evenly_spaced, head_input
-from models.gaussians.rendering import render
 from models.gaussians.scene import Gaussians
-from pipelines.placement import Stage
-from utils.cameras import DATA_FOV_DEG, head_cameras, head_to_world, intrinsics, opencv_to_opengl
-from utils.errors import ConfigError
-from utils.registry import MODEL, RECONSTRUCTORS
+from models.weights import load_head, read_weights
+from pipelines.reconstruction.base import Reconstructor
+from utils.cameras import head_cameras, head_to_world, opencv_to_opengl
+from utils.errors import ConfigError, DataError
+from utils.registry import MODEL, RECONSTRUCTORS, Section
 
-GUIDANCE_ORDERS = ("after", "before")
-RESIZES = ("nearest", "area")
+log = logging.getLogger(__name__)
 
 
 @RECONSTRUCTORS.register
-class GaussianReconstruction:
-    """Reconstruct, render, encode: another x0 whose views show one object (arXiv:2403.12010, section 3.3)."""
+class GaussianReconstruction(Reconstructor):
+    """LGM (arXiv:2402.05054) as VideoMV uses it (arXiv:2403.12010, section 3.3)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(Reconstructor.Config):
         """
         Attributes:
             head: sizes of the Gaussian head, see models.gaussians.lgm.
             pretrained: its weights; null takes those that `test_model` holds under `lgm_big.`.
             input_views: which views it sees; empty: evenly spaced, beginning with view 0.
-            refine_at: shares of the denoising steps at which x0 is refined; published: steps 20, 30 and 40 of 50.
-            guidance: `after` refines both branches and then mixes them, as published; `before` mixes them and refines
-                once, at half the cost.
-            render_size: pixels of a render's side.
-            resize: how renders come to the size of the views: `nearest` as published, or `area`, their means.
-            background: grey behind renders.
             fov_deg: field of view that the head was trained with; null: that of the data.
             published_sampling_axes: see utils.cameras.head_cameras.
         """
 
         head: dict[str, Any] = field(default_factory=dict)
-        pretrained: str | None = None
         input_views: list[int] = field(default_factory=list)
-        refine_at: list[float] = field(default_factory=lambda: [0.4, 0.6, 0.8])
-        guidance: str = "after"
-        render_size: int = 512
-        resize: str = "nearest"
-        background: float = 0.5
-        fov_deg: float | None = None
         published_sampling_axes: bool = False
 
         def __post_init__(self) -> None:
-            for name, valid in {"guidance": GUIDANCE_ORDERS, "resize": RESIZES}.items():
-                if getattr(self, name) not in valid:
-                    raise ConfigError(f"{name}={getattr(self, name)} is unknown; valid: {', '.join(valid)}")
-            if not all(0 <= fraction < 1 for fraction in self.refine_at):
-                raise ConfigError(f"refine_at must lie in [0, 1), got {list(self.refine_at)}")
-            if self.render_size < 8 or not 0 <= self.background <= 1:
-                raise ConfigError(
-                    f"render_size must be >= 8 and background lie in [0, 1], got {self.render_size}, {self.background}"
-                )
-            if self.fov_deg is not None and not 0 < self.fov_deg < 180:
-                raise ConfigError(f"fov_deg must lie in (0, 180), got {self.fov_deg}")
+            super().__post_init__()
             wanted = self.head_config.num_input_views
             if self.input_views and len(self.input_views) != wanted:
                 raise ConfigError(f"input_views={list(self.input_views)}, but the head takes {wanted} views")
 
+        @cached_property
+        def head_section(self) -> Section:
+            """The head as a checked section."""
+            return MODEL.section({"type": "LGM", **self.head}, where="reconstruction.head")
+
         @property
         def head_config(self) -> LGM.Config:
             """The checked sizes of the head."""
-            return MODEL.resolve({"type": "LGM", **self.head}, where="reconstruction.head")[1]
+            return self.head_section.options
 
         @property
-        def fov(self) -> float:
-            """Field of view in degrees."""
-            return DATA_FOV_DEG if self.fov_deg is None else self.fov_deg
+        def names_views(self) -> bool:
+            return bool(self.input_views)
 
         def views_of(self, num_views: int) -> list[int]:
-            """Which of so many views the head sees."""
             return list(self.input_views) or evenly_spaced(num_views, self.head_config.num_input_views)
 
         def obstacle(self, *, num_views: int, resolution: tuple[int, int]) -> str | None:
-            """Why the head cannot work on orbits of so many views of that width and height; None when it can."""
             size, wanted = self.head_config.input_size, self.head_config.num_input_views
             if tuple(resolution) != (size, size):
                 return f"resolution={list(resolution)}, but the Gaussian head takes views of {size} x {size}"
@@ -104,30 +81,36 @@ class GaussianReconstruction:
                 f"{wanted} different ones from 0 to {num_views - 1}"
             )
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        head: LGM,
-        autoencoder: AutoencoderKL,
-        stage: Stage | None = None,
-        rasterizer: str = "auto",
-        decode_chunk: int = 4,
-        encode_chunk: int = 4,
-    ) -> None:
-        """
-        Args:
-            head: with its weights, in float32.
-            autoencoder: of the latents; its precision is that of the head's layers too.
-            stage: brings both to the device; None: they are there.
-            rasterizer: see models.gaussians.rendering.
-            decode_chunk: images that are decoded, or rendered, at once.
-            encode_chunk: images that are encoded at once.
-        """
-        self.config = config
-        self.head, self.autoencoder, self.stage = head, autoencoder, stage
-        self.rasterizer = rasterizer
-        self.decode_chunk, self.encode_chunk = decode_chunk, encode_chunk
+    @classmethod
+    def build_network(cls, config: Config) -> LGM:
+        return config.head_section.build()
+
+    @classmethod
+    def load_network(cls, config: Config, *, test_model: str, needed: bool) -> LGM | None:
+        option, path = "reconstruction.pretrained", config.pretrained
+        if path is None:
+            option, path = "test_model", test_model
+            if not read_weights(path, option=option).head:
+                if needed:
+                    raise DataError(
+                        f"test_model={path} holds no Gaussian head (lgm_big.*), which refine=true needs; name its own "
+                        "file with reconstruction.pretrained, or set refine=false"
+                    )
+                log.info("no Gaussians: test_model holds no head, and reconstruction.pretrained names none")
+                return None
+        with torch.device("meta"):  # without drawing random weights first
+            head = cls.build_network(config)
+        load_head(head, path, option=option)
+        return head.requires_grad_(False).eval()
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        return self.network.parts_to_compile()
+
+    def world_gaussians(self, views_BVCHW: Tensor, c2w_V44: Tensor) -> Gaussians:
+        """Described by true rotations, for files and viewers."""
+        placement = self.workshop.placement
+        placement.bring(self.network)
+        return self.gaussians(views_BVCHW.to(placement.device), c2w_V44).moved(head_to_world(c2w_V44))
 
     def gaussians(self, views_BVCHW: Tensor, c2w_V44: Tensor) -> Gaussians:
         """Objects in the head's frame; gradients pass.
@@ -135,23 +118,16 @@ class GaussianReconstruction:
         Args:
             views_BVCHW: whole orbits in [0, 1], on the head's device.
             c2w_V44: their cameras.
-
         """
-        inputs = self.config.views_of(views_BVCHW.shape[1])
-        poses_I44 = self.poses(c2w_V44)[inputs].to(views_BVCHW.device)
-        return self.from_inputs(views_BVCHW[:, inputs], poses_I44.expand(len(views_BVCHW), -1, -1, -1))
+        return self.from_inputs(views_BVCHW[:, self.config.views_of(views_BVCHW.shape[1])], c2w_V44)
 
-    def from_inputs(self, views_BICHW: Tensor, poses_BI44: Tensor) -> Gaussians:
-        """Objects from the head's input views and poses."""
+    def from_inputs(self, views_BICHW: Tensor, c2w_V44: Tensor) -> Gaussians:
+        """The same from the input views alone; the cameras are those of the whole orbit."""
+        inputs = self.config.views_of(len(c2w_V44))
+        poses_I44 = self.poses(c2w_V44)[inputs].to(views_BICHW.device)
+        poses_BI44 = poses_I44.expand(len(views_BICHW), -1, -1, -1)
         with self._precision():
-            return self.head(head_input(views_BICHW.float(), poses_BI44, fov_deg=self.config.fov))
-
-    def world_gaussians(self, views_BVCHW: Tensor, c2w_V44: Tensor) -> Gaussians:
-        """Objects in the world of utils.cameras, described by true rotations; for files and viewers."""
-        if self.stage:
-            self.stage.use(self.head)
-        device = next(self.head.parameters()).device
-        return self.gaussians(views_BVCHW.to(device), c2w_V44).moved(head_to_world(c2w_V44))
+            return self.network(head_input(views_BICHW.float(), poses_BI44, fov_deg=self.config.fov))
 
     def poses(self, c2w_V44: Tensor) -> Tensor:
         """Cameras in the head's frame: camera to world with OpenGL axes."""
@@ -160,87 +136,17 @@ class GaussianReconstruction:
         ).poses_V44
 
     def views(self, gaussians: Gaussians, c2w_V44: Tensor, *, size: int) -> Tensor:
-        """Renders of objects in the head's frame from every camera: (B, V, 3, size, size) in [0, 1]."""
-        config, B = self.config, len(gaussians.means_BN3)
-        K_33 = intrinsics(config.fov, config.render_size)
-        parts = []
-        for poses_V44 in opencv_to_opengl(self.poses(c2w_V44)).split(max(1, self.decode_chunk // B)):
-            drawn = render(
-                gaussians,
-                poses_V44.expand(B, -1, -1, -1),
-                K_33,
-                size=(config.render_size, config.render_size),
-                background=config.background,
-                backend=self.rasterizer,
-            )
-            parts.append(resized(drawn.colors_BV3HW, size, mode=config.resize))
-        return torch.cat(parts, dim=1)
+        """Renders of objects in the head's frame from every camera of the world: (B, V, 3, size, size) in [0, 1]."""
+        return self.renders(gaussians, opencv_to_opengl(self.poses(c2w_V44)), size=size)
 
-    def refiner(self, c2w_V44: Tensor, generators: Sequence[torch.Generator]) -> OrbitRefiner:
-        """For one call of the sampler.
-
-        Args:
-            c2w_V44: cameras of the views that are sampled.
-            generators: one a sample; they draw the encoder's noise where its posterior is sampled.
-        """
-        return OrbitRefiner(reconstruction=self, c2w_V44=c2w_V44, generators=list(generators))
-
-    def refine_steps(self, num_steps: int) -> set[int]:
-        """Where to refine: the same share of the way for any number of steps."""
-        return {int(fraction * num_steps + 1e-6) for fraction in self.config.refine_at}
+    @torch.no_grad()
+    def redrawn(self, views_BICHW: Tensor, c2w_V44: Tensor) -> Tensor:
+        """In the head's frame, without the way through the world."""
+        return self.views(self.from_inputs(views_BICHW, c2w_V44), c2w_V44, size=views_BICHW.shape[-1])
 
     def _precision(self) -> Any:
         """The head's layers run in the autoencoder's precision where that is lower; its weights stay as they are."""
-        parameter = next(self.autoencoder.parameters())
+        parameter = next(self.workshop.autoencoder.parameters())
         if parameter.dtype == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(next(self.head.parameters()).device.type, dtype=parameter.dtype)
-
-
-@dataclass(kw_only=True)
-class OrbitRefiner:
-    """Replaces x0 by renders of its reconstruction: the `Refiner` of pipelines.sampling.sampler.
-
-    Attributes:
-        reconstruction: does it.
-        c2w_V44: cameras of the call.
-        generators: of its samples.
-    """
-
-    reconstruction: GaussianReconstruction
-    c2w_V44: Tensor
-    generators: list[torch.Generator]
-
-    @property
-    def after_guidance(self) -> bool:
-        """Guidance `before` the reconstruction leaves one x0 to refine."""
-        return self.reconstruction.config.guidance == "before"
-
-    def steps(self, num_steps: int) -> set[int]:
-        """See `GaussianReconstruction.refine_steps`."""
-        return self.reconstruction.refine_steps(num_steps)
-
-    @torch.no_grad()
-    def __call__(self, x0_BCVHW: Tensor, step: int) -> Tensor:
-        own = self.reconstruction
-        if own.stage:
-            own.stage.use(own.head, own.autoencoder)
-        autoencoder, dtype = own.autoencoder, next(own.autoencoder.parameters()).dtype
-        inputs = own.config.views_of(len(self.c2w_V44))
-        poses_I44 = own.poses(self.c2w_V44)[inputs].to(x0_BCVHW.device)
-        views_BICHW = autoencoder.decode_views(x0_BCVHW[:, :, inputs].to(dtype), chunk=own.decode_chunk)
-        gaussians = own.from_inputs(views_BICHW, poses_I44.expand(len(x0_BCVHW), -1, -1, -1))
-        views_BVCHW = own.views(gaussians, self.c2w_V44, size=views_BICHW.shape[-1])
-        latents_BCVHW = autoencoder.encode_views(
-            views_BVCHW.to(dtype), generator=self.generators, chunk=own.encode_chunk
-        )
-        return latents_BCVHW.to(x0_BCVHW.dtype)
-
-
-def resized(views_BVCHW: Tensor, size: int, *, mode: str) -> Tensor:
-    """Square views at another size; unchanged when they have it."""
-    if views_BVCHW.shape[-1] == size:
-        return views_BVCHW
-    return functional.interpolate(views_BVCHW.flatten(0, 1), size=(size, size), mode=mode).unflatten(
-        0, views_BVCHW.shape[:2]
-    )
+        return torch.autocast(next(self.network.parameters()).device.type, dtype=parameter.dtype)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.autoencoder import AutoencoderKL
+from models.backbone import Backbone
 from utils.cameras import camera_condition
 from utils.errors import ConfigError
 from utils.object_image import input_view
@@ -169,7 +170,7 @@ class ImageConditioner:
         return self.autoencoder.encode_views(views_B3HW[:, None].to(dtype), generator=list(frame.generators)).float()
 
 
-def check_model_kind(unet: nn.Module, embedder: Any, *, image: bool, option: str) -> None:
+def check_model_kind(unet: Backbone, embedder: Any, *, image: bool, option: str) -> None:
     """Refuse a network that is not of the wanted kind, or that takes other image embeddings than the embedder gives.
 
     Args:
@@ -180,20 +181,20 @@ def check_model_kind(unet: nn.Module, embedder: Any, *, image: bool, option: str
         ConfigError: see above.
     """
     config = unet.config
-    if config.image_condition != image:
+    if config.takes_images != image:
         name = "UNetSD_I2VGen" if image else "UNetSD_T2VBase"
         raise ConfigError(f"{option} needs {'an image' if image else 'a text'} model; set UNet.type={name}")
-    width, given = config.image_dim or config.y_dim, embedder.image_width
-    if image and width != given:
+    width, given = config.image_width, embedder.image_width
+    if image and width not in (None, given):
         raise ConfigError(f"UNet.image_dim is {width}, but the embedder's images have {given} channels; set it to that")
 
 
 def conditioner_for(
-    cfg: RunConfig, unet: nn.Module, *, embedder: nn.Module, autoencoder: AutoencoderKL
+    cfg: RunConfig, unet: Backbone, *, embedder: nn.Module, autoencoder: AutoencoderKL
 ) -> TextConditioner | ImageConditioner:
     """The conditioner of the kind of model that the network is."""
-    check_model_kind(unet, embedder, image=unet.config.image_condition, option="UNet")
-    if not unet.config.image_condition:
+    check_model_kind(unet, embedder, image=unet.config.takes_images, option="UNet")
+    if not unet.config.takes_images:
         return TextConditioner(
             embedder=embedder,
             negative_prompt=cfg.negative_prompt,

@@ -21,7 +21,8 @@ from pipelines.sampling.pipeline import Orbits, ViewsPipeline
 from pipelines.sampling.sample_folder import RESULT_FILE
 from utils.config import save_config
 from utils.files import writable_folder
-from utils.registry import INFER_ENGINE, VISUAL
+from utils.registry import INFER_ENGINE
+from utils.settings.original import with_present_names
 from utils.settings.run import RunConfig
 from utils.settings.sampling import SamplingConfig
 
@@ -95,7 +96,7 @@ class OrbitInference:
         pipeline = ViewsPipeline.from_config(self.cfg)
         log.info("built and loaded in %.1f s", time.perf_counter() - started)
         options = {"assets": self.cfg.assets, "rasterizer": self.cfg.rasterizer}
-        writer = VISUAL.build(self.cfg.visual_inference, where="visual_inference", **options)
+        writer = self.cfg.visual_inference.build(**options)
         batches = [jobs[start : start + self.cfg.batch_size] for start in range(0, len(jobs), self.cfg.batch_size)]
         seconds = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
         with tqdm(total=len(batches) * pipeline.steps_per_call, unit="step", mininterval=seconds) as bar:
@@ -159,7 +160,7 @@ def plan_jobs(sources: list[Source], *, num_rounds: int, seed: int, out: Path) -
 def sample_settings(cfg: RunConfig) -> dict[str, Any]:
     """The settings that decide what a sample looks like, as plain JSON values."""
     names = {field.name for field in dataclasses.fields(SamplingConfig)} - {*NOT_IN_A_SAMPLE}
-    values = {name: value for name, value in dataclasses.asdict(cfg).items() if name in names}
+    values = {name: value for name, value in cfg.as_dict().items() if name in names}
     return json.loads(json.dumps(values))
 
 
@@ -173,9 +174,10 @@ def is_done(job: Job, settings: dict[str, Any]) -> bool:
     except json.JSONDecodeError:
         return False
     same = all(result.get(name) == value for name, value in {**job.source.record, "seed": job.seed}.items())
-    # What else is there does not count: earlier versions wrote settings of training down too.
-    found = result.get("settings", {})
-    same = same and all(name in found and found[name] == value for name, value in settings.items())
+    # What else is there does not count: earlier versions wrote settings of training down too. What is missing came
+    # later; its default does not change the sample.
+    found = {**sample_settings(RunConfig()), **with_present_names(result.get("settings", {}))}
+    same = same and all(found[name] == value for name, value in settings.items())
     if not same:
         log.info("%s was made with other settings and is made again", job.folder)
     return same

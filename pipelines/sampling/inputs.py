@@ -16,7 +16,6 @@ from pipelines.sampling.known_views import view_at
 from utils.cameras import camera_elevations_deg
 from utils.errors import ConfigError, DataError
 from utils.object_image import input_view
-from utils.registry import MODEL
 from utils.settings.run import RunConfig
 from utils.settings.sampling import ELEVATION_TOLERANCE_DEG
 
@@ -69,10 +68,10 @@ def sources_of(cfg: RunConfig, *, kind: str) -> list[Source]:
         ConfigError: the network, or another setting, belongs to the other kind.
         DataError: the list or a picture cannot be used.
     """
-    of_images = MODEL.resolve(cfg.UNet, where="UNet")[1].image_condition
+    of_images = cfg.takes_images
     if of_images != (kind == "image"):
         entrance = "inference_i2vgen_entrance" if of_images else "inference_text2video_entrance"
-        raise ConfigError(f"UNet.type={cfg.UNet['type']} does not fit TASK_TYPE={cfg.TASK_TYPE}; use {entrance}")
+        raise ConfigError(f"UNet.type={cfg.UNet.type} does not fit TASK_TYPE={cfg.TASK_TYPE}; use {entrance}")
     if kind == "prompt":
         for name in ("images", "known_views", "input_elevation_deg"):
             if getattr(cfg, name) not in ([], None):

@@ -14,23 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from models.autoencoder import AutoencoderKL
+from models.backbone import Backbone
 from models.diffusion import DiffusionDDIM
-from models.fused.head import FusedHead
-from models.fused.kernels.choice import has_kernels
 from models.gaussians.scene import Gaussians
 from pipelines.parts import Parts, check_fit, check_resolution, load_parts, save_parts, weights_in
-from pipelines.placement import ActingNetwork, Stage
-from pipelines.reconstruction.feed_forward import GaussianReconstruction
+from pipelines.placement import Placement, SamplingNetwork, give_twins
+from pipelines.reconstruction.base import Reconstructor
 from pipelines.reconstruction.loading import build_reconstruction, usable
 from pipelines.sampling.conditioner import CallFrame, Conditions, ImageConditioner, OrbitInput, conditioner_for
 from pipelines.sampling.guidance import ClassifierFreeGuidance, Refiner
 from pipelines.sampling.known_views import KnownViews
-from pipelines.sampling.sampler import Denoising, Sampler
+from pipelines.sampling.sampler import Denoising, OrbitSampler
 from utils.cameras import DATA_FOV_DEG
 from utils.config import load_config
 from utils.devices import pick_device, pick_dtype, resting_place
 from utils.errors import ConfigError
-from utils.registry import DIFFUSION, SAMPLERS
 from utils.settings.run import RunConfig
 from utils.settings.sampling import RESULTS
 from utils.stopwatch import Stopwatch
@@ -85,34 +83,31 @@ class ViewsPipeline:
         embedder: text and image encoder, same device.
         diffusion: the process that the network was trained for.
         sampler: denoising loop.
-        reconstruction: makes the Gaussians, and 3D-aware sampling when `cfg.UNet.use_lgm_refine`; None: views only.
-        stage: brings the networks to the device; None: they all are where the UNet is.
+        reconstruction: makes the Gaussians, and 3D-aware sampling with `cfg.refine`; None: views only.
+        placement: brings the networks to the device; None: they all are where the UNet is.
     """
 
     def __init__(
         self,
         cfg: RunConfig,
         *,
-        unet: nn.Module,
+        unet: Backbone,
         autoencoder: AutoencoderKL,
         embedder: nn.Module,
         diffusion: DiffusionDDIM,
-        sampler: Sampler,
-        reconstruction: GaussianReconstruction | None = None,
-        stage: Stage | None = None,
+        sampler: OrbitSampler,
+        reconstruction: Reconstructor | None = None,
+        placement: Placement | None = None,
     ) -> None:
         self.cfg = cfg
-        self.stage = stage or Stage(next(unet.parameters()).device)
+        self.placement = placement or Placement(next(unet.parameters()).device)
         self.reconstruction = reconstruction
         self.unet, self.autoencoder = unet, autoencoder
         self.diffusion, self.sampler = diffusion, sampler
         self.conditioner = conditioner_for(cfg, unet, embedder=embedder, autoencoder=autoencoder)
-        dtype = next(unet.parameters()).dtype
-        autoencoder.fused = cfg.fused and has_kernels(self.stage.device, dtype)
-        fuses = autoencoder.fused and not cfg.compile and not cfg.low_memory
-        self.network = ActingNetwork(unet, stage=self.stage, fuses=fuses, graph=cfg.cuda_graph)
-        if fuses and reconstruction:
-            reconstruction.head.fused = FusedHead(reconstruction.head.unet, dtype=dtype)
+        self.network = SamplingNetwork(unet, placement=self.placement)
+        networks = [unet, autoencoder, *([reconstruction.network] if reconstruction else [])]
+        give_twins(cfg, *networks, device=self.placement.device, dtype=self.network.dtype)
 
     @classmethod
     def from_config(cls, cfg: RunConfig) -> Self:
@@ -130,21 +125,23 @@ class ViewsPipeline:
         unet, autoencoder = parts.unet, parts.autoencoder
         if cfg.channels_last:
             unet, autoencoder = channels_last(unet), channels_last(autoencoder)
-        stage = Stage(pick_device(cfg.device), one_at_a_time=cfg.low_memory)
-        reconstruction = parts.head and build_reconstruction(cfg, parts.head, autoencoder=autoencoder, stage=stage)
+        placement = Placement(pick_device(cfg.device), one_at_a_time=cfg.low_memory)
+        reconstruction = None
+        if parts.head is not None:
+            reconstruction = build_reconstruction(cfg, parts.head, autoencoder=autoencoder, placement=placement)
         if cfg.compile:
             compile_parts(unet.parts_to_compile())
             if reconstruction:
-                compile_parts(reconstruction.head.parts_to_compile())
+                compile_parts(reconstruction.parts_to_compile())
         return cls(
             cfg,
             unet=unet,
             autoencoder=autoencoder,
             embedder=parts.embedder,
-            diffusion=DIFFUSION.build(cfg.Diffusion, where="Diffusion"),
-            sampler=SAMPLERS.build(cfg.sampler, where="sampler"),
+            diffusion=cfg.Diffusion.build(),
+            sampler=cfg.sampler.build(),
             reconstruction=reconstruction,
-            stage=stage,
+            placement=placement,
         )
 
     @classmethod
@@ -164,7 +161,7 @@ class ViewsPipeline:
             unet=self.unet,
             autoencoder=self.autoencoder,
             embedder=self.conditioner.embedder,
-            head=self.reconstruction and self.reconstruction.head,
+            head=self.reconstruction and self.reconstruction.network,
         )
         save_parts(self.cfg, parts, folder)
 
@@ -230,7 +227,7 @@ class ViewsPipeline:
             ConfigError: an unknown name, or refined results without a head.
         """
         if asked is None:
-            asked = self.cfg.results if self.cfg.UNet.get("use_lgm_refine") else "plain"
+            asked = self.cfg.results if self.cfg.refine else "plain"
         if asked not in RESULTS:
             raise ConfigError(f"results={asked} is unknown; valid: {', '.join(RESULTS)}")
         if asked != "plain" and self.reconstruction is None:
@@ -254,7 +251,7 @@ class ViewsPipeline:
 
     @property
     def _place(self) -> tuple[torch.device, torch.dtype]:
-        return self.stage.device, self.network.dtype
+        return self.placement.device, self.network.dtype
 
     def _lists(
         self, inputs: OrbitInput | Sequence[OrbitInput], seeds: int | Sequence[int] | None
@@ -283,7 +280,7 @@ class ViewsPipeline:
         self, inputs: list[OrbitInput], known_views: Mapping[int, Sequence[OrbitInput]], frame: CallFrame
     ) -> dict[int, Conditions]:
         """Conditions from each known view, and from the input as view 0 unless that is among them."""
-        self.stage.use(self.conditioner.embedder, self.autoencoder)
+        self.placement.bring(self.conditioner.embedder, self.autoencoder)
         conditions = self.conditioner(inputs, frame)
         if known_views and not isinstance(self.conditioner, ImageConditioner):
             raise ValueError("known views need an image model; this one samples from text")
@@ -316,7 +313,7 @@ class ViewsPipeline:
     def _denoise(self, noise: Tensor, run: Denoising, results: str) -> list[Tensor]:
         """Latents on the CPU: one result, or the plain and the refined one."""
         sample = self.sampler.both if results == "both" else self.sampler
-        latents = sample(noise.to(self.stage.device), run)
+        latents = sample(noise.to(self.placement.device), run)
         return [one.cpu() for one in (latents if results == "both" else [latents])]
 
     def _held(self, given: dict[int, Conditions]) -> KnownViews | None:
@@ -326,11 +323,11 @@ class ViewsPipeline:
 
     def decode(self, latents_BCVHW: Tensor) -> Tensor:
         """Latents to views in [0, 1], `decoder_bs` views at a time."""
-        self.stage.use(self.autoencoder)
+        self.placement.bring(self.autoencoder)
         return self.autoencoder.decode_views(latents_BCVHW.to(*self._place), chunk=self.cfg.decoder_bs)
 
     def _reconstruct(
-        self, head: GaussianReconstruction | None, views_BVCHW: Tensor, frame: CallFrame, watch: Stopwatch
+        self, head: Reconstructor | None, views_BVCHW: Tensor, frame: CallFrame, watch: Stopwatch
     ) -> Gaussians | None:
         """The objects, if there is a head that can make them."""
         if head is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +18,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from models.backbone import DeepFeatures
 from models.diffusion import DiffusionDDIM
-from models.unet.model import DeepFeatures
 from pipelines.sampling.conditioner import Conditions
 from pipelines.sampling.guidance import ClassifierFreeGuidance, Refiner
 from pipelines.sampling.known_views import KnownViews
@@ -91,19 +92,69 @@ class Denoising:
         return self.known_views(x0) if self.known_views else x0
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """Options of every sampler. A subclass adds its own as fields.
+
+    Attributes:
+        num_steps: denoising steps, each a call of the network with both guidance branches.
+    """
+
+    num_steps: int = 50
+
+    @property
+    def reuses(self) -> bool:
+        """Whether the network must take `deep`, see models.backbone.DeepFeatures."""
+        return False
+
+
+class OrbitSampler(ABC):
+    """What the pipeline asks of a sampler: a subclass registered in SAMPLERS, with a nested `Config`, a subclass of
+    `OrbitSampler.Config`. It must have `__call__`; everything else has a default.
+    """
+
+    Config = SamplerConfig
+
+    def __init__(self, config: SamplerConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def __call__(self, noise_BCVHW: Tensor, run: Denoising) -> Tensor:
+        """Sample latents.
+
+        Call `run.predict_x0` once a step, then `run.refined` at the steps of `run.refiner.steps(num_steps)` and
+        `run.mixed` at the others, and `run.on_step` at the end of each; `run.shown` of the last latents is the result.
+
+        Args:
+            noise_BCVHW: float32 start.
+            run: what to sample with.
+
+        Returns:
+            latents_BCVHW float32.
+        """
+
+    def both(self, noise_BCVHW: Tensor, run: Denoising) -> tuple[Tensor, Tensor]:
+        """Without and with the refiner. The generators of the run end where the refined result leaves them."""
+        plain = dataclasses.replace(run, refiner=None, generators=copies_of(run.generators))
+        return self(noise_BCVHW, plain), self(noise_BCVHW, run)
+
+    def num_calls(self, *, refiner_steps: set[int], both: bool) -> int:
+        """How often `run.on_step` is called for one result, or for both."""
+        return self.config.num_steps * (2 if both else 1)
+
+
 @SAMPLERS.register(name="DDIM")
 @SAMPLERS.register(name="DPMSolver++", solver="dpmsolver++", spacing="trailing", num_steps=20)
 @SAMPLERS.register(name="UniPC", solver="unipc", spacing="trailing", num_steps=20)
-class Sampler:
+class Sampler(OrbitSampler):
     """Denoise with a diffusers scheduler. DDIM with 50 steps is how the published models are sampled."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(OrbitSampler.Config):
         """Options.
 
         Attributes:
             solver: ddim, dpmsolver++, unipc or another of pipelines.sampling.solvers; normally set by the type's name.
-            num_steps: calls of the network (each with both guidance branches).
             eta: stochasticity of DDIM, 0 is deterministic.
             spacing: leading (published: 981, 961, ..., 1), trailing (starts at pure noise), linspace; or
                 for multistep solvers angle: see pipelines.sampling.solvers.
@@ -114,7 +165,6 @@ class Sampler:
         """
 
         solver: str = "ddim"
-        num_steps: int = 50
         eta: float = 0.0
         spacing: str = "leading"
         warp: float = 1.5
@@ -137,8 +187,9 @@ class Sampler:
             if self.warp <= 0:
                 raise ConfigError(f"sampler.warp must be positive, got {self.warp}")
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+        @property
+        def reuses(self) -> bool:
+            return self.reuse_steps > 1
 
     def scheduler(self, diffusion: DiffusionDDIM) -> Any:
         """A fresh diffusers scheduler of this run's options."""
@@ -149,15 +200,6 @@ class Sampler:
 
     @torch.no_grad()
     def __call__(self, noise_BCVHW: Tensor, run: Denoising) -> Tensor:
-        """Sample latents.
-
-        Args:
-            noise_BCVHW: float32 start.
-            run: what to sample with.
-
-        Returns:
-            latents_BCVHW float32.
-        """
         (end,) = self._run(self._start(noise_BCVHW, run), run)
         return run.shown(end.x_t)
 
@@ -173,7 +215,6 @@ class Sampler:
         return run.shown(ends[0].x_t), run.shown(ends[-1].x_t)
 
     def num_calls(self, *, refiner_steps: set[int], both: bool) -> int:
-        """How often the network is called for one result, or for both."""
         shared = min(refiner_steps) + 1 if both and refiner_steps else self.config.num_steps
         return 2 * self.config.num_steps - shared
 
@@ -238,9 +279,15 @@ class _Trajectory:
 
     def copy(self) -> _Trajectory:
         """One that goes on by itself."""
-        generators = None
-        if self.generators is not None:
-            generators = [Generator(one.device) for one in self.generators]
-            for copied, one in zip(generators, self.generators, strict=True):
-                copied.set_state(one.get_state())
+        generators = copies_of(self.generators)
         return dataclasses.replace(self, scheduler=copy.deepcopy(self.scheduler), generators=generators)
+
+
+def copies_of(generators: list[Generator] | None) -> list[Generator] | None:
+    """Generators that draw the same numbers from here on."""
+    if generators is None:
+        return None
+    copies = [Generator(one.device) for one in generators]
+    for copied, one in zip(copies, generators, strict=True):
+        copied.set_state(one.get_state())
+    return copies

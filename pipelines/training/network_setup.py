@@ -29,7 +29,7 @@ def exchanges_afterwards(cfg: RunConfig, objective: Objective, accelerator: Acce
     return not cfg.use_ddp
 
 
-def arrange(cfg: RunConfig, objective: Objective, accelerator: Accelerator) -> None:
+def prepare_network(cfg: RunConfig, objective: Objective, accelerator: Accelerator) -> None:
     """Compile the network's parts, or let the UNet run fused, as the settings say; in place, before it is divided."""
     if cfg.compile:
         compile_parts(objective.parts_to_compile(), only_forward=cfg.use_fsdp)
@@ -48,4 +48,4 @@ def _can_be_graphed(cfg: RunConfig, objective: Objective, accelerator: Accelerat
     half = accelerator.mixed_precision != "no" and accelerator.device.type == "cuda"
     # A second backward pass would overwrite the first one's gradients, and images have another shape than orbits.
     one_pass = cfg.grad_accumulation == 1 and not cfg.is_joint
-    return chosen and half and one_pass and getattr(objective.network, "can_be_graphed", False)
+    return chosen and half and one_pass and objective.can_be_graphed

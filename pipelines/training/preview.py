@@ -11,7 +11,7 @@ from pipelines.sampling.inputs import slug_of
 from pipelines.sampling.pipeline import ViewsPipeline
 from utils.images import contact_sheet, save_png, save_video
 from utils.processes import is_main
-from utils.registry import SAMPLERS, VISUAL
+from utils.registry import VISUAL
 from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
@@ -48,11 +48,11 @@ class VisualTrainTextImageToVideo:
         Args:
             parts: unet, autoencoder, embedder and diffusion, as `ViewsPipeline` takes them.
         """
-        of_images = parts["unet"].config.image_condition
+        of_images = parts["unet"].config.takes_images
         inputs = self.config.images if of_images else self.config.prompts
         if not inputs:
             return
-        pipeline = ViewsPipeline(cfg, sampler=SAMPLERS.build(cfg.sampler, where="sampler"), **parts)
+        pipeline = ViewsPipeline(cfg, sampler=cfg.sampler.build(), **parts)
         orbits = pipeline(inputs, guide_scale=self.config.guide_scale)
         if not is_main():  # of a divided network all processes sample, for its layers to be gathered
             return

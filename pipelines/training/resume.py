@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import shutil
@@ -12,6 +11,7 @@ from typing import Any
 from pipelines.training.state import latest
 from utils.errors import DataError
 from utils.processes import largest
+from utils.settings.original import with_present_names
 from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 # Settings that make a training what it is: with others, what is in log_dir is another run. The rest (how long, how
 # often, where, on what) may change between two starts.
 IDENTITY = (
-    "TASK_TYPE", "seed", "UNet", "auto_encoder", "embedder", "classifier", "Diffusion", "reconstruction",
+    "TASK_TYPE", "seed", "UNet", "refine", "auto_encoder", "embedder", "classifier", "Diffusion", "reconstruction",
     "vid_dataset", "Pretrain", "objective", "lora", "frame_lens", "batch_sizes", "resolution", "p_zero", "lr",
     "weight_decay", "betas", "eps", "warmup_steps", "decay_mode", "decay_over", "grad_clip", "use_ema", "ema_decay",
     "cache_latents", "test_model",
@@ -29,9 +29,9 @@ FREE_OPTIONS = {"UNet": ("attention", "use_checkpoint", "checkpoint_level", "che
 
 def settings_of(cfg: RunConfig) -> dict[str, Any]:
     """The settings that two starts of one run have in common, as plain values."""
-    content = {name: value for name, value in dataclasses.asdict(cfg).items() if name in IDENTITY}
+    content = {name: value for name, value in cfg.as_dict().items() if name in IDENTITY}
     if cfg.is_joint:
-        content["img_dataset"] = cfg.img_dataset
+        content["img_dataset"] = cfg.img_dataset.given
     for section, free in FREE_OPTIONS.items():
         content[section] = {name: value for name, value in content[section].items() if name not in free}
     return json.loads(json.dumps(content, sort_keys=True))
@@ -50,7 +50,7 @@ def find_state(cfg: RunConfig, log_dir: Path) -> Path | None:
     found = latest(log_dir / "state")
     if found is not None:
         # A state of an earlier version lacks the settings that came later; their defaults do not change it.
-        before = {**settings_of(RunConfig()), **_numbers_in(found)["settings"]}
+        before = {**settings_of(RunConfig()), **with_present_names(_numbers_in(found)["settings"])}
         changes = differences(before, settings_of(cfg))
         if changes:
             shown = "; ".join(changes[:3]) + (f"; {len(changes) - 3} more" if len(changes) > 3 else "")

@@ -26,18 +26,17 @@ from pipelines.training.checkpoints import (
     saving,
 )
 from pipelines.training.launch import check_tracker, join_processes, leave_processes, make_accelerator, watch_signals
-from pipelines.training.network_setup import arrange, exchanges_afterwards
+from pipelines.training.network_setup import exchanges_afterwards, prepare_network
 from pipelines.training.objectives.base import Objective
 from pipelines.training.optimization import MovingAverage, learning_rate, parameter_groups
 from pipelines.training.parallel import average_gradients, check_exchange, check_sharding, is_sharded, shard
 from pipelines.training.progress import LossWatch, ProgressReport
 from pipelines.training.resume import check_agreement, clean_up, find_state, note_other_batch, settings_of
-from pipelines.training.state import latest, read_state, restore, save_state, snapshot, state_path
+from pipelines.training.state import TrainingState, latest, read_state, restore, save_state, snapshot, state_path
 from utils.config import save_config
 from utils.errors import ConfigError, DataError
 from utils.files import writable_folder
 from utils.processes import is_main, largest, main_first, take_from_main
-from utils.registry import ENGINE, PRETRAIN, nearest
 from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
@@ -52,14 +51,11 @@ def train(cfg: RunConfig) -> Path:
     Raises:
         ConfigError, DataError: a setting, the data or a weight file does not fit; said before the first step.
     """
-    if cfg.TASK_TYPE not in ENGINE.names():
-        raise ConfigError(f"TASK_TYPE={cfg.TASK_TYPE} is no training{nearest(cfg.TASK_TYPE, ENGINE.names())}")
-    entrance = {"type": entrance_of(cfg), **cfg.objective}
-    kind, options = ENGINE.resolve(entrance, where="objective")
+    training = cfg.training
     check_tracker(cfg)
-    check_sharding(cfg, entrance_of(cfg), can_be_sharded=kind.can_be_sharded)
+    check_sharding(cfg, training.type, can_be_sharded=training.cls.can_be_sharded)
     check_exchange(cfg)
-    check_files(kind.weight_files(options, cfg), config="configs/mini/t2v_train.yaml")
+    check_files(training.cls.weight_files(training.options, cfg), config="configs/mini/t2v_train.yaml")
     device = join_processes(cfg)
     state = find_state(cfg, Path(cfg.log_dir))
     check_agreement(state, Path(cfg.log_dir))
@@ -71,14 +67,8 @@ def train(cfg: RunConfig) -> Path:
                 save_config(cfg, folder / "config.yaml")
     torch.manual_seed(cfg.seed)
     torch.set_float32_matmul_precision("high")
-    objective = ENGINE.build(entrance, where="objective", cfg=cfg, device=device)
+    objective = training.build(cfg=cfg, device=device)
     return Trainer(cfg, objective, folder=folder, state=state).run()
-
-
-def entrance_of(cfg: RunConfig) -> str:
-    """What trains: a generator's entrance tunes the Gaussian head with `UNet.use_lgm_refine`, as in the original."""
-    tuning = cfg.TASK_TYPE.replace("train_", "tune_", 1)
-    return tuning if cfg.UNet.get("use_lgm_refine") and tuning in ENGINE.names() else cfg.TASK_TYPE
 
 
 class Trainer:
@@ -99,47 +89,74 @@ class Trainer:
 
     def __init__(self, cfg: RunConfig, objective: Objective, *, folder: Path, state: Path | None = None) -> None:
         self.cfg, self.objective, self.folder = cfg, objective, folder
-        self.pretrain = PRETRAIN.build(cfg.Pretrain, where="Pretrain") if cfg.Pretrain else None
-        self.first_step = self.step = self.pretrain.apply(objective.pretrained_part) if self.pretrain else 0
-        if state is None and self.first_step >= cfg.num_steps:
-            raise ConfigError(
-                f"num_steps={cfg.num_steps}, but steps count on from the {self.first_step} of "
-                f"Pretrain.resume_checkpoint={cfg.Pretrain.get('resume_checkpoint')}; set num_steps above them"
-            )
-        objective.adapt()
         self.num_samples, self.elapsed_s = 0, 0.0
-        self.accelerator = make_accelerator(cfg, objective, folder=folder)
-        objective.to(objective.device)
-        objective.network.train()
-        arrange(cfg, objective, self.accelerator)
-        if cfg.use_fsdp:
-            shard(objective.network, objective.parts_to_compile())
-        self.sharded = is_sharded(objective.network)
-        optimizer = torch.optim.AdamW(
-            parameter_groups(objective.network, cfg.weight_decay),
-            lr=cfg.lr,
-            betas=cfg.betas,
-            eps=cfg.eps,
-            fused=objective.device.type == "cuda",
-        )
-        self.average = MovingAverage(objective.network, cfg.ema_decay) if cfg.use_ema else None
-        if state is not None:
-            saved = read_state(state)
-            restore(saved, objective.network, optimizer, self.average, source=f"resume: {state}")
-            self.step, self.num_samples, self.elapsed_s = saved.step, saved.num_samples, saved.elapsed_s
-            note_other_batch(saved.per_step, objective.share.per_step)
-        self.exchanges = exchanges_afterwards(cfg, objective, self.accelerator)
-        if self.exchanges:
-            take_from_main(objective.network)
-        # Without `evaluation_mode` accelerate would wrap the network for DDP, copied to every process.
-        self.model = self.accelerator.prepare_model(objective, evaluation_mode=self.sharded or self.exchanges)
-        self.optimizer = self.accelerator.prepare(optimizer)
-        if state is not None and self.accelerator.scaler and saved.scaler:
-            self.accelerator.scaler.load_state_dict(saved.scaler)
+        self._load_checkpoint(begins=state is None)
+        self._set_up_network()
+        optimizer = self._make_optimizer()
+        saved = None if state is None else self._restore(state, optimizer)
+        self._join_processes(optimizer, saved)
         views_per_batch = objective.views_per_step * self.accelerator.num_processes
         self.report = ProgressReport(cfg, views_per_batch=views_per_batch, first_step=self.step)
         self.watch = LossWatch(self.accelerator)
         self.started = time.monotonic() - self.elapsed_s
+
+    def _load_checkpoint(self, *, begins: bool) -> None:
+        """Start from the weights of the section Pretrain, whose steps count on, then let the objective change them.
+
+        LoRA and the head's own weights come after: they are added to what was loaded.
+        """
+        cfg, objective = self.cfg, self.objective
+        self.pretrain = cfg.Pretrain.build() if cfg.Pretrain else None
+        self.first_step = self.step = self.pretrain.apply(objective.pretrained_part) if self.pretrain else 0
+        if begins and self.first_step >= cfg.num_steps:
+            raise ConfigError(
+                f"num_steps={cfg.num_steps}, but steps count on from the {self.first_step} of "
+                f"Pretrain.resume_checkpoint={cfg.checkpoint}; set num_steps above them"
+            )
+        objective.adapt()
+
+    def _set_up_network(self) -> None:
+        """Move the network to the device, then compile or fuse it, then divide it: FSDP wraps what is compiled."""
+        cfg, objective = self.cfg, self.objective
+        self.accelerator = make_accelerator(cfg, objective, folder=self.folder)
+        objective.to(objective.device)
+        objective.network.train()
+        prepare_network(cfg, objective, self.accelerator)
+        if cfg.use_fsdp:
+            shard(objective.network, objective.parts_to_compile())
+        self.sharded = is_sharded(objective.network)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW and the moving average, over parameters as they are divided now: FSDP has replaced them."""
+        cfg, network = self.cfg, self.objective.network
+        self.average = MovingAverage(network, cfg.ema_decay) if cfg.use_ema else None
+        return torch.optim.AdamW(
+            parameter_groups(network, cfg.weight_decay),
+            lr=cfg.lr,
+            betas=cfg.betas,
+            eps=cfg.eps,
+            fused=self.objective.device.type == "cuda",
+        )
+
+    def _restore(self, state: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
+        """Go on from a state: it replaces the weights of the checkpoint."""
+        saved = read_state(state)
+        restore(saved, self.objective.network, optimizer, self.average, source=f"resume: {state}")
+        self.step, self.num_samples, self.elapsed_s = saved.step, saved.num_samples, saved.elapsed_s
+        note_other_batch(saved.per_step, self.objective.share.per_step)
+        return saved
+
+    def _join_processes(self, optimizer: torch.optim.Optimizer, saved: TrainingState | None) -> None:
+        """Let all processes train one network: last, because wrapping for DDP copies the main process's weights."""
+        accelerator, network = self.accelerator, self.objective.network
+        self.exchanges = exchanges_afterwards(self.cfg, self.objective, accelerator)
+        if self.exchanges:
+            take_from_main(network)
+        # Without `evaluation_mode` accelerate would wrap the network for DDP, copied to every process.
+        self.model = accelerator.prepare_model(self.objective, evaluation_mode=self.sharded or self.exchanges)
+        self.optimizer = accelerator.prepare(optimizer)
+        if saved is not None and accelerator.scaler and saved.scaler:
+            accelerator.scaler.load_state_dict(saved.scaler)
 
     def run(self) -> Path:
         """Train to the end, or until a signal; weights and state are saved in both cases.

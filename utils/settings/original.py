@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import MutableMapping
+from typing import Any
+
+from utils.errors import ConfigError
+
 # Keys of the original that are spelt or placed differently here: carrying them over silently would change results.
 REPLACED_KEYS = {
     "vldm_cfg": "write `base: t2v_train.yaml` at the head of the file instead",
@@ -36,3 +42,29 @@ RETIRED_KEYS = {
     "alpha": "unused by the published models",
     "load_from": "use Pretrain.resume_checkpoint",
 }
+
+
+def move_published_switches(tree: MutableMapping[str, Any]) -> None:
+    """Rename switches that the original keeps in the section of another part; in place.
+
+    `UNet.use_lgm_refine` is the run's `refine`: sampling and training read it, the network does not.
+
+    Raises:
+        ConfigError: both names are given, with different values.
+    """
+    network = tree.get("UNet")
+    if not isinstance(network, MutableMapping) or "use_lgm_refine" not in network:
+        return
+    value = network.pop("use_lgm_refine")
+    if not network:  # an empty section would replace the one of the file below
+        del tree["UNet"]
+    if tree.get("refine", value) != value:
+        raise ConfigError(f"UNet.use_lgm_refine={value}, but refine={tree['refine']}; give only refine")
+    tree["refine"] = value
+
+
+def with_present_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version wrote down, as today's would write them."""
+    settings = copy.deepcopy(settings)
+    move_published_switches(settings)
+    return settings

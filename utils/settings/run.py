@@ -5,10 +5,12 @@ original that are no longer there.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from utils.errors import ConfigError
-from utils.settings.sampling import SamplingConfig, one_of, section
+from utils.registry import ENGINE, Section, nearest
+from utils.settings.sampling import SamplingConfig, SectionField, one_of, section
 
 # those of accelerate that need no more than a name; all but tensorboard are packages of their own
 TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "aim", "comet_ml", "clearml", "dvclive", "swanlab", "trackio")
@@ -18,9 +20,9 @@ TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "aim", "comet_ml", "clearm
 class RunConfig(SamplingConfig):
     """Everything a run is told: what only training reads, and the rest. See configs/base.yaml."""
 
-    img_dataset: dict[str, Any] = section("DATASETS")
-    Pretrain: dict[str, Any] = section("PRETRAIN")
-    visual_train: dict[str, Any] = section("VISUAL")
+    img_dataset: SectionField = section("DATASETS")
+    Pretrain: SectionField = section("PRETRAIN")
+    visual_train: SectionField = section("VISUAL")
     frame_lens: list[int] = field(default_factory=lambda: [24])
     batch_sizes: dict[str, int] = field(default_factory=dict)
     num_workers: int = 4
@@ -80,6 +82,28 @@ class RunConfig(SamplingConfig):
     def is_joint(self) -> bool:
         """Whether training takes single images beside orbits."""
         return len(set(self.frame_lens)) == 2
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The weight file that a training starts from."""
+        return self.Pretrain.options.resume_checkpoint if self.Pretrain else None
+
+    @cached_property
+    def training(self) -> Section:
+        """What trains, and its options: TASK_TYPE and `objective`.
+
+        With `refine`, the entrance of a generator tunes the Gaussian head instead, as in the original.
+
+        Raises:
+            ConfigError: TASK_TYPE is not a training, or has no such option.
+        """
+        if self.TASK_TYPE not in ENGINE.names():
+            raise ConfigError(
+                f"TASK_TYPE={self.TASK_TYPE} is not a training task{nearest(self.TASK_TYPE, ENGINE.names())}"
+            )
+        tuning = self.TASK_TYPE.replace("train_", "tune_", 1)
+        entrance = tuning if self.refine and tuning in ENGINE.names() else self.TASK_TYPE
+        return ENGINE.section({"type": entrance, **self.objective}, where="objective")
 
     def _check_frame_lens(self) -> None:
         kinds = set(self.frame_lens)

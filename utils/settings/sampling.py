@@ -5,15 +5,17 @@ Published VideoMV names are kept. A section (a dict with a `type`) is checked by
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from utils import registry
 from utils.cameras import camera_elevations_deg, cameras_at, orbit_cameras
 from utils.errors import ConfigError
 from utils.prompts import PROMPT_SUFFIX
+from utils.registry import Section
 from utils.settings.assets import AssetOptions
 from utils.settings.lora import LoraOptions
 
@@ -85,6 +87,12 @@ class CamerasConfig:
             raise ConfigError(f"cameras.views: {err}") from err
 
 
+if TYPE_CHECKING:
+    SectionField = Section
+else:  # what OmegaConf reads; `__post_init__` makes a Section of it
+    SectionField = dict[str, Any]
+
+
 def section(name: str, **default: Any) -> Any:
     """A field that the registry `name` checks; with a default it need not appear in YAML."""
     return field(default_factory=lambda: dict(default), metadata={"registry": name})
@@ -106,16 +114,16 @@ class SamplingConfig:
     cuda_graph: bool = True
     low_memory: bool = False
 
-    # The parts, each built by its registry.
-    UNet: dict[str, Any] = section("MODEL")
-    auto_encoder: dict[str, Any] = section("AUTO_ENCODER")
-    embedder: dict[str, Any] = section("EMBEDDER")
-    classifier: dict[str, Any] = section("MODEL")
-    Diffusion: dict[str, Any] = section("DIFFUSION")
-    sampler: dict[str, Any] = section("SAMPLERS", type="DDIM")
-    reconstruction: dict[str, Any] = section("RECONSTRUCTORS")
-    vid_dataset: dict[str, Any] = section("DATASETS")
-    visual_inference: dict[str, Any] = section("VISUAL", type="VisualGeneratedVideos")
+    # The parts, each checked and built by its registry.
+    UNet: SectionField = section("MODEL")
+    auto_encoder: SectionField = section("AUTO_ENCODER")
+    embedder: SectionField = section("EMBEDDER")
+    classifier: SectionField = section("MODEL")
+    Diffusion: SectionField = section("DIFFUSION")
+    sampler: SectionField = section("SAMPLERS", type="DDIM")
+    reconstruction: SectionField = section("RECONSTRUCTORS")
+    vid_dataset: SectionField = section("DATASETS")
+    visual_inference: SectionField = section("VISUAL", type="VisualGeneratedVideos")
 
     # Sampling.
     test_model: str = ""
@@ -127,6 +135,7 @@ class SamplingConfig:
     known_objects: list[str] = field(default_factory=list)
     guide_scale: float = 9.0
     guide_range: tuple[float, float] = (0.0, 1.0)
+    refine: bool = False
     results: str = "both"
     use_zero_infer: bool = True
     zero_local_image: bool = False
@@ -147,6 +156,7 @@ class SamplingConfig:
     decoder_bs: int = 4
 
     def __post_init__(self) -> None:
+        self._resolve_sections()
         for name in ("round", "batch_size", "target_fps", "chunk_size", "decoder_bs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
@@ -168,6 +178,24 @@ class SamplingConfig:
                 "small ones"
             )
 
+    def _resolve_sections(self) -> None:
+        """Let each section's registry check it."""
+        for entry in fields(self):
+            given = getattr(self, entry.name)
+            if "registry" in entry.metadata and not isinstance(given, Section):
+                own = getattr(registry, entry.metadata["registry"])
+                # the class is frozen for everybody else
+                object.__setattr__(self, entry.name, own.section(given, where=entry.name))
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether the network is an image model."""
+        return self.UNet.options.takes_images
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, sections as they were given: what `load_config` reads back."""
+        return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
+
     def _check_input_camera(self) -> None:
         """The picture is view 0, so the two elevations are one."""
         if self.input_elevation_deg is None:
@@ -179,6 +207,18 @@ class SamplingConfig:
                 f"stands at {elevation_deg:g}; set cameras.elevation_deg={self.input_elevation_deg:g} too (or "
                 "cameras.views, with view 0 as the picture was taken)"
             )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return _plain(value.given)
+    if is_dataclass(value):
+        return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
 
 
 def one_of(name: str, value: str, valid: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from datasets.base import ImageData
 from pipelines.training.data.global_batch import GlobalBatch, KindOfBatch
 from pipelines.training.data.orbit_batches import DiffusionBatch
 from pipelines.training.data.reading import read_samples
@@ -31,7 +32,7 @@ class ImageBatches:
         self,
         cfg: RunConfig,
         *,
-        dataset: Any,
+        dataset: ImageData,
         share: GlobalBatch,
         dealer: KindOfBatch,
         autoencoder: nn.Module,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from datasets.base import OrbitData
 from pipelines.training.data.global_batch import GlobalBatch, KindOfBatch
 from pipelines.training.data.latent_cache import (
     CachedLatents,
@@ -26,7 +27,6 @@ from pipelines.training.data.orbits_in_memory import load_orbits
 from pipelines.training.data.reading import read_samples
 from utils.cameras import camera_condition
 from utils.processes import is_main, largest
-from utils.registry import DATASETS
 from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class OrbitBatches:
         self,
         cfg: RunConfig,
         *,
-        dataset: Any,
+        dataset: OrbitData,
         share: GlobalBatch,
         dealer: GlobalBatch | KindOfBatch,
         autoencoder: nn.Module,
@@ -81,7 +81,7 @@ class OrbitBatches:
         self.cfg, self.dataset, self.share, self.dealer = cfg, dataset, share, dealer
         self.autoencoder, self.embedder, self.of_images, self.device = autoencoder, embedder, of_images, device
         # Latents roll here, after encoding, for all ways of reading: encoding works image by image.
-        self.random_start_view = DATASETS.resolve(cfg.vid_dataset, where="vid_dataset")[1].random_start_view
+        self.random_start_view = cfg.vid_dataset.options.random_start_view
         self.source = dataset
 
     def batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
@@ -92,14 +92,14 @@ class OrbitBatches:
 
     def cached_latents(self) -> CachedLatents:
         """The whole data set as latents, encoded now unless the cache is up to date."""
-        options = {name: value for name, value in self.cfg.vid_dataset.items() if name != "random_start_view"}
+        options = {name: value for name, value in self.cfg.vid_dataset.given.items() if name != "random_start_view"}
         wanted, outdated = {}, False
         if is_main():  # copies of the data on other machines may have other times
             wanted = fingerprint(
                 self.autoencoder,
                 options=options,
-                index=_index_of(self.dataset),
-                pictures=map(stamp_of, getattr(self.dataset, "picture_files", list)()),
+                index=map(self.dataset.identity, range(len(self.dataset))),
+                pictures=map(stamp_of, self.dataset.source_files()),
                 encoder=self.embedder.model,
                 with_images=self.of_images,
             )
@@ -184,7 +184,7 @@ class OrbitBatches:
         Args:
             start: the step to begin with, shuffled and without end; or parts of the data set, once and in order.
         """
-        if not hasattr(self.dataset, "stored"):
+        if not self.dataset.in_memory:
             for sample in self.loader(start):
                 views_BVCHW = sample["views_VCHW"].to(self.device, non_blocking=True)
                 names = list(sample["caption"]), list(sample["object_id"])
@@ -219,10 +219,3 @@ def roll_views(values_BV: Tensor, start_B: Tensor) -> Tensor:
     B, V = values_BV.shape[:2]
     order_BV = (start_B[:, None] + torch.arange(V, device=start_B.device)) % V
     return values_BV[torch.arange(B, device=start_B.device)[:, None], order_BV]
-
-
-def _index_of(dataset: Any) -> list[Any]:
-    """What names a data set's samples and captions, in order."""
-    if hasattr(dataset, "prompt"):
-        return [(dataset.object_ids[number], dataset.prompt(number)) for number in range(len(dataset))]
-    return [(str(folder), object_id, dataset.captions.get(object_id)) for folder, object_id in dataset.entries]

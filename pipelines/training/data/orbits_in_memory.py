@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datasets.base import OrbitData
 from datasets.orbits.zoom import scale_of, zoom
 from utils.errors import DataError
 
@@ -97,13 +98,13 @@ def composite(rgba_HW4: Tensor, background: float | Tensor) -> tuple[Tensor, Ten
     return rgb * alpha + background * (1 - alpha), alpha
 
 
-def load_orbits(dataset: Any, *, device: torch.device) -> OrbitPixels:
+def load_orbits(dataset: OrbitData, *, device: torch.device) -> OrbitPixels:
     """Take a data set of packed orbits into memory.
 
     Raises:
         DataError: the data set reads single files, is empty, or holds images of another size than was asked for.
     """
-    if not hasattr(dataset, "stored"):
+    if not dataset.in_memory:
         raise DataError(f"vid_dataset.type={type(dataset).__name__} is read file by file; use PackedOrbits here")
     if not len(dataset):
         raise DataError("vid_dataset holds no orbits")
@@ -125,7 +126,7 @@ def load_orbits(dataset: Any, *, device: torch.device) -> OrbitPixels:
         c2w_NV44=c2w_NV44,
         object_ids=list(dataset.object_ids),
         captions=[dataset.prompt(number) for number in range(len(dataset))],
-        attributes=list(dataset.attributes),
+        attributes=list(dataset.attributes) or [{}] * len(dataset),
         background=float(dataset.config.background),
         device=device,
         scale_N=torch.tensor([scale_of(name, dataset.config.scale_range) for name in dataset.object_ids])

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from datasets.base import TrainingData
 from utils.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -24,10 +25,10 @@ class WholeSamples(Dataset):
 
     Args:
         replace: the place of a broken sample goes to the next whole one, so that all batches have one size; else it
-            stays empty. A data set may say which is next: `instead_of(index)`.
+            stays empty.
     """
 
-    def __init__(self, dataset: Any, *, replace: bool) -> None:
+    def __init__(self, dataset: TrainingData, *, replace: bool) -> None:
         self.dataset, self.replace = dataset, replace
 
     def __len__(self) -> int:
@@ -36,21 +37,13 @@ class WholeSamples(Dataset):
     def __getitem__(self, index: int) -> tuple[dict[str, Any] | None, list[str]]:
         """The sample with its `index`, and a line for each broken one that was met."""
         problems: list[str] = []
-        following = getattr(self.dataset, "instead_of", lambda number: (number + 1) % len(self))
         for _ in range(min(MAX_TRIES, len(self)) if self.replace else 1):
             try:
-                return {**self.dataset[index], "index": index}, problems + self._noticed()
+                return {**self.dataset[index], "index": index}, problems + self.dataset.take_problems()
             except DataError as err:
                 problems.append(str(err))
-            index = following(index)
-        return None, problems + self._noticed()
-
-    def _noticed(self) -> list[str]:
-        """Broken samples that a data set met on its way to others, and has not told yet."""
-        found = getattr(self.dataset, "noticed", [])
-        problems = list(found)
-        found.clear()
-        return problems
+            index = self.dataset.instead_of(index)
+        return None, problems + self.dataset.take_problems()
 
 
 class BadSamples:
@@ -84,7 +77,7 @@ class BadSamples:
 
 
 def read_samples(
-    dataset: Any,
+    dataset: TrainingData,
     order: Iterable[list[int]],
     *,
     replace: bool,

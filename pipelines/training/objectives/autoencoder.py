@@ -19,7 +19,7 @@ from pipelines.training.data.orbits_in_memory import OrbitPixels, load_orbits
 from pipelines.training.objectives.base import Objective
 from utils.errors import ConfigError
 from utils.images import save_png
-from utils.registry import AUTO_ENCODER, DATASETS, ENGINE
+from utils.registry import ENGINE
 from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
@@ -59,18 +59,18 @@ class RestoreViews(Objective):
 
     @classmethod
     def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
-        return super().weight_files(options, cfg) | {"auto_encoder.pretrained": cfg.auto_encoder.get("pretrained")}
+        return super().weight_files(options, cfg) | {"auto_encoder.pretrained": cfg.auto_encoder.pretrained}
 
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         super().__init__(cfg, device=device, num_views=1)
         self.config = config
-        self.network = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder")
+        self.network = cfg.auto_encoder.build()
         if config.num_whitening and self.network.scale_factor != 1:
             raise ConfigError(
                 f"auto_encoder.scale_factor={self.network.scale_factor}, but this run ends with latents of deviation "
                 "1: set it to 1.0, or objective.num_whitening to 0"
             )
-        self.orbits = load_orbits(DATASETS.build(cfg.vid_dataset, where="vid_dataset"), device=device)
+        self.orbits = load_orbits(cfg.vid_dataset.build(), device=device)
 
     @property
     def sample_source(self) -> OrbitPixels:

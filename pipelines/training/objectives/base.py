@@ -53,7 +53,7 @@ class Objective(nn.Module):
         Args:
             options: the objective's own.
         """
-        return {"Pretrain.resume_checkpoint": cfg.Pretrain.get("resume_checkpoint")}
+        return {"Pretrain.resume_checkpoint": cfg.checkpoint}
 
     def batches(self, start: int = 0) -> Iterator[Any]:
         """Batches on the device, without end; `cfg.grad_accumulation` of them make a step.
@@ -86,6 +86,11 @@ class Objective(nn.Module):
     def parts_to_compile(self) -> list[nn.Module]:
         """Modules whose forward pass is worth compiling."""
         return [self.network]
+
+    @property
+    def can_be_graphed(self) -> bool:
+        """Whether both passes of the network can be CUDA graphs, see `Backbone.can_be_graphed`."""
+        return False
 
     def adapt(self) -> None:
         """Change the network once, when its first weights are loaded, before training.

@@ -15,7 +15,7 @@ from torch.nn import functional
 from pipelines.training.data.orbits_in_memory import OrbitPixels, load_orbits
 from pipelines.training.objectives.base import Objective
 from utils.errors import ConfigError, DataError
-from utils.registry import DATASETS, ENGINE, MODEL
+from utils.registry import ENGINE, MODEL
 from utils.settings.run import RunConfig
 
 
@@ -42,14 +42,14 @@ class NameViews(Objective):
 
     @classmethod
     def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
-        return super().weight_files(options, cfg) | {"classifier.pretrained": cfg.classifier.get("pretrained")}
+        return super().weight_files(options, cfg) | {"classifier.pretrained": cfg.classifier.pretrained}
 
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         super().__init__(cfg, device=device, num_views=1)
         self.config = config
-        self.orbits = load_orbits(DATASETS.build(cfg.vid_dataset, where="vid_dataset"), device=device)
+        self.orbits = load_orbits(cfg.vid_dataset.build(), device=device)
         names = {key: sorted({_attribute(record, key) for record in self.orbits.attributes}) for key in LABELS}
-        options = {"kinds": names["kind"], "colors": names["color"], **cfg.classifier}
+        options = {"kinds": names["kind"], "colors": names["color"], **cfg.classifier.given}
         self.network = MODEL.build(options, where="classifier")
         self.kind_N = self._labels("kind", self.network.kinds)
         self.color_N = self._labels("color", self.network.colors)

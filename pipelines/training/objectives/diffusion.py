@@ -23,7 +23,7 @@ from pipelines.training.data.orbit_batches import DiffusionBatch, OrbitBatches
 from pipelines.training.objectives.base import Objective, batch_size_for
 from pipelines.training.objectives.known_views import KnownViewOptions, give_clean, weights_of_unknown
 from utils.errors import ConfigError
-from utils.registry import AUTO_ENCODER, DATASETS, DIFFUSION, EMBEDDER, ENGINE, MODEL, VISUAL
+from utils.registry import ENGINE
 from utils.settings.run import RunConfig
 from utils.torch_settings import channels_last
 
@@ -63,8 +63,8 @@ class OrbitDenoising(Objective):
     def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
         found = super().weight_files(options, cfg)
         for name in ("auto_encoder", "embedder"):
-            found[f"{name}.pretrained"] = getattr(cfg, name).get("pretrained")
-        if cfg.lora.rank and not cfg.Pretrain.get("resume_checkpoint"):
+            found[f"{name}.pretrained"] = getattr(cfg, name).pretrained
+        if cfg.lora.rank and not cfg.checkpoint:
             found["test_model"] = cfg.test_model
         return found
 
@@ -75,7 +75,7 @@ class OrbitDenoising(Objective):
         if config.image:
             self.stem = "i2v"
         joint = self._share_with_images() if cfg.is_joint else None
-        self.dataset = DATASETS.build({**cfg.vid_dataset, "random_start_view": False}, where="vid_dataset")
+        self.dataset = cfg.vid_dataset.changed(random_start_view=False).build()
         if self.dataset.config.num_views != max(cfg.frame_lens):
             raise ConfigError(
                 f"frame_lens={list(cfg.frame_lens)}, but vid_dataset.num_views={self.dataset.config.num_views}; "
@@ -87,12 +87,12 @@ class OrbitDenoising(Objective):
                 f"resolution={list(cfg.resolution)}, but vid_dataset.resolution={size}; training and previews would "
                 "differ in size, so set both"
             )
-        images = DATASETS.build(cfg.img_dataset, where="img_dataset") if joint else None
-        self.diffusion = DIFFUSION.build(cfg.Diffusion, where="Diffusion")
+        images = cfg.img_dataset.build() if joint else None
+        self.diffusion = cfg.Diffusion.build()
         with device:  # random weights are drawn there: 1.4 billion take a CPU 15 s
-            self.network = MODEL.build(cfg.UNet, where="UNet")
-            self.autoencoder = _frozen(AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder"), device)
-            self.embedder = _frozen(EMBEDDER.build(cfg.embedder, where="embedder"), device)
+            self.network = cfg.UNet.build()
+            self.autoencoder = _frozen(cfg.auto_encoder.build(), device)
+            self.embedder = _frozen(cfg.embedder.build(), device)
         if cfg.channels_last:
             channels_last(self.network)
         check_model_kind(self.network, self.embedder, image=config.image, option=f"TASK_TYPE={cfg.TASK_TYPE}")
@@ -179,7 +179,7 @@ class OrbitDenoising(Objective):
         x0 = batch.latents_BCVHW
         noise = self.share.draw(self.diffusion.make_noise, x0)
         x_t = give_clean(self.diffusion.add_noise(x0, noise, t_B), x0, known_BV)
-        if self.cfg.Pretrain.get("fix_weight") or self.cfg.lora.rank:
+        if (self.cfg.Pretrain and self.cfg.Pretrain.options.fix_weight) or self.cfg.lora.rank:
             # A group norm of channels_last data that needs no gradient crashes on the CPU (torch 2.10).
             x_t.requires_grad_()
         drop_B = self.share.rand(len(x0)) < self.cfg.p_zero
@@ -226,8 +226,8 @@ class OrbitDenoising(Objective):
         if not lora.rank:
             return
         if self.unet is not self.network:
-            raise ConfigError(f"lora.rank={lora.rank} does not go with UNet.use_lgm_refine=true in training; set 0")
-        if not self.cfg.Pretrain.get("resume_checkpoint"):
+            raise ConfigError(f"lora.rank={lora.rank} does not go with refine=true in training; set 0")
+        if not self.cfg.checkpoint:
             if not self.cfg.test_model:
                 raise ConfigError(f"lora.rank={lora.rank} adds to a trained model: name its weights with test_model")
             load_generator(self.network, self.cfg)
@@ -240,10 +240,14 @@ class OrbitDenoising(Objective):
     def parts_to_compile(self) -> list[nn.Module]:
         return self.network.parts_to_compile()
 
+    @property
+    def can_be_graphed(self) -> bool:
+        return self.network.can_be_graphed
+
     def preview(self, folder: Path, step: int) -> None:
         if not self.cfg.visual_train:
             return
-        visual = VISUAL.build(self.cfg.visual_train, where="visual_train")
+        visual = self.cfg.visual_train.build()
         visual.write(
             folder,
             step,

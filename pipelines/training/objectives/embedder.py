@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from pipelines.training.data.orbits_in_memory import OrbitPixels, load_orbits
 from pipelines.training.objectives.base import Objective
-from utils.registry import DATASETS, EMBEDDER, ENGINE
+from utils.registry import ENGINE
 from utils.settings.run import RunConfig
 
 MAX_LOGIT_SCALE = 100.0  # as in CLIP, section 2.5
@@ -36,13 +36,13 @@ class MatchCaptions(Objective):
 
     @classmethod
     def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
-        return super().weight_files(options, cfg) | {"embedder.pretrained": cfg.embedder.get("pretrained")}
+        return super().weight_files(options, cfg) | {"embedder.pretrained": cfg.embedder.pretrained}
 
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         super().__init__(cfg, device=device, num_views=1)
-        self.embedder = EMBEDDER.build(cfg.embedder, where="embedder")
+        self.embedder = cfg.embedder.build()
         self.network = self.embedder.model
-        self.orbits = load_orbits(DATASETS.build(cfg.vid_dataset, where="vid_dataset"), device=device)
+        self.orbits = load_orbits(cfg.vid_dataset.build(), device=device)
         self.token_ids_NL = self.embedder.tokenizer.ids(self.orbits.captions).to(device)
 
     @property

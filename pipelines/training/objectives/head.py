@@ -13,15 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from datasets.base import OrbitData
 from models.gaussians.lgm import head_input
 from pipelines.training.data.orbits_in_memory import OrbitPixels, composite, load_orbits
 from pipelines.training.objectives.base import Objective
 from pipelines.training.objectives.head_augment import disturb_views, jitter_poses
-from pipelines.training.objectives.head_loss import HeadLoss, LossConfig, draw_views, preview_views
+from pipelines.training.objectives.head_loss import HeadLoss, LossConfig, draw_views, head_options, preview_views
 from utils.cameras import head_cameras
 from utils.errors import ConfigError
 from utils.images import save_png
-from utils.registry import AUTO_ENCODER, DATASETS, ENGINE, MODEL, RECONSTRUCTORS
+from utils.registry import ENGINE
 from utils.settings.run import RunConfig
 from utils.torch_settings import channels_last
 
@@ -73,15 +74,15 @@ class ObjectFromViews(Objective):
     def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
         found = super().weight_files(options, cfg)
         if options.p_autoencoded:
-            found["auto_encoder.pretrained"] = cfg.auto_encoder.get("pretrained")
+            found["auto_encoder.pretrained"] = cfg.auto_encoder.pretrained
         return found
 
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         super().__init__(cfg, device=device, num_views=cfg.frame_lens[0])
         self.config = config
-        options = RECONSTRUCTORS.resolve(cfg.reconstruction, where="reconstruction")[1]
+        options = head_options(cfg)
         self.fov_deg, self.num_inputs = options.fov, options.head_config.num_input_views
-        dataset = DATASETS.build(cfg.vid_dataset, where="vid_dataset")
+        dataset = cfg.vid_dataset.build()
         self._check(dataset, input_size=options.head_config.input_size)
         self.loss = HeadLoss(
             config,
@@ -91,10 +92,10 @@ class ObjectFromViews(Objective):
             rasterizer=cfg.rasterizer,
             device=device,
         )
-        self.network = MODEL.build({"type": "LGM", **options.head}, where="reconstruction.head")
+        self.network = options.head_section.build()
         self.autoencoder: Any = None
         if config.p_autoencoded:
-            self.autoencoder = AUTO_ENCODER.build(cfg.auto_encoder, where="auto_encoder")
+            self.autoencoder = cfg.auto_encoder.build()
             self.autoencoder.requires_grad_(False).to(device).eval()
         if device.type == "cuda" and cfg.channels_last:
             channels_last(self.network)
@@ -102,7 +103,7 @@ class ObjectFromViews(Objective):
         self.c2w_NV44 = self.orbits.c2w_NV44.to(device)
         self.views_per_step = self.batch_size * config.num_output_views
 
-    def _check(self, dataset: Any, *, input_size: int) -> None:
+    def _check(self, dataset: OrbitData, *, input_size: int) -> None:
         width, height = self.cfg.resolution
         if width != height or width != input_size:
             raise ConfigError(
@@ -110,7 +111,7 @@ class ObjectFromViews(Objective):
                 "reconstruction.head.input_size or resolution"
             )
         self.config.check_views(num_inputs=self.num_inputs, num_views=dataset.config.num_views)
-        for fov_deg in getattr(dataset, "fovs", []):
+        for fov_deg in dataset.fovs:
             if abs(fov_deg - self.fov_deg) > FOV_TOLERANCE_DEG:
                 raise ConfigError(
                     f"reconstruction.fov_deg={self.fov_deg:.4g}, but vid_dataset was rendered with {fov_deg:.4g}"

@@ -16,9 +16,11 @@ from models.gaussians.lgm import evenly_spaced
 from models.gaussians.rendering import Rendering, pick_rasterizer, render
 from models.gaussians.scene import Gaussians
 from models.perceptual import load_perceptual_loss
+from pipelines.reconstruction.feed_forward import GaussianReconstruction
 from pipelines.training.data.orbits_in_memory import composite
 from utils.cameras import intrinsics, opencv_to_opengl
 from utils.errors import ConfigError
+from utils.settings.run import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,21 @@ class LossConfig:
                 f"objective.num_output_views={self.num_output_views} must lie between the head's {num_inputs} input "
                 f"views and the data's {num_views}"
             )
+
+
+def head_options(cfg: RunConfig) -> GaussianReconstruction.Config:
+    """The options of the reconstruction whose head is trained.
+
+    Raises:
+        ConfigError: it has no such head.
+    """
+    options = cfg.reconstruction.options
+    if not isinstance(options, GaussianReconstruction.Config):
+        raise ConfigError(
+            f"TASK_TYPE={cfg.TASK_TYPE} trains a Gaussian head, but reconstruction.type={cfg.reconstruction.type} has "
+            "none; use GaussianReconstruction, or set refine=false to train the generator"
+        )
+    return options
 
 
 class HeadLoss(nn.Module):

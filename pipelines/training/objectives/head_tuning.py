@@ -23,15 +23,16 @@ from models.gaussians.lgm import LGM, head_input
 from models.gaussians.scene import Gaussians
 from models.weights import HEAD_PREFIX, load_head, read_weights
 from pipelines.parts import load_generator
+from pipelines.reconstruction.feed_forward import GaussianReconstruction
 from pipelines.training.data.orbit_batches import DiffusionBatch, roll_views
 from pipelines.training.data.orbits_in_memory import load_orbits
 from pipelines.training.objectives.diffusion import OrbitDenoising
-from pipelines.training.objectives.head_loss import HeadLoss, LossConfig, draw_views, preview_views, sized
+from pipelines.training.objectives.head_loss import HeadLoss, LossConfig, draw_views, head_options, preview_views, sized
 from pipelines.training.objectives.known_views import give_clean
 from utils.cameras import camera_condition, head_cameras
 from utils.errors import ConfigError
 from utils.images import save_png
-from utils.registry import ENGINE, MODEL, RECONSTRUCTORS
+from utils.registry import ENGINE
 from utils.settings.run import RunConfig
 from utils.torch_settings import channels_last
 
@@ -85,7 +86,7 @@ def _publish_names(module: nn.Module, state: dict[str, Tensor], prefix: str, _me
 class HeadTuning(OrbitDenoising):
     """x0 predicted at a random step, a few of its views decoded and reconstructed, renders compared with the truth.
 
-    Source: arXiv:2403.12010, section 3.3. Training entrances become this with `UNet.use_lgm_refine: true`.
+    Source: arXiv:2403.12010, section 3.3. Training entrances become this with `refine: true`.
     """
 
     stem = "t2v"
@@ -118,7 +119,7 @@ class HeadTuning(OrbitDenoising):
         found = super().weight_files(options, cfg)
         option, path = generator_file(cfg)
         found[option] = path
-        head_file = cfg.reconstruction.get("pretrained")
+        head_file = cfg.reconstruction.pretrained
         # a tuned generator brings its head; looking into it takes time, and is for where no other head is found
         missing = head_file and not Path(head_file).exists()
         if not (missing and path and Path(path).is_file() and read_weights(path, option=option).head):
@@ -127,8 +128,7 @@ class HeadTuning(OrbitDenoising):
 
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         options = check_tuning(cfg)
-        if cfg.vid_dataset["type"] != "PackedOrbits":
-            cfg = dataclasses.replace(cfg, vid_dataset={**cfg.vid_dataset, "prepare_lgm": True})
+        cfg = dataclasses.replace(cfg, vid_dataset=cfg.vid_dataset.changed(prepare_lgm=True))
         num_inputs = options.head_config.num_input_views
         loss = HeadLoss(  # first, because it may refuse
             config,
@@ -144,12 +144,12 @@ class HeadTuning(OrbitDenoising):
             self.stem = "head"
         self.fov_deg, self.num_inputs = options.fov, num_inputs
         config.check_views(num_inputs=num_inputs, num_views=self.dataset.config.num_views)
-        head = MODEL.build({"type": "LGM", **options.head}, where="reconstruction.head")
+        head = options.head_section.build()
         if device.type == "cuda" and cfg.channels_last:
             channels_last(head)
         load_start(self.network, head, cfg=cfg, head_file=options.pretrained)
         self.network = GeneratorWithHead(self.network, head, trains_unet=config.train_unet)
-        self.orbits = load_orbits(self.dataset, device=device) if hasattr(self.dataset, "stored") else None
+        self.orbits = load_orbits(self.dataset, device=device) if self.dataset.in_memory else None
         self.views_per_step = self.batch_size * config.num_output_views
 
     @property
@@ -230,6 +230,10 @@ class HeadTuning(OrbitDenoising):
     def parts_to_compile(self) -> list[nn.Module]:
         return [*self.unet.parts_to_compile(), *self.network.head.parts_to_compile()]
 
+    @property
+    def can_be_graphed(self) -> bool:
+        return False
+
     def final_state(self) -> dict[str, Tensor]:
         """The head alone, unless the generator was trained too."""
         return (self.network if self.config.train_unet else self.network.head).state_dict()
@@ -261,7 +265,7 @@ def _bytes_of(sample: dict[str, Any], device: torch.device) -> tuple[Tensor, Ten
     return (rgba_BV4HW * 255).round().byte().movedim(2, -1), sample["c2w_V44"], list(sample["caption"])
 
 
-def check_tuning(cfg: RunConfig) -> Any:
+def check_tuning(cfg: RunConfig) -> GaussianReconstruction.Config:
     """The options of the reconstruction.
 
     Raises:
@@ -269,12 +273,15 @@ def check_tuning(cfg: RunConfig) -> Any:
     """
     if not cfg.reconstruction:
         raise ConfigError("tuning needs a section reconstruction; see configs/t2v_train.yaml")
-    options = RECONSTRUCTORS.resolve(cfg.reconstruction, where="reconstruction")[1]
+    options = head_options(cfg)
     size = options.head_config.input_size
-    for name, resolution in (("resolution", cfg.resolution), ("vid_dataset.resolution", cfg.vid_dataset["resolution"])):
+    for name, resolution in (
+        ("resolution", cfg.resolution),
+        ("vid_dataset.resolution", cfg.vid_dataset.options.resolution),
+    ):
         if list(resolution) != [size, size]:
             raise ConfigError(f"{name}={list(resolution)}, but the Gaussian head takes views of {size} x {size}")
-    if not cfg.Pretrain.get("resume_checkpoint") and not cfg.test_model:
+    if not cfg.checkpoint and not cfg.test_model:
         raise ConfigError(
             "tuning needs a trained generator: name it with test_model, or with Pretrain.resume_checkpoint, which also "
             "counts its steps on"
@@ -284,7 +291,7 @@ def check_tuning(cfg: RunConfig) -> Any:
 
 def generator_file(cfg: RunConfig) -> tuple[str, str]:
     """The setting that names the generator's weights, and their path."""
-    resumed = cfg.Pretrain.get("resume_checkpoint")
+    resumed = cfg.checkpoint
     return ("Pretrain.resume_checkpoint", resumed) if resumed else ("test_model", cfg.test_model)
 
 

@@ -21,7 +21,6 @@ from tests.tiny import write_config, write_family, write_head, write_image_famil
 from tools.benchmark import main
 from utils.config import load_config
 from utils.errors import ConfigError
-from utils.registry import MODEL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -165,9 +164,7 @@ def test_the_published_size_is_counted(name, tflop):
 def test_diffusers_network_has_the_size_of_ours():
     cfg = load_config(ROOT / "configs" / "t2v_infer.yaml")
     with torch.device("meta"):
-        sizes = [
-            sum(p.numel() for p in network.parameters()) for network in (diffusers_unet(cfg), MODEL.build(cfg.UNet))
-        ]
+        sizes = [sum(p.numel() for p in network.parameters()) for network in (diffusers_unet(cfg), cfg.UNet.build())]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
 
 

@@ -116,7 +116,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path, zoo):
         evaluate_head(dataclasses.replace(cfg, reconstruction={}), options)
     with pytest.raises(ConfigError, match=re.escape("name its weights with reconstruction.pretrained")):
         evaluate_head(
-            dataclasses.replace(cfg, reconstruction={**cfg.reconstruction, "pretrained": None}),
+            dataclasses.replace(cfg, reconstruction=cfg.reconstruction.changed(pretrained=None)),
             dataclasses.replace(options, runs=[]),
         )
 

@@ -23,7 +23,7 @@ from tests.tiny import write_config, write_family
 from tests.tiny_orbits import training_config, write_orbits
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
-from utils.registry import AUTO_ENCODER, ENGINE, MODEL
+from utils.registry import ENGINE, MODEL
 
 assert datasets
 assert models
@@ -105,7 +105,7 @@ def test_previews_are_sampled(folder):
 def test_the_autoencoder_ends_with_white_latents(folder):
     cfg = load(folder, TASK_TYPE="train_autoencoder_entrance", num_steps=5, objective={"num_whitening": 64})
     final = train(cfg)
-    autoencoder = AUTO_ENCODER.build({**cfg.auto_encoder, "pretrained": str(final)}).eval()
+    autoencoder = cfg.auto_encoder.changed(pretrained=str(final)).build().eval()
     objective = ENGINE.build(
         {"type": "train_autoencoder_entrance", "num_whitening": 512}, cfg=cfg, device=torch.device("cpu")
     )
