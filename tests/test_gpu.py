@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-import datasets
-import pipelines
+import datasets  # noqa: F401 - registers
+import pipelines  # noqa: F401 - registers
 from pipelines.sampling.pipeline import ViewsPipeline
 from pipelines.training.trainer import Trainer
 from tests.models.unet.test_unet import case_inputs
@@ -16,8 +16,6 @@ from utils.config import load_config
 from utils.registry import AUTO_ENCODER, ENGINE, MODEL
 from utils.torch_settings import compile_parts
 
-assert datasets
-assert pipelines
 pytestmark = pytest.mark.gpu
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-import datasets
-import pipelines
+import datasets  # noqa: F401 - registers
+import pipelines  # noqa: F401 - registers
 from datasets.orbits.packed import PackedOrbits
 from datasets.orbits.zoom import scale_of, zoom
 from pipelines.training.data.latent_cache import CachedLatents
@@ -19,8 +19,6 @@ from tests.tiny_orbits import NUM_VIEWS, write_files, write_orbits
 from utils.errors import ConfigError
 from utils.registry import DATASETS, ENGINE
 
-assert datasets
-assert pipelines
 assert folder  # a fixture
 
 SCALES = [0.8, 1.35]

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-import datasets
-import pipelines
+import datasets  # noqa: F401 - registers
+import pipelines  # noqa: F401 - registers
 from models.gaussians.rendering import render
 from models.gaussians.scene import Gaussians
 from models.weights import HEAD_PREFIX, read_weights, save_published
@@ -23,8 +23,6 @@ from utils.config import load_config
 from utils.errors import ConfigError, DataError
 from utils.registry import RECONSTRUCTORS
 
-assert datasets
-assert pipelines
 pytestmark = pytest.mark.usefixtures("one_thread")
 REFINED = {**UNET, "use_lgm_refine": True}
 

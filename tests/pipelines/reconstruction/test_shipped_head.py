@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-import datasets
-import pipelines
+import datasets  # noqa: F401 - registers
+import pipelines  # noqa: F401 - registers
 from datasets.meshes.renderer import render_views
 from datasets.meshes.scene import RenderMesh, load_mesh
 from datasets.zoo import sample_object
@@ -23,8 +23,6 @@ from tests.tiny_gaussians import SMALL_OPTIONS
 from utils.cameras import DATA_FOV_DEG, intrinsics, orbit_cameras
 from utils.config import load_config
 
-assert datasets
-assert pipelines
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE = 128

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-import datasets
-import pipelines
+import datasets  # noqa: F401 - registers
+import pipelines  # noqa: F401 - registers
 from pipelines.sampling.conditioner import CallFrame, Conditions
 from pipelines.sampling.guidance import ClassifierFreeGuidance
 from pipelines.sampling.known_views import KnownViews, view_at
@@ -25,9 +25,6 @@ from utils.cameras import orbit_cameras
 from utils.errors import ConfigError, DataError
 from utils.object_image import input_view, recentre
 from utils.registry import DIFFUSION, SAMPLERS
-
-assert datasets
-assert pipelines
 
 CPU = torch.device("cpu")
 

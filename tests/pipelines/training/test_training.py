@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import datasets
-import models
-import pipelines
+import datasets  # noqa: F401 - registers
+import models  # noqa: F401 - registers
+import pipelines  # noqa: F401 - registers
 from models.weights import read_weights
 from pipelines.training.objectives.autoencoder import RestoreViews
 from pipelines.training.trainer import Trainer, train
@@ -24,11 +24,6 @@ from tests.tiny_orbits import training_config, write_orbits
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
 from utils.registry import ENGINE, MODEL
-
-assert datasets
-assert models
-assert pipelines
-
 
 TEMPORAL = "input_blocks.1.0.temopral_conv.conv4.3.weight"
 

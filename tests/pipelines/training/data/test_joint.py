@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-import pipelines
+import pipelines  # noqa: F401 - registers
 from pipelines.training.data.global_batch import JointBatch
 from pipelines.training.state import latest, read_state
 from pipelines.training.trainer import train as train_here
@@ -23,7 +23,6 @@ from utils.config import load_config
 from utils.errors import ConfigError, DataError
 from utils.registry import ENGINE, MODEL
 
-assert pipelines
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-import datasets
-import pipelines
+import datasets  # noqa: F401 - registers
+import pipelines  # noqa: F401 - registers
 from datasets.orbits.layout import read_rgba, view_file, write_png
 from datasets.orbits.packed import PackedShard, write_shard
 from pipelines.training.data import latent_cache, orbit_batches
@@ -18,9 +18,6 @@ from tests.tiny import AUTOENCODER
 from tests.tiny_orbits import write_files, write_orbits
 from utils.errors import DataError
 from utils.registry import AUTO_ENCODER, DATASETS, ENGINE
-
-assert datasets
-assert pipelines
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")

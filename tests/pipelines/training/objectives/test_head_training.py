@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-import datasets
-import models
-import pipelines
+import datasets  # noqa: F401 - registers
+import models  # noqa: F401 - registers
+import pipelines  # noqa: F401 - registers
 from datasets.orbits.layout import write_orbit
 from datasets.orbits.packed import PackedShard, shard_file, write_shard
 from models.gaussians.rendering import render
@@ -29,9 +29,6 @@ from utils.errors import ConfigError, DataError
 from utils.files import write_json
 from utils.registry import ENGINE, MODEL
 
-assert datasets
-assert models
-assert pipelines
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NUM_VIEWS, SIZE = 8, 32

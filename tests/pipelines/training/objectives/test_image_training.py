@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-import datasets
-import pipelines
+import datasets  # noqa: F401 - registers
+import pipelines  # noqa: F401 - registers
 from datasets.orbits.packed import PackedShard, shard_file, write_shard
 from models.weights import read_weights
 from pipelines.training.data.latent_cache import CachedLatents
@@ -21,9 +21,6 @@ from utils.cameras import camera_condition, orbit_cameras
 from utils.config import load_config
 from utils.errors import ConfigError
 from utils.registry import DATASETS, ENGINE, MODEL
-
-assert datasets
-assert pipelines
 
 CPU = torch.device("cpu")
 IMAGE_UNET = {**UNET, "type": "UNetSD_I2VGen", "image_dim": 16}
