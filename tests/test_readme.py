@@ -33,8 +33,8 @@ assert datasets
 assert models
 assert pipelines
 
-PAGES = [ROOT / "README.md", ROOT / "configs" / "README.md"]
-PAGES += [ROOT / "data" / name for name in ("README.md", "metrics.md", "results.md", "speed.md", "training.md")]
+FOLDERS = ("configs", "data", "datasets", "models", "pipelines", "tests", "tools", "utils")
+PAGES = [ROOT / "README.md", *sorted(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -294,7 +294,7 @@ def test_paths_of_weights_and_data_are_those_of_the_configurations():
 
 
 def test_the_zoo_is_described_as_it_is():
-    text = section(ROOT / "data" / "README.md", "The zoo")
+    text = section(ROOT / "datasets" / "README.md", "The zoo")
     described = {kind: tuple(parts.split(", ")) for kind, parts in table(text, "kind")}
     assert described == {name: kind.parts for name, kind in KINDS.items()}
     [colors] = re.findall(r"^Colours: (.*)\.$", text, flags=re.M)
@@ -313,7 +313,7 @@ def test_the_zoo_is_described_as_it_is():
     assert f"a fixed tenth ({num_held_out:,})" in text
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "data" / "README.md"], ids=["README", "data"])
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "datasets" / "README.md"], ids=["README", "datasets"])
 def test_sizes_of_the_small_weights_are_true(page):
     text = page.read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(?:data/)?(mini/\w+\.safetensors)` \| ([\d.]+) MB \|", text, flags=re.M)
@@ -325,7 +325,7 @@ def test_sizes_of_the_small_weights_are_true(page):
 
 def test_steps_of_the_small_weights_are_those_of_their_headers():
     rows = re.findall(
-        r"^\| `(mini/\w+\.safetensors)` \|.* ([0-9,]+) steps \|$", (ROOT / "data/README.md").read_text(), re.M
+        r"^\| `(mini/\w+\.safetensors)` \|.* ([0-9,]+) steps \|$", (ROOT / "datasets/README.md").read_text(), re.M
     )
     assert len(rows) == len(list((ROOT / "data/mini").glob("*.safetensors")))
     for name, steps in rows:
@@ -333,7 +333,7 @@ def test_steps_of_the_small_weights_are_those_of_their_headers():
         assert header["step"] == steps.replace(",", ""), name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
         path, _, anchor = target.partition("#")
