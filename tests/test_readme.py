@@ -313,24 +313,24 @@ def test_the_zoo_is_described_as_it_is():
     assert f"a fixed tenth ({num_held_out:,})" in text
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "datasets" / "README.md"], ids=["README", "datasets"])
-def test_sizes_of_the_small_weights_are_true(page):
-    text = page.read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(?:data/)?(mini/\w+\.safetensors)` \| ([\d.]+) MB \|", text, flags=re.M)
-    shipped = sorted(f"mini/{path.name}" for path in (ROOT / "data" / "mini").glob("*.safetensors"))
-    assert sorted(name for name, _ in rows) == shipped
-    for name, size in rows:
-        assert (ROOT / "data" / name).stat().st_size / 1e6 == pytest.approx(float(size), abs=0.006)
+def test_sizes_and_steps_of_the_small_weights_are_true():
+    folder = ROOT / "data" / "mini"
+    rows = table((folder / "README.md").read_text(encoding="utf-8"), "file")
+    assert sorted(f"`{path.name}`" for path in folder.glob("*.safetensors")) == sorted(row[0] for row in rows)
+    for name, size, *_, steps in rows:
+        file = folder / name.strip("`")
+        assert file.stat().st_size / 1e6 == pytest.approx(float(size.removesuffix(" MB")), abs=0.006), name
+        assert read_metadata(file, option="test")["step"] == steps.removesuffix(" steps").replace(",", ""), name
 
 
-def test_steps_of_the_small_weights_are_those_of_their_headers():
-    rows = re.findall(
-        r"^\| `(mini/\w+\.safetensors)` \|.* ([0-9,]+) steps \|$", (ROOT / "datasets/README.md").read_text(), re.M
-    )
-    assert len(rows) == len(list((ROOT / "data/mini").glob("*.safetensors")))
-    for name, steps in rows:
-        header = read_metadata(ROOT / "data" / name, option="test")
-        assert header["step"] == steps.replace(",", ""), name
+def test_the_readme_is_short_and_pictures_are_in_one_folder():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 2000
+    figures = ROOT / "data" / "figures"
+    shown = set()
+    for page in PAGES:
+        targets = re.findall(r"!?\[[^\]]*\]\(([^)]+\.(?:png|jpg))\)", page.read_text(encoding="utf-8"))
+        shown |= {(page.parent / target).resolve() for target in targets}
+    assert shown == {path.resolve() for path in figures.iterdir()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
