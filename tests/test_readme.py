@@ -29,8 +29,8 @@ from utils.config import load_config
 from utils.registry import ENGINE, INFER_ENGINE
 from utils.settings.original import REPLACED_KEYS, RETIRED_KEYS
 
-PAGES = [ROOT / "README.md", ROOT / "configs" / "README.md"]
-PAGES += [ROOT / "data" / name for name in ("README.md", "metrics.md", "results.md", "speed.md", "training.md")]
+FOLDERS = ("configs", "data", "datasets", "models", "pipelines", "tests", "tools", "utils")
+PAGES = [ROOT / "README.md", *sorted(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -290,7 +290,7 @@ def test_paths_of_weights_and_data_are_those_of_the_configurations():
 
 
 def test_the_zoo_is_described_as_it_is():
-    text = section(ROOT / "data" / "README.md", "The zoo")
+    text = section(ROOT / "datasets" / "README.md", "The zoo")
     described = {kind: tuple(parts.split(", ")) for kind, parts in table(text, "kind")}
     assert described == {name: kind.parts for name, kind in KINDS.items()}
     [colors] = re.findall(r"^Colours: (.*)\.$", text, flags=re.M)
@@ -309,27 +309,27 @@ def test_the_zoo_is_described_as_it_is():
     assert f"a fixed tenth ({num_held_out:,})" in text
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "data" / "README.md"], ids=["README", "data"])
-def test_sizes_of_the_small_weights_are_true(page):
-    text = page.read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(?:data/)?(mini/\w+\.safetensors)` \| ([\d.]+) MB \|", text, flags=re.M)
-    shipped = sorted(f"mini/{path.name}" for path in (ROOT / "data" / "mini").glob("*.safetensors"))
-    assert sorted(name for name, _ in rows) == shipped
-    for name, size in rows:
-        assert (ROOT / "data" / name).stat().st_size / 1e6 == pytest.approx(float(size), abs=0.006)
+def test_sizes_and_steps_of_the_small_weights_are_true():
+    folder = ROOT / "data" / "mini"
+    rows = table((folder / "README.md").read_text(encoding="utf-8"), "file")
+    assert sorted(f"`{path.name}`" for path in folder.glob("*.safetensors")) == sorted(row[0] for row in rows)
+    for name, size, *_, steps in rows:
+        file = folder / name.strip("`")
+        assert file.stat().st_size / 1e6 == pytest.approx(float(size.removesuffix(" MB")), abs=0.006), name
+        assert read_metadata(file, option="test")["step"] == steps.removesuffix(" steps").replace(",", ""), name
 
 
-def test_steps_of_the_small_weights_are_those_of_their_headers():
-    rows = re.findall(
-        r"^\| `(mini/\w+\.safetensors)` \|.* ([0-9,]+) steps \|$", (ROOT / "data/README.md").read_text(), re.M
-    )
-    assert len(rows) == len(list((ROOT / "data/mini").glob("*.safetensors")))
-    for name, steps in rows:
-        header = read_metadata(ROOT / "data" / name, option="test")
-        assert header["step"] == steps.replace(",", ""), name
+def test_the_readme_is_short_and_pictures_are_in_one_folder():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 2000
+    figures = ROOT / "data" / "figures"
+    shown = set()
+    for page in PAGES:
+        targets = re.findall(r"!?\[[^\]]*\]\(([^)]+\.(?:png|jpg))\)", page.read_text(encoding="utf-8"))
+        shown |= {(page.parent / target).resolve() for target in targets}
+    assert shown == {path.resolve() for path in figures.iterdir()}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
         path, _, anchor = target.partition("#")

@@ -13,7 +13,8 @@ orbit; one x0 through the Gaussian head. orbit: prompt to files, warm. cold: loa
 and pixels. diffusers: its UNet of the same size. solvers: PSNR against DDIM in 200 steps (also of any other --set);
 takes trained weights. train: a training step; takes a training configuration.
 
-Tables go to stdout, and as benchmark.json and benchmark.md to `--out`; data/speed.md says what the columns mean.
+Tables go to stdout, and as benchmark.json and benchmark.md to `--out`.
+pipelines/benchmark/README.md explains the columns.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ to settings.json, row by row.
 Likeness of text samples: do they look like the objects of `--held-out` whose captions they were made from, such as one
 that a LoRA was to teach, and more so than like any of `--among`? Figures go to likeness.json.
 
-data/metrics.md defines every figure.
+pipelines/evaluation/README.md defines every figure.
 """
 
 from __future__ import annotations

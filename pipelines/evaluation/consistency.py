@@ -3,7 +3,7 @@
 Held-out refit: one set is fitted to the even views and scored on the odd ones, one the other way round
 (arXiv:2210.04628, "3D consistency scoring", there with neural fields). Self-consistency: the two sets are rendered from
 the same cameras and compared with each other, and so are their surfaces (arXiv:2507.00006, MVGBench). Definitions and
-differences to the sources: data/metrics.md.
+differences to the sources: pipelines/evaluation/README.md.
 
 Letters: B objects, V views, C channels, H W pixels, P points.
 """

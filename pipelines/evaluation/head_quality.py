@@ -1,7 +1,7 @@
 """The Gaussian head against the truth: what it makes of true, or of sampled, views of held-out objects.
 
 Its Gaussians are rendered from the cameras of the views that it was not given, and their mesh is compared with the
-true one. Definitions: data/metrics.md.
+true one. Definitions: pipelines/evaluation/README.md.
 
 Letters: O objects, V views, C channels, H W pixels.
 """

@@ -1,4 +1,4 @@
-"""What was measured of the Gaussian head, as rows: figures of a row, and the table of them. See data/metrics.md.
+"""What was measured of the Gaussian head: figures of a row, and the table of rows. See pipelines/evaluation/README.md.
 
 Letters: O objects, V views, C channels, H W pixels.
 """

@@ -41,7 +41,7 @@ class ViewScores:
     lpips_OV: Tensor | None
 
     def over(self, views: Sequence[int]) -> dict[str, float | None]:
-        """One figure each over some views, by the definitions of data/metrics.md; None where there is none.
+        """Metrics over some views, as pipelines/evaluation/README.md defines them; None where there is no value.
 
         `psnr` and `masked_psnr`: the mean over the objects of the PSNR of an object's mean squared error over all the
         views. `psnr_of_views`: the plain mean of the views' PSNR, which is never lower.

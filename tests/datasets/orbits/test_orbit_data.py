@@ -282,7 +282,7 @@ def test_a_picture_of_absurd_size_is_broken(tmp_path):
 
 
 def test_a_large_index_loads_fast(tmp_path):
-    """280,000 objects take 2 s (data/training.md). No file of an object is opened: none is there."""
+    """280,000 objects take 2 s (pipelines/training/README.md). No file of an object is opened: none is there."""
     object_ids = [f"{number // 1000}/{number:07d}" for number in range(20_000)]
     write_json(tmp_path / "index.json", object_ids)
     write_json(tmp_path / "captions.json", {object_id: f"object {object_id}" for object_id in object_ids})
