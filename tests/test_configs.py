@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from tests.reference_cases import REFERENCE
 from utils.config import load_config
 from utils.object_image import input_view
-from utils.registry import ENGINE, INFER_ENGINE, RECONSTRUCTORS
+from utils.registry import ENGINE, INFER_ENGINE
 
 PUBLISHED = json.loads((REFERENCE / "published_settings.json").read_text())
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.name != "base.yaml")
@@ -28,7 +28,7 @@ CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.nam
 def test_every_configuration_loads_and_names_its_entrance(path):
     cfg = load_config(path)
     if cfg.TASK_TYPE in ENGINE.names():
-        ENGINE.resolve({"type": cfg.TASK_TYPE, **cfg.objective})
+        assert cfg.training.options
     else:
         INFER_ENGINE.resolve({"type": cfg.TASK_TYPE})
 
@@ -68,8 +68,8 @@ def check_published_training(name):
                 assert expected[key].items() <= section[key].items()
             else:
                 assert section[key] == expected[key], key
-    assert cfg.Pretrain["grad_scale"] == published["Pretrain"]["grad_scale"]
-    assert cfg.Pretrain["fix_weight"] == published["Pretrain"]["fix_weight"]
+    assert cfg.Pretrain.options.grad_scale == published["Pretrain"]["grad_scale"]
+    assert cfg.Pretrain.options.fix_weight == published["Pretrain"]["fix_weight"]
     return cfg
 
 
@@ -78,7 +78,7 @@ def test_the_joint_training_has_the_published_settings():
     published = PUBLISHED["t2v_train_laion"]
     assert (cfg.frame_lens, cfg.batch_sizes) == (published["frame_lens"], published["batch_sizes"])
     for key in ("type", "data_list", "resolution", "max_words"):
-        assert cfg.img_dataset[key] == published["img_dataset"][key]
+        assert cfg.img_dataset.given[key] == published["img_dataset"][key]
     options = cfg.img_dataset.options
     assert (options.max_watermark, options.max_unsafe, options.min_aesthetic, options.max_aspect) == (0.3, 0.2, 4, 3)
 
@@ -111,7 +111,7 @@ def test_the_listed_example_pictures_are_there():
 @pytest.mark.parametrize(("name", "background"), [("t2v_infer", 0.5), ("i2vgen_xl_infer", 0.7)])
 def test_3d_aware_sampling_has_the_published_settings(name, background):
     cfg = load_config(ROOT / "configs" / f"{name}.yaml")
-    cls, options = RECONSTRUCTORS.resolve(cfg.reconstruction)
+    cls, options = cfg.reconstruction.cls, cfg.reconstruction.options
     assert options.views_of(24) == [0, 6, 12, 18]
     assert cls(options, head=None, autoencoder=None).refine_steps(50) == {20, 30, 40}
     assert (options.render_size, options.resize, options.background, options.fov) == (512, "nearest", background, 49.1)

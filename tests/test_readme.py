@@ -174,7 +174,7 @@ def test_what_is_copied_is_what_training_writes():
     for line in commands("train_net.py"):
         words = arguments(line)
         cfg = load_config(ROOT / words[words.index("--cfg") + 1])
-        objective, options = ENGINE.resolve({"type": cfg.TASK_TYPE, **cfg.objective})
+        objective, options = cfg.training.cls, cfg.training.options
         stem = "i2v" if getattr(options, "image", False) else objective.stem
         stem = "head" if cfg.TASK_TYPE.startswith("tune_") else stem  # the generator stays as it is
         written[f"{cfg.log_dir}/{stem}.safetensors"] = cfg
@@ -216,8 +216,8 @@ def test_shapes_in_the_python_code_are_those_of_the_mini_family():
     [code] = blocks(ROOT / "README.md", "python")
     cfg = load_config(ROOT / "configs" / "mini" / "t2v_infer.yaml")
     num_views, (width, height) = len(cfg.cameras.c2w()), cfg.resolution
-    reduction = 2 ** (len(cfg.auto_encoder["ddconfig"]["ch_mult"]) - 1)
-    latents = (2, cfg.auto_encoder["embed_dim"], num_views, height // reduction, width // reduction)
+    reduction = cfg.auto_encoder.options.reduction
+    latents = (2, cfg.auto_encoder.options.embed_dim, num_views, height // reduction, width // reduction)
     shown = [ast.literal_eval(shape) for shape in re.findall(r"# (\([\d, ]+\))", code)]
     assert shown == [(2, num_views, 3, height, width), latents, (num_views, 4, 4)]
 

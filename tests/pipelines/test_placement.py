@@ -1,4 +1,4 @@
-"""Low-memory mode: who is on the device when, and that nothing changes."""
+"""Low-memory mode: which networks are on the device when; results stay."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.placement import Stage
+from pipelines.placement import Placement
 from pipelines.sampling.pipeline import ViewsPipeline
 from tests.tiny import UNET, load, write_family, write_head
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class Elsewhere(Stage):
+class Elsewhere(Placement):
     """A device whose tensors are numbers above 1000."""
 
     def __init__(self, **options):
@@ -23,26 +23,26 @@ class Elsewhere(Stage):
         return tensor + 1000
 
 
-def test_who_comes_on_sends_the_others_off():
-    stage = Elsewhere(one_at_a_time=True)
+def test_moving_one_in_moves_the_others_out():
+    placement = Elsewhere(one_at_a_time=True)
     modules = first, second, third = [nn.BatchNorm1d(2) for _ in range(3)]
     before = {name: value.clone() for name, value in first.state_dict().items()}
 
     def present():
         return [[bool(value.min() >= 1000) for value in (m.weight, m.running_mean)] for m in modules]
 
-    stage.use(first, second)
-    stage.use(second, third)
+    placement.bring(first, second)
+    placement.bring(second, third)
     assert present() == [[False] * 2, [True] * 2, [True] * 2]
     assert all(torch.equal(value, before[name]) for name, value in first.state_dict().items())
     assert float(second.weight.detach().max()) == 1001  # it stayed, and was not copied again
-    stage.use(first)
+    placement.bring(first)
     assert present() == [[True] * 2, [False] * 2, [False] * 2]
 
 
 def test_without_low_memory_nothing_moves():
-    stage, module = Elsewhere(), nn.BatchNorm1d(2)
-    stage.use(module)
+    placement, module = Elsewhere(), nn.BatchNorm1d(2)
+    placement.bring(module)
     assert float(module.weight.detach().max()) == 1
 
 
@@ -51,18 +51,18 @@ def refining(tmp_path, *overrides):
     return ViewsPipeline.from_config(load(tmp_path, config, *overrides))
 
 
-def test_networks_come_on_as_they_are_needed_and_results_stay(tmp_path, monkeypatch):
-    seen, use = [], Stage.use
+def test_networks_move_in_as_they_are_needed_and_results_stay(tmp_path, monkeypatch):
+    seen, bring = [], Placement.bring
 
-    def noting(stage, *modules):
+    def noting(placement, *modules):
         names = tuple(type(module).__name__ for module in modules)
-        if stage.one_at_a_time and seen[-1:] != [names]:
+        if placement.one_at_a_time and seen[-1:] != [names]:
             seen.append(names)
-        use(stage, *modules)
+        bring(placement, *modules)
 
-    monkeypatch.setattr(Stage, "use", noting)
+    monkeypatch.setattr(Placement, "bring", noting)
     plain, saving = (refining(tmp_path, *overrides) for overrides in ((), ("low_memory=true",)))
-    assert (plain.stage.one_at_a_time, saving.stage.one_at_a_time) == (False, True)
+    assert (plain.placement.one_at_a_time, saving.placement.one_at_a_time) == (False, True)
     expected, orbits = plain("a red mug", results="refined"), saving("a red mug", results="refined")
     assert torch.equal(orbits.views_BVCHW, expected.views_BVCHW)
     assert torch.equal(orbits.gaussians.means_BN3, expected.gaussians.means_BN3)
@@ -85,7 +85,7 @@ def test_low_memory_needs_less_and_gives_the_same(tmp_path, compiled):
             views.append(pipeline("a red mug", results="refined").views_BVCHW)
         peaks.append(torch.cuda.max_memory_allocated())
         if low_memory:
-            pipeline.stage.use()
+            pipeline.placement.bring()
             assert {parameter.device.type for parameter in pipeline.unet.parameters()} == {"cpu"}
         del pipeline
         torch.cuda.empty_cache()

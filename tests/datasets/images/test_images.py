@@ -146,7 +146,7 @@ def test_a_shard_that_is_cut_off_gives_what_is_whole(tmp_path, share):
     assert any("the shard is cut off after" in line for line in shard.problems)
     if shard.images:
         assert {dataset[index]["caption"] for index in range(4)} == {f"picture {number}" for number in range(4)}
-        assert len(dataset.noticed) == len(shard.problems)
+        assert len(dataset.take_problems()) == len(shard.problems)
     else:
         with pytest.raises(DataError, match="no image passes"):
             dataset[5]

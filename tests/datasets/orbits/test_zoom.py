@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_every_way_of_reading_scales_alike_and_leaves_the_cameras(tmp_path):
 def test_cached_latents_follow_the_range(folder):
     for scales in ([], [0.5, 0.6]):
         cfg = load(folder, chunk_size=64)
-        cfg.vid_dataset["scale_range"] = scales
+        cfg = dataclasses.replace(cfg, vid_dataset=cfg.vid_dataset.changed(scale_range=scales))
         task = ENGINE.build({"type": cfg.TASK_TYPE}, cfg=cfg, device=torch.device("cpu"))
         torch.manual_seed(0)
         task.autoencoder.load_state_dict(

@@ -82,7 +82,7 @@ def test_head():
     head = fill_by_recipe(MODEL.build({"type": "LGM", **spec["config"]}))
     views = torch.randn(2, head.config.num_input_views, 9, head.config.input_size, head.config.input_size)
     plain = head(views)
-    head.fused = FusedHead(head.unet, dtype=torch.float32)
+    head.twin = FusedHead(head.unet, dtype=torch.float32)
     fused = head(views)
     for name, value in vars(plain).items():
         torch.testing.assert_close(getattr(fused, name), value, atol=1e-4, rtol=1e-4)

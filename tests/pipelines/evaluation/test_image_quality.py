@@ -107,7 +107,7 @@ def test_what_is_there_is_kept_and_what_changed_is_made_again(tmp_path, family):
         name for name, start in zip(sorted(before), starts, strict=True) if start
     ]
     assert second["rows"][REPEATED]["unseen"] != first["rows"][REPEATED]["unseen"]
-    sampler = cfg.sampler | {"num_steps": 3}
+    sampler = cfg.sampler.changed(num_steps=3)
     other = evaluate_quality(dataclasses.replace(cfg, sampler=sampler), options(tmp_path))
     assert other["rows"][MODEL_ROW] != first["rows"][MODEL_ROW]
     assert other["rows"][REPEATED] == first["rows"][REPEATED]

@@ -13,7 +13,9 @@ import pipelines  # noqa: F401 - registers
 from models.gaussians.rendering import render
 from models.gaussians.scene import Gaussians
 from models.weights import HEAD_PREFIX, read_weights, save_published
-from pipelines.reconstruction.loading import load_head_of
+from pipelines.placement import Placement
+from pipelines.reconstruction.base import Workshop
+from pipelines.reconstruction.loading import load_network_of
 from pipelines.sampling.pipeline import ViewsPipeline
 from tests.models.gaussians.test_splatting import random_gaussians
 from tests.tiny import UNET, load, run, write_config, write_family, write_head, write_image_family
@@ -49,8 +51,8 @@ def test_objects_keep_their_looks_on_the_way_from_the_heads_frame_to_the_world()
 
 
 def test_steps_are_shares_of_the_way():
-    config = RECONSTRUCTORS.resolve({"type": "GaussianReconstruction"})[1]
-    refiner = RECONSTRUCTORS.resolve({"type": "GaussianReconstruction"})[0](config, head=None, autoencoder=None)
+    section = RECONSTRUCTORS.section({"type": "GaussianReconstruction"})
+    config, refiner = section.options, section.build(network=None, workshop=None)
     assert refiner.refine_steps(50) == {20, 30, 40}
     assert refiner.refine_steps(25) == {10, 15, 20}
     assert refiner.refine_steps(10) == {4, 6, 8}
@@ -87,9 +89,10 @@ def test_a_refined_orbit_shows_the_object_that_the_head_sees():
             return iter([torch.zeros(())])
 
     c2w_V44 = orbit_cameras(num_views=8, elevation_deg=15.0, radius=2.0)
-    cls, config = RECONSTRUCTORS.resolve({"type": "GaussianReconstruction", "render_size": 64, "background": 1.0})
-    head = Knows()
-    refiner = cls(config, head=head, autoencoder=Copies(), decode_chunk=3).refiner(c2w_V44, [])
+    section = RECONSTRUCTORS.section({"type": "GaussianReconstruction", "render_size": 64, "background": 1.0})
+    head, config = Knows(), section.options
+    workshop = Workshop(autoencoder=Copies(), placement=Placement(torch.device("cpu")), decode_chunk=3)
+    refiner = section.build(network=head, workshop=workshop).refiner(c2w_V44, [])
     x0_BCVHW = torch.rand(1, 3, 8, 64, 64)
     refined_BCVHW = refiner(x0_BCVHW, 4)
     expected = render(
@@ -247,7 +250,7 @@ def test_a_call_with_other_cameras_is_checked(tmp_path, family):
 
 def test_no_section_no_head(tmp_path):
     cfg = load_config(write_config(tmp_path / "run.yaml", write_family(tmp_path)))
-    assert load_head_of(cfg) is None
+    assert load_network_of(cfg) is None
 
 
 def test_random_weights_come_with_a_head(tmp_path, family):

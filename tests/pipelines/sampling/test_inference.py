@@ -240,7 +240,7 @@ def test_a_section_that_changes_type_starts_afresh(tmp_path, family):
     family["sampler"] = {"type": "DDIM", "eta": 0.5}
     cfg = load(tmp_path, family)
     write_config(tmp_path / "child.yaml", {"base": "run.yaml", "sampler": {"type": "UniPC"}})
-    assert cfg.sampler["eta"] == 0.5
+    assert cfg.sampler.options.eta == 0.5
     assert "eta" not in load_config(tmp_path / "child.yaml").sampler
 
 

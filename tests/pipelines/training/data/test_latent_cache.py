@@ -106,7 +106,7 @@ def test_a_sampled_posterior_keeps_its_spread(folder):
     options = AUTO_ENCODER.resolve({"type": "AutoencoderKL"})[1]
     assert options.posterior == "sample"
     task = objective(folder)
-    sampled = {**task.cfg.auto_encoder, "posterior": "sample"}
+    sampled = task.cfg.auto_encoder.changed(posterior="sample")
     cached = objective(folder, auto_encoder=sampled).data.cached_latents()
     rows = cached.rows(torch.tensor([0]))
     draws = [rows.draw(generator=torch.Generator().manual_seed(seed)) for seed in range(400)]

@@ -16,10 +16,10 @@ from datasets.orbits.layout import write_orbit
 from datasets.orbits.packed import PackedShard, shard_file, write_shard
 from models.gaussians.rendering import render
 from models.weights import read_weights, save_published, save_safetensors
-from pipelines.reconstruction.loading import load_lgm
+from pipelines.reconstruction.feed_forward import GaussianReconstruction
 from pipelines.training.objectives.head_augment import disturb_views, jitter_poses
 from pipelines.training.objectives.head_loss import draw_views, sized
-from pipelines.training.trainer import Trainer, entrance_of, train
+from pipelines.training.trainer import Trainer, train
 from tests.models.gaussians.test_splatting import random_gaussians
 from tests.tiny import UNET, write_config, write_head, write_image_family
 from tests.tiny_orbits import training_config
@@ -27,7 +27,7 @@ from utils.cameras import head_cameras, intrinsics, orbit_cameras
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
 from utils.files import write_json
-from utils.registry import ENGINE, MODEL
+from utils.registry import MODEL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -101,14 +101,15 @@ def test_the_head_learns_true_views(folder, caplog):
     final = train(load(folder, "objective.p_autoencoded=0", TASK_TYPE="train_head_entrance"))
     first, *_, last = losses(caplog)
     assert last < 0.7 * first
-    head = load_lgm(load(folder).reconstruction["head"], str(final), option="test")
+    section = load(folder).reconstruction.changed(pretrained=str(final))
+    head = GaussianReconstruction.load_network(section.options, test_model="", needed=True)
     assert sum(value.numel() for value in head.state_dict().values()) > 0
     assert list((folder / "run" / "previews").glob("head_*.png"))
 
 
 def test_views_through_the_autoencoder_are_another_input(folder):
     cfg = load(folder, "objective.p_autoencoded=1", "objective.p_distort=0", TASK_TYPE="train_head_entrance")
-    task = ENGINE.build({"type": cfg.TASK_TYPE, **cfg.objective}, cfg=cfg, device=torch.device("cpu"))
+    task = cfg.training.build(cfg=cfg, device=torch.device("cpu"))
     batch = next(task.batches())
     poses_BK44 = head_cameras(batch.c2w_BK44, fov_deg=39.6).poses_V44
     seen = task.inputs(batch, poses_BK44)
@@ -156,13 +157,13 @@ def image_tuning(folder, *overrides):
 
 def test_image_models_tune_too(folder):
     cfg = image_tuning(folder)
-    assert entrance_of(cfg) == "tune_i2v_entrance"
+    assert cfg.training.type == "tune_i2v_entrance"
     assert read_weights(train(cfg), option="test").step == 2
 
 
 def test_the_head_is_tuned_on_known_views_as_they_are(folder):
     cfg = image_tuning(folder, "objective.p_known=1", "objective.max_known=1", "auto_encoder.posterior=mode")
-    task = ENGINE.build({"type": entrance_of(cfg), **cfg.objective}, cfg=cfg, device=torch.device("cpu"))
+    task = cfg.training.build(cfg=cfg, device=torch.device("cpu"))
     given = next(task.batches()).generator
     views_BI = torch.tensor([[0, 2, 4, 6]] * 2)
     with torch.no_grad():
@@ -190,7 +191,7 @@ def test_tuning_reads_files_and_compares_with_the_views_as_stored(folder):
     dataset = {"type": "VideoDataset", "data_list": [str(folder / "index.json")], "num_views": NUM_VIEWS}
     dataset |= {"data_dir_list": [str(folder / "files")], "caption_dir": str(folder / "captions.json")}
     cfg = tuning(folder, "reconstruction.render_size=64", vid_dataset={**dataset, "resolution": [SIZE, SIZE]})
-    task = ENGINE.build({"type": entrance_of(cfg), **cfg.objective}, cfg=cfg, device=torch.device("cpu"))
+    task = cfg.training.build(cfg=cfg, device=torch.device("cpu"))
     batch = next(task.batches())
     assert torch.equal(batch.rgba_BVHW4, torch.from_numpy(rgba_VHW4).expand(2, -1, -1, -1, -1))
     assert batch.generator.latents_BCVHW.shape == (2, 4, NUM_VIEWS, 4, 4)
@@ -206,7 +207,7 @@ def test_tuning_goes_on_from_its_checkpoint(folder):
     train(tuning(folder, num_steps=2))
     checkpoint = folder / "run" / "checkpoints" / "head_00000002.pth"
     cfg = tuning(folder, f"Pretrain={{type: pretrain_specific_strategies, resume_checkpoint: {checkpoint}}}")
-    task = ENGINE.build({"type": entrance_of(cfg), **cfg.objective}, cfg=cfg, device=torch.device("cpu"))
+    task = cfg.training.build(cfg=cfg, device=torch.device("cpu"))
     trainer = Trainer(cfg, task, folder=folder / "again")
     assert trainer.step == 2
     expected = read_weights(checkpoint, option="test")
@@ -218,7 +219,7 @@ def test_tuning_starts_from_the_heads_own_file(folder):
     head = MODEL.build({"type": "LGM", **config(folder)["reconstruction"]["head"]})
     save_safetensors(folder / "own.safetensors", head.state_dict())
     cfg = tuning(folder, f"reconstruction.pretrained={folder / 'own.safetensors'}")
-    task = ENGINE.build({"type": entrance_of(cfg), **cfg.objective}, cfg=cfg, device=torch.device("cpu"))
+    task = cfg.training.build(cfg=cfg, device=torch.device("cpu"))
     assert torch.equal(task.network.head.conv.weight, head.conv.weight.half().float())
 
 
