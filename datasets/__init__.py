@@ -1,6 +1,7 @@
 """Loading and making of training data. Importing it registers the data sets."""
 
-from datasets.images import laion, listed
-from datasets.orbits import gobjaverse, packed
+from pathlib import Path
 
-__all__ = ["gobjaverse", "laion", "listed", "packed"]
+from utils.registry import import_parts
+
+import_parts(__name__, Path(__file__).parent)

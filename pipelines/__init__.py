@@ -1,19 +1,12 @@
 """Sampling, training and evaluation. Importing this package registers samplers, entrances and writers."""
 
+from pathlib import Path
+
 import datasets  # noqa: F401 - registers
 import models  # noqa: F401 - registers
-from pipelines.reconstruction import feed_forward
-from pipelines.sampling import inference, sample_folder, sampler
 from pipelines.sampling.pipeline import ViewsPipeline
-from pipelines.training import objectives, pretrain, preview
+from utils.registry import import_parts
 
-__all__ = [
-    "ViewsPipeline",
-    "feed_forward",
-    "inference",
-    "objectives",
-    "pretrain",
-    "preview",
-    "sample_folder",
-    "sampler",
-]
+import_parts(__name__, Path(__file__).parent)
+
+__all__ = ["ViewsPipeline"]

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import logging
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +23,8 @@ from utils.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
 
+# A line that registers a class, or a solver of diffusers.
+REGISTERS = re.compile(r"^(@?[A-Z_]+\.register\b|@solver_named\b)", re.MULTILINE)
 # What people call an option, where another valid name is spelt more like it.
 OTHER_NAMES = {"guidance": "guide_scale"}
 
@@ -165,6 +170,18 @@ class Section:
 
     def __repr__(self) -> str:
         return f"{self.where}: {self.given}"
+
+
+def import_parts(package: str, folder: Path) -> None:
+    """Import every module of a package, subpackages included, that registers something: a new file needs no other
+    change.
+
+    They are found by their text. Importing all modules would also load those that wait until they are used, such as
+    kernels and open_clip.
+    """
+    for file in sorted(folder.rglob("*.py")):
+        if REGISTERS.search(file.read_text(encoding="utf-8")):
+            importlib.import_module(".".join([package, *file.relative_to(folder).with_suffix("").parts]))
 
 
 def make_config(schema: type, options: Mapping[str, Any], *, where: str, owner: str) -> Any:
