@@ -211,3 +211,18 @@ def plucker_rays(poses_V44: Tensor, *, fov_deg: float, size: int) -> Tensor:
     direction_V3HW = direction_V3HW / direction_V3HW.norm(dim=1, keepdim=True)
     origin_V3HW = poses_V44[:, :3, 3, None, None].expand_as(direction_V3HW)
     return torch.cat([torch.linalg.cross(origin_V3HW, direction_V3HW, dim=1), direction_V3HW], dim=1)
+
+
+def sphere_directions(number: int, *, lowest_deg: float = -90.0) -> Tensor:
+    """Unit vectors on a spiral of equal areas (a Fibonacci lattice), highest last: (D, 3) float64, z up.
+
+    Args:
+        number: D.
+        lowest_deg: height angle below which there are none.
+    """
+    bottom = math.sin(math.radians(lowest_deg))
+    share_D = (torch.arange(number, dtype=torch.float64) + 0.5) / number
+    z_D = bottom + share_D * (1 - bottom)
+    angle_D = math.pi * (3 - math.sqrt(5)) * torch.arange(number, dtype=torch.float64)
+    ring_D = (1 - z_D**2).sqrt()
+    return torch.stack([ring_D * angle_D.cos(), ring_D * angle_D.sin(), z_D], dim=1)

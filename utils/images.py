@@ -5,12 +5,14 @@ Letters: V views, C channels, H W pixels.
 
 from __future__ import annotations
 
-import subprocess
+import os
 from pathlib import Path
+from typing import TypeVar
 
+import imageio.v3 as iio
 import numpy as np
 import torch
-from imageio_ffmpeg import get_ffmpeg_exe
+from imageio_ffmpeg import count_frames_and_secs
 from PIL import Image
 from torch import Tensor
 
@@ -19,7 +21,16 @@ from utils.files import atomic_path
 
 # Constant quality (0 is lossless, 23 the default); on orbits this preset is three times as fast as the default one, for
 # 0.2 dB at the same size.
-CODEC = ("-c:v", "libx264", "-crf", "10", "-preset", "veryfast", "-pix_fmt", "yuv420p")
+CODEC = {
+    "codec": "libx264",
+    "pixelformat": "yuv420p",
+    "quality": None,
+    "macro_block_size": 1,  # keep the size
+    "ffmpeg_log_level": "quiet",
+    "output_params": ["-crf", "10", "-preset", "veryfast"],
+}
+# Otherwise imageio starts ffmpeg by a fork of this process, which takes long where much memory is mapped, as for a GPU.
+os.environ.setdefault("IMAGEIO_FFMPEG_NO_PREVENT_SIGINT", "1")
 
 
 def to_uint8(images_CHW: Tensor) -> np.ndarray:
@@ -37,30 +48,45 @@ def save_png(path: str | Path, image_CHW: Tensor) -> None:
 def save_video(path: str | Path, views_VCHW: Tensor, *, fps: int) -> None:
     """Write views as an H.264 `.mp4` that players loop cleanly, whole or not at all.
 
-    Height and width must be even, as the codec wants.
-
     Raises:
-        DataError: ffmpeg cannot write it.
+        DataError: height or width is odd, which the codec cannot take, or the file cannot be written.
     """
-    frames_VHWC = to_uint8(views_VCHW)
-    size = f"{frames_VHWC.shape[2]}x{frames_VHWC.shape[1]}"
-    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"]
+    num_views, _, height, width = views_VCHW.shape
+    if height % 2 or width % 2:
+        raise DataError(f"{path} cannot be written: the codec needs even sizes, but views are {width} x {height}")
     with atomic_path(path) as part:
-        # All frames at once: imageio's writer forks this process, which takes long beside a GPU, and polls for the end.
-        command = [get_ffmpeg_exe(), "-y", "-v", "error", *source, *CODEC, str(part)]
-        done = subprocess.run(command, input=frames_VHWC.tobytes(), capture_output=True)
-        if done.returncode:
-            said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
-            raise DataError(f"{path} cannot be written: ffmpeg: {said[0]}; check the disk and the size of the views")
+        try:
+            iio.imwrite(part, to_uint8(views_VCHW), plugin="FFMPEG", fps=fps, **CODEC)
+            # imageio does not look at how ffmpeg ended
+            num_written = count_frames_and_secs(str(part))[0]
+        except (OSError, RuntimeError) as err:
+            raise DataError(f"{path} cannot be written: ffmpeg failed; check the space on the disk") from err
+        if num_written != num_views:
+            raise DataError(
+                f"{path} cannot be written: it holds {num_written} of {num_views} views; check the space on the disk"
+            )
 
 
 def contact_sheet(views_VCHW: Tensor, *, columns: int = 6, gap: int = 2) -> Tensor:
-    """Views in reading order on white: (C, rows·(H+gap)-gap, columns·(W+gap)-gap)."""
-    V, C, H, W = views_VCHW.shape
-    columns = min(columns, V)
-    rows = -(-V // columns)
-    sheet = torch.ones(C, rows * (H + gap) - gap, columns * (W + gap) - gap)
-    for index, view in enumerate(views_VCHW.detach().float().cpu()):
-        top, left = (index // columns) * (H + gap), (index % columns) * (W + gap)
-        sheet[:, top : top + H, left : left + W] = view
-    return sheet
+    """Views in reading order on white: (3, rows·(H+gap)-gap, columns·(W+gap)-gap)."""
+    from torchvision.utils import make_grid  # takes a second
+
+    views = list(views_VCHW.detach().float().cpu())
+    views += [torch.ones_like(views[0])] if len(views) == 1 else []  # a single one would come back without its frame
+    sheet = make_grid(views, nrow=min(columns, len(views_VCHW)), padding=gap, pad_value=1.0)
+    H, W = views_VCHW.shape[-2:]
+    rows, columns = -(-len(views_VCHW) // columns), min(columns, len(views_VCHW))
+    return sheet[:, gap : gap + rows * (H + gap) - gap, gap : gap + columns * (W + gap) - gap]
+
+
+Pixels = TypeVar("Pixels", Tensor, np.ndarray)
+
+
+def over_background(rgb: Pixels, alpha: Pixels, background: float | Pixels) -> Pixels:
+    """Straight-alpha colours over a background: a grey, or colours of a shape that broadcasts."""
+    return rgb * alpha + background * (1 - alpha)
+
+
+def psnr_db(squared_error: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of images in [0, 1] with these mean squared errors; inf where they are 0."""
+    return -10 * squared_error.log10()

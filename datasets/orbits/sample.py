@@ -14,6 +14,7 @@ import torch
 
 from datasets.orbits.zoom import scale_of, zoom
 from utils.errors import ConfigError
+from utils.images import over_background
 from utils.prompts import PROMPT_SUFFIX, with_suffix
 
 
@@ -101,7 +102,7 @@ def orbit_sample(
     """
     rgba_VHW4 = np.roll(rgba_VHW4, -start_view, axis=0)
     alpha_VHW1 = rgba_VHW4[..., 3:].astype(np.float32) / 255.0
-    views_VHW3 = rgba_VHW4[..., :3].astype(np.float32) / 255.0 * alpha_VHW1 + background * (1.0 - alpha_VHW1)
+    views_VHW3 = over_background(rgba_VHW4[..., :3].astype(np.float32) / 255.0, alpha_VHW1, background)
     return {
         "views_VCHW": _as_tensor(resize_views(views_VHW3, resolution)),
         "masks_V1HW": _as_tensor(resize_views(alpha_VHW1, resolution)),

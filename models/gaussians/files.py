@@ -124,7 +124,10 @@ class _Header:
 
 
 def _read_header(start: bytes, path: Path) -> _Header:
-    """The part of a .ply that says what follows, or why it cannot be Gaussians."""
+    """The part of a .ply that says what follows, or why it cannot be Gaussians.
+
+    By hand: plyfile has the GPL, which this project's users need not accept.
+    """
     if not start.startswith((b"ply\n", b"ply\r\n")):
         raise DataError(f"{path}: is no .ply file (it does not begin with `ply`); give a .ply with Gaussians")
     end = start.find(b"end_header")

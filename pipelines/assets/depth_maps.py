@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.gaussians.rendering import render
 from models.gaussians.scene import OTHER_GAUSSIANS, Gaussians
-from utils.cameras import cameras_at, intrinsics
+from utils.cameras import cameras_at, intrinsics, sphere_directions
 from utils.errors import DataError
 
 FAINT = 0.05  # Gaussians under this opacity are haze around an object, not part of its surface
@@ -122,10 +122,7 @@ def object_box(gaussians: Gaussians) -> tuple[Tensor, Tensor]:
 
 
 def sphere_cameras(num_views: int, *, distance: float, lowest_deg: float) -> Tensor:
-    """Cameras on a spiral of equal areas (a Fibonacci lattice) over a sphere, highest last: (V, 4, 4)."""
-    share_V = (torch.arange(num_views, dtype=torch.float64) + 0.5) / num_views
-    bottom = math.sin(math.radians(lowest_deg))
-    elevation_deg_V = torch.rad2deg((bottom + share_V * (1 - bottom)).asin())
-    golden_deg = 180 * (3 - math.sqrt(5))
-    azimuth_deg_V = golden_deg * torch.arange(num_views, dtype=torch.float64)
-    return cameras_at(azimuth_deg_V, elevation_deg_V, torch.full_like(share_V, distance))
+    """Cameras spread evenly over a sphere, highest last: (V, 4, 4)."""
+    x_V, y_V, z_V = sphere_directions(num_views, lowest_deg=lowest_deg).unbind(dim=1)
+    azimuth_deg_V, elevation_deg_V = torch.rad2deg(torch.atan2(y_V, x_V)), torch.rad2deg(z_V.asin())
+    return cameras_at(azimuth_deg_V, elevation_deg_V, torch.full_like(z_V, distance))

@@ -9,7 +9,6 @@ import dataclasses
 import statistics
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pipelines.benchmark.case import Bench, Case, has_files, warm_up
@@ -17,6 +16,7 @@ from pipelines.benchmark.sheet import SheetLine, write_sheet
 from pipelines.sampling.inputs import sources_of
 from utils.devices import pick_dtype
 from utils.errors import ConfigError
+from utils.images import psnr_db
 from utils.settings.run import RunConfig
 
 REFERENCE_STEPS = 200
@@ -120,10 +120,8 @@ def _show(bench: Bench, case: Case, label: tuple[str, ...], views: dict[str, Ten
 
 def mean_psnr_db(views: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
     """Over the inputs."""
-    return statistics.mean(psnr_db(views[text], reference[text]) for text in reference)
+    return statistics.mean(_psnr_db(views[text], reference[text]) for text in reference)
 
 
-def psnr_db(views: Tensor, reference: Tensor) -> float:
-    """Of pictures in [0, 1], by their mean squared error."""
-    error = (views - reference).square().mean()
-    return float(-10 * torch.log10(error.clamp_min(10 ** (-MAX_PSNR_DB / 10))))
+def _psnr_db(views: Tensor, reference: Tensor) -> float:
+    return float(psnr_db((views - reference).square().mean()).clamp_max(MAX_PSNR_DB))

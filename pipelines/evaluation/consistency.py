@@ -27,6 +27,7 @@ from models.gaussians.scene import Gaussians
 from models.perceptual import Lpips, find_lpips
 from pipelines.evaluation.consistency_orbits import OrbitViews, Row, rows_of
 from pipelines.evaluation.image_metrics import ViewScores, join, pooled_psnr, score_views
+from pipelines.evaluation.mesh_metrics import chamfer_distance
 from pipelines.reconstruction.gaussian_fit import FitOptions, Shots, fit, render_scenes
 from utils.devices import pick_device
 from utils.errors import ConfigError
@@ -212,11 +213,10 @@ def surface_points(
 
 
 def chamfer(points_P3: Tensor, others_P3: Tensor) -> float | None:
-    """Mean distance to the nearest point of the other set, both ways, halved; None when a set is empty."""
+    """Chamfer distance of two sets of points; None when one is empty."""
     if not len(points_P3) or not len(others_P3):
         return None
-    distance_PP = torch.cdist(points_P3, others_P3)
-    return (distance_PP.amin(dim=0).mean() + distance_PP.amin(dim=1).mean()).item() / 2
+    return chamfer_distance(points_P3.cpu().numpy(), others_P3.cpu().numpy())
 
 
 def one_sheet(orbit: OrbitViews, measured: Measured) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.perceptual import Lpips
 from utils.errors import ConfigError
+from utils.images import psnr_db
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class ViewScores:
 
 def pooled_psnr(psnr_OV: Tensor) -> Tensor:
     """PSNR of the views' mean squared error: (O,)."""
-    return -10 * (10 ** (-psnr_OV / 10)).mean(dim=-1).log10()
+    return psnr_db((10 ** (-psnr_OV / 10)).mean(dim=-1))
 
 
 def near_object(masks_V1HW: Tensor) -> Tensor:
@@ -91,19 +92,19 @@ def score_views(
     Raises:
         ConfigError: the views are too small for the window of SSIM.
     """
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+    from torchmetrics.functional.image import structural_similarity_index_measure
 
     assert views_VCHW.shape == true_VCHW.shape, (views_VCHW.shape, true_VCHW.shape)
     if min(views_VCHW.shape[-2:]) < 11:
         raise ConfigError(f"resolution: views of {tuple(views_VCHW.shape[-2:])} are too small for SSIM, 11 at least")
     views_VCHW, true_VCHW = views_VCHW.float().clamp(0, 1), true_VCHW.float()
-    psnr_V = peak_signal_noise_ratio(views_VCHW, true_VCHW, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    psnr_V = psnr_db((views_VCHW - true_VCHW).square().mean(dim=(1, 2, 3)))
     ssim_V = structural_similarity_index_measure(views_VCHW, true_VCHW, data_range=1.0, reduction="none")
     masked_V = None
     if masks_V1HW is not None:
         weight_V1HW = near_object(masks_V1HW)
         error_V = (weight_V1HW * (views_VCHW - true_VCHW) ** 2).mean(dim=1).sum(dim=(1, 2))
-        masked_V = -10 * (error_V / weight_V1HW.sum(dim=(1, 2, 3)).clamp_min(1)).log10()
+        masked_V = psnr_db(error_V / weight_V1HW.sum(dim=(1, 2, 3)).clamp_min(1))
     return ViewScores(
         psnr_OV=psnr_V.clamp_max(MAX_PSNR_DB)[None].cpu(),
         masked_psnr_OV=None if masked_V is None else masked_V.clamp_max(MAX_PSNR_DB)[None].cpu(),

@@ -23,9 +23,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import trimesh
 from scipy.spatial import cKDTree
 
 from datasets.meshes.scene import RenderMesh
+from utils.cameras import sphere_directions
 from utils.errors import DataError
 
 THRESHOLDS = (0.01, 0.02, 0.05)
@@ -53,20 +55,18 @@ class SurfaceDistance:
     floor: float
 
 
-def sample_surface(mesh: RenderMesh, *, num_points: int, seed: int | list[int]) -> np.ndarray:
+def sample_surface(mesh: RenderMesh, *, num_points: int, seed: int) -> np.ndarray:
     """Points spread uniformly by area: (N, 3).
 
     Raises:
         DataError: the mesh has no area.
     """
-    a, b, c = mesh.points_F33.astype(np.float64).swapaxes(0, 1)
-    area_F = np.linalg.norm(np.cross(b - a, c - a), axis=1)
-    if not area_F.sum() > 0:
+    corners_F33 = mesh.points_F33.astype(np.float64)
+    faces_F3 = np.arange(3 * len(corners_F33)).reshape(-1, 3)
+    surface = trimesh.Trimesh(corners_F33.reshape(-1, 3), faces_F3, process=False)
+    if not surface.area > 0:
         raise DataError("the mesh has no area: all its triangles are degenerate")
-    generator = np.random.default_rng(seed)
-    face_N = generator.choice(len(area_F), size=num_points, p=area_F / area_F.sum())
-    root_N, share_N = np.sqrt(generator.random((num_points, 1))), generator.random((num_points, 1))
-    return (1 - root_N) * a[face_N] + root_N * (1 - share_N) * b[face_N] + root_N * share_N * c[face_N]
+    return np.asarray(trimesh.sample.sample_surface(surface, num_points, seed=seed)[0])
 
 
 def sample_outer_surface(mesh: RenderMesh, *, num_points: int, seed: int) -> np.ndarray:
@@ -77,7 +77,7 @@ def sample_outer_surface(mesh: RenderMesh, *, num_points: int, seed: int) -> np.
     """
     found: list[np.ndarray] = []
     for number in range(MAX_DRAWS):
-        points_N3 = sample_surface(mesh, num_points=num_points, seed=[seed, number])
+        points_N3 = sample_surface(mesh, num_points=num_points, seed=MAX_DRAWS * seed + number)
         found.append(points_N3[is_outer(mesh, points_N3)])
         if sum(map(len, found)) >= num_points:
             return np.concatenate(found)[:num_points]
@@ -97,7 +97,7 @@ def is_outer(mesh: RenderMesh, points_N3: np.ndarray) -> np.ndarray:
     assert geometry is not None  # the scene does not keep it alive
     step = OFF_SURFACE * float(np.ptp(mesh.bounds_23, axis=0).max())
     outer_N = np.zeros(len(points_N3), dtype=bool)
-    for direction_3 in _directions(NUM_DIRECTIONS):
+    for direction_3 in sphere_directions(NUM_DIRECTIONS).numpy():
         rest = np.flatnonzero(~outer_N)
         if not len(rest):
             break
@@ -107,11 +107,14 @@ def is_outer(mesh: RenderMesh, points_N3: np.ndarray) -> np.ndarray:
     return outer_N
 
 
-def _directions(number: int) -> np.ndarray:
-    """Unit vectors spread evenly (a Fibonacci lattice): (D, 3)."""
-    index = np.arange(number)
-    z, angle = 1 - (2 * index + 1) / number, np.pi * (3 - np.sqrt(5)) * index
-    return np.stack([np.sqrt(1 - z**2) * np.cos(angle), np.sqrt(1 - z**2) * np.sin(angle), z], axis=1)
+def nearest_distances(made_N3: np.ndarray, true_N3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distance of each made point to the nearest true one, and of each true point to the nearest made one."""
+    return cKDTree(true_N3).query(made_N3)[0], cKDTree(made_N3).query(true_N3)[0]
+
+
+def chamfer_distance(made_N3: np.ndarray, true_N3: np.ndarray) -> float:
+    """The mean of both mean nearest distances, in the points' units."""
+    return float(np.mean([distances.mean() for distances in nearest_distances(made_N3, true_N3)]))
 
 
 def surface_distance(
@@ -137,9 +140,7 @@ def surface_distance(
     side = float(np.ptp(true.bounds_23, axis=0).max())
     true_N3, again_N3 = (draw(true, num_points=num_points, seed=seed + number) for number in (0, 1))
     made_N3 = sample_surface(made, num_points=num_points, seed=seed + 2)
-    tree = cKDTree(true_N3)
-    to_true_N = tree.query(made_N3)[0] / side
-    to_made_N = cKDTree(made_N3).query(true_N3)[0] / side
+    to_true_N, to_made_N = (distances / side for distances in nearest_distances(made_N3, true_N3))
     f_scores = {}
     for threshold in thresholds:
         precision, recall = float((to_true_N < threshold).mean()), float((to_made_N < threshold).mean())
@@ -149,5 +150,5 @@ def surface_distance(
         accuracy=float(to_true_N.mean()),
         completeness=float(to_made_N.mean()),
         f_scores=f_scores,
-        floor=float(tree.query(again_N3)[0].mean()) / side,
+        floor=float(cKDTree(true_N3).query(again_N3)[0].mean()) / side,
     )

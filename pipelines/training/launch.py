@@ -65,6 +65,9 @@ def processes_to_start(cfg: RunConfig) -> int:
 def run_processes(num: int, command: Sequence[str]) -> int:
     """Run the command `num` times as one group, and wait.
 
+    By hand, because torch.distributed.run kills its processes on the first signal: here each of them ends its step and
+    saves, and all of them end when this one is killed.
+
     Signals are passed on once each. When a process fails, the others end too; when this one is killed, all do.
 
     Returns:

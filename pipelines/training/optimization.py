@@ -45,6 +45,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
 class MovingAverage:
     """A moving average of a module's trainable parameters in float32, divided among processes as they are.
 
+    By hand, because torch's AveragedModel copies the whole module: frozen parts, and forward passes that were fused.
+
     Early on the average looks back over few steps only, so that it forgets the random start.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 
 import imageio.v3
@@ -25,8 +26,24 @@ def test_a_video_shows_its_views(tmp_path):
 
 
 def test_what_the_codec_refuses_is_said_and_leaves_no_file(tmp_path):
-    with pytest.raises(DataError, match=r"a\.mp4 cannot be written: ffmpeg: .*(even|divisible by 2)"):
+    with pytest.raises(DataError, match=r"a\.mp4 cannot be written: the codec needs even sizes, but views are 33 x 32"):
         save_video(tmp_path / "a.mp4", torch.zeros(2, 3, 32, 33), fps=8)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("limit", [0, 500, 5000])
+def test_a_video_that_the_disk_cannot_hold_is_refused_whole(tmp_path, limit):
+    resource = pytest.importorskip("resource")
+    views_VCHW = torch.rand(12, 3, 64, 64)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(DataError, match=r"a\.mp4 cannot be written: .*check the space on the disk"):
+            save_video(tmp_path / "a.mp4", views_VCHW, fps=8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
     assert not list(tmp_path.iterdir())
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from datasets.base import OrbitData
 from datasets.orbits.zoom import scale_of, zoom
 from utils.errors import DataError
+from utils.images import over_background
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def composite(rgba_HW4: Tensor, background: float | Tensor) -> tuple[Tensor, Ten
     """
     rgba = rgba_HW4.movedim(-1, -3).float() / 255
     rgb, alpha = rgba[..., :3, :, :], rgba[..., 3:, :, :]
-    return rgb * alpha + background * (1 - alpha), alpha
+    return over_background(rgb, alpha, background), alpha
 
 
 def load_orbits(dataset: OrbitData, *, device: torch.device) -> OrbitPixels:

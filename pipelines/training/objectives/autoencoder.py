@@ -18,7 +18,7 @@ from pipelines.training.data.global_batch import epoch_order
 from pipelines.training.data.orbits_in_memory import OrbitPixels, load_orbits
 from pipelines.training.objectives.base import Objective
 from utils.errors import ConfigError
-from utils.images import save_png
+from utils.images import psnr_db, save_png
 from utils.registry import ENGINE
 from utils.settings.run import RunConfig
 
@@ -91,7 +91,7 @@ class RestoreViews(Objective):
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         loss = pixel + self.config.edge_weight * edge + self.config.kl_weight * divergence
-        psnr = -10 * (restored_B3HW.detach().clamp(0, 1) - images_B3HW).square().mean().log10()
+        psnr = psnr_db((restored_B3HW.detach().clamp(0, 1) - images_B3HW).square().mean())
         return loss, {"pixel": pixel.detach(), "edge": edge.detach(), "kl": divergence.detach(), "psnr": psnr}
 
     def parts_to_compile(self) -> list[nn.Module]:

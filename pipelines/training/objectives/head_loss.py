@@ -20,6 +20,7 @@ from pipelines.reconstruction.feed_forward import GaussianReconstruction
 from pipelines.training.data.orbits_in_memory import composite
 from utils.cameras import intrinsics, opencv_to_opengl
 from utils.errors import ConfigError
+from utils.images import psnr_db
 from utils.settings.run import RunConfig
 
 
@@ -115,7 +116,7 @@ class HeadLoss(nn.Module):
         figures = {"color": color.detach(), "mask": mask.detach()}
         unseen = squares_BKCHW[:, self.num_inputs :].detach()
         if unseen.numel():
-            figures["psnr_unseen"] = -10 * unseen.mean(dim=(1, 2, 3, 4)).log10().mean()
+            figures["psnr_unseen"] = psnr_db(unseen.mean(dim=(1, 2, 3, 4))).mean()
         if self.lpips is not None:
             distance = self.lpips(drawn.colors_BV3HW.flatten(0, 1), truth_BKCHW.flatten(0, 1))
             loss = loss + self.config.lambda_lpips * distance
