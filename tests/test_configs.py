@@ -61,7 +61,7 @@ def check_published_training(name):
         assert getattr(cfg, key) == published[key], key
     assert cfg.batch_sizes["24"] == published["batch_sizes"]["24"]
     for part in ("UNet", "Diffusion", "auto_encoder", "embedder"):
-        section = getattr(cfg, part)
+        section = getattr(cfg, part).given
         expected = {**PUBLISHED["defaults"][part], **PUBLISHED[name].get(part, {})}
         for key in section.keys() & expected.keys():
             if isinstance(expected[key], dict):  # what another schedule reads may stand beside it
@@ -111,9 +111,9 @@ def test_the_listed_example_pictures_are_there():
 @pytest.mark.parametrize(("name", "background"), [("t2v_infer", 0.5), ("i2vgen_xl_infer", 0.7)])
 def test_3d_aware_sampling_has_the_published_settings(name, background):
     cfg = load_config(ROOT / "configs" / f"{name}.yaml")
-    cls, options = cfg.reconstruction.cls, cfg.reconstruction.options
+    options = cfg.reconstruction.options
     assert options.views_of(24) == [0, 6, 12, 18]
-    assert cls(options, head=None, autoencoder=None).refine_steps(50) == {20, 30, 40}
+    assert cfg.reconstruction.build(network=None, workshop=None).refine_steps(50) == {20, 30, 40}
     assert (options.render_size, options.resize, options.background, options.fov) == (512, "nearest", background, 49.1)
     assert (options.guidance, options.published_sampling_axes) == ("after", True)
     assert (options.head_config.rotation, options.head_config.anchor, cfg.results) == ("over_gaussians", "none", "both")

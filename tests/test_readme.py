@@ -26,7 +26,7 @@ from tests.conftest import ROOT
 from tests.reference_cases import REFERENCE
 from utils import registry
 from utils.config import load_config
-from utils.registry import ENGINE, INFER_ENGINE
+from utils.registry import ENGINE, INFER_ENGINE, Section
 from utils.settings.original import REPLACED_KEYS, RETIRED_KEYS
 
 FOLDERS = ("configs", "data", "datasets", "models", "pipelines", "tests", "tools", "utils")
@@ -174,8 +174,7 @@ def test_what_is_copied_is_what_training_writes():
     for line in commands("train_net.py"):
         words = arguments(line)
         cfg = load_config(ROOT / words[words.index("--cfg") + 1])
-        objective, options = cfg.training.cls, cfg.training.options
-        stem = "i2v" if getattr(options, "image", False) else objective.stem
+        stem = "i2v" if cfg.training.type.endswith("i2v_entrance") else cfg.training.cls.stem
         stem = "head" if cfg.TASK_TYPE.startswith("tune_") else stem  # the generator stays as it is
         written[f"{cfg.log_dir}/{stem}.safetensors"] = cfg
     copies = [shlex.split(line)[1:] for line in command_lines() if line.startswith("cp ")]
@@ -185,7 +184,7 @@ def test_what_is_copied_is_what_training_writes():
     for name in ("t2v_infer", "i2v_infer"):
         infer = load_config(ROOT / "configs" / "mini" / f"{name}.yaml")
         parts = (infer.auto_encoder, infer.embedder, infer.reconstruction)
-        used |= {infer.test_model, *(part["pretrained"] for part in parts)}
+        used |= {infer.test_model, *(part.pretrained for part in parts)}
     assert used < {target for _, target in copies}
 
 
@@ -199,7 +198,7 @@ write_config(Path("run.yaml"), family | {"vid_dataset": {"type": "PackedOrbits",
 
 def test_the_python_code_runs_in_a_fresh_interpreter(tmp_path):
     """Its imports also register what the mini configuration names."""
-    [code] = blocks(ROOT / "README.md", "python")
+    [code] = [block for block in blocks(ROOT / "README.md", "python") if "ViewsPipeline" in block]
     assert code.count('"configs/mini/t2v_infer.yaml"') == 1
     code = TINY_RUN + code.replace("configs/mini/t2v_infer.yaml", "run.yaml")
     code += "print(tuple(orbits.views_BVCHW.shape), orbits.seeds, cfg.guide_scale)"
@@ -213,7 +212,7 @@ def test_the_python_code_runs_in_a_fresh_interpreter(tmp_path):
 
 
 def test_shapes_in_the_python_code_are_those_of_the_mini_family():
-    [code] = blocks(ROOT / "README.md", "python")
+    [code] = [block for block in blocks(ROOT / "README.md", "python") if "ViewsPipeline" in block]
     cfg = load_config(ROOT / "configs" / "mini" / "t2v_infer.yaml")
     num_views, (width, height) = len(cfg.cameras.c2w()), cfg.resolution
     reduction = cfg.auto_encoder.options.reduction
@@ -230,9 +229,7 @@ def test_every_setting_that_the_page_names_exists():
     for name in names:
         head, _, tail = name.partition(".")
         value = getattr(cfg, head)
-        if isinstance(value, dict):
-            kind = {"UNet": registry.MODEL, "sampler": registry.SAMPLERS}[head]
-            value = kind.resolve(value)[1]
+        value = value.options if isinstance(value, Section) else value
         assert not tail or tail == "type" or hasattr(value, tail), name
 
 
@@ -242,13 +239,8 @@ def test_keys_of_the_original_are_those_of_the_code():
     listed = [name for cell, *_ in table(refused, "key of the original") for name in names_in(cell)]
     assert sorted(listed) == sorted(REPLACED_KEYS)
     expected = set(RETIRED_KEYS)
-    for name, kind in (
-        ("UNet", "MODEL"), ("auto_encoder", "AUTO_ENCODER"), ("embedder", "EMBEDDER"), ("Diffusion", "DIFFUSION"),
-        ("vid_dataset", "DATASETS"), ("Pretrain", "PRETRAIN"), ("visual_train", "VISUAL"),
-    ):  # fmt: skip
-        entries = getattr(registry, kind)
-        section_cfg = getattr(load_config(ROOT / "configs" / "t2v_train.yaml"), name)
-        cls, _ = entries.resolve(section_cfg)
+    for name in ("UNet", "auto_encoder", "embedder", "Diffusion", "vid_dataset", "Pretrain", "visual_train"):
+        cls = getattr(load_config(ROOT / "configs" / "t2v_train.yaml"), name).cls
         expected |= {f"{name}.{key}" for key in getattr(cls, "retired_keys", {})}
     listed = [name for cell, *_ in table(ignored, "key of the original") for name in names_in(cell)]
     assert sorted(listed) == sorted(expected)
@@ -285,8 +277,8 @@ def test_paths_of_weights_and_data_are_those_of_the_configurations():
         [setting], [path] = names_in(cells[0]), names_in(cells[1])
         head, _, tail = setting.partition(".")
         for cfg in {"both": (train, infer), "`t2v_train.yaml`": (train,), "`t2v_infer.yaml`": (infer,)}[cells[2]]:
-            value = getattr(cfg, head)
-            assert path in (value[tail] if tail else value, *(value[tail] if tail.startswith("data_") else ())), setting
+            value = getattr(getattr(cfg, head).options, tail) if tail else getattr(cfg, head)
+            assert path in (value, *(value if tail.startswith("data_") else ())), setting
 
 
 def test_the_zoo_is_described_as_it_is():

@@ -25,7 +25,7 @@ true ones. `--runs workspace/evaluation/given_1` adds what it makes of the views
 to head.json.
 
     python tools/evaluate.py --measure settings --cfg configs/mini/t2v_infer.yaml --held-out workspace/zoo_held_out \
-        --num 24 UNet.use_lgm_refine=true --set "reconstruction.guidance=before" --set "reconstruction.guidance=after"
+        --num 24 refine=true --set "reconstruction.guidance=before" --set "reconstruction.guidance=after"
 
 Settings side by side, with the same seeds: each `--set` is a row, overrides separated by blanks. Samples as above, then
 recognition or quality, and consistency, of each result (`results=both`: without and with 3D-aware sampling). Figures go

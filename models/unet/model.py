@@ -39,7 +39,6 @@ class OrbitUNet(Backbone):
         "use_sync_attention": "never on in the published models",
         "use_flexicube_reg": "never on in the published models",
         "use_lgm_reg": "never on in the published models",
-        "use_lgm_refine": "a run reads it as refine",
     }
 
     Config = UNetConfig
