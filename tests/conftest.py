@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 # Workers of pytest-xdist share the cores; threads inside each would wait for each other.
@@ -33,6 +34,15 @@ def fresh_accelerate(request):
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def pytest_configure(config):
+    """Where Python may not write compiled files, every process that a test starts would compile PyTorch again."""
+    if "PYTHONDONTWRITEBYTECODE" in os.environ and "PYTEST_XDIST_WORKER" not in os.environ:
+        del os.environ["PYTHONDONTWRITEBYTECODE"]
+        folder = tempfile.TemporaryDirectory(prefix="compiled_")
+        os.environ["PYTHONPYCACHEPREFIX"] = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 def pytest_addoption(parser):

@@ -56,6 +56,15 @@ def test_what_replaces_a_bent_frame_is_a_rotation(length):
     torch.testing.assert_close(R_1N33 @ R_1N33.mT, torch.eye(3).double().expand(1, 200, 3, 3), atol=1e-5, rtol=0)
 
 
+def test_an_odd_order_of_scales_mirrors_nothing():
+    """Sorted by size, the axes of this one are a mirrored frame, of which no quaternion can be made."""
+    scales = torch.tensor([[[0.1, 0.2, 0.05]]])
+    one = dataclasses.replace(random_gaussians(1), quats_BN4=torch.tensor([[[0.7, 0.0, 0.0, 0.0]]]), scales_BN3=scales)
+    fixed = one.with_unit_quats()
+    torch.testing.assert_close(fixed.covariances(), torch.diag_embed(scales**2), atol=1e-8, rtol=1e-5)
+    torch.testing.assert_close(fixed.quats_BN4.norm(), torch.tensor(1.0))
+
+
 def test_the_ply_says_what_viewers_expect(tmp_path):
     one = Gaussians(
         means_BN3=torch.tensor([[[0.1, -0.2, 0.3]]]),

@@ -129,6 +129,18 @@ def test_gradients_agree_with_differences():
     assert torch.autograd.gradcheck(loss, [value.clone().requires_grad_() for value in inputs], eps=1e-7, atol=1e-4)
 
 
+@pytest.mark.parametrize("opacity", [0.5, 1.0])
+def test_the_cap_of_alpha_passes_no_gradient(opacity):
+    """The ball is so large that it is everywhere as opaque as at its centre: at 1 it is capped in every pixel."""
+    leaf = torch.full((1, 1, 1), opacity, requires_grad=True)
+    ball = one_ball(20.0, opacity, opacities_BN1=leaf)
+    _, alphas = render(ball, CAMERA, intrinsics(39.6, 8), size=(8, 8), background=0.0)
+    torch.testing.assert_close(alphas, torch.full((1, 1, 8, 8), min(opacity, MAX_ALPHA)), atol=2e-3, rtol=0)
+    alphas.sum().backward()
+    expected = 64.0 if opacity < MAX_ALPHA else 0.0
+    torch.testing.assert_close(leaf.grad.sum(), torch.tensor(expected), atol=0.3, rtol=0)
+
+
 def test_sizes_need_not_be_whole_tiles():
     gaussians = random_gaussians(40)
     K = intrinsics(39.6, 50)

@@ -13,10 +13,10 @@ import trimesh
 
 from datasets.meshes.renderer import sample_texture
 from datasets.meshes.scene import linear_to_srgb, load_mesh
-from pipelines.assets.depth_maps import look_around, sphere_cameras, without_floaters
+from pipelines.assets.depth_maps import ObjectViews, look_around, sphere_cameras, without_floaters
 from pipelines.assets.mesh import UNLIT, write_glb
 from pipelines.assets.surface import Volume, clean, close_gaps, extract_surface, triangulate
-from pipelines.assets.texture import cover_texels
+from pipelines.assets.texture import colors_at, cover_texels
 from tests.tiny_gaussians import SMALL_OPTIONS, ball, direction_colors, fog, join, transparent
 from utils.errors import DataError
 
@@ -150,6 +150,27 @@ def test_texels_of_two_triangles_cover_a_square_once():
     assert {tuple(texel) for texel in texels_T2} == {(x, y) for x in range(1, 9) for y in range(1, 9)}
     places = np.einsum("tk,tkc->tc", weights_T3, square[faces_T])
     np.testing.assert_allclose(places, texels_T2 + 0.5, atol=1e-12)
+
+
+def test_what_stands_behind_takes_no_colour_of_what_stands_before():
+    """A camera sees a wall, red on the left and blue on the right; behind the blue half nobody sees anything."""
+    colors = torch.zeros(1, 3, 32, 32)
+    colors[:, 0, :, :16], colors[:, 2, :, 16:] = 1.0, 1.0
+    views = ObjectViews(
+        low_3=torch.tensor([-1.0, -1.0, 0.0]),
+        high_3=torch.tensor([1.0, 1.0, 3.0]),
+        c2w_V44=torch.eye(4)[None],
+        K_33=torch.tensor([[32.0, 0.0, 16.0], [0.0, 32.0, 16.0], [0.0, 0.0, 1.0]]),
+        colors_V3HW=colors,
+        alphas_V1HW=torch.ones(1, 1, 32, 32),
+        depths_V1HW=torch.ones(1, 1, 32, 32),
+    )
+    on_the_wall, behind = (-0.1, 0.0, 1.0), (0.4, 0.0, 2.0)
+    facing = np.array([[0.0, 0.0, -1.0]] * 2)
+    seen = colors_at(np.array([on_the_wall, behind]), facing, views)
+    np.testing.assert_allclose(seen, [[1, 0, 0], [1, 0, 0]], atol=1e-6)  # the nearest place that is seen
+    at_the_wall = colors_at(np.array([on_the_wall, (0.2, 0.0, 1.02)]), facing, views)
+    np.testing.assert_allclose(at_the_wall, [[1, 0, 0], [0, 0, 1]], atol=1e-6)  # so little behind is still the wall
 
 
 @pytest.fixture(scope="module")

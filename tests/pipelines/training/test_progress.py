@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import pipelines.training.progress
+from pipelines.training.progress import ProgressReport
 from pipelines.training.trainer import train
 from tests.pipelines.training.test_training import load, losses
 from tests.tiny_orbits import write_orbits
@@ -33,6 +35,20 @@ def test_tensorboard_and_the_bar_have_what_the_log_says(folder, caplog, monkeypa
     bar = capsys.readouterr().err
     assert "views/s, peak memory 44.80 GB" in bar
     assert "4/4" in bar
+
+
+def test_the_time_left_counts_from_where_this_run_began(folder, caplog, monkeypatch):
+    """A run that begins at step 50 of 100 and does ten steps in 20 s needs 80 s more."""
+    caplog.set_level("INFO")
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    cfg = load(folder, TASK_TYPE="train_t2v_entrance", num_steps=100)
+    with ProgressReport(cfg, views_per_batch=12, first_step=50) as report:
+        for _ in range(10):
+            report.add({"loss": torch.tensor(0.5)})
+        now[0] += 20
+        report.write(60, lr=1e-3, progress=0.6, summary=dict)
+    assert "6.0 views/s, ETA 0:01:20" in caplog.text
 
 
 def test_a_tracker_that_is_not_there_is_refused(folder, monkeypatch):
