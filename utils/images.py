@@ -1,4 +1,4 @@
-"""Pictures and videos on disk. Images are float tensors in [0, 1] until here.
+"""Writes pictures and videos. Images are float tensors in [0, 1]; only this module converts them to 8 bits.
 
 Letters: V views, C channels, H W pixels.
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 from utils.errors import DataError
 from utils.files import atomic_path
 
-# Constant quality (0 is lossless, 23 the default); on orbits this preset is three times as fast as the default one, for
-# 0.2 dB at the same size.
+# Constant quality (0 is lossless, 23 the default); on orbits this preset is three times as fast as the default one
+# and loses 0.2 dB at the same size.
 CODEC = ("-c:v", "libx264", "-crf", "10", "-preset", "veryfast", "-pix_fmt", "yuv420p")
 
 
@@ -29,15 +29,15 @@ def to_uint8(images_CHW: Tensor) -> np.ndarray:
 
 
 def save_png(path: str | Path, image_CHW: Tensor) -> None:
-    """Write one image, whole or not at all."""
+    """Write one image, completely or not at all."""
     with atomic_path(path) as part:
         Image.fromarray(to_uint8(image_CHW)).save(part)
 
 
 def save_video(path: str | Path, views_VCHW: Tensor, *, fps: int) -> None:
-    """Write views as an H.264 `.mp4` that players loop cleanly, whole or not at all.
+    """Write views as an H.264 `.mp4`, completely or not at all.
 
-    Height and width must be even, as the codec wants.
+    Height and width must be even, because the codec needs it.
 
     Raises:
         DataError: ffmpeg cannot write it.
