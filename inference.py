@@ -7,8 +7,12 @@ from utils.script import config_arguments, run_script
 
 def main() -> None:
     parser = config_arguments(__doc__)
-    parser.add_argument("--prompt", action="append", help="a sentence; replaces the list of test_list_path; repeatable")
-    parser.add_argument("--image", action="append", help="a picture for an image model; likewise")
+    parser.add_argument(
+        "--prompt", action="append", help="prompt, instead of the list in test_list_path; may be repeated"
+    )
+    parser.add_argument(
+        "--image", action="append", help="input picture of an image model, instead of the list; may be repeated"
+    )
     args = parser.parse_intermixed_args()
 
     import datasets  # noqa: F401 - registers

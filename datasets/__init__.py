@@ -1,4 +1,4 @@
-"""Loading and making of training data. Importing it registers the data sets."""
+"""Loads and renders training data. Importing this package registers the data sets."""
 
 from pathlib import Path
 

@@ -78,8 +78,8 @@ BAD = {
     "opaque.png": (lambda path: Image.new("RGBA", (20, 20), "red").save(path), "opaque everywhere"),
     "opaque_wide.png": (lambda path: Image.new("RGB", (20000, 3)).save(path), "no alpha channel (RGB)"),
     "empty.png": (lambda path: Image.new("RGBA", (20, 20)).save(path), "transparent everywhere"),
-    "text.png": (lambda path: path.write_text("no picture"), "no image that can be read"),
-    "nothing.png": (lambda path: path.write_bytes(b""), "no image that can be read"),
+    "text.png": (lambda path: path.write_text("no picture"), "cannot be read as an image"),
+    "nothing.png": (lambda path: path.write_bytes(b""), "cannot be read as an image"),
     "folder.png": (lambda path: path.mkdir(), "no such file"),
     "missing.png": (lambda path: None, "no such file"),
 }

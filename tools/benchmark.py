@@ -1,20 +1,27 @@
-r"""How fast is this machine? One table a measure; all figures of a run come from one process.
+r"""Measure the speed of this machine. Each measure is one table; all figures of a run come from one process.
 
     python tools/benchmark.py --cfg configs/mini/t2v_infer.yaml
     python tools/benchmark.py --cfg configs/t2v_infer.yaml --cfg configs/i2vgen_xl_infer.yaml --measure step \
         --set "precision=bfloat16" --set "precision=bfloat16 compile=true"
     python tools/benchmark.py --cfg configs/t2v_train.yaml --measure train --set "precision=bfloat16"
 
-Each `--set` is a row: overrides of the configuration, separated by blanks; further `key=value` hold for every row. A
-configuration whose weight files are not there is measured with random weights, made on the device; the tables say so.
+Each `--set` is a row of the tables: overrides of the configuration, separated by blanks. Other `key=value` arguments
+apply to every row. Missing weight files are replaced by random weights, made on the device; the tables report this.
 
-ceiling: large matrix products and copies. step: denoising, with errors against float32. decode, refine: all views of an
-orbit; one x0 through the Gaussian head. orbit: prompt to files, warm. cold: load, compile, first orbit. sizes: views
-and pixels. diffusers: its UNet of the same size. solvers: PSNR against DDIM in 200 steps (also of any other --set);
-takes trained weights. train: a training step; takes a training configuration.
+The measures:
+  ceiling    large matrix products and copies
+  step       denoising steps, with errors against float32
+  decode     decoding of all views of an orbit
+  refine     one x0 through the Gaussian head
+  orbit      prompt to files, with a warm model
+  cold       load, compile, first orbit
+  sizes      other numbers of views and pixels
+  diffusers  the UNet of diffusers with the same size
+  solvers    PSNR against DDIM in 200 steps, for any --set; needs trained weights
+  train      a training step; needs a training configuration
 
-Tables go to stdout, and as benchmark.json and benchmark.md to `--out`.
-pipelines/benchmark/README.md explains the columns.
+Tables are printed, and written to `--out` as benchmark.json and benchmark.md. pipelines/benchmark/README.md explains
+the columns.
 """
 
 from __future__ import annotations
@@ -32,15 +39,20 @@ from utils.script import run_script
 
 
 def arguments() -> argparse.ArgumentParser:
-    """All options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--cfg", action="append", required=True, help="YAML file; repeatable")
-    add("overrides", nargs="*", metavar="key=value", help="replace values in every row")
-    add("--measure", action="append", default=[], choices=names(), help="repeatable; default: all that fit")
-    add("--set", action="append", default=[], metavar="OVERRIDES", help="a row; repeatable; default: by the measure")
-    add("--repeats", type=int, default=10, help="calls that a median is taken of, at most (default %(default)s)")
-    add("--samples", type=int, default=4, help="inputs that solvers are compared on (default %(default)s)")
+    add("--cfg", action="append", required=True, help="configuration file; may be repeated")
+    add("overrides", nargs="*", metavar="key=value", help="settings that apply to every row")
+    add(
+        "--measure",
+        action="append",
+        default=[],
+        choices=names(),
+        help="may be repeated; default: all that fit the configuration",
+    )
+    add("--set", action="append", default=[], metavar="OVERRIDES", help="settings of a row; may be repeated")
+    add("--repeats", type=int, default=10, help="largest number of calls for a median (default %(default)s)")
+    add("--samples", type=int, default=4, help="number of inputs of `solvers` (default %(default)s)")
     add("--out", type=Path, default=Path("workspace/benchmark"), help="folder for the tables (default %(default)s)")
     return parser
 

@@ -1,8 +1,8 @@
-"""Look at every image that a configuration trains on beside orbits, and report what is broken.
+"""Check all images that a configuration trains on in addition to orbits, and report broken ones.
 
     python tools/check_images.py --cfg configs/t2v_train_laion.yaml
 
-reads the section img_dataset: all images of lists, or all of shards that pass the filters.
+reads the section img_dataset: all images of its lists, or all images of its shards that pass the filters.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from utils.errors import ConfigError, DataError
 from utils.jobs import run_jobs
 from utils.script import config_arguments, run_script
 
-LISTED_TOGETHER = 500  # images of a list that are one job
+LISTED_TOGETHER = 500  # images of a list per job
 
 
 def check_shard(file: Path, config: LAIONImageDataset.Config) -> tuple[int, int, list[str]]:
-    """Images that pass the filters and are whole, images that do not pass, and what is wrong, one line each."""
+    """Number of good images, number of images that the filters leave out, and one message per broken image."""
     shard = read_shard(file, keeps=config.keeps)
     problems = list(shard.problems)
     with file.open("rb") as raw:
@@ -44,7 +44,7 @@ def check_shard(file: Path, config: LAIONImageDataset.Config) -> tuple[int, int,
 
 
 def check_listed(entries: list[tuple[Path, str]], config: ImageDataset.Config) -> tuple[int, int, list[str]]:
-    """The same for lines of a list, which has no filters."""
+    """The same for lines of a list, which have no filters."""
     problems = []
     for file, caption in entries:
         try:
@@ -55,7 +55,7 @@ def check_listed(entries: list[tuple[Path, str]], config: ImageDataset.Config) -
 
 
 def check(dataset: Any, *, workers: int) -> Iterator[tuple[int, int, list[str]]]:
-    """What `check_shard` or `check_listed` says of each part of a data set."""
+    """Results of `check_shard` or `check_listed` for each part of a data set."""
     if isinstance(dataset, LAIONImageDataset):
         work, jobs = check_shard, [(file, dataset.config) for file in dataset.files]
     else:
@@ -70,7 +70,7 @@ def check(dataset: Any, *, workers: int) -> Iterator[tuple[int, int, list[str]]]
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = config_arguments(__doc__.splitlines()[0])
-    parser.add_argument("--strict", action="store_true", help="exit with code 1 when anything is broken")
+    parser.add_argument("--strict", action="store_true", help="exit with code 1 if an image is broken")
     parser.add_argument("--workers", type=int, default=4, help="processes (default 4)")
     return parser.parse_intermixed_args(argv)
 
@@ -83,7 +83,9 @@ def main(argv: list[str] | None = None) -> int:
 
     cfg = load_config(options.cfg, options.overrides)
     if not cfg.img_dataset:
-        raise ConfigError(f"--cfg {options.cfg} has no section img_dataset")
+        raise ConfigError(
+            f"--cfg {options.cfg} has no section img_dataset; add one, as in configs/t2v_train_laion.yaml"
+        )
     num_whole = num_left_out = num_problems = 0
     for whole, left_out, problems in check(cfg.img_dataset.build(), workers=options.workers):
         print("\n".join(problems), end="\n" if problems else "")

@@ -1,9 +1,9 @@
-"""Chamfer distance and F-score between a mesh and the true one.
+"""Compute Chamfer distance and F-score between a mesh and the true mesh.
 
     python tools/compare_meshes.py workspace/duck/mesh.glb meshes/duck.glb --normalise-true
 
-The meshes are compared where they stand, in the z-up world of the project. Distances are in sides of the true mesh's
-bounding cube; definitions: pipelines/evaluation/mesh_metrics.py.
+The meshes are compared without alignment, in the z-up world of the project. The unit of distances is the longest side
+of the true mesh's bounding box. pipelines/evaluation/mesh_metrics.py has the definitions.
 """
 
 from __future__ import annotations
@@ -27,49 +27,63 @@ from utils.script import run_script
 
 log = logging.getLogger(__name__)
 
-# Beyond these the numbers say how meshes are placed, not how they are shaped; what was made of one object is nearer.
-MAX_RATIO = 1.5  # of the boxes' longest sides
-MAX_SHIFT = 0.25  # of the boxes' centres, in the longest side of the true one
+# Beyond these limits the metrics depend on the placement of the meshes, not on their shape.
+MAX_RATIO = 1.5  # ratio of the longest sides of the boxes
+MAX_SHIFT = 0.25  # distance of the boxes' centres, relative to the longest side of the true box
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("made", type=Path, help="mesh to judge, e.g. a run's mesh.glb")
+    parser.add_argument("made", type=Path, help="mesh to measure, e.g. mesh.glb of a run")
     parser.add_argument("true", type=Path, help="true mesh: .glb, .obj, .ply, .stl, ...")
     parser.add_argument(
-        "--normalise-true", action="store_true", help="scale the true mesh into the unit cube first, as data sets are"
+        "--normalise-true",
+        action="store_true",
+        help="first scale the true mesh into the unit cube, as in the data sets",
     )
-    parser.add_argument("--normalise-made", action="store_true", help="the same for the other one")
-    parser.add_argument("--up-made", choices=("auto", "y", "z"), default="auto", help="up axis; auto: .stl z, else y")
-    parser.add_argument("--up-true", choices=("auto", "y", "z"), default="auto", help="the same for the true one")
-    parser.add_argument("--outer", action="store_true", help="leave out of the true mesh what nobody can see")
-    parser.add_argument("--points", type=int, default=100_000, help="samples of each surface (default 100000)")
+    parser.add_argument("--normalise-made", action="store_true", help="first scale the other mesh into the unit cube")
     parser.add_argument(
-        "--thresholds", type=float, nargs="+", default=list(THRESHOLDS), help="of the F-score (default 0.01 0.02 0.05)"
+        "--up-made", choices=("auto", "y", "z"), default="auto", help="up axis of the mesh; auto: z for .stl, else y"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the samples (default 0)")
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument(
+        "--up-true", choices=("auto", "y", "z"), default="auto", help="up axis of the true mesh, in the same way"
+    )
+    parser.add_argument(
+        "--outer", action="store_true", help="leave out the parts of the true mesh that are not visible from outside"
+    )
+    parser.add_argument(
+        "--points", type=int, default=100_000, help="number of samples of each surface (default 100000)"
+    )
+    parser.add_argument(
+        "--thresholds",
+        type=float,
+        nargs="+",
+        default=list(THRESHOLDS),
+        help="distances of the F-score (default 0.01 0.02 0.05)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the samples (default 0)")
+    parser.add_argument("--json", type=Path, help="also write the metrics to this file")
     return parser.parse_args(argv)
 
 
 def read(path: Path, *, up: str, scaled: bool) -> RenderMesh:
-    """A mesh in the world of the project."""
+    """Read a mesh into the z-up world of the project."""
     mesh = load_mesh(path, up=up)
     try:
         return normalise(mesh) if scaled else mesh
     except DataError as err:
-        raise DataError(f"{path}: {err}; repair and export it again") from err
+        raise DataError(f"{path}: {err}; repair the mesh and export it again") from err
 
 
 def warn_of_places(made: RenderMesh, true: RenderMesh, *, remedy: str) -> None:
-    """Say so where the meshes plainly have different scales or places."""
+    """Warn if the meshes have clearly different scales or positions."""
     made_side, true_side = (float(np.ptp(mesh.bounds_23, axis=0).max()) for mesh in (made, true))
     shift = float(np.linalg.norm(made.bounds_23.mean(axis=0) - true.bounds_23.mean(axis=0)))
     ratio = max(made_side, true_side) / max(min(made_side, true_side), 1e-12)
     if ratio > MAX_RATIO or shift > MAX_SHIFT * true_side:
         log.warning(
-            "the meshes have different scales or places (longest sides %.3g and %.3g, centres %.3g apart), so the "
-            "numbers say little about their shapes; try %s",
+            "the meshes have different scales or positions (longest sides %.3g and %.3g, centres %.3g apart), so the "
+            "metrics say little about their shapes; try %s",
             made_side,
             true_side,
             shift,

@@ -1,43 +1,45 @@
-r"""Measure a model on objects that training never saw.
+r"""Measure a model on objects that are not in the training data.
 
     python tools/make_zoo.py workspace/zoo_held_out --num 100 --packed --split held_out
     python tools/evaluate.py --cfg configs/mini/t2v_infer.yaml --held-out workspace/zoo_held_out --num 64
     python tools/evaluate.py --cfg configs/mini/i2v_infer.yaml --held-out workspace/zoo_held_out --num 64 --known 2
 
-A text model: how often kind and colour of the captions are recognised in the generated views, by a classifier that the
-generator never saw, next to true renders (ceiling) and prompts exchanged among the objects (floor). `--runs FOLDER`
-measures a folder that inference.py wrote. Figures go to recognition.json in `--out`.
+For a text model: how often a classifier that the generator never saw recognises kind and colour of the caption in the
+generated views, compared with true renders (ceiling) and exchanged prompts (floor). `--runs FOLDER` measures a folder
+that inference.py wrote. Results: recognition.json in `--out`.
 
-An image model: PSNR, SSIM and LPIPS of the views that it makes from view 0 of an object, against the true ones, next to
-the input repeated and a mean image (floors) and the true views through the autoencoder (ceiling). Figures go to
-metrics.json, azimuth.png and sheet.png in `--out`.
+For an image model: PSNR, SSIM and LPIPS of the views that it makes from view 0 of an object, against the true views.
+They are compared with the repeated input and a mean image (floors) and with the true views through the autoencoder
+(ceiling).
+Results: metrics.json, azimuth.png and sheet.png in `--out`.
 
     python tools/evaluate.py --measure consistency --cfg configs/mini/i2v_infer.yaml \
         --held-out workspace/zoo_held_out --runs workspace/visualization/mini_i2v --num 32
 
-Consistency of the samples in `--runs` (repeatable): do 3D Gaussians that are fitted to half of the views explain the
-other half? Next to true views (ceiling) and views of different objects mixed (floor). Figures go to consistency.json.
+Consistency of the samples in `--runs` (may be repeated): do 3D Gaussians that are fitted to half of the views explain
+the other half? Compared with true views (ceiling) and mixed views of different objects (floor). Results:
+consistency.json.
 
     python tools/evaluate.py --measure head --cfg configs/mini/i2v_infer.yaml --held-out workspace/zoo_held_out --num 24
 
-The Gaussian head by itself: what it makes of true views, from cameras that it was not given, and its meshes against the
-true ones. `--runs workspace/evaluation/given_1` adds what it makes of the views that an image model sampled. Figures go
-to head.json.
+The Gaussian head by itself: it receives true views, and its renders from other cameras and its meshes are compared with
+the truth. `--runs workspace/evaluation/given_1` adds the result for the views that an image model sampled. Results:
+head.json.
 
     python tools/evaluate.py --measure settings --cfg configs/mini/t2v_infer.yaml --held-out workspace/zoo_held_out \
         --num 24 refine=true --set "reconstruction.guidance=before" --set "reconstruction.guidance=after"
 
-Settings side by side, with the same seeds: each `--set` is a row, overrides separated by blanks. Samples as above, then
-recognition or quality, and consistency, of each result (`results=both`: without and with 3D-aware sampling). Figures go
-to settings.json, row by row.
+Settings side by side, with the same seeds: each `--set` is a row, overrides separated by blanks. Each row is sampled as
+above; then recognition or quality, and consistency, of each of its results are measured (`results=both`: without and
+with 3D-aware sampling). Results: settings.json, row by row.
 
     python tools/evaluate.py --measure likeness --cfg configs/mini/t2v_infer.yaml --held-out workspace/my_orbits \
         --among workspace/zoo_held_out --runs workspace/visualization/mini_t2v
 
-Likeness of text samples: do they look like the objects of `--held-out` whose captions they were made from, such as one
-that a LoRA was to teach, and more so than like any of `--among`? Figures go to likeness.json.
+Likeness of text samples: are they more similar to the objects of `--held-out` whose captions they were made from (for
+example an object that a LoRA was trained on) than to any object of `--among`? Results: likeness.json.
 
-pipelines/evaluation/README.md defines every figure.
+pipelines/evaluation/README.md defines every metric.
 """
 
 from __future__ import annotations
@@ -66,10 +68,10 @@ from utils.settings.run import RunConfig
 
 
 def compare_settings(args: argparse.Namespace) -> str:
-    """Measure each setting; returns the table.
+    """Measure each setting and return the table.
 
     Raises:
-        ConfigError, DataError: an option, a setting or a folder does not fit.
+        ConfigError, DataError: an option, a setting or a folder is wrong.
     """
     cfgs = {text: load_config(args.cfg, [*args.overrides, *text.split()]) for text in settings_of(args.set)}
     options = SettingsOptions(
@@ -89,10 +91,10 @@ def _fit_options(args: argparse.Namespace, cfg: RunConfig) -> FitOptions:
 
 
 def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
-    """Measure what is asked for; returns the table.
+    """Run the measure of the options and return the table.
 
     Raises:
-        ConfigError, DataError: an option, a setting or a folder does not fit.
+        ConfigError, DataError: an option, a setting or a folder is wrong.
     """
     for name in ("num", "sheet"):
         if getattr(args, name) < 1:
@@ -101,7 +103,9 @@ def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
         return compare_settings(args)
     if args.measure == "consistency":
         if not args.runs:
-            raise ConfigError("--measure consistency needs --runs FOLDER, which inference.py or this command wrote")
+            raise ConfigError(
+                "--measure consistency needs --runs FOLDER; name a folder that inference.py or this command wrote"
+            )
         options = ConsistencyOptions(
             held_out=args.held_out,
             runs=args.runs,
@@ -116,14 +120,16 @@ def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
         return head_table(evaluate_head(cfg, options))
     if args.measure == "likeness":
         if len(args.runs) != 1:
-            raise ConfigError("--measure likeness needs one --runs FOLDER, which inference.py wrote")
+            raise ConfigError("--measure likeness needs one --runs FOLDER; name a folder that inference.py wrote")
         options = LikenessOptions(
             held_out=args.held_out, among=args.among, runs=args.runs[0], num_objects=args.num, out=args.out
         )
         return likeness_text(evaluate_likeness(cfg, options))
     if cfg.takes_images:
         if args.runs:
-            raise ConfigError("--runs: an image model is sampled from the true views here; leave it out")
+            raise ConfigError(
+                "--runs does not apply to an image model, which is sampled from the true views; leave it out"
+            )
         options = QualityOptions(
             held_out=args.held_out,
             train=args.train,
@@ -135,7 +141,7 @@ def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
         )
         return quality_table(evaluate_quality(cfg, options))
     if len(args.runs) > 1:
-        raise ConfigError(f"--runs: recognition measures one folder at a time, got {len(args.runs)}")
+        raise ConfigError(f"--runs: recognition measures one folder at a time, got {len(args.runs)}; name one")
     result = evaluate_recognition(
         cfg,
         held_out=args.held_out,
@@ -148,31 +154,44 @@ def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
 
 
 def arguments() -> argparse.ArgumentParser:
-    """All options."""
     parser = config_arguments(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--held-out", type=Path, required=True, help="orbits: tools/make_zoo.py --split held_out, or render_orbit.py")
+    add(
+        "--held-out", type=Path, required=True, help="orbits from tools/make_zoo.py --split held_out or render_orbit.py"
+    )
     kinds = ("auto", "consistency", "head", "likeness", "settings")
-    add("--measure", choices=kinds, default="auto", help="auto: by the model")
-    add("--num", type=int, default=64, help="objects or prompts at most (default 64)")
-    add("--runs", type=Path, action="append", default=[], help="measure these samples instead of sampling; repeatable")
-    add("--out", type=Path, default=Path("workspace/evaluation"), help="where results go")
-    add("--set", action="append", default=[], metavar="OVERRIDES", help="a row of --measure settings; repeatable")
+    add(
+        "--measure",
+        choices=kinds,
+        default="auto",
+        help="auto: recognition for a text model, quality for an image model",
+    )
+    add("--num", type=int, default=64, help="largest number of objects or prompts (default 64)")
+    add("--runs", type=Path, action="append", default=[], help="measure these samples; may be repeated")
+    add("--out", type=Path, default=Path("workspace/evaluation"), help="folder for the results")
+    add("--set", action="append", default=[], metavar="OVERRIDES", help="a row of --measure settings; may be repeated")
     text = parser.add_argument_group("recognition (text models)").add_argument
-    text("--classifier", default="data/mini/classifier.safetensors", help="from configs/mini/classifier.yaml")
-    add("--among", type=Path, help="likeness: orbits of other objects, which the samples are not to look like")
+    text("--classifier", default="data/mini/classifier.safetensors", help="weights from configs/mini/classifier.yaml")
+    add("--among", type=Path, help="likeness: orbits of other objects to compare with")
     image = parser.add_argument_group("quality (image models)").add_argument
-    image("--train", type=Path, help="orbits whose mean image is a floor (else: of the other objects)")
-    image("--known", type=int, action="append", default=[], metavar="N", help="also from N given views; repeatable")
+    image("--train", type=Path, help="orbits for the mean image (default: the other objects)")
+    image(
+        "--known",
+        type=int,
+        action="append",
+        default=[],
+        metavar="N",
+        help="also sample from N given views; may be repeated",
+    )
     image("--random-start", type=int, metavar="SEED", help="begin each orbit at a random view")
-    image("--sheet", type=int, default=5, help="objects on the contact sheet (default 5)")
+    image("--sheet", type=int, default=5, help="number of objects in sheet.png (default 5)")
     fit = parser.add_argument_group("consistency").add_argument
     default = FitOptions()
-    fit("--fit-gaussians", type=int, default=default.num_gaussians, help="(default %(default)s)")
-    fit("--fit-steps", type=int, default=default.num_steps, help="(default %(default)s; 100 on a CPU)")
-    fit("--fit-views", type=int, default=default.views_per_step, help="views in a step (default %(default)s)")
-    fit("--fit-batch", type=int, default=8, help="objects that are fitted at once (default %(default)s)")
+    fit("--fit-gaussians", type=int, default=default.num_gaussians, help="per fit (default %(default)s)")
+    fit("--fit-steps", type=int, default=default.num_steps, help="per fit (default %(default)s; 100 on a CPU)")
+    fit("--fit-views", type=int, default=default.views_per_step, help="views per step (default %(default)s)")
+    fit("--fit-batch", type=int, default=8, help="objects fitted at once (default %(default)s)")
     return parser
 
 

@@ -1,10 +1,11 @@
-"""Gaussians on disk to the files that other tools open: .splat, .glb, a page that shows them, a turntable.
+"""Convert files of Gaussians to formats that other tools open: .splat, .glb, a web page, a turntable video.
 
     python tools/export_gaussians.py workspace/*/gaussians.ply --out workspace/exported --glb --html
     python tools/export_gaussians.py chair.ply --out exported --turntable --turntable-elevation-deg 45
 
-reads .ply files of Gaussian splatting (or .splat) with z up and writes to one folder for each. Without --ply, --splat,
---glb, --html or --turntable, all but the .ply are written. Options of the files: utils/settings/assets.py.
+reads .ply files of Gaussian splatting (or .splat) whose z axis points up, and writes one folder for each file. Without
+--ply, --splat, --glb, --html or --turntable, all except the .ply are written. utils/settings/assets.py describes the
+options of the files.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ NUMBERS = {"int": int, "float": float, "float | None": float}
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".ply or .splat files of Gaussians")
-    parser.add_argument("--out", type=Path, required=True, help="folder that gets one folder for each file")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results, one subfolder per file")
     for kind in KINDS:
         parser.add_argument(f"--{kind}", action="store_true", help=f"write the {kind}")
     for field in dataclasses.fields(AssetOptions):
@@ -47,17 +48,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         if field.type in NUMBERS:
             shown = f"(default {field.default})"
             parser.add_argument(flag, type=NUMBERS[field.type], default=field.default, help=shown)
-    parser.add_argument("--lit", action="store_true", help="let viewers of the .glb light its colours again")
-    parser.add_argument("--elevation", type=float, default=15.0, help="of the page's first view, degrees (default 15)")
-    parser.add_argument("--distance", type=float, default=2.0, help="of the cameras to the origin (default 2)")
-    parser.add_argument("--fov", type=float, default=round(DATA_FOV_DEG, 4), help="degrees (default as G-Objaverse)")
-    parser.add_argument("--device", default="auto", help="where to render: auto, cpu, cuda (default auto)")
-    parser.add_argument("--rasterizer", choices=RASTERIZERS, default="auto", help="what renders (default auto)")
+    parser.add_argument("--lit", action="store_true", help="let viewers of the .glb add their own light")
+    parser.add_argument("--elevation", type=float, default=15.0, help="degrees, first view of the page (default 15)")
+    parser.add_argument("--distance", type=float, default=2.0, help="from cameras to origin (default 2)")
+    parser.add_argument("--fov", type=float, default=round(DATA_FOV_DEG, 4), help="degrees (default: as G-Objaverse)")
+    parser.add_argument("--device", default="auto", help="device for rendering: auto, cpu, cuda (default auto)")
+    parser.add_argument(
+        "--rasterizer", choices=RASTERIZERS, default="auto", help="renderer of Gaussians (default auto)"
+    )
     return parser.parse_args(argv)
 
 
 def asset_options(options: argparse.Namespace) -> AssetOptions:
-    """What the command line asks for.
+    """The options of the files, from the command line.
 
     Raises:
         ConfigError: a value is out of range.
@@ -72,7 +75,7 @@ def asset_options(options: argparse.Namespace) -> AssetOptions:
 
 
 def folders_of(files: list[Path], out: Path) -> dict[Path, Path]:
-    """A folder for each file, named after it; files that share a name (gaussians.ply) after their folder as well.
+    """A folder for each file, named after the file; files with the same name (gaussians.ply) also after their folder.
 
     Raises:
         DataError: a file is named twice.
@@ -83,7 +86,9 @@ def folders_of(files: list[Path], out: Path) -> dict[Path, Path]:
     }
     twice = [name for name, number in Counter(names.values()).items() if number > 1]
     if twice or len(names) < len(files):
-        raise DataError(f"two files would be written to one folder ({', '.join(twice) or files[0]}); name each once")
+        raise DataError(
+            f"two files would be written to one folder ({', '.join(twice) or files[0]}); name each file once"
+        )
     return {file: out / name for file, name in names.items()}
 
 
@@ -92,11 +97,11 @@ def main(argv: list[str] | None = None) -> int:
     assets = asset_options(options)
     if not 0 < options.distance < math.inf or not 1 <= options.fov <= 150 or not -90 < options.elevation < 90:
         raise ConfigError(
-            f"--distance {options.distance} must be positive, --fov {options.fov} lie in [1, 150], "
-            f"--elevation {options.elevation} in (-90, 90)"
+            f"--distance must be positive, --fov must lie in [1, 150] and --elevation in (-90, 90); got "
+            f"{options.distance}, {options.fov} and {options.elevation}"
         )
     device = pick_device(options.device)
-    pick_rasterizer(options.rasterizer, device)  # refuses
+    pick_rasterizer(options.rasterizer, device)  # raises ConfigError
     folders = folders_of(options.files, writable_folder(options.out, option="--out"))
     c2w_44 = cameras_at(torch.zeros(1), torch.tensor([options.elevation]), torch.tensor([options.distance]))[0]
     failures = []
@@ -116,7 +121,9 @@ def main(argv: list[str] | None = None) -> int:
             title=folder.name,
             rasterizer=options.rasterizer,
         )
-        failures += [f"{file}: no {name}: {fact['error']}" for name, fact in facts.items() if "error" in fact]
+        failures += [
+            f"{file}: {name} was not written: {fact['error']}" for name, fact in facts.items() if "error" in fact
+        ]
         done = [f"{name} ({fact['seconds']} s)" for name, fact in facts.items() if "error" not in fact]
         tqdm.write(f"{folder}/: {', '.join(done) or 'nothing'}", file=sys.stdout)
     for failure in failures:

@@ -1,8 +1,8 @@
-"""List the objects of a folder in the G-Objaverse layout, and report what is incomplete or broken.
+"""List the objects of a folder in the G-Objaverse layout, and report incomplete or broken ones.
 
     python tools/index_dataset.py data/orbits --captions data/captions.json --strict
 
-writes data/orbits/index.json with the whole objects only; `--all` keeps the others in it too.
+writes data/orbits/index.json with the complete objects; `--all` also lists the others.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from utils.script import run_script
 
 
 def check_object(object_id: str, root: Path, num_views: int, quick: bool) -> tuple[str, list[str]]:
-    """What is wrong with one object, one line each.
+    """Find the problems of one object; one message each.
 
-    quick: look at the files' presence and size and at the first view, but do not decode every image.
+    quick: check that files exist and are not empty, and decode only the first view.
     """
     problems = []
     for view in range(num_views):
         for suffix in (".png", ".json"):
             file = view_file(root / object_id, view, suffix)
             if not file.is_file():
-                problems.append(f"object {object_id}: {file}: missing")
+                problems.append(f"object {object_id}: {file}: the file is missing")
             elif file.stat().st_size == 0:
-                problems.append(f"object {object_id}: {file}: zero bytes")
+                problems.append(f"object {object_id}: {file}: the file is empty (zero bytes)")
     if problems:
         return object_id, problems
     try:
@@ -50,27 +50,27 @@ def check_object(object_id: str, root: Path, num_views: int, quick: bool) -> tup
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="holds <dictionary id>/<instance id>/")
+    parser.add_argument("folder", type=Path, help="folder that contains <dictionary id>/<instance id>/")
     parser.add_argument("--out", type=Path, help="index file (default FOLDER/index.json)")
     parser.add_argument("--captions", type=Path, help="captions file; objects without a caption are reported")
-    parser.add_argument("--views", type=int, default=24, help="views an object must have (default 24)")
-    parser.add_argument("--quick", action="store_true", help="do not decode every image")
-    parser.add_argument("--all", action="store_true", help="list broken objects too")
-    parser.add_argument("--strict", action="store_true", help="exit with code 1 when anything is broken")
-    parser.add_argument("--workers", type=int, default=4, help="processes (default 4)")
+    parser.add_argument("--views", type=int, default=24, help="number of views that an object must have (default 24)")
+    parser.add_argument("--quick", action="store_true", help="decode only the first view of each object")
+    parser.add_argument("--all", action="store_true", help="also list broken objects")
+    parser.add_argument("--strict", action="store_true", help="exit with code 1 if an object is broken")
+    parser.add_argument("--workers", type=int, default=4, help="number of processes (default 4)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_args(argv)
     if not options.folder.is_dir():
-        raise DataError(f"{options.folder}: no such folder; give the one that holds <dictionary id>/<instance id>/")
+        raise DataError(f"{options.folder}: no such folder; name the one that contains <dictionary id>/<instance id>/")
     captions = read_json(options.captions, option="--captions") if options.captions else None
     if captions is not None and not isinstance(captions, dict):
-        raise DataError(f"--captions={options.captions}: not a JSON object from object id to sentence")
+        raise DataError(f"--captions={options.captions}: not a JSON object from object id to caption")
     ids = list(find_objects(options.folder))
     if not ids:
-        raise DataError(f"{options.folder}: holds no object; expected <dictionary id>/<instance id>/campos_512_v4/")
+        raise DataError(f"{options.folder}: contains no object; expected <dictionary id>/<instance id>/campos_512_v4/")
     jobs = [(object_id, options.folder, options.views, options.quick) for object_id in ids]
     problems: dict[str, list[str]] = {}
     for result, error in run_jobs(check_object, jobs, workers=options.workers, total=len(jobs), unit="object"):

@@ -1,11 +1,11 @@
-"""Make the procedural zoo: orbits with captions, without any download.
+"""Render the procedural zoo: orbits with captions, without a download.
 
     python tools/make_zoo.py data/zoo --num 6000
     python tools/make_zoo.py data/zoo_packed --num 6000 --packed
 
-The first writes the G-Objaverse layout with index.json, captions.json and attributes.json; the second the same as a
-few large files (see datasets/orbits/packed.py), which is what the mini models train on. What is finished is skipped,
-so a stopped run goes on when started again.
+The first command writes the G-Objaverse layout with index.json, captions.json and attributes.json. The second writes
+the same data as a few large files (see datasets/orbits/packed.py), which the small models train on. Finished files are
+skipped, so if you start a stopped run again, it continues.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from utils.files import writable_folder, write_json
 from utils.jobs import run_jobs
 from utils.script import run_script
 
-# Objects for each dictionary id, so that no folder becomes too large.
+# Objects per dictionary id, so that no folder becomes too large.
 DICTIONARY_SIZE = 1000
 HELD = (
     "split",
@@ -50,18 +50,18 @@ HELD = (
 
 
 def object_id(number: int) -> str:
-    """`<dictionary id>/<instance id>` of the number-th object."""
+    """`<dictionary id>/<instance id>` of object `number`."""
     return f"{number // DICTIONARY_SIZE}/{number}"
 
 
 def elevation_of(number: int, options: argparse.Namespace) -> float:
-    """The object's elevation: fixed, or drawn from the range by its own seed."""
+    """The elevation of an object: fixed, or drawn from the range with its own seed."""
     low, high = options.elevation[0], options.elevation[-1]
     return float(np.random.default_rng([options.seed + number, 1]).uniform(low, high))
 
 
 def render_object(number: int, c2w_V44: np.ndarray, options: argparse.Namespace) -> tuple[ZooObject, Rendering]:
-    """Draw and render the number-th object."""
+    """Draw and render object `number`."""
     drawn = sample_object(options.seed + number, options.split, kinds=tuple(options.kinds) if options.kinds else None)
     views = render_views(
         drawn.mesh,
@@ -75,7 +75,7 @@ def render_object(number: int, c2w_V44: np.ndarray, options: argparse.Namespace)
 
 
 def make_folder(number: int, c2w_V44: np.ndarray, options: argparse.Namespace) -> None:
-    """One object in the G-Objaverse layout."""
+    """Write one object in the G-Objaverse layout."""
     drawn, views = render_object(number, c2w_V44, options)
     write_orbit(
         options.out / object_id(number),
@@ -89,7 +89,7 @@ def make_folder(number: int, c2w_V44: np.ndarray, options: argparse.Namespace) -
 
 
 def make_shard(shard: int, numbers: list[int], c2w_NV44: np.ndarray, options: argparse.Namespace) -> None:
-    """Many objects in one file."""
+    """Write many objects into one file."""
     made = [render_object(number, c2w_V44, options) for number, c2w_V44 in zip(numbers, c2w_NV44, strict=True)]
     write_shard(
         shard_file(options.out, shard),
@@ -105,7 +105,7 @@ def make_shard(shard: int, numbers: list[int], c2w_NV44: np.ndarray, options: ar
 
 
 def write_lists(options: argparse.Namespace) -> None:
-    """index.json, captions.json and attributes.json for the folder layout."""
+    """Write index.json, captions.json and attributes.json of the G-Objaverse layout."""
     kinds = tuple(options.kinds) if options.kinds else None
     described = {
         object_id(n): sample_object(options.seed + n, options.split, kinds=kinds, with_mesh=False)
@@ -133,27 +133,29 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed of object 0; object n has seed + n (default 0)")
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="only these kinds (default: all)")
     parser.add_argument(
-        "--elevation", type=float, nargs="+", default=[15.0], help="degrees; two numbers give a range (default 15)"
+        "--elevation", type=float, nargs="+", default=[15.0], help="degrees; two numbers are a range (default 15)"
     )
-    parser.add_argument("--packed", action="store_true", help="a few large files instead of folders of PNG")
-    parser.add_argument("--shard", type=int, default=64, help="objects for each packed file (default 64)")
+    parser.add_argument("--packed", action="store_true", help="write a few large files instead of folders of PNG")
+    parser.add_argument("--shard", type=int, default=64, help="objects per packed file (default 64)")
     add_camera_options(parser, size=128)
     options = parser.parse_args(argv)
     check_camera_options(options)
     if options.num < 1 or options.shard < 1 or options.seed < 0:
-        raise ConfigError("--num and --shard must be at least 1, --seed at least 0")
+        raise ConfigError(
+            f"--num={options.num} and --shard={options.shard} must be at least 1, --seed={options.seed} at least 0"
+        )
     if len(options.elevation) > 2 or not -90 < options.elevation[0] <= options.elevation[-1] < 90:
-        raise ConfigError(f"--elevation takes one angle or a rising range in (-90, 90), got {options.elevation}")
+        raise ConfigError(f"--elevation must be one angle or an increasing range in (-90, 90), got {options.elevation}")
     unknown = sorted(set(options.kinds or ()) - set(KINDS))
     if unknown:
-        raise ConfigError(f"--kinds {', '.join(unknown)} unknown; there are: {', '.join(sorted(KINDS))}")
+        raise ConfigError(f"--kinds: {', '.join(unknown)} unknown; valid: {', '.join(sorted(KINDS))}")
     return options
 
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_args(argv)
     writable_folder(options.out, option="out")
-    # the last packed file depends on the number of objects; a folder may simply grow
+    # the last packed file depends on --num; in the other layout, objects may be added later
     held = (*HELD, "num") if options.packed else HELD
     hold_settings(options.out, {name: getattr(options, name) for name in held})
     if options.packed:
@@ -175,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {failure}", file=sys.stderr)
     if not options.packed and not failures:
         write_lists(options)
-    print(f"{options.num} objects asked for, {len(failures)} jobs failed: {os.fspath(options.out)}")
+    print(f"{options.num} objects, {len(failures)} jobs failed: {os.fspath(options.out)}")
     return 1 if failures else 0
 
 

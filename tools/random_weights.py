@@ -2,9 +2,8 @@
 
     python tools/random_weights.py --cfg configs/t2v_infer.yaml --out workspace/random_weights
 
-writes the UNet, the autoencoder, the text-image encoder and, if there is a section `reconstruction`, the Gaussian head
-that the configuration describes, and prints the overrides that sample with them. What comes out of such a model is
-noise.
+writes the UNet, the autoencoder, the text and image encoder and, if there is a section `reconstruction`, the Gaussian
+head of the configuration. It prints the overrides that use these files. The samples of such a model are noise.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ log = logging.getLogger(__name__)
 
 
 def write_random_weights(cfg: RunConfig, out: Path) -> list[str]:
-    """Write the files.
+    """Write the weight files.
 
     Returns:
-        Overrides that make `cfg` use them.
+        Overrides with which `cfg` uses them.
     """
     with torch.device("meta"):
         unet = cfg.UNet.build()

@@ -3,7 +3,7 @@
     python tools/render_orbit.py chair.glb meshes/ --out data/orbits
 
 writes data/orbits/meshes/chair/campos_512_v4/00000/00000.{png,json} and 00000_nd.exr, and so on. Meshes are scaled
-into the unit cube. What is finished is skipped, so a stopped run goes on when started again.
+into the unit cube. Finished objects are skipped, so if you start a stopped run again, it continues.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def render_mesh(mesh_file: Path, object_dir: Path, c2w_V44: np.ndarray, options:
     """Render one mesh file to its folder.
 
     Raises:
-        DataError: the file is no mesh.
+        DataError: the file is not a mesh.
     """
     mesh = load_mesh(mesh_file, up=options.up)
     try:
         mesh = normalise(mesh)
     except DataError as err:
-        raise DataError(f"{mesh_file}: {err}; repair and export it again") from err
+        raise DataError(f"{mesh_file}: {err}; repair the mesh and export it again") from err
     views = render_views(
         mesh, c2w_V44, fov_deg=options.fov, size=options.size, samples=options.samples, normal_depth=not options.no_nd
     )
@@ -54,33 +54,33 @@ def render_mesh(mesh_file: Path, object_dir: Path, c2w_V44: np.ndarray, options:
 
 
 def collect_meshes(paths: list[Path]) -> dict[str, Path]:
-    """Mesh files by name; folders give the mesh files directly in them.
+    """Mesh files by name; a folder stands for the mesh files directly in it.
 
     Raises:
-        DataError: nothing to do, or two files with one name.
+        DataError: there is no mesh, or two files have the same name.
     """
     files: list[Path] = []
     for path in paths:
         files += sorted(p for p in path.iterdir() if p.suffix.lower() in UP_BY_SUFFIX) if path.is_dir() else [path]
     if not files:
-        raise DataError(f"no mesh ({', '.join(UP_BY_SUFFIX)}) in {', '.join(map(str, paths))}; give mesh files")
+        raise DataError(f"no mesh ({', '.join(UP_BY_SUFFIX)}) in {', '.join(map(str, paths))}; name mesh files")
     named: dict[str, Path] = {}
     for file in files:
         if file.stem in named:
-            raise DataError(f"{named[file.stem]} and {file} would share one folder; rename one of them")
+            raise DataError(f"{named[file.stem]} and {file} would be written to one folder; rename one of them")
         named[file.stem] = file
     return named
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("meshes", nargs="+", type=Path, help="mesh files, or folders of them")
-    parser.add_argument("--out", type=Path, required=True, help="folder that gets <dictionary>/<mesh name>/")
+    parser.add_argument("meshes", nargs="+", type=Path, help="mesh files, or folders of mesh files")
+    parser.add_argument("--out", type=Path, required=True, help="folder for <dictionary>/<mesh name>/")
     parser.add_argument("--dictionary", default="meshes", help="dictionary id (default meshes)")
-    parser.add_argument("--elevation", type=float, default=15.0, help="degrees (default 15)")
-    parser.add_argument("--azimuth", type=float, default=0.0, help="degrees of view 0 (default 0)")
+    parser.add_argument("--elevation", type=float, default=15.0, help="elevation in degrees (default 15)")
+    parser.add_argument("--azimuth", type=float, default=0.0, help="azimuth of view 0 in degrees (default 0)")
     parser.add_argument(
-        "--up", choices=("auto", "y", "z"), default="auto", help="up axis of the files; auto: .stl z, all others y"
+        "--up", choices=("auto", "y", "z"), default="auto", help="up axis of the files; auto: z for .stl, else y"
     )
     add_camera_options(parser, size=512)
     return parser.parse_args(argv)
@@ -112,7 +112,9 @@ def main(argv: list[str] | None = None) -> int:
     ]
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
-    print(f"{len(todo) - len(failures)} rendered, {len(meshes) - len(todo)} were there, {len(failures)} failed: {out}")
+    print(
+        f"{len(todo) - len(failures)} rendered, {len(meshes) - len(todo)} already there, {len(failures)} failed: {out}"
+    )
     return 1 if failures else 0
 
 

@@ -1,1 +1,1 @@
-"""Ground that everything else stands on: registry, config, cameras, files."""
+"""Registry, configuration, cameras and files. This package imports none of the others."""

@@ -1,9 +1,9 @@
-"""The one owner of camera conventions.
+"""Camera conventions. No other module converts between them.
 
 Inside the project a camera is `c2w`, camera to world, with OpenCV axes: camera x right, y down, z forward;
 the world's z is up; azimuth 0 lies on the world's +x axis and grows counter-clockwise seen from above.
-G-Objaverse's camera files say the same (their x, y, z and origin are the four columns). Everything else is a
-named conversion at the border. Matrices multiply column vectors unless a name says otherwise.
+Camera files of G-Objaverse use the same axes (x, y, z and origin are the four columns). Other conventions are
+converted by a function of this module. Matrices multiply column vectors, unless a comment gives another order.
 
 Letters: B batch, V views, H W pixels. Lengths are world units (an object fills the unit cube), angles degrees.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 # G-Objaverse: 1422.222 pixels of focal length per 1024 pixels of width.
 DATA_FOV_DEG = 2.0 * math.degrees(math.atan(512.0 / 1422.222))
-# The published Gaussian head was trained with this one, whatever the data has.
+# The published Gaussian head was trained with this angle, although the data have another one.
 LGM_FOV_DEG = 49.1
 
 
@@ -37,7 +37,7 @@ def orbit_cameras(
         elevation_deg: height angle in degrees, in (-90, 90).
         radius: distance to the origin in world units, positive.
         azimuth_start_deg: azimuth of view 0.
-        azimuth_span_deg: the views divide this angle evenly; the end itself is not a view, so that 360 closes.
+        azimuth_span_deg: the views divide this angle evenly; its end is not a view, so that 360 is a full circle.
 
     Returns:
         c2w_V44: (V, 4, 4) float32, camera to world.
@@ -81,13 +81,13 @@ def cameras_at(azimuth_deg_V: Tensor, elevation_deg_V: Tensor, radius_V: Tensor)
 
 
 def opencv_to_opengl(c2w_V44: Tensor) -> Tensor:
-    """Flip camera y and z: OpenGL and Blender cameras have y up and look along -z. Its own inverse."""
+    """Flip camera y and z: OpenGL and Blender cameras have y up and look along -z. The function is its own inverse."""
     flip = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=c2w_V44.dtype, device=c2w_V44.device)
     return c2w_V44 * flip
 
 
 def camera_condition(c2w_V44: Tensor) -> Tensor:
-    """What the UNet is conditioned on: the rows of the OpenGL camera-to-world matrix.
+    """Camera input of the UNet: the rows of the OpenGL camera-to-world matrix.
 
     Returns:
         camera_data_V16: (..., V, 16), same dtype.
@@ -122,13 +122,13 @@ def project_points(points_N3: Tensor, c2w_44: Tensor, K_33: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadCameras:
-    """Cameras in the frame of the Gaussian head (LGM): the first one sits at (0, 0, distance).
+    """Cameras in the frame of the Gaussian head (LGM): the first one is at (0, 0, distance).
 
     Attributes:
         poses_V44: camera to world with OpenGL axes, in the head's frame.
         cam_view_V44: world to camera (OpenCV axes), transposed: for row vectors.
         cam_view_proj_V44: cam_view times the projection, for row vectors.
-        cam_pos_V3: minus the camera centre, as published.
+        cam_pos_V3: the negative camera centre, as published.
     """
 
     poses_V44: Tensor
@@ -152,13 +152,13 @@ def head_cameras(
         fov_deg: vertical field of view of the square images.
         znear: near plane of the projection matrix.
         zfar: far plane.
-        published_sampling_axes: form the poses from the OpenCV matrices, as published sampling does (training does
-            not). All but the first camera then look away from the object; kept only to reproduce recorded numbers.
+        published_sampling_axes: build the poses from the OpenCV matrices, as published sampling does (training does
+            not). All cameras except the first then look away from the object. Only for published numbers.
 
     Source: the published head's convention, recorded as reference cases.
     """
     axes_V44 = (c2w_V44 if published_sampling_axes else opencv_to_opengl(c2w_V44)).double()
-    # `inv_ex`, because `inv` waits for the device to report success.
+    # `inv_ex`, because `inv` waits until the device reports success.
     poses_V44 = _anchor(c2w_V44) @ torch.linalg.inv_ex(axes_V44[..., :1, :, :])[0] @ axes_V44
     view_V44 = torch.linalg.inv_ex(opencv_to_opengl(poses_V44))[0].transpose(-1, -2)
     proj_44 = torch.zeros(4, 4, dtype=torch.float64, device=c2w_V44.device)
@@ -175,7 +175,7 @@ def head_cameras(
 
 
 def head_to_world(c2w_V44: Tensor) -> Tensor:
-    """From the frame of the Gaussian head to the world: (..., 4, 4) float32, a rotation and a shift.
+    """Transform from the frame of the Gaussian head to the world: (..., 4, 4) float32, a rotation and a shift.
 
     Args:
         c2w_V44: (..., V, 4, 4), the cameras that `head_cameras` was given.
@@ -185,7 +185,7 @@ def head_to_world(c2w_V44: Tensor) -> Tensor:
 
 
 def _anchor(c2w_V44: Tensor) -> Tensor:
-    """Where the first camera of each orbit stands in the head's frame: (..., 1, 4, 4) float64."""
+    """Pose of the first camera of each orbit in the frame of the head: (..., 1, 4, 4) float64."""
     anchor_44 = torch.eye(4, dtype=torch.float64, device=c2w_V44.device).repeat(*c2w_V44.shape[:-3], 1, 1, 1)
     anchor_44[..., 0, 2, 3] = camera_distance(c2w_V44[..., 0, :, :]).double()
     return anchor_44
@@ -206,7 +206,7 @@ def plucker_rays(poses_V44: Tensor, *, fov_deg: float, size: int) -> Tensor:
     pixel = (torch.arange(size, dtype=poses_V44.dtype, device=poses_V44.device) + 0.5 - size / 2) / focal
     y_HW, x_HW = torch.meshgrid(pixel, pixel, indexing="ij")
     local_3HW = torch.stack([x_HW, -y_HW, -torch.ones_like(x_HW)])
-    # A sum, not a matrix product: training may have set a reduced precision for those.
+    # A sum instead of a matrix product, because training may reduce the precision of products.
     direction_V3HW = (poses_V44[:, :3, :3, None, None] * local_3HW).sum(2)
     direction_V3HW = direction_V3HW / direction_V3HW.norm(dim=1, keepdim=True)
     origin_V3HW = poses_V44[:, :3, 3, None, None].expand_as(direction_V3HW)

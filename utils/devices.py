@@ -1,4 +1,4 @@
-"""Which device and which precision a run works in."""
+"""The device and the precision of a run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU.
+    """The device of a name; `auto` is CUDA if there is a GPU, else the CPU.
 
-    Looking creates no CUDA context: whoever starts processes, or is about to be given a device, has no use for one.
+    This creates no CUDA context, which would waste GPU memory in a process that only starts others.
 
     Raises:
         ConfigError: the device does not exist here.
@@ -32,12 +32,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def resting_place(cfg: RunConfig) -> torch.device:
-    """Where networks are when they have nothing to do: on the device, or with `low_memory` in the CPU's memory."""
+    """The device of idle networks: that of the run, or with `low_memory` the CPU."""
     return torch.device("cpu") if cfg.low_memory else pick_device(cfg.device)
 
 
 def pick_dtype(cfg: RunConfig) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
+    """The dtype of `precision`; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     if cfg.precision == "auto":
         return torch.bfloat16 if pick_device(cfg.device).type == "cuda" else torch.float32
     return DTYPES[cfg.precision]

@@ -1,4 +1,4 @@
-"""The two mistakes a user can make; scripts print them as one line and exit with code 2."""
+"""The two kinds of user errors. Scripts print them as one line and exit with code 2."""
 
 
 class ConfigError(ValueError):
@@ -6,9 +6,9 @@ class ConfigError(ValueError):
 
 
 class DataError(ValueError):
-    """A file is missing, broken or does not fit; the message names the file and the remedy."""
+    """A file is missing, broken or does not fit. The message names the file and the remedy."""
 
 
 def first_line(err: BaseException) -> str:
-    """What an error says, in one line; its type when it says nothing."""
+    """The first line of an error's message, or its type if the message is empty."""
     return (str(err).splitlines() or [type(err).__name__])[0]

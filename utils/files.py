@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from utils.errors import DataError
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; move it there in one step when the block ends well.
+    """Yield a temporary path in the same folder; rename it to `path` if the block ends without an error.
 
-    The temporary name keeps the suffix, because writers choose the format by it. The file gets the permissions of any
-    new one: safetensors would write files that nobody else of a group can read.
+    The temporary name keeps the suffix, because writers choose the format by it. The file gets the permissions of a
+    normal new file, because safetensors writes files that other users of a group cannot read.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def _mode_of_new_files(probe: Path) -> int:
-    """What the umask says, by an example: asking for the umask means changing it, for all threads."""
+    """Permissions of a new file, from an example: reading the umask means changing it, for all threads."""
     probe.unlink(missing_ok=True)
     probe.touch()
     mode = probe.stat().st_mode
@@ -44,7 +44,7 @@ def _mode_of_new_files(probe: Path) -> int:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` as indented UTF-8 JSON, whole or not at all."""
+    """Write `content` as indented UTF-8 JSON, completely or not at all."""
     with atomic_path(path) as part:
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -56,22 +56,22 @@ def read_json(path: str | Path, *, option: str) -> Any:
         option: the setting that named the file, for the error message.
 
     Raises:
-        DataError: the file is missing or is no JSON.
+        DataError: the file is missing or is not JSON.
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{option}={path}: no such file; check the path (it is relative to where you run)")
+        raise DataError(f"{option}={path}: no such file; check the path (it is relative to the working directory)")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as err:
-        raise DataError(f"{option}={path}: not valid JSON ({err})") from err
+        raise DataError(f"{option}={path}: not valid JSON ({err}); correct it or write it again") from err
 
 
 def writable_folder(path: str | Path, *, option: str) -> Path:
-    """Create the folder `path` and make sure that a file can be written there.
+    """Create the folder `path` and check that a file can be written there.
 
     Raises:
-        DataError: it cannot be created or written to.
+        DataError: the folder cannot be created or written to.
     """
     path = Path(path)
     try:
@@ -86,7 +86,7 @@ def writable_folder(path: str | Path, *, option: str) -> Path:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path`; it replaces `path` when the block ends well, and goes away otherwise."""
+    """Yield an empty temporary folder; it replaces `path` if the block ends without an error, else it is deleted."""
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -101,7 +101,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder; it goes out of sight first, so that a kill leaves nothing in its place that is half there."""
+    """Remove a folder. It is renamed first, so that a kill never leaves a half-deleted folder under its name."""
     aside = path.with_name(f".{path.name}.old.{os.getpid()}.part")
     path.rename(aside)
     shutil.rmtree(aside)
@@ -109,7 +109,7 @@ def remove_folder(path: Path) -> None:
 
 @contextmanager
 def meanwhile(*calls: Callable[[], object]) -> Iterator[None]:
-    """Run calls in threads while the block runs; ends when all are done, with the error of the first that failed."""
+    """Run calls in threads while the block runs; wait for all of them and raise the error of the first that failed."""
     with ThreadPoolExecutor() as pool:
         waiting = [pool.submit(call) for call in calls]
         yield

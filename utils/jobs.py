@@ -1,4 +1,4 @@
-"""One job after another, or side by side in processes."""
+"""Runs jobs in parallel processes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from utils.errors import DataError
 def run_jobs(
     function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], *, workers: int, total: int, unit: str
 ) -> Iterable[tuple[Any, str | None]]:
-    """Run `function(*job)` for every job in processes, with a progress bar and its ETA.
+    """Run `function(*job)` for every job in processes, with a progress bar.
 
     Yields:
-        (result, None) or (None, one line of error), in the order in which they finish.
+        (result, None) or (None, error message in one line), in the order in which jobs finish.
     """
-    # fork shares what is loaded; elsewhere it is unsafe or missing
+    # fork shares loaded data with the processes; other systems do not have it or it is unsafe there
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     progress = tqdm(total=total, unit=unit, smoothing=0.05, mininterval=0.5)
     pool = ProcessPoolExecutor(max_workers=workers, mp_context=context, initializer=_one_thread)
@@ -41,7 +41,7 @@ def run_jobs(
 
 
 def _one_thread() -> None:
-    """Processes share the cores already; threads inside each would only get in each other's way."""
+    """Use one OpenCV thread per process, because the processes already use all cores."""
     import cv2
 
     cv2.setNumThreads(0)

@@ -1,4 +1,4 @@
-"""A picture of one object as the image model takes it: read, cut out by its alpha, centred, over white.
+"""Prepares a picture of one object for the image model: reads it, cuts out the object, centres it on white.
 
 Letters: H W pixels; 4 is RGBA with straight alpha, 3 is RGB, both uint8 sRGB unless a docstring says otherwise.
 """
@@ -22,9 +22,11 @@ log = logging.getLogger(__name__)
 
 PUBLISHED_SIZE = 256
 PUBLISHED_OBJECT_SIZE = 200
-CENTRED_TOLERANCE = 0.02  # of the side: published inputs lie within 0.01 of the middle, uncentred ones far from it
+CENTRED_TOLERANCE = (
+    0.02  # fraction of the side; published inputs are within 0.01 of the middle, uncentred ones are far away
+)
 NO_ALPHA = (
-    "{path}: {what}, so the object cannot be told from the background; cut it out, e.g. with "
+    "{path}: {what}, so the object cannot be separated from the background; cut it out, e.g. with "
     "`python -m utils.recenter_i2v --remove-background {path}`"
 )
 
@@ -33,41 +35,41 @@ def open_picture(path: str | Path) -> Image.Image:
     """Read an image file: its first frame, turned upright.
 
     Raises:
-        DataError: no such file, no image, or a broken one; names the file and the remedy.
+        DataError: the file is missing, is not an image, or is broken.
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path (it is relative to where you run)")
+        raise DataError(f"{path}: no such file; check the path (it is relative to the working directory)")
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large pictures that it reads all the same, and refuses those of twice that size.
+            # Pillow warns about large pictures but reads them; it raises an error at twice that size.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(path)
         with image:
             if getattr(image, "n_frames", 1) > 1:
-                log.info("%s is animated: its first frame of %d is taken", path, image.n_frames)
+                log.info("%s is animated; only the first of its %d frames is used", path, image.n_frames)
             image.load()
             return ImageOps.exif_transpose(image)
     except Image.DecompressionBombError as err:
-        raise DataError(f"{path}: more pixels than are read safely; make it smaller first") from err
-    except (OSError, SyntaxError, ValueError) as err:  # what Pillow's readers raise, by format
-        raise DataError(f"{path}: no image that can be read ({first_line(err)}); export it as PNG again") from err
+        raise DataError(f"{path}: too many pixels to read safely; make the picture smaller") from err
+    except (OSError, SyntaxError, ValueError) as err:  # which of these Pillow raises depends on the format
+        raise DataError(f"{path}: cannot be read as an image ({first_line(err)}); export it as PNG again") from err
 
 
 def cut_out(
     image: Image.Image, *, path: str | Path, remove_background: Callable[[Image.Image], Image.Image] | None = None
 ) -> np.ndarray:
-    """The object of a picture, told from the background by the alpha channel.
+    """Cut the object out of a picture by its alpha channel.
 
     Args:
-        path: the picture's file, for messages.
-        remove_background: gives a picture without alpha one; left out, such a picture is refused.
+        path: the file of the picture, for messages.
+        remove_background: adds an alpha channel to a picture without one; if it is None, such a picture is an error.
 
     Returns:
         rgba_HW4.
 
     Raises:
-        DataError: no alpha, opaque everywhere, or transparent everywhere.
+        DataError: there is no alpha channel, or the picture is opaque or transparent everywhere.
     """
     rgba_HW4 = np.asarray(image.convert("RGBA")) if image.has_transparency_data else None
     if rgba_HW4 is None or rgba_HW4[..., 3].min() == 255:
@@ -76,12 +78,12 @@ def cut_out(
             raise DataError(NO_ALPHA.format(path=path, what=what))
         rgba_HW4 = np.asarray(remove_background(_rgb(image)).convert("RGBA"))
     if not rgba_HW4[..., 3].any():
-        raise DataError(f"{path}: transparent everywhere, there is no object in it; export it again with the object")
+        raise DataError(f"{path}: the picture is transparent everywhere; export it again with the object")
     return rgba_HW4
 
 
 def object_box(rgba_HW4: np.ndarray) -> tuple[int, int, int, int]:
-    """The first and last columns and rows of the object: (left, top, right, bottom), the last two included."""
+    """First and last column and row of the object: (left, top, right, bottom), all inclusive."""
     columns = np.flatnonzero(rgba_HW4[..., 3].any(axis=0))
     rows = np.flatnonzero(rgba_HW4[..., 3].any(axis=1))
     return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
@@ -90,7 +92,7 @@ def object_box(rgba_HW4: np.ndarray) -> tuple[int, int, int, int]:
 def recentre(
     image_rgba: np.ndarray, *, size: int = PUBLISHED_SIZE, object_size: int = PUBLISHED_OBJECT_SIZE
 ) -> np.ndarray:
-    """Crop the object by its alpha, scale its longer side and put it in the middle of a square.
+    """Crop the object by its alpha, scale it and put it in the middle of a square.
 
     Args:
         image_rgba: (H, W, 4) uint8, straight alpha, not empty.
@@ -101,7 +103,7 @@ def recentre(
         (size, size, 4) uint8: colours over white, alpha kept.
 
     Raises:
-        ValueError: a size out of range, or no pixel has alpha.
+        ValueError: a size is out of range, or all pixels are transparent.
 
     Source: the published recentring, pixel by pixel.
     """
@@ -124,7 +126,7 @@ def recentre(
 
 
 def is_centred(rgba_HW4: np.ndarray, *, object_share: float) -> bool:
-    """Whether the picture is square and its object as large, and as much in the middle, as recentring makes it."""
+    """Whether the picture is square and its object has the size and position that recentring gives."""
     height, width = rgba_HW4.shape[:2]
     if height != width:
         return False
@@ -135,9 +137,9 @@ def is_centred(rgba_HW4: np.ndarray, *, object_share: float) -> bool:
 
 
 def over_white(rgba_HW4: np.ndarray) -> np.ndarray:
-    """Composite over white: (H, W, 3) uint8; a picture that `recentre` made is over white already and stays.
+    """Composite over white: (H, W, 3) uint8. A picture that `recentre` made is already over white and is not changed.
 
-    Over white no colour is darker than the white that shows through: colour + alpha >= 255 (254 after truncation).
+    Such a picture has no colour darker than the white that shows through: colour + alpha >= 255 (254 after truncation).
     """
     rgb_HW3, alpha_HW1 = rgba_HW4[..., :3], rgba_HW4[..., 3:]
     if int((rgb_HW3.astype(np.uint16) + alpha_HW1).min()) >= 254:
@@ -147,18 +149,18 @@ def over_white(rgba_HW4: np.ndarray) -> np.ndarray:
 
 
 def input_view(path: str | Path, *, resolution: tuple[int, int], recenter: bool, object_share: float) -> Tensor:
-    """Read the picture that an orbit starts from.
+    """Read the input picture of an orbit.
 
     Args:
         resolution: width and height of the result in pixels.
-        recenter: cut out and centre the object, unless it is centred already; without, the picture is taken whole.
-        object_share: the longer side of a centred object, as a share of the shorter side of the result.
+        recenter: cut out and centre the object, unless it is already centred; false: use the whole picture.
+        object_share: longer side of a centred object, as a fraction of the shorter side of the result.
 
     Returns:
         (3, H, W) float32 in [0, 1], over white.
 
     Raises:
-        DataError: the file cannot be read; with `recenter`, also when it has no alpha or nothing in it.
+        DataError: the file cannot be read; with `recenter` also if it has no alpha channel or no object.
     """
     image = open_picture(path)
     if recenter:
@@ -174,7 +176,7 @@ def input_view(path: str | Path, *, resolution: tuple[int, int], recenter: bool,
 
 
 def fit(rgb_HW3: np.ndarray, resolution: tuple[int, int]) -> np.ndarray:
-    """Scale a picture into (width, height) without distorting it; white fills the rest."""
+    """Scale a picture into (width, height) and keep its aspect ratio; the rest is white."""
     width, height = resolution
     if rgb_HW3.shape[:2] == (height, width):
         return rgb_HW3.copy()

@@ -1,4 +1,4 @@
-"""The processes of a run that was started on several devices, as seen from one of them."""
+"""Functions for runs with several processes. Each one also works in a run with a single process."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from utils.errors import DataError
 
 
 def num_processes() -> int:
-    """How many processes train together; 1 without a process group."""
+    """Number of processes in the group; 1 without a process group."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def process_rank() -> int:
-    """The number of this process, from 0; 0 without a process group."""
+    """Index of this process, from 0; 0 without a process group."""
     return distributed.get_rank() if num_processes() > 1 else 0
 
 
@@ -29,19 +29,19 @@ def is_main() -> bool:
 
 
 def on_one_machine() -> bool:
-    """Whether all processes are known to run on one machine: their launcher says how many it started there."""
+    """Whether all processes run on one machine. The launcher sets the number that it started there."""
     return os.environ.get("LOCAL_WORLD_SIZE") == str(num_processes())
 
 
 def wait_for_all() -> None:
-    """Go on when all processes have come here."""
+    """Wait until all processes have called this."""
     if num_processes() > 1:
         distributed.barrier()
 
 
 @torch.no_grad()
 def take_from_main(network: nn.Module) -> None:
-    """Give all processes the weights that the main one has. All of them call together."""
+    """Copy the weights of the main process to all others. All processes must call this."""
     if num_processes() == 1:
         return
     for tensor in (*network.parameters(), *network.buffers()):
@@ -50,13 +50,13 @@ def take_from_main(network: nn.Module) -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main process goes through the block before the others do.
+    """Run the block in the main process first, then in the others.
 
     Raises:
-        DataError: in the others, when the main process fails in it.
+        DataError: raised in the others if the main process fails in the block.
     """
     if not is_main() and any(largest(False)):
-        raise DataError("the main process cannot begin, and says why")
+        raise DataError("the main process failed; see its error message")
     failed = True
     try:
         yield
@@ -67,7 +67,7 @@ def main_first() -> Iterator[None]:
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """The mean of a tensor that all processes have. All of them call together."""
+    """Mean of a tensor over all processes. All processes must call this."""
     if num_processes() == 1:
         return values
     shared = values.clone()
@@ -76,7 +76,7 @@ def mean_over_processes(values: Tensor) -> Tensor:
 
 
 def largest(*values: float) -> tuple[float, ...]:
-    """The largest value of each over all processes. On the CPU, so that nothing waits for a GPU."""
+    """The largest value of each argument over all processes. On the CPU, so that nothing waits for a GPU."""
     if num_processes() == 1:
         return values
     shared = torch.tensor(values, dtype=torch.float64)
@@ -85,5 +85,5 @@ def largest(*values: float) -> tuple[float, ...]:
 
 
 def seen_by_all(path: str | Path) -> bool:
-    """Whether a path is there for all processes, which may run on several machines. All of them call together."""
+    """Whether a path exists for all processes, also on several machines. All processes must call this."""
     return not any(largest(not Path(path).exists()))

@@ -1,8 +1,8 @@
 """Centre objects for the image model: `python -m utils.recenter_i2v DIR_OR_FILES... [--list data/test_images.txt]`.
 
-Each object is cropped by its alpha, its longer side scaled to 200 pixels, and centred on 256 x 256; the results are
-over white and go to ./data/images, as published. A file that cannot be done is said in one line, the others are done
-all the same, and the exit code is then 1.
+Each object is cropped by its alpha, scaled to 200 pixels on its longer side, and centred on 256 x 256 pixels of white.
+Results are written to ./data/images, as published. If a file fails, its error is printed in one line, the other files
+are still processed, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from utils.script import run_script
 log = logging.getLogger(__name__)
 
 SUFFIXES = {".png", ".webp", ".gif", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".tga", ".avif", ".jp2"}
-FAINTEST_ALPHA = 16  # of an estimated mask: what is fainter is no part of the object, and would widen its box
+FAINTEST_ALPHA = 16  # in an estimated mask; fainter pixels are not part of the object and would widen its box
 
 
 def find_pictures(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Files as they are, folders as the pictures directly in them.
+    """List the given files, and the pictures directly in the given folders.
 
     Returns:
-        The files, each once, and one line for each input that gives none.
+        The files without repetition, and one error line for each folder without pictures.
     """
     files: dict[Path, None] = {}
     failures = []
@@ -41,7 +41,9 @@ def find_pictures(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
         found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
         files.update(dict.fromkeys(found))
         if not found:
-            failures.append(f"{path}: holds no pictures ({', '.join(sorted(SUFFIXES))}); give another folder, or files")
+            failures.append(
+                f"{path}: contains no pictures ({', '.join(sorted(SUFFIXES))}); name another folder, or files"
+            )
     return list(files), failures
 
 
@@ -56,7 +58,7 @@ def recentre_files(
     """Write `out/<name>.png` for each file.
 
     Returns:
-        The files that were written, and one line for each that could not be done.
+        The files that were written, and one error line for each file that failed.
     """
     sources: dict[Path, Path] = {}
     failures = []
@@ -78,15 +80,15 @@ def recentre_files(
 
 
 def add_to_list(list_file: Path, results: Sequence[Path]) -> None:
-    """Append paths to the list that inference reads; what is there stays and nothing comes twice.
+    """Append paths to the list that inference reads; existing lines stay, and no path is listed twice.
 
     Raises:
-        DataError: the list is no UTF-8 text.
+        DataError: the list is not UTF-8 text.
     """
     try:
         text = list_file.read_text(encoding="utf-8") if list_file.is_file() else ""
     except UnicodeDecodeError as err:
-        raise DataError(f"--list {list_file} is no UTF-8 text ({err.reason}); give a text file") from err
+        raise DataError(f"--list {list_file} is not UTF-8 text ({err.reason}); name a text file") from err
     lines = text.splitlines()
     lines += [str(result) for result in results if str(result) not in lines]
     with atomic_path(list_file) as part:
@@ -94,17 +96,17 @@ def add_to_list(list_file: Path, results: Sequence[Path]) -> None:
 
 
 def background_remover() -> Callable[[Image.Image], Image.Image]:
-    """rembg's default model as a function from RGB to RGBA.
+    """The default model of rembg as a function from RGB to RGBA.
 
     Raises:
-        DataError: rembg is not installed, or (when called) it cannot fetch its weights.
+        DataError: rembg is not installed; or, when the function is called, rembg cannot download its weights.
     """
     try:
         import rembg
-    except (ImportError, SystemExit) as err:  # rembg leaves the program when its onnxruntime is missing
+    except (ImportError, SystemExit) as err:  # rembg exits the program if onnxruntime is missing
         raise DataError(
             "--remove-background needs rembg; install it with `python -m pip install 'rembg[cpu]'` "
-            "(it fetches its weights, about 170 MB, at the first use)"
+            "(it downloads its weights, about 170 MB, at the first use)"
         ) from err
     session = None
 
@@ -113,10 +115,10 @@ def background_remover() -> Callable[[Image.Image], Image.Image]:
         try:
             session = session or rembg.new_session()
             mask = rembg.remove(image, session=session, only_mask=True).convert("L")
-        except (OSError, ValueError) as err:  # no network; a download whose checksum is wrong
+        except (OSError, ValueError) as err:  # no network, or a wrong checksum
             raise DataError(
-                "--remove-background: rembg could not fetch or read its weights "
-                f"({first_line(err)}); run once where it can reach the network, "
+                "--remove-background: rembg could not download or read its weights "
+                f"({first_line(err)}); run it once with network access, "
                 "or put u2net.onnx into the folder that U2NET_HOME names"
             ) from err
         cut = image.copy()
@@ -128,17 +130,23 @@ def background_remover() -> Callable[[Image.Image], Image.Image]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m utils.recenter_i2v", description=__doc__)
-    parser.add_argument("inputs", nargs="+", metavar="DIR_OR_FILE", help="pictures with alpha, or folders of them")
-    parser.add_argument("--size", type=int, default=PUBLISHED_SIZE, help="side of the results in pixels")
-    parser.add_argument("--object-size", type=int, default=PUBLISHED_OBJECT_SIZE, help="longer side of the object")
-    parser.add_argument("--out", default="data/images", help="folder of the results")
-    parser.add_argument("--list", metavar="FILE", help="also add the results to this list, which inference reads")
     parser.add_argument(
-        "--remove-background", action="store_true", help="cut out objects of pictures without alpha (needs rembg)"
+        "inputs", nargs="+", metavar="DIR_OR_FILE", help="pictures with an alpha channel, or folders of such pictures"
+    )
+    parser.add_argument("--size", type=int, default=PUBLISHED_SIZE, help="width and height of the results in pixels")
+    parser.add_argument(
+        "--object-size", type=int, default=PUBLISHED_OBJECT_SIZE, help="longer side of the object in pixels"
+    )
+    parser.add_argument("--out", default="data/images", help="folder for the results")
+    parser.add_argument("--list", metavar="FILE", help="also append the results to this list of inputs for inference")
+    parser.add_argument(
+        "--remove-background",
+        action="store_true",
+        help="cut objects out of pictures without alpha channel (needs rembg)",
     )
     args = parser.parse_args()
     if not 1 <= args.object_size <= args.size:
-        raise ConfigError(f"--object-size must lie in [1, --size], got {args.object_size} and {args.size}")
+        raise ConfigError(f"--object-size must lie in [1, --size={args.size}], got {args.object_size}")
     remover = background_remover() if args.remove_background else None
     out = writable_folder(args.out, option="--out")
     files, failures = find_pictures(args.inputs)

@@ -1,4 +1,4 @@
-"""What the two entrance scripts share: arguments, messages, exit codes."""
+"""Arguments, messages and exit codes of the scripts."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from utils.errors import ConfigError, DataError
 def config_arguments(description: str) -> argparse.ArgumentParser:
     """A parser for `--cfg FILE key=value ...`."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--cfg", required=True, help="YAML file, e.g. configs/mini/t2v_infer.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values, e.g. seed=3 UNet.dim=64")
+    parser.add_argument("--cfg", required=True, help="configuration file, e.g. configs/mini/t2v_infer.yaml")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings that replace those of the file, e.g. seed=3 UNet.dim=64",
+    )
     return parser
 
 
 def run_script(main: Callable[[], int | None]) -> None:
-    """Run `main` and exit with what it returns; a user's mistake is one line on stderr and exit code 2, an interruption
-    exit code 130."""
+    """Run `main` and exit with its result; user errors are one line on stderr and exit code 2, Ctrl-C is code 130."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "matplotlib", "PIL", "imageio_ffmpeg"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         sys.exit(main())
     except (ConfigError, DataError, PermissionError) as err:
-        sys.stderr.write(f"error: {err}\n")  # at once, so that lines of several processes do not mix
+        sys.stderr.write(f"error: {err}\n")  # a single write, so that lines of several processes do not mix
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
+        print("stopped; run the same command again to continue", file=sys.stderr)
         sys.exit(130)

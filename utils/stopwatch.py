@@ -1,4 +1,4 @@
-"""Where the time of a call goes: seconds by part, as somebody sees them who waits for the device."""
+"""Measures the time of the parts of a call, including the work of the device."""
 
 from __future__ import annotations
 
@@ -10,24 +10,20 @@ import torch
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU is done."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class Stopwatch:
-    """Adds up the seconds of named parts.
-
-    Attributes:
-        seconds: by name, in the order in which parts ended first.
-    """
+    """Adds up the seconds of named parts in `seconds`, in the order in which the parts first ended."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds = device, {}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count what the block takes, from where the device has nothing to do until it is done."""
+        """Add the time of the block, from an idle device until the device is idle again."""
         synchronize(self.device)
         started = time.perf_counter()
         yield

@@ -1,6 +1,6 @@
-"""Settings of PyTorch that decide speed: compilation, memory layout, precision of products.
+"""Settings of PyTorch that affect speed: compilation, memory layout, precision of matrix products.
 
-torch.compile works by region: it starts quickly, and blocks of one class and shape share what was compiled.
+Each repeated block is compiled separately: this is fast, and blocks of the same class and shape share the result.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-# A UNet has about a dozen shapes of each block; PyTorch gives up after 8 unless told otherwise.
+# A UNet has about a dozen shapes of each block; by default PyTorch stops compiling after 8.
 NUM_SHAPES = 64
 
 
 def compile_parts(parts: Iterable[nn.Module], *, only_forward: bool = False) -> None:
-    """Compile each module by itself, in place. Static shapes: a dynamic one has failed to compile in torch 2.10.
+    """Compile each module separately, in place, with static shapes: dynamic ones failed to compile in torch 2.10.
 
     Args:
-        only_forward: leave the module's hooks out, those that FSDP adds later too.
+        only_forward: compile without the hooks of the module, such as those that FSDP adds later.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, NUM_SHAPES)
     for part in parts:
@@ -35,9 +35,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def channels_last(module: Module) -> Module:
-    """Lay out convolution weights channels last, in place; names, shapes and values stay.
+    """Store convolution weights channels last, in place; names, shapes and values do not change.
 
-    A convolution whose weights are not laid out like its input converts them at every call: on an H200 these
+    A convolution converts its weights at every call if their layout differs from that of its input. On an H200 these
     conversions took 10 of the 82 ms of a full-size bfloat16 step.
     """
     with torch.no_grad():
@@ -49,7 +49,7 @@ def channels_last(module: Module) -> Module:
 
 @contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """Within the block: `highest` is full float32, `high` may use TensorFloat-32 on a GPU."""
+    """Precision of float32 products in the block: `highest` is float32, `high` allows TensorFloat-32 on a GPU."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:

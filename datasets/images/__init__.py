@@ -1,1 +1,1 @@
-"""Single images beside orbits."""
+"""Data sets of single images, for training in addition to orbits."""

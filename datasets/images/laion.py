@@ -1,6 +1,6 @@
-"""Single images with captions out of webdataset shards, filtered as published.
+"""Single images with captions from webdataset shards, with the published filters.
 
-Nothing is unpacked: where the images of a shard lie is looked up when the shard's turn comes.
+Nothing is unpacked: the positions of the images in a shard are looked up when the shard is first used.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ ENDLESS = 1 << 62
 
 @DATASETS.register
 class LAIONImageDataset(ImageData):
-    """Images of shards, without end, in an order that follows from `seed`: sample n is always the same.
+    """An endless sequence of the images of shards. `seed` determines the order: sample n is always the same.
 
-    Shards come in a new order in each pass. A visit to one takes `samples_per_visit` of its images, others at each
-    visit.
+    Each pass has a new order of shards. A visit to a shard takes `samples_per_visit` of its images; each visit takes
+    other ones.
     """
 
-    retired_keys = {"vit_resolution": "the embedder sees no images here"}
+    retired_keys = {"vit_resolution": "the embedder receives no images here"}
     endless = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ImageData.Config):
-        """`data_list` holds names of shards, with ranges: `{00000..60580}.tar`. Limits are those published.
+        """`data_list` contains names of shards, with ranges: `{00000..60580}.tar`. The limits are the published ones.
 
         Attributes:
-            max_watermark: highest `pwatermark`; null: any, and so with the next four.
+            max_watermark: highest `pwatermark`; null: no limit (also for the limits below).
             max_unsafe: highest `punsafe`.
             min_aesthetic: lowest `AESTHETIC_SCORE`.
-            max_aspect: longest side in units of the shortest.
-            min_size: shortest side in pixels.
+            max_aspect: largest ratio of the longer to the shorter side.
+            min_size: smallest length of the shorter side, in pixels.
             min_similarity: lowest `similarity` of image and caption.
-            samples_per_visit: images that are taken from a shard before the next.
-            seed: of the order.
+            samples_per_visit: number of images that are taken from a shard before the next shard.
+            seed: seed of the order.
         """
 
         max_watermark: float | None = 0.3
@@ -62,7 +62,7 @@ class LAIONImageDataset(ImageData):
                 raise ConfigError(f"samples_per_visit must be >= 1, got {self.samples_per_visit}")
 
         def keeps(self, facts: Mapping[str, Any]) -> bool:
-            """Whether an image passes; one that does not say what a limit asks for does not."""
+            """Whether an image passes the filters. It does not if it lacks a value that a limit needs."""
             width, height = (facts.get(key) or 0 for key in ("width", "height"))
             shortest = min(width, height)
             limits = (
@@ -83,7 +83,7 @@ class LAIONImageDataset(ImageData):
         """List the shards.
 
         Raises:
-            DataError: one that is listed is missing.
+            DataError: a listed shard is missing.
         """
         super().__init__(config)
         self.files = [
@@ -95,7 +95,7 @@ class LAIONImageDataset(ImageData):
         if missing:
             raise DataError(
                 f"img_dataset.data_list: {len(missing)} of {len(self.files)} shards are missing, the first is "
-                f"{missing[0]}; give data_dir_list their folder, and data_list the range that is there"
+                f"{missing[0]}; set data_dir_list to their folder, and data_list to the range that exists"
             )
         self.noticed: list[str] = []
         self._open: dict[int, Shard] = {}
@@ -107,7 +107,7 @@ class LAIONImageDataset(ImageData):
         """One sample, see `datasets.images.sample.image_sample`.
 
         Raises:
-            DataError: the image is broken, or its shard has none to give.
+            DataError: the image is broken, or no image of its shard passes the filters.
         """
         image, file = self._find(index)
         with file.open("rb") as shard:
@@ -120,12 +120,12 @@ class LAIONImageDataset(ImageData):
         return found
 
     def instead_of(self, index: int) -> int:
-        """The next sample, or the first of the next visit when this shard has none to give."""
+        """The index to use instead of a broken one: the next, or the next visit's first if this shard has no image."""
         visit = index // self.config.samples_per_visit
         return index + 1 if self._shard(visit).images else (visit + 1) * self.config.samples_per_visit
 
     def name_of(self, index: int) -> str:
-        """What messages call a sample."""
+        """Name of a sample in messages."""
         try:
             image, file = self._find(index)
         except DataError as err:
@@ -136,8 +136,8 @@ class LAIONImageDataset(ImageData):
         visit, place = divmod(index, self.config.samples_per_visit)
         shard = self._shard(visit)
         if not shard.images:
-            raise DataError(f"{shard.file}: no image passes the filters ({shard.num_left_out} do not)")
-        # fewer images than a visit takes: some come again, none twice before all have come
+            raise DataError(f"{shard.file}: no image passes the filters ({shard.num_left_out} are left out)")
+        # if a shard has fewer images than a visit takes, they repeat in the same order
         order = np.random.default_rng([self.config.seed, visit]).permutation(len(shard.images))
         return shard.images[order[place % len(order)]], shard.file
 

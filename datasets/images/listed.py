@@ -1,4 +1,4 @@
-"""Lists of single images with captions."""
+"""Single images with captions from text files."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ SEPARATOR = "|||"
 
 @DATASETS.register
 class ImageDataset(ImageData):
-    """Images named in text files: a line is `FILE|||CAPTION`, the file relative to the list's folder."""
+    """Images listed in text files with lines `FILE|||CAPTION`; FILE is relative to the folder of the list."""
 
-    retired_keys = {"vit_resolution": "the embedder sees no images here"}
+    retired_keys = {"vit_resolution": "the embedder receives no images here"}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ImageData.Config):
-        """`data_list` holds text files."""
+        """`data_list` contains paths of text files."""
 
     def __init__(self, config: Config) -> None:
         """Read the lists.
 
         Raises:
-            DataError: a list or a folder is missing, or nothing is listed.
+            DataError: a list or a folder is missing, or the lists are empty.
         """
         super().__init__(config)
         self.entries: list[tuple[Path, str]] = []
         for file, folder in zip(config.data_list, config.data_dir_list, strict=True):
             if not Path(folder).is_dir():
-                raise DataError(f"img_dataset.data_dir_list={folder}: no such folder")
+                raise DataError(f"img_dataset.data_dir_list={folder}: no such folder; name that of the images")
             try:
                 lines = Path(file).read_text(encoding="utf-8").splitlines()
             except (OSError, UnicodeDecodeError) as err:
-                raise DataError(f"img_dataset.data_list={file}: cannot be read ({err})") from err
+                raise DataError(f"img_dataset.data_list={file}: cannot be read ({err}); use a UTF-8 text file") from err
             for line in filter(str.strip, lines):
                 name, _, caption = line.partition(SEPARATOR)
                 self.entries.append((Path(folder) / name.strip(), caption))
@@ -54,17 +54,17 @@ class ImageDataset(ImageData):
         """One sample, see `datasets.images.sample.image_sample`.
 
         Raises:
-            DataError: the file is missing or broken, or has no caption; names it.
+            DataError: the file is missing or broken, or has no caption; the message names the file.
         """
         return listed_sample(*self.entries[index], options=self.config)
 
     def name_of(self, index: int) -> str:
-        """What messages call a sample."""
+        """Name of a sample in messages."""
         return str(self.entries[index][0])
 
 
 def listed_sample(file: Path, caption: str, *, options: ImageOptions) -> dict[str, Any]:
-    """A line of a list as a sample; errors as above."""
+    """The sample of one line of a list; raises DataError like `ImageDataset.__getitem__`."""
     try:
         raw = file.read_bytes()
     except OSError as err:

@@ -1,4 +1,4 @@
-"""One training sample out of one image, whatever it was read from.
+"""Makes a training sample from one image.
 
 Letters: C channels, H W pixels.
 """
@@ -19,14 +19,14 @@ from utils.errors import ConfigError, DataError
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """What every data set of images can be told.
+    """Options of every data set of images.
 
     Attributes:
-        data_list: lists or shards, see the class.
-        data_dir_list: the folder of each.
+        data_list: lists or shards, see the class of the data set.
+        data_dir_list: for each entry of data_list, its folder.
         resolution: [width, height].
-        max_words: of a caption.
-        caption_suffix: appended to captions; these images are no renders of single objects, so none by default.
+        max_words: longer captions are cut to this number of words.
+        caption_suffix: appended to captions; empty by default, because these images are not renders of objects.
     """
 
     data_list: list[str] = field(default_factory=list)
@@ -41,20 +41,20 @@ class ImageOptions:
         if not self.data_list or len(self.data_list) != len(self.data_dir_list):
             raise ConfigError(
                 f"data_list has {len(self.data_list)} entries and data_dir_list {len(self.data_dir_list)}; "
-                "give each entry its folder"
+                "list one folder for each entry"
             )
         if self.max_words < 1:
             raise ConfigError(f"max_words must be >= 1, got {self.max_words}")
 
 
 def image_sample(raw: bytes, caption: str, *, name: str, options: ImageOptions) -> dict[str, Any]:
-    """Decode, scale until the resolution is covered, and cut out the middle.
+    """Decode an image, scale it until it covers the resolution, and crop the middle.
 
     Returns:
         views_VCHW: (1, 3, H, W) float32 in [0, 1]; caption, with its suffix; object_id.
 
     Raises:
-        DataError: no image, or no caption.
+        DataError: the image cannot be decoded, or the caption is empty.
     """
     if not caption.strip():
         raise DataError(f"image {name}: no caption")
@@ -70,7 +70,7 @@ def image_sample(raw: bytes, caption: str, *, name: str, options: ImageOptions) 
 
 
 def cover(image_HW3: np.ndarray, resolution: tuple[int, int]) -> np.ndarray:
-    """The middle of an image, scaled so that (width, height) just fits into it."""
+    """Scale an image until it covers (width, height), and crop the middle."""
     width, height = resolution
     old_height, old_width = image_HW3.shape[:2]
     scale = max(width / old_width, height / old_height)

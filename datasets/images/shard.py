@@ -1,6 +1,6 @@
-"""What lies where in a webdataset shard of images.
+"""Reads the contents of a webdataset shard of images.
 
-A shard is a tar file; what belongs to a sample has one name and the suffixes `.jpg`, `.txt` (caption) and `.json`.
+A shard is a tar file. The files of a sample have one name and the suffixes `.jpg`, `.txt` (caption) and `.json`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Keeps = Callable[[Mapping[str, Any]], bool]
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-TAR_END = 1024  # a whole tar file ends in so many zero bytes
+TAR_END = 1024  # a complete tar file ends in this number of zero bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class TarImage:
-    """Where an image lies in its shard."""
+    """Position of an image in its shard, and its caption."""
 
     name: str
     caption: str
@@ -32,12 +32,12 @@ class TarImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """What a shard has to give.
+    """The usable images of a shard.
 
     Attributes:
-        images: those that pass the filters, in order.
-        num_left_out: by the filters.
-        problems: a line for each broken sample, and for a shard that is cut off.
+        images: the images that pass the filters, in order.
+        num_left_out: number of images that the filters leave out.
+        problems: one message for each broken sample, and one if the shard is truncated.
     """
 
     file: Path
@@ -47,7 +47,7 @@ class Shard:
 
 
 def expanded(pattern: str) -> list[str]:
-    """`{00000..00002}.tar` to three names; the numbers keep their width."""
+    """The names that a pattern stands for: `{00000..00002}.tar` gives three names; the numbers keep their width."""
     found = RANGE.search(pattern)
     if not found:
         return [pattern]
@@ -58,10 +58,10 @@ def expanded(pattern: str) -> list[str]:
 
 
 def read_shard(file: Path, *, keeps: Keeps) -> Shard:
-    """What a shard holds and what is wrong with it. Of one that is cut off, what comes before the cut counts.
+    """Read the contents of a shard and find broken samples. Of a truncated shard, the samples before the cut count.
 
     Args:
-        keeps: whether an image passes the filters, by what its `.json` says.
+        keeps: whether an image with this `.json` passes the filters.
     """
     shard, left_out = Shard(file=file), 0
     try:
@@ -81,12 +81,12 @@ def read_shard(file: Path, *, keeps: Keeps) -> Shard:
         cut = True
     if cut:
         num = len(shard.images) + left_out
-        shard.problems.append(f"{file}: the shard is cut off after {num} images; download it again")
+        shard.problems.append(f"{file}: the shard is truncated after {num} images; download it again")
     return Shard(file=file, images=shard.images, num_left_out=left_out, problems=shard.problems)
 
 
 def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """Files that follow each other and have one name, by suffix."""
+    """The samples of a tar file: consecutive files of one name, by suffix."""
     present, parts = None, {}
     for member in tar:
         if not member.isfile():
@@ -105,7 +105,7 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarI
 def _image_of(
     tar: tarfile.TarFile, name: str, parts: dict[str, tarfile.TarInfo], keeps: Keeps
 ) -> tuple[TarImage | None, str]:
-    """The image, or None when a filter leaves it out, or what is wrong with it."""
+    """(image, None), (None, None) if a filter leaves it out, or (None, message) if it is broken."""
     image = next((parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in parts), None)
     if image is None:
         return None, "no picture"
@@ -114,13 +114,13 @@ def _image_of(
     try:
         facts = json.loads(tar.extractfile(parts["json"]).read()) if "json" in parts else {}
         if not isinstance(facts, dict):
-            raise ValueError("the .json holds no object")
+            raise ValueError("the .json file is not a JSON object")
         caption = tar.extractfile(parts["txt"]).read().decode("utf-8") if "txt" in parts else ""
         passes = keeps(facts)
-    except (ValueError, TypeError) as err:  # a TypeError where a limit meets something that is no number
-        return None, f"caption or facts cannot be read ({err})"
+    except (ValueError, TypeError) as err:  # TypeError: a value that a limit compares is not a number
+        return None, f"caption or .json cannot be read ({err})"
     if not passes:
-        return None, "" if facts else "no .json, which the filters ask for"
+        return None, "" if facts else "the .json file is missing, which the filters need"
     if not caption.strip():
         return None, "no caption"
     return TarImage(name=name, caption=caption, offset=image.offset_data, num_bytes=image.size), ""

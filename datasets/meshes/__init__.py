@@ -1,1 +1,1 @@
-"""Meshes: reading, drawing, turning into orbits."""
+"""Reads meshes and renders them to orbits."""

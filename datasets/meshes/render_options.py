@@ -1,4 +1,4 @@
-"""What the rendering commands share: parallel jobs with progress, and settings that stay the same when resumed."""
+"""Options of the rendering commands, and a check that a resumed run has the same ones."""
 
 from __future__ import annotations
 
@@ -15,18 +15,28 @@ SETTINGS_FILE = "render_settings.json"
 
 
 def add_camera_options(parser: argparse.ArgumentParser, *, size: int) -> None:
-    """Options that say how an orbit is rendered."""
+    """Add the options of rendering an orbit."""
     parser.add_argument("--views", type=int, default=24, help="number of views on the circle (default 24)")
-    parser.add_argument("--size", type=int, default=size, help=f"pixels of a side (default {size})")
-    parser.add_argument("--distance", type=float, default=2.0, help="camera to object centre (default 2)")
-    parser.add_argument("--fov", type=float, default=round(DATA_FOV_DEG, 4), help="degrees (default as G-Objaverse)")
-    parser.add_argument("--samples", type=int, default=3, help="n x n rays for each pixel (default 3)")
-    parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count(), help="processes (default: cores)")
+    parser.add_argument("--size", type=int, default=size, help=f"width and height in pixels (default {size})")
+    parser.add_argument("--distance", type=float, default=2.0, help="from camera to object centre (default 2)")
+    parser.add_argument(
+        "--fov",
+        type=float,
+        default=round(DATA_FOV_DEG, 4),
+        help="field of view in degrees (default: that of G-Objaverse)",
+    )
+    parser.add_argument("--samples", type=int, default=3, help="n x n rays per pixel (default 3)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=multiprocessing.cpu_count(),
+        help="processes (default: all cores)",
+    )
     parser.add_argument("--no-nd", action="store_true", help="do not write normal and depth")
 
 
 def check_camera_options(options: argparse.Namespace) -> None:
-    """Refuse what cannot be rendered.
+    """Check the options.
 
     Raises:
         ConfigError: a value lies outside its range.
@@ -35,22 +45,26 @@ def check_camera_options(options: argparse.Namespace) -> None:
         if not low <= getattr(options, name) <= high:
             raise ConfigError(f"--{name} must lie between {low} and {high}, got {getattr(options, name)}")
     if not 1.0 <= options.distance <= 100.0:
-        raise ConfigError(f"--distance must lie between 1 and 100 (the object reaches to 0.87), got {options.distance}")
+        raise ConfigError(
+            f"--distance must lie between 1 and 100 (objects have a radius up to 0.87), got {options.distance}"
+        )
     if not 1.0 <= options.fov <= 150.0:
         raise ConfigError(f"--fov must lie between 1 and 150 degrees, got {options.fov}")
 
 
 def hold_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Note the settings in `out`, or make sure that they are those of the run that began there.
+    """Save the settings in `out`, or check that they are those of the earlier run in this folder.
 
     Raises:
-        DataError: the folder holds renderings made with other settings.
+        DataError: the folder contains renderings with other settings.
     """
     path = out / SETTINGS_FILE
     if path.is_file():
         before = read_json(path, option="settings")
         changed = [f"{k}={v} (was {before.get(k)})" for k, v in settings.items() if before.get(k) != v]
         if changed:
-            raise DataError(f"{out} holds renderings with other settings: {', '.join(changed)}; choose another folder")
+            raise DataError(
+                f"{out}: contains renderings of other settings: {', '.join(changed)}; choose another folder"
+            )
     else:
         write_json(path, settings)

@@ -18,7 +18,7 @@ _SRGB_DECODE = srgb_to_linear(np.arange(256) / 255.0)
 _ENCODE_STEPS = 8192
 _SRGB_ENCODE = np.round(linear_to_srgb(np.arange(_ENCODE_STEPS + 1) / _ENCODE_STEPS) * 255).astype(np.uint8)
 
-# Chosen by eye: a white object (albedo 0.8) spans 45 % to 95 % sRGB, so that it stands out from a white background.
+# Chosen by eye: a white object (albedo 0.8) has 45 % to 95 % sRGB, so that it differs from a white background.
 SKY = np.array([0.36, 0.38, 0.41], dtype=np.float32)
 GROUND = np.array([0.20, 0.19, 0.18], dtype=np.float32)
 # direction towards the light, colour, how far the light wraps past the terminator
@@ -31,11 +31,11 @@ LIGHTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
-    """What the cameras see.
+    """The rendered views.
 
     rgba_VHW4: uint8 sRGB with straight alpha.
-    normals_VHW3: float32 world normals towards the camera, 0 where nothing is; None if not asked for.
-    depth_VHW: float32 distance along the camera's z axis, 0 where nothing is; None if not asked for.
+    normals_VHW3: float32 world normals towards the camera, 0 where there is no object; None without `normal_depth`.
+    depth_VHW: float32 distance along the camera's z axis, 0 where there is no object; None without `normal_depth`.
     """
 
     rgba_VHW4: np.ndarray
@@ -69,11 +69,11 @@ def render_views(
         c2w_V44: camera to world; camera x right, y down, z forward.
         fov_deg: field of view over the image's side, in degrees.
         size: H = W in pixels; pixel centres lie at +0.5.
-        samples: n x n rays for each pixel.
+        samples: n x n rays per pixel.
         normal_depth: also return normals and depth (means over the samples that hit).
 
     Returns:
-        The views, with colour averaged in linear light and weighted by coverage.
+        The views. Colours are averaged in linear light and weighted by coverage.
     """
     tracer = _Tracer(mesh, fov_deg=fov_deg, size=size, samples=samples)
     num_views = len(c2w_V44)
@@ -109,14 +109,14 @@ class _Tracer:
         self.scene = EmbreeScene()
         faces_F3 = np.arange(3 * len(points_F33), dtype=np.int32).reshape(-1, 3)
         self._geometry = TriangleMesh(self.scene, points_F33.reshape(-1, 3), faces_F3)
-        # Row f holds the lit corners of face f seen from outside, row F + f those seen from inside.
+        # Row f has the lit corners of face f seen from outside, row F + f those seen from inside.
         front = mesh.colors_F33 * irradiance(mesh.normals_F33)
         back = mesh.colors_F33 * irradiance(-mesh.normals_F33)
         self.lit = np.concatenate([front, back]).astype(np.float32)
         self.textures = [self._shrunk(texture) for texture in mesh.textures]
 
     def _shrunk(self, texture: np.ndarray) -> np.ndarray:
-        """Bring a texture down to what the samples can resolve, so that fine patterns do not flicker."""
+        """Shrink a texture to the resolution of the samples, so that fine patterns do not flicker."""
         import cv2
 
         height, width = texture.shape[:2]
@@ -127,10 +127,10 @@ class _Tracer:
         return cv2.resize(texture, smaller, interpolation=cv2.INTER_AREA)
 
     def window(self, c2w_44: np.ndarray) -> tuple[slice, slice] | None:
-        """Rows and columns of pixels outside of which no point of the mesh projects."""
-        # einsum, not @: threads of BLAS would fight with the other rendering processes
+        """Rows and columns of the pixels that the mesh can cover; None if it is outside the picture."""
+        # einsum instead of @, because threads of BLAS would slow down the other rendering processes
         camera_N3 = np.einsum("ni,ij->nj", self.points_N3 - c2w_44[:3, 3].astype(np.float32), c2w_44[:3, :3])
-        if camera_N3[:, 2].min() <= 1e-3:  # points beside or behind the camera: no bound
+        if camera_N3[:, 2].min() <= 1e-3:  # a point is beside or behind the camera, so there is no bound
             return slice(0, self.size), slice(0, self.size)
         pixels_N2 = camera_N3[:, :2] / camera_N3[:, 2:] * self.focal + self.size / 2
         low = np.clip(np.floor(pixels_N2.min(axis=0)).astype(int), 0, self.size)
@@ -171,7 +171,7 @@ class _Tracer:
 
 @dataclass(frozen=True, kw_only=True)
 class _Hits:
-    """Samples that met the mesh in one window of one view."""
+    """Samples that hit the mesh in one window of one view."""
 
     tracer: _Tracer
     face_S: np.ndarray
@@ -219,7 +219,7 @@ class _Hits:
             linear_S3[chosen] *= sample_texture(image, uv)
 
     def normals_and_depth(self) -> tuple[np.ndarray, np.ndarray]:
-        """Unit world normals towards the camera (num_pixels, 3) and depth (num_pixels,), 0 where nothing is."""
+        """Unit world normals towards the camera (num_pixels, 3) and depth (num_pixels,), 0 without a hit."""
         normals_S3 = self._interpolated(self.tracer.mesh.normals_F33[self.face_S])
         normals_S3 = np.where(self.inside_S[:, None], -normals_S3, normals_S3)
         normals = np.stack([self._summed(normals_S3[:, k]) for k in range(3)], axis=1)

@@ -1,4 +1,4 @@
-"""Meshes made ready for rendering: one soup of triangles with normals, colours and textures.
+"""Prepares meshes for rendering: a list of triangles with normals, colours and textures.
 
 Letters: F faces, N points. World units; z is up after loading.
 """
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     import trimesh
 
 DEFAULT_ALBEDO = 0.7
-# The colour trimesh gives to what has none; too dark to look at.
+# The colour that trimesh gives to meshes without colour; it is too dark.
 TRIMESH_DEFAULT = 102
-# and that of the 2 x 2 image it puts where there are texture coordinates but no texture
+# The colour of the 2 x 2 image that trimesh uses if there are texture coordinates but no texture.
 TRIMESH_NO_TEXTURE = 100
 CREASE_DEG = 40.0
 # glTF is y-up by its specification, and so are nearly all exported .obj and .ply files; .stl comes from CAD, z-up.
 UP_BY_SUFFIX = {".glb": "y", ".gltf": "y", ".obj": "y", ".ply": "y", ".off": "y", ".stl": "z"}
-# Rows are the new axes: glTF's front (+z) becomes +x, which is where view 0 looks from, and its up (+y) becomes +z.
+# Rows are the new axes: the front of glTF (+z) becomes +x, the side of view 0, and its up axis (+y) becomes +z.
 Y_UP_TO_Z_UP = np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]], dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RenderMesh:
-    """Triangles with everything that a renderer asks for, per corner.
+    """Triangles with all data that a renderer needs, per corner.
 
     points_F33, normals_F33: corner positions and unit normals, z-up.
-    colors_F33: linear RGB in [0, 1], multiplied with the texture where there is one.
+    colors_F33: linear RGB in [0, 1]; multiplied with the texture if there is one.
     uvs_F32: texture coordinates, origin at the lower left, repeating.
     texture_F: index into `textures`, -1 for none.
     textures: sRGB images as uint8 (height, width, 3).
@@ -67,15 +67,15 @@ def linear_to_srgb(values: np.ndarray) -> np.ndarray:
 
 
 def crease_normals(points_N3: np.ndarray, faces_F3: np.ndarray, *, crease_deg: float = CREASE_DEG) -> np.ndarray:
-    """Corner normals that are smooth, except over edges sharper than the crease angle.
+    """Corner normals that are smooth, except at edges sharper than the crease angle.
 
     Args:
         points_N3: vertex positions; faces that share an index share a vertex.
         faces_F3: vertex indices, counter-clockwise seen from outside.
-        crease_deg: faces that meet at a larger angle keep an edge.
+        crease_deg: faces that meet at a larger angle keep a sharp edge.
 
     Returns:
-        normals_F33: unit normals, one for each corner of each face.
+        normals_F33: one unit normal per corner of each face.
     """
     triangles_F33 = points_N3[faces_F3].astype(np.float64)
     cross_F3 = np.cross(triangles_F33[:, 1] - triangles_F33[:, 0], triangles_F33[:, 2] - triangles_F33[:, 0])
@@ -105,12 +105,12 @@ def normalise(mesh: RenderMesh) -> RenderMesh:
     No point is then farther than sqrt(3) / 2 from the origin.
 
     Raises:
-        DataError: the mesh has no extent.
+        DataError: the mesh has no size.
     """
     low, high = mesh.bounds_23
     side = float((high - low).max())
     if not np.isfinite(side) or side <= 0.0:
-        raise DataError("the mesh has no extent: all its points coincide or are not finite")
+        raise DataError("the mesh has no size: all its points coincide or are not finite")
     return replace(mesh, points_F33=((mesh.points_F33 - (low + high) / 2) / side).astype(np.float32))
 
 
@@ -119,24 +119,24 @@ def load_mesh(path: str | Path, *, up: str = "auto") -> RenderMesh:
 
     Args:
         path: .glb, .gltf, .obj, .ply, .stl, ...
-        up: the file's up axis, "y" or "z"; "auto" is y for .glb, .gltf, .obj and .ply, and z for .stl and the rest.
+        up: up axis of the file, "y" or "z"; "auto" is y for .glb, .gltf, .obj, .ply and .off, and z for all others.
 
     Returns:
         The mesh with z up and, for a y-up file, its front (+z in glTF) along +x. Not normalised.
 
     Raises:
-        DataError: the file is missing, is no mesh, or holds no triangles.
+        DataError: the file is missing, is not a mesh, or contains no triangles.
     """
-    import trimesh  # not needed by training machines, so not at import time
+    import trimesh  # imported here, because training does not need it
 
     path = Path(path)
     if up not in ("auto", "y", "z"):
         raise DataError(f"up must be auto, y or z, got {up!r}")
     if not path.is_file():
-        raise DataError(f"{path}: no such file; give the path of a .glb, .obj, .ply or .stl mesh")
+        raise DataError(f"{path}: no such file; name a .glb, .obj, .ply or .stl mesh")
     try:
         scene = trimesh.load_scene(path)
-    except Exception as err:  # trimesh's readers raise whatever their format's parser raises
+    except Exception as err:  # the readers of trimesh raise any exception of their parsers
         reason = f"{type(err).__name__}: {err}"
         raise DataError(f"{path}: cannot be read as a mesh ({reason}); export it again as .glb") from err
     for geometry in scene.geometry.values():
@@ -146,9 +146,9 @@ def load_mesh(path: str | Path, *, up: str = "auto") -> RenderMesh:
             geometry.vertex_attributes["color"] = tint
     parts = [g for g in scene.dump() if isinstance(g, trimesh.Trimesh) and len(g.faces)]
     if not parts:
-        raise DataError(f"{path}: holds no triangles (a point cloud, or empty); export a triangle mesh")
+        raise DataError(f"{path}: contains no triangles (it is a point cloud, or empty); export a triangle mesh")
     if not all(np.isfinite(g.vertices).all() for g in parts):
-        raise DataError(f"{path}: has vertices that are not finite; repair and export it again")
+        raise DataError(f"{path}: some vertices are not finite; repair the mesh and export it again")
     mesh = _join([_from_trimesh(g) for g in parts])
     if up == "auto":
         up = UP_BY_SUFFIX.get(path.suffix.lower(), "z")
@@ -186,12 +186,12 @@ def _from_trimesh(geometry: trimesh.Trimesh) -> RenderMesh:
 
 
 def _normals(geometry: trimesh.Trimesh, faces_F3: np.ndarray) -> np.ndarray:
-    # The file's own normals if it had any; trimesh would otherwise smooth over every edge.
+    # Use the normals of the file if it has any; otherwise trimesh would smooth every edge.
     if "vertex_normals" in geometry._cache:
         normals = np.asarray(geometry.vertex_normals, dtype=np.float32)
         if normals.shape == geometry.vertices.shape and np.isfinite(normals).all():
             return normals[faces_F3]
-    # Texture seams split vertices; weld by position so that they do not show.
+    # Texture seams split vertices; merge these by position, so that the seams are invisible.
     grid = np.round((geometry.vertices - geometry.bounds[0]) / max(float(geometry.scale), 1e-20) * 1e6).astype(np.int64)
     _, first, inverse = np.unique(grid, axis=0, return_index=True, return_inverse=True)
     return crease_normals(np.asarray(geometry.vertices)[first], inverse.reshape(-1)[faces_F3])

@@ -1,1 +1,1 @@
-"""Orbits: layouts on disk and the data sets that read them."""
+"""Data sets of orbits, and their layouts on disk."""

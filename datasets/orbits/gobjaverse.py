@@ -1,4 +1,4 @@
-"""Orbits in the G-Objaverse layout as training samples."""
+"""The data set of orbits in the G-Objaverse layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.errors import ConfigError, DataError
 from utils.files import read_json
 from utils.registry import DATASETS
 
-# Cameras of one orbit agree in their field of view; published files carry six digits.
+# All cameras of an orbit have one field of view; published files have six digits.
 FOV_TOLERANCE_DEG = 1e-3
 
 
@@ -27,16 +27,17 @@ FOV_TOLERANCE_DEG = 1e-3
 class VideoDataset(OrbitData):
     """Views 0..num_views-1 of each object, in order, with its caption.
 
-    Under its second name it has the published settings of the image model.
+    It is registered a second time with the published settings of the image model.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(OrbitData.Config):
-        """Published options beside those of all data sets of orbits.
+        """Published options, in addition to those of all data sets of orbits.
 
-        data_list: index files, JSON lists of `<dictionary id>/<instance id>`; data_dir_list: the folder of each.
-        caption_dir: JSON object from object id to sentence (the published key, though it is a file); or several files.
-        vit_resolution: [width, height] of the image encoder's copy of view 0.
+        data_list: index files, JSON lists of `<dictionary id>/<instance id>`; data_dir_list: one folder for each.
+        caption_dir: file (not a folder, despite the published name) with a JSON object from object id to sentence, or
+            a list of such files.
+        vit_resolution: [width, height] of the copy of view 0 for the image encoder.
         get_first_frame: add that copy as `first_frame_CHW`.
         """
 
@@ -55,19 +56,19 @@ class VideoDataset(OrbitData):
             if len(self.data_list) != len(self.data_dir_list):
                 raise ConfigError(
                     f"data_list has {len(self.data_list)} entries and data_dir_list {len(self.data_dir_list)}; "
-                    "give each index file its folder"
+                    "list one folder for each index file"
                 )
 
         @property
         def caption_files(self) -> list[str]:
-            """Those that `caption_dir` names."""
+            """The files of `caption_dir`, as a list."""
             return list(self.caption_dir) if isinstance(self.caption_dir, list) else [self.caption_dir]
 
     def __init__(self, config: Config) -> None:
         """Read the index and captions.
 
         Raises:
-            DataError: an index or captions file is missing or malformed, a folder is missing, or nothing is listed.
+            DataError: an index or captions file is missing or malformed, a folder is missing, or the index is empty.
         """
         super().__init__(config)
         self.entries: list[tuple[Path, str]] = []
@@ -75,16 +76,16 @@ class VideoDataset(OrbitData):
             index = read_json(index_file, option="data_list")
             if not isinstance(index, list) or not all(isinstance(entry, str) for entry in index):
                 raise DataError(
-                    f"data_list={index_file}: not a JSON list of object ids; make it with "
+                    f"data_list={index_file}: not a JSON list of object ids; write it with "
                     f"tools/index_dataset.py {folder}"
                 )
             if not Path(folder).is_dir():
-                raise DataError(f"data_dir_list={folder}: no such folder; give the one that holds <dictionary id>/")
+                raise DataError(f"data_dir_list={folder}: no such folder; name the one that contains <dictionary id>/")
             self.entries += [(Path(folder), entry.strip("/")) for entry in index]
         if not self.entries:
             raise DataError(
-                f"data_list={list(config.data_list)} lists no objects; make an index with "
-                "tools/index_dataset.py, or data with tools/make_zoo.py"
+                f"data_list={list(config.data_list)} lists no objects; write an index with "
+                "tools/index_dataset.py, or make data with tools/make_zoo.py"
             )
         self.object_ids = [object_id for _, object_id in self.entries]
         self.captions: dict[str, str] = {} if config.empty_captions else read_captions(config.caption_files)
@@ -99,11 +100,11 @@ class VideoDataset(OrbitData):
         caption = self.captions.get(object_id)
         if not isinstance(caption, str) or not caption.strip():
             files = ", ".join(self.config.caption_files)
-            raise DataError(f"object {object_id}: no caption in {files}; add one, or take the object out of the index")
+            raise DataError(f"object {object_id}: no caption in {files}; add one, or remove the object from the index")
         return caption
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """As OrbitData's; with `get_first_frame` also `first_frame_CHW`, view 0 at `vit_resolution`."""
+        """As OrbitData does; with `get_first_frame` also `first_frame_CHW`, which is view 0 at `vit_resolution`."""
         sample = super().__getitem__(index)
         if self.config.get_first_frame:
             view_HWC = sample["views_VCHW"][:1].permute(0, 2, 3, 1).numpy()
@@ -116,14 +117,14 @@ class VideoDataset(OrbitData):
         return (view_file(folder / object_id, 0) for folder, object_id in self.entries)
 
     def identity(self, index: int) -> Any:
-        """Without reading: a missing caption is found when the sample is read."""
+        """Reads no files; a missing caption is reported when the sample is read."""
         folder, object_id = self.entries[index]
         return str(folder), object_id, self.captions.get(object_id)
 
 
 @contextmanager
 def _naming(object_id: str) -> Iterator[None]:
-    """Begin errors with the object."""
+    """Put the object id at the start of errors."""
     try:
         yield
     except DataError as err:
@@ -131,19 +132,19 @@ def _naming(object_id: str) -> Iterator[None]:
 
 
 def read_captions(files: list[str]) -> dict[str, str]:
-    """Sentences by object id, of all files.
+    """Captions by object id, from all files.
 
     Raises:
-        DataError: a file is missing or malformed, or two say different things of one object.
+        DataError: a file is missing or malformed, or two files have different captions for one object.
     """
     captions: dict[str, str] = {}
     for file in files:
         found = read_json(file, option="caption_dir")
         if not isinstance(found, dict):
-            raise DataError(f"caption_dir={file}: not a JSON object from object id to sentence")
+            raise DataError(f"caption_dir={file}: not a JSON object from object id to caption")
         other = next((name for name in found.keys() & captions.keys() if found[name] != captions[name]), None)
         if other is not None:
-            raise DataError(f"caption_dir={file}: {other} has another caption in a file before; name each object once")
+            raise DataError(f"caption_dir={file}: {other} has another caption in an earlier file; keep only one")
         captions |= found
     return captions
 
@@ -152,7 +153,7 @@ def read_orbit(object_dir: Path, *, num_views: int) -> StoredOrbit:
     """Views and cameras of one object.
 
     Raises:
-        DataError: a file is missing or broken, or the views do not fit together.
+        DataError: a file is missing or broken, or the views differ in size or field of view.
     """
     views = [read_rgba(view_file(object_dir, view)) for view in range(num_views)]
     cameras = [read_camera(view_file(object_dir, view, ".json")) for view in range(num_views)]

@@ -1,8 +1,8 @@
-"""The one owner of the G-Objaverse layout on disk.
+"""Reads and writes the G-Objaverse layout on disk. No other module knows it.
 
-`<root>/<dictionary id>/<instance id>/campos_512_v4/NNNNN/NNNNN.png` holds a view as RGBA, `NNNNN.json` beside it the
-camera and `NNNNN_nd.exr` normal and depth. The folder keeps its published name whatever the size of the images.
-Camera files hold `origin` and the axes `x` (right), `y` (down), `z` (forward) of the camera in a world with z up,
+`<root>/<dictionary id>/<instance id>/campos_512_v4/NNNNN/NNNNN.png` is a view as RGBA, `NNNNN.json` its
+camera and `NNNNN_nd.exr` its normal and depth. The folder has its published name for every image size.
+Camera files contain `origin` and the axes `x` (right), `y` (down), `z` (forward) of the camera in a world with z up,
 `x_fov` and `y_fov` in radians, and the object's `bbox`.
 
 Letters: V views, H W pixels. Source: https://github.com/modelscope/richdreamer (dataset/gobjaverse).
@@ -24,7 +24,7 @@ import numpy as np
 from utils.errors import DataError
 
 VIEW_FOLDER = "campos_512_v4"
-REMEDY = "render or download this object again, or take it out of the index"
+REMEDY = "render or download this object again, or remove it from the index"
 # 0..9; level 1 writes four times faster than OpenCV's default and the files are 10 % larger.
 PNG_LEVEL = 1
 # Published normals have Unity's world axes: (R, G, B) = (-x, z, -y) of the z-up world that the cameras use.
@@ -55,7 +55,7 @@ def write_orbit(
     normals_VHW3: np.ndarray | None = None,
     depth_VHW: np.ndarray | None = None,
 ) -> None:
-    """Write all views of an object; its folder appears whole or not at all.
+    """Write all views of an object; its folder is written completely or not at all.
 
     Args:
         object_dir: `<root>/<dictionary id>/<instance id>`.
@@ -63,7 +63,7 @@ def write_orbit(
         c2w_V44: camera to world.
         fov_deg: field of view of the square images.
         bounds_23: lowest and highest corner of the object's bounding box.
-        normals_VHW3: world normals, written together with depth_VHW (along the camera's z) when both are given.
+        normals_VHW3: world normals; written together with depth_VHW (along the camera's z) if both are given.
     """
     object_dir = Path(object_dir)
     part = object_dir.with_name(f".{object_dir.name}.{os.getpid()}.part")
@@ -76,7 +76,7 @@ def write_orbit(
             view_file(part, view, ".json").write_text(json.dumps(camera), encoding="utf-8")
             if normals_VHW3 is not None and depth_VHW is not None:
                 write_normal_depth(view_file(part, view, "_nd.exr"), normals_VHW3[view], depth_VHW[view])
-        if object_dir.exists():  # an earlier, incomplete attempt
+        if object_dir.exists():  # left by an earlier run that was stopped
             shutil.rmtree(object_dir / VIEW_FOLDER, ignore_errors=True)
             os.replace(part / VIEW_FOLDER, object_dir / VIEW_FOLDER)
         else:
@@ -86,7 +86,7 @@ def write_orbit(
 
 
 def camera_record(c2w_44: np.ndarray, *, fov_deg: float, bounds_23: np.ndarray) -> dict[str, object]:
-    """The content of a camera file."""
+    """Contents of a camera file."""
     columns = np.asarray(c2w_44, dtype=np.float64)[:3].T.tolist()
     fov = math.radians(fov_deg)
     return {
@@ -104,7 +104,7 @@ def read_camera(path: str | Path) -> ViewCamera:
     """Read one camera file.
 
     Raises:
-        DataError: the file is missing, is no JSON, or its axes are not a rotation, or not all is finite.
+        DataError: the file is missing or not JSON, its axes are not a rotation, or a value is not finite.
     """
     path = Path(path)
     try:
@@ -114,13 +114,13 @@ def read_camera(path: str | Path) -> ViewCamera:
         c2w_44[:3] = np.stack(columns, axis=1)
         fov_deg = math.degrees(float(record["x_fov"]))
         if not np.isfinite(c2w_44).all():
-            raise ValueError("x, y, z or origin hold something that is no finite number")
+            raise ValueError("x, y, z or origin contain a value that is not a finite number")
     except FileNotFoundError as err:
         raise DataError(f"{path}: camera file is missing; {REMEDY}") from err
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as err:
         raise DataError(f"{path}: not a camera file ({type(err).__name__}: {err}); {REMEDY}") from err
     rotation_33 = c2w_44[:3, :3]
-    # published files carry five to six digits
+    # published files have five to six digits
     if not np.allclose(rotation_33.T @ rotation_33, np.eye(3), atol=1e-3) or np.linalg.det(rotation_33) < 0:
         raise DataError(f"{path}: x, y, z are not the axes of a right-handed camera; {REMEDY}")
     if not 0 < fov_deg < 180:
@@ -136,18 +136,18 @@ def write_png(path: str | Path, rgba_HW4: np.ndarray) -> None:
 
 
 def read_rgba(path: str | Path) -> np.ndarray:
-    """Read a view as uint8 (H, W, 4); an image without alpha counts as opaque.
+    """Read a view as uint8 (H, W, 4); an image without alpha is opaque.
 
     Raises:
-        DataError: the file is missing, empty or no image.
+        DataError: the file is missing, empty or not an image.
     """
     path = Path(path)
     try:
         raw = np.fromfile(path, dtype=np.uint8)
     except FileNotFoundError as err:
-        raise DataError(f"{path}: view is missing; {REMEDY}") from err
+        raise DataError(f"{path}: the view is missing; {REMEDY}") from err
     if not raw.size:
-        raise DataError(f"{path}: zero bytes; {REMEDY}")
+        raise DataError(f"{path}: the file is empty (zero bytes); {REMEDY}")
     image = decoded(raw, cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype not in (np.uint8, np.uint16):
         raise DataError(f"{path}: broken image; {REMEDY}")
@@ -159,16 +159,16 @@ def read_rgba(path: str | Path) -> np.ndarray:
 
 
 def decoded(raw: np.ndarray, flags: int) -> np.ndarray | None:
-    """The image in a file's bytes, as OpenCV reads it with these flags; None when it is none."""
+    """Decode an image from the bytes of a file with OpenCV flags; None if this is not an image."""
     try:
         return cv2.imdecode(raw, flags)
-    except cv2.error:  # a header of more pixels than OpenCV reads
+    except cv2.error:  # the header has more pixels than OpenCV reads
         return None
 
 
 def write_normal_depth(path: str | Path, normals_HW3: np.ndarray, depth_HW: np.ndarray) -> None:
-    """Write world normals (z up) and depth as a four channel float32 EXR, with the published axes."""
-    import OpenEXR  # only needed where G-buffers are written or read
+    """Write world normals (z up) and depth as an EXR with four float32 channels and the published axes."""
+    import OpenEXR  # imported here, because only these functions need it
 
     channels = np.concatenate([normals_HW3 @ _TO_UNITY.T, depth_HW[..., None]], axis=-1).astype(np.float32)
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
@@ -179,7 +179,7 @@ def read_normal_depth(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """World normals (H, W, 3), z up, and depth (H, W) along the camera's z axis.
 
     Raises:
-        DataError: the file is missing or no EXR of four channels.
+        DataError: the file is missing or not an EXR with four channels.
     """
     import OpenEXR
 
@@ -202,7 +202,7 @@ def is_complete(object_dir: str | Path, *, num_views: int, normal_depth: bool = 
 
 
 def find_objects(root: str | Path) -> Iterator[str]:
-    """Object ids `<dictionary id>/<instance id>` below a folder, sorted; half-written ones are left out."""
+    """Sorted object ids `<dictionary id>/<instance id>` in a folder, without those that are half written."""
     for dictionary in _folders(Path(root)):
         for instance in _folders(dictionary):
             if (instance / VIEW_FOLDER).is_dir():

@@ -1,4 +1,4 @@
-"""Orbits in a few large files: made and read much faster than thousands of PNG files.
+"""Orbits in a few large files, which are written and read much faster than thousands of PNG files.
 
 A shard is a safetensors file with `rgba_NVHW4` (uint8 sRGB, straight alpha) and `c2w_NV44` (float32); field of view,
 object ids, captions and attributes are one JSON object in its metadata. Letters: N objects, V views, H W pixels.
@@ -27,7 +27,7 @@ REMEDY = "delete it and run tools/make_zoo.py --packed again with the same optio
 
 @dataclass(frozen=True, kw_only=True)
 class PackedShard:
-    """What one file holds; lists are as long as the arrays."""
+    """Contents of one file; the lists have N entries, like the arrays."""
 
     rgba_NVHW4: np.ndarray
     c2w_NV44: np.ndarray
@@ -38,21 +38,20 @@ class PackedShard:
 
 
 def shard_file(folder: str | Path, number: int) -> Path:
-    """Path of a shard."""
     return Path(folder) / f"orbits_{number:05d}.safetensors"
 
 
 def write_shard(path: str | Path, shard: PackedShard) -> None:
-    """Write a shard, whole or not at all."""
+    """Write a shard, completely or not at all."""
     header = {
         "fov_deg": shard.fov_deg,
         "object_ids": shard.object_ids,
         "captions": shard.captions,
         "attributes": shard.attributes,
     }
-    # one entry: safetensors would write several in any order, and the same objects shall give the same bytes
+    # Only one entry: safetensors writes several in any order, but the same objects must give the same bytes.
     metadata = {HEADER: json.dumps(header)}
-    # safetensors writes the memory as it lies
+    # safetensors ignores strides, so the arrays must be contiguous
     arrays = {
         "rgba_NVHW4": np.ascontiguousarray(shard.rgba_NVHW4),
         "c2w_NV44": np.ascontiguousarray(shard.c2w_NV44, dtype=np.float32),
@@ -69,20 +68,20 @@ class PackedOrbits(OrbitData):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(OrbitData.Config):
-        """`data_dir_list` holds folders of shards."""
+        """`data_dir_list` contains folders of shards."""
 
         resolution: list[int] = field(default_factory=lambda: [128, 128])
 
         def __post_init__(self) -> None:
             super().__post_init__()
             if not self.data_dir_list:
-                raise ConfigError("data_dir_list is empty; give folders made by tools/make_zoo.py --packed")
+                raise ConfigError("data_dir_list is empty; list folders that tools/make_zoo.py --packed wrote")
 
     def __init__(self, config: Config) -> None:
-        """Read what the shards hold, but no images.
+        """Read the headers of the shards, but no images.
 
         Raises:
-            DataError: a folder holds no shard, or a shard is broken or has too few views.
+            DataError: a folder contains no shard, or a shard is broken or has too few views.
         """
         super().__init__(config)
         self.files: list[Path] = []
@@ -90,7 +89,7 @@ class PackedOrbits(OrbitData):
             files = sorted(Path(folder).glob("orbits_*.safetensors"))
             if not files:
                 raise DataError(
-                    f"data_dir_list={folder}: holds no orbits_*.safetensors; make them with tools/make_zoo.py --packed"
+                    f"data_dir_list={folder}: no orbits_*.safetensors in it; make them with tools/make_zoo.py --packed"
                 )
             self.files += files
         self.starts: list[int] = []
@@ -110,11 +109,11 @@ class PackedOrbits(OrbitData):
             ids, captions, attributes = header["object_ids"], header["captions"], header["attributes"]
             fov_deg = float(header["fov_deg"])
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as err:
-            raise DataError(f"{file}: not a whole shard of orbits ({err}); {REMEDY}") from err
+            raise DataError(f"{file}: not a complete shard of orbits ({err}); {REMEDY}") from err
         if shape[1] < self.config.num_views:
             raise DataError(
-                f"{file}: {shape[1]} views for each object, num_views={self.config.num_views} asked for; "
-                "lower num_views or render more"
+                f"{file}: {shape[1]} views per object, but num_views={self.config.num_views}; "
+                "lower num_views or render more views"
             )
         self.starts.append(len(self.object_ids))
         self.fovs.append(fov_deg)
@@ -141,5 +140,5 @@ class PackedOrbits(OrbitData):
         return StoredOrbit(rgba_VHW4, c2w_V44, self.fovs[number])
 
     def __getstate__(self) -> dict[str, Any]:
-        # open files do not travel to loader processes
+        # open files cannot be sent to loader processes
         return {**self.__dict__, "_open": {}}

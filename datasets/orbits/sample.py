@@ -1,4 +1,4 @@
-"""One training sample, whatever it was read from.
+"""Makes a training sample from the stored views of an orbit.
 
 Letters: V views, C channels, H W pixels.
 """
@@ -20,21 +20,21 @@ from utils.prompts import PROMPT_SUFFIX, with_suffix
 
 @dataclass(frozen=True, kw_only=True)
 class OrbitOptions:
-    """What every data set of orbits can be told.
+    """Options of every data set of orbits.
 
     Attributes:
         data_dir_list: folders of the data.
         resolution: [width, height].
-        max_words: of a caption.
-        num_views: of a sample.
-        background: grey in [0, 1] behind the object; published: 128/255 for text, 1 for image.
+        max_words: longer captions are cut to this number of words.
+        num_views: views per sample.
+        background: grey in [0, 1] behind the object; published: 128/255 for the text model, 1 for the image model.
         caption_suffix: appended to captions.
-        empty_captions: give "" instead of the sentence, as the image model is trained.
-        random_start_view: begin at a random view, drawn from torch's generator each time: the images roll together
-            and the cameras stay, so that the camera at azimuth 0 always belongs to the first image.
-        prepare_lgm: add the views as stored to each sample, see datasets.base: targets of the Gaussian head.
-        scale_range: [smallest, largest] factor by which an object's pictures are scaled about their middle, drawn once
-            for each object from its id; cameras stay. Empty: as they are.
+        empty_captions: use "" instead of the caption, as in the training of the image model.
+        random_start_view: begin at a random view, drawn from torch's generator each time. The images are shifted along
+            the orbit and the cameras are not, so the camera at azimuth 0 always belongs to the first image.
+        prepare_lgm: add the views as stored to each sample (see datasets.base), as targets for the Gaussian head.
+        scale_range: [smallest, largest] factor that scales the pictures of an object about their middle, drawn once
+            per object from its id; cameras do not change. Empty: no scaling.
     """
 
     data_dir_list: list[str] = field(default_factory=list)
@@ -61,11 +61,11 @@ class OrbitOptions:
             raise ConfigError(f"scale_range must be empty or [smallest, largest], both positive, got {ends}")
 
     def draw_start_view(self) -> int:
-        """The view that a sample begins with."""
+        """Draw the first view of a sample."""
         return int(torch.randint(self.num_views, ())) if self.random_start_view else 0
 
     def scaled(self, rgba_VHW4: np.ndarray, object_id: str) -> np.ndarray:
-        """Pictures of an object, scaled as `scale_range` wants; uint8 with straight alpha."""
+        """The pictures of an object, scaled by its factor from `scale_range`; uint8 with straight alpha."""
         if not self.scale_range:
             return rgba_VHW4
         scale_V = torch.full((len(rgba_VHW4),), scale_of(object_id, self.scale_range))
@@ -89,12 +89,12 @@ def orbit_sample(
         rgba_VHW4: uint8 sRGB with straight alpha.
         c2w_V44: camera to world.
         fov_deg: field of view of the images.
-        caption: the sentence, with its suffix.
+        caption: the caption, with its suffix.
         object_id: `<dictionary id>/<instance id>`.
         resolution: (width, height) of the result.
         background: grey in [0, 1] behind the object.
-        start_view: which view becomes view 0. Images and masks roll together while the cameras stay, which is the
-            same as turning the object.
+        start_view: the view that becomes view 0. Images and masks are shifted along the orbit and cameras are not,
+            which is the same as turning the object.
 
     Returns:
         views_VCHW: float32 in [0, 1]; masks_V1HW: float32 coverage in [0, 1]; c2w_V44: float32; fov_deg; caption;
@@ -114,7 +114,7 @@ def orbit_sample(
 
 
 def resize_views(images_VHWC: np.ndarray, resolution: tuple[int, int]) -> np.ndarray:
-    """Resize float32 images to (width, height): area mean when they shrink, bilinear when they grow."""
+    """Resize float32 images to (width, height): area mean to shrink them, bilinear to enlarge them."""
     width, height = resolution
     if images_VHWC.shape[1:3] == (height, width):
         return images_VHWC
@@ -125,7 +125,7 @@ def resize_views(images_VHWC: np.ndarray, resolution: tuple[int, int]) -> np.nda
 
 
 def write_prompt(caption: str, *, suffix: str, max_words: int) -> str:
-    """Cut a caption to its first words and append the suffix unless it is there."""
+    """Cut a caption to its first words, and append the suffix if it is missing."""
     return with_suffix(" ".join(caption.split()[:max_words]), suffix)
 
 

@@ -1,4 +1,4 @@
-"""A zoo of procedural objects with truthful captions: training data that needs no download."""
+"""A zoo of procedural objects with true captions: training data without a download."""
 
 from datasets.zoo.kinds import COLORS, KINDS
 from datasets.zoo.sample import ZooObject, is_held_out, redraw, sample_object

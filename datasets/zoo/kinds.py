@@ -1,4 +1,4 @@
-"""How a kind of object is declared, and the painter that its function draws with."""
+"""Declares kinds of objects, and the painter that their functions draw with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from datasets.meshes.scene import RenderMesh, crease_normals, normalise, srgb_to_linear
 from datasets.zoo.primitives import Shape
 
-# sRGB, far enough apart that a person names them right on a shaded object
+# sRGB, different enough that a person recognises them on a shaded object
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (208, 32, 36),
     "orange": (244, 126, 22),
@@ -28,9 +28,9 @@ COLORS: dict[str, tuple[int, int, int]] = {
 COLOR_JITTER = 9
 # smaller, so that white and gray do not turn pink
 HUE_JITTER = 3
-# A sphere of this radius is wholly in the picture at distance 1.7 with a field of view of 39.6 degrees, from any side.
+# At distance 1.7 with a field of view of 39.6 degrees, a sphere of this radius is completely in the picture.
 MAX_RADIUS = 0.57
-# Softer than the renderer's default: bevels are made of steps of 30 to 45 degrees.
+# Larger than the default of the renderer, because bevels have steps of 30 to 45 degrees.
 CREASE_DEG = 50.0
 
 
@@ -38,7 +38,7 @@ class Painter:
     """Collects painted shapes for one object.
 
     Attributes:
-        rng: the object's own generator, for shape parameters.
+        rng: the random generator of this object, for shape parameters.
         part: the part that the caption names.
     """
 
@@ -51,8 +51,8 @@ class Painter:
         """Add a shape.
 
         Args:
-            shape: where it stands, any scale; the whole object is normalised in the end.
-            label: the part it belongs to; when the caption names this part, it takes the part's colour.
+            shape: the shape at its place, at any scale; the whole object is normalised at the end.
+            label: the part that it belongs to. If the caption names this part, the shape has the colour of the part.
             plain: its colour otherwise: "body", or the name of a colour.
         """
         key = "part" if label == self.part else plain
@@ -70,7 +70,7 @@ class Painter:
         return int(self.rng.integers(low, high + 1))
 
     def mesh(self) -> RenderMesh:
-        """Everything added, centred, within the unit cube and within MAX_RADIUS of the origin."""
+        """The whole object, centred, within the unit cube and within MAX_RADIUS of the origin."""
         offset, points, faces, colors = 0, [], [], []
         for shape, color in self._shapes:
             points.append(shape.points_N3)
@@ -91,7 +91,7 @@ class Painter:
 
 @dataclass(frozen=True)
 class Kind:
-    """name: the noun in captions; parts: what the caption may name (plural when it ends in s); draw: paints it."""
+    """name: noun in captions; parts: the parts that captions may name (plural if it ends in s); draw: paints it."""
 
     name: str
     parts: tuple[str, ...]
@@ -104,8 +104,8 @@ KINDS: dict[str, Kind] = {}
 def kind(name: str, *parts: str) -> Callable[[Callable[[Painter], None]], Callable[[Painter], None]]:
     """Declare a kind of object with the parts that a caption may name.
 
-    The object's colour always sits on the same, largest region, so that a part never trades places with it.
-    Objects look along +x, so that view 0 sees their front.
+    The colour of the object is always on the same, largest region, so that object and part are never exchanged.
+    Objects look along +x, so that view 0 shows their front.
     """
 
     def enter(draw: Callable[[Painter], None]) -> Callable[[Painter], None]:
@@ -117,7 +117,7 @@ def kind(name: str, *parts: str) -> Callable[[Callable[[Painter], None]], Callab
 
 
 def jittered(color: str, rng: np.random.Generator) -> np.ndarray:
-    """A named colour, a little off, in linear RGB."""
+    """A named colour with a small random change, in linear RGB."""
     offset = rng.uniform(-COLOR_JITTER, COLOR_JITTER) + rng.uniform(-HUE_JITTER, HUE_JITTER, 3)
     srgb = np.clip(np.array(COLORS[color]) + offset, 0, 255)
     return srgb_to_linear(srgb / 255.0)

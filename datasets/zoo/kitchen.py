@@ -1,4 +1,4 @@
-"""Things of the kitchen: mug, teapot, bottle, cake, ice cream cone. Handles and spouts lie along y."""
+"""Kitchen objects: mug, teapot, bottle, cake, ice cream cone. Handles and spouts lie along y."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Shapes that the zoo's objects are made of. Every one of them is a loft: rings of points joined by quads.
+"""The shapes of the zoo's objects. Each one is a loft: rings of points joined by quads.
 
-Shapes stand on z = 0 and are centred in x and y, unless they say otherwise. Faces are counter-clockwise from outside.
+The bottom of a shape is at z = 0 and it is centred in x and y, unless its docstring gives another position. Faces are
+counter-clockwise seen from outside.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Shape:
         return Shape(self.points_N3 + np.array([x, y, z]), self.faces_F3)
 
     def stretch(self, x: float = 1.0, y: float = 1.0, z: float = 1.0) -> Shape:
-        """Scale about the origin; a mirrored shape keeps its outside outside."""
+        """Scale about the origin; a mirrored shape gets its faces turned, so that their outside stays outside."""
         faces_F3 = self.faces_F3[:, ::-1] if x * y * z < 0 else self.faces_F3
         return Shape(self.points_N3 * np.array([x, y, z]), faces_F3)
 
@@ -37,9 +38,9 @@ class Shape:
 
 
 def loft(rings_RN3: np.ndarray, *, closed: bool = False) -> Shape:
-    """Join rings of equal length; the ends are filled by fans, unless the last ring meets the first one.
+    """Join rings of equal length. Fans close the ends, unless the loft is closed to a ring.
 
-    Rings run counter-clockwise seen from where the loft goes to.
+    Rings run counter-clockwise, seen from the end of the loft.
     """
     num_rings, num_points = rings_RN3.shape[:2]
     points = rings_RN3.reshape(-1, 3)
@@ -73,9 +74,9 @@ def _circle(sides: int) -> np.ndarray:
 
 
 def lathe(profile: Sequence[tuple[float, float]], *, sides: int = 28, smooth: int = 1) -> Shape:
-    """Turn a profile of (radius, z), from its lower to its upper end along the outside.
+    """Rotate a profile of (radius, z), given from its lower to its upper end, about the z axis.
 
-    smooth: points put on a curve between each two given ones; 1 keeps the corners.
+    smooth: number of segments of a curve between two given points; 1 keeps the corners.
     """
     curve = spline(np.asarray(profile, dtype=np.float64), smooth)
     curve[:, 0] = np.maximum(curve[:, 0], 0.0)
@@ -86,7 +87,7 @@ def lathe(profile: Sequence[tuple[float, float]], *, sides: int = 28, smooth: in
 
 
 def cylinder(radius: float, height: float, *, top: float | None = None, bevel: float = 0.0, sides: int = 24) -> Shape:
-    """A cylinder, or with another top radius a (cut) cone; bevel rounds both rims."""
+    """A cylinder, or a (cut) cone if `top` has another radius; `bevel` rounds both rims."""
     top = radius if top is None else top
     if bevel <= 0:
         return lathe([(radius, 0), (top, height)], sides=sides)
@@ -97,7 +98,7 @@ def cylinder(radius: float, height: float, *, top: float | None = None, bevel: f
 
 
 def ellipsoid(x: float, y: float, z: float, *, sides: int = 22, rings: int = 13) -> Shape:
-    """Half axes; centred on the origin."""
+    """An ellipsoid with these half axes, centred on the origin."""
     angle = np.linspace(-np.pi / 2, np.pi / 2, rings)
     return lathe(list(zip(np.cos(angle), np.sin(angle), strict=True)), sides=sides).stretch(x, y, z)
 
@@ -105,7 +106,7 @@ def ellipsoid(x: float, y: float, z: float, *, sides: int = 22, rings: int = 13)
 def box(x: float, y: float, z: float, *, bevel: float = 0.03, top: tuple[float, float] = (1.0, 1.0)) -> Shape:
     """A box with rounded edges; `top` scales the upper end in x and y."""
     bevel = min(bevel, 0.49 * min(x, y, z))
-    # a narrow edge is seen as one facet anyway
+    # a narrow edge looks like one facet anyway
     angles = np.radians([0, 30, 60, 90] if bevel >= 0.02 else [0, 90])
     steps = [((1 - np.sin(a)) * bevel, (1 - np.cos(a)) * bevel) for a in angles]  # (inset, lift), flat end to side
     rings = steps + [(inset, z - lift) for inset, lift in steps[::-1]]
@@ -128,7 +129,7 @@ def _rounded_rectangle(half_x: float, half_y: float, radius: float) -> np.ndarra
 
 
 def prism(outline: Sequence[tuple[float, float]], depth: float, *, bevel: float = 0.015) -> Shape:
-    """A polygon in the x-z plane, counter-clockwise, drawn out along y and centred there. Star-shaped outlines only."""
+    """A counter-clockwise polygon in the x-z plane, extruded along y and centred in y; it must be star-shaped."""
     flat = np.asarray(outline, dtype=np.float64)
     centre = flat.mean(axis=0)
     bevel = min(bevel, 0.45 * depth)
@@ -149,7 +150,7 @@ def tube(
     smooth: int = 1,
     closed: bool = False,
 ) -> Shape:
-    """Sweep a circle along a path of (x, y, z); ends are flat. One radius, or one for each given point."""
+    """Sweep a circle along a path of (x, y, z) with flat ends; one radius for all points, or one per point."""
     points = np.asarray(path, dtype=np.float64)
     radii = np.broadcast_to(np.asarray(radius, dtype=np.float64), len(points))
     curve = points if closed else spline(np.column_stack([points, radii]), smooth)
@@ -161,7 +162,7 @@ def tube(
     else:
         tangents = np.gradient(points, axis=0)
     tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
-    # carry one frame along, turning it as little as possible
+    # move a frame along the path and turn it as little as possible
     side = np.cross(tangents[0], [0.0, 0.0, 1.0])
     if np.linalg.norm(side) < 0.1:
         side = np.cross(tangents[0], [0.0, 1.0, 0.0])
@@ -176,7 +177,7 @@ def tube(
 
 
 def torus(radius: float, thickness: float, *, sides: int = 24, around: int = 10) -> Shape:
-    """A ring in the x-y plane; thickness is the radius of its tube; centred on the origin."""
+    """A ring in the x-y plane, centred on the origin; `thickness` is the radius of its tube."""
     circle = _circle(sides) * radius
     return tube(np.column_stack([circle, np.zeros(sides)]), thickness, sides=around, closed=True)
 
@@ -190,7 +191,7 @@ def capsule(length: float, radius: float, *, sides: int = 14) -> Shape:
 
 
 def spline(points: np.ndarray, steps: int) -> np.ndarray:
-    """Catmull-Rom curve through points, `steps` segments between each two."""
+    """Catmull-Rom curve through points, with `steps` segments between two points."""
     if steps <= 1:
         return points.copy()
     padded = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])

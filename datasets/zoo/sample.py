@@ -22,9 +22,9 @@ from datasets.zoo.kinds import COLORS, KINDS, Kind, Painter, jittered
 from utils.errors import ConfigError, DataError
 
 SPLITS = ("train", "held_out")
-# one combination in ten never occurs in training
+# one combination in ten is held out from training
 HELD_OUT_IN = 10
-# The first form is the one of the test prompts and comes most often.
+# The first form is that of the test prompts and is used most often.
 FORMS = (
     "{a_color} {kind} with {a_part_color} {part}",
     "{color} {kind}, {part_color} {part}",
@@ -36,7 +36,7 @@ FORM_WEIGHTS = (0.7, 0.1, 0.1, 0.1)
 
 @dataclass(frozen=True, kw_only=True)
 class ZooObject:
-    """An object and what is true of it. `mesh` is normalised into the unit cube and looks along +x."""
+    """An object with its caption and attributes. `mesh` is normalised into the unit cube and looks along +x."""
 
     mesh: RenderMesh | None
     caption: str
@@ -48,7 +48,7 @@ class ZooObject:
     split: str
 
     def attributes(self) -> dict[str, str | int]:
-        """What evaluation needs to know, as plain values."""
+        """The attributes that evaluation needs, as plain values."""
         return {
             "kind": self.kind,
             "color": self.color,
@@ -60,9 +60,9 @@ class ZooObject:
 
 
 def is_held_out(kind: str, color: str, part: str, part_color: str) -> bool:
-    """Whether a combination is kept for evaluation: it never occurs in training.
+    """Whether a combination is kept for evaluation and never used in training.
 
-    A fixed tenth of all combinations, chosen by a hash of their names, so it does not change when kinds are added.
+    This is a fixed tenth of all combinations, chosen by a hash of their names, so it does not change with new kinds.
     """
     digest = hashlib.sha256(f"{kind}|{color}|{part}|{part_color}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % HELD_OUT_IN == 0
@@ -71,23 +71,23 @@ def is_held_out(kind: str, color: str, part: str, part_color: str) -> bool:
 def sample_object(
     seed: int, split: str = "train", *, kinds: tuple[str, ...] | None = None, with_mesh: bool = True
 ) -> ZooObject:
-    """Draw an object; the same arguments always give the same one.
+    """Draw an object; the same arguments always give the same object.
 
     Args:
         seed: not negative.
         split: "train" or "held_out"; the two share no combination of kind, colour, part and part colour.
-        kinds: names to choose from; all when left out.
-        with_mesh: build the mesh too; without it only the words are drawn, which is fast.
+        kinds: names to choose from; None: all.
+        with_mesh: also build the mesh; false: draw only the attributes, which is fast.
 
     Raises:
-        ConfigError: unknown split or kind.
+        ConfigError: the split or a kind is unknown.
     """
     if split not in SPLITS:
         raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {split}")
     names = sorted(KINDS) if kinds is None else list(kinds)
     for name in names:
         if name not in KINDS:
-            raise ConfigError(f"kind {name} is unknown; there are: {', '.join(sorted(KINDS))}")
+            raise ConfigError(f"kind {name} is unknown; valid: {', '.join(sorted(KINDS))}")
     rng = np.random.default_rng([SPLITS.index(split), seed])
     kind = KINDS[names[rng.integers(len(names))]]
     while True:
@@ -110,19 +110,19 @@ def sample_object(
 
 
 def redraw(attributes: Mapping[str, Any]) -> ZooObject:
-    """The object that these attributes were written for, with its mesh in the world of its views' cameras.
+    """Draw the object of these attributes again, with its mesh in the world of its views' cameras.
 
     Args:
-        attributes: what `ZooObject.attributes` gave.
+        attributes: from `ZooObject.attributes`.
 
     Raises:
-        DataError: another object comes out.
+        DataError: the seed gives another object.
     """
     drawn = sample_object(int(attributes["seed"]), str(attributes["split"]))
     if drawn.attributes() != dict(attributes):
         raise DataError(
             f"the zoo's object with seed {attributes['seed']} is no longer the {attributes.get('kind')} that was "
-            "rendered: the folder was made with --kinds or by another version; make it again without"
+            "rendered: the folder was made with --kinds or by another version; make it again without --kinds"
         )
     return drawn
 
@@ -136,7 +136,7 @@ def _build(kind: Kind, color: str, part: str, part_color: str, rng: np.random.Ge
 
 
 def write_caption(kind: str, color: str, part: str, part_color: str, *, form: int = 0) -> str:
-    """Say what is there, e.g. `a red mug with a white handle`."""
+    """The caption of an object, e.g. `a red mug with a white handle`."""
     plural = part.endswith("s")
     return FORMS[form].format(
         kind=kind,

@@ -55,7 +55,7 @@ def test_samples_are_tested_for_consistency_and_mistakes_are_named(tmp_path, mon
     assert "unseen cameras (4 views)" in measure("--measure", "head", "--cfg", "head.yaml", "assets.glb=false")
     for options, message in (
         (consistency, "--measure consistency needs --runs FOLDER"),
-        (("--runs", "run"), "--runs: an image model is sampled from the true views here"),
+        (("--runs", "run"), "--runs does not apply to an image model"),
         (("--num", "0"), "--num must be at least 1, got 0"),
         (("--sheet", "0"), "--sheet must be at least 1, got 0"),
         (("--known", "3"), "--known 3: must divide the 8 views"),

@@ -72,7 +72,7 @@ def test_files_of_one_name_get_folders_of_their_own(tmp_path):
     files = [tmp_path / kind / "gaussians.ply" for kind in ("chair", "duck")]
     assert export(*files, "--out", tmp_path / "out", "--splat") == 0
     assert names(tmp_path / "out") == {"chair_gaussians", "duck_gaussians"}
-    with pytest.raises(DataError, match="name each once"):
+    with pytest.raises(DataError, match="name each file once"):
         export(files[0], files[0], "--out", tmp_path / "out", "--splat")
 
 

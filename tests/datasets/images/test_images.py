@@ -65,9 +65,9 @@ def test_missing_lists_and_shards_are_refused(tmp_path):
     with pytest.raises(DataError, match="lists no images"):
         build(section)
     shards = write_shards(tmp_path / "shards")
-    with pytest.raises(DataError, match=r"2 of 5 shards are missing, the first is .*00003.tar; .* the range that is"):
+    with pytest.raises(DataError, match=r"2 of 5 shards are missing, the first is .*00003.tar; .* range that exists"):
         build(shards, data_list=["{00000..00004}.tar"])
-    with pytest.raises(ConfigError, match="give each entry its folder"):
+    with pytest.raises(ConfigError, match="list one folder for each entry"):
         build(shards, data_dir_list=[])
 
 
@@ -143,7 +143,7 @@ def test_a_shard_that_is_cut_off_gives_what_is_whole(tmp_path, share):
     dataset = build(section)
     shard = read_shard(file, keeps=dataset.config.keeps)
     assert len(shard.images) == (4 if share == 0.5 else 0)
-    assert any("the shard is cut off after" in line for line in shard.problems)
+    assert any("the shard is truncated after" in line for line in shard.problems)
     if shard.images:
         assert {dataset[index]["caption"] for index in range(4)} == {f"picture {number}" for number in range(4)}
         assert len(dataset.take_problems()) == len(shard.problems)
