@@ -150,7 +150,7 @@ class FusedUNet:
     ) -> Prepared:
         unet = self.unet
         embedding_BVE = y.new_zeros((len(y), num_views, self.emb_weight.shape[1]), dtype=self.dtype)
-        if hasattr(unet, "fps_embedding") and fps is not None:
+        if unet.config.takes_fps and fps is not None:
             fps = torch.as_tensor(fps, device=y.device).expand(len(y))
             fps_BE = unet.fps_embedding(sinusoidal_embedding(fps, unet.config.dim).to(self.dtype))
             embedding_BVE = embedding_BVE + fps_BE[:, None]

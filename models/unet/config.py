@@ -85,6 +85,11 @@ class UNetConfig(BackboneConfig):
         return self.image_condition
 
     @property
+    def takes_fps(self) -> bool:
+        """Whether the frame rate is a condition."""
+        return self.use_fps_condition or self.image_condition
+
+    @property
     def image_width(self) -> int:
         return self.image_dim or self.y_dim
 

@@ -49,7 +49,7 @@ class OrbitUNet(Backbone):
         self.time_embed = embedding_mlp(dim, embed_dim)
         if config.image_condition:
             self._add_image_condition(config, embed_dim)
-        if config.use_fps_condition or config.image_condition:
+        if config.takes_fps:
             self.fps_embedding = embedding_mlp(dim, embed_dim)
         if config.use_camera_condition:
             self.camera_embedding = embedding_mlp(CAMERA_DIM, embed_dim)
@@ -166,7 +166,7 @@ class OrbitUNet(Backbone):
         """Timestep, fps and camera of every view: (F, E)."""
         dtype = self.time_embed[0].weight.dtype
         embedding_BE = self.time_embed(sinusoidal_embedding(t, self.config.dim).to(dtype))
-        if hasattr(self, "fps_embedding") and fps is not None:
+        if self.config.takes_fps and fps is not None:
             fps = torch.as_tensor(fps, device=t.device).expand(len(t))
             embedding_BE = embedding_BE + self.fps_embedding(sinusoidal_embedding(fps, self.config.dim).to(dtype))
         embedding_BVE = embedding_BE[:, None].expand(-1, num_views, -1)

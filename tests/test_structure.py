@@ -1,0 +1,83 @@
+"""The layout of the code: no circles of imports, one direction, rooms that one sees at a glance."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+LAYERS = {"utils": 0, "datasets": 1, "models": 1, "pipelines": 2, "tools": 3}
+MAX_FILES = 16
+
+
+def source_files() -> list[Path]:
+    return sorted(path for package in LAYERS for path in (ROOT / package).rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in source_files()}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of the project that a file imports anywhere, also within functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {
+                name if (name := f"{node.module}.{alias.name}") in MODULES else node.module for alias in node.names
+            }
+    return {name for name in found if name in MODULES}
+
+
+GRAPH = {name: imports_of(path) for name, path in MODULES.items()}
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    state: dict[str, str] = {}
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join((*way[way.index(name) :], name))
+        if name in state:
+            return
+        for other in sorted(GRAPH[name]):
+            visit(other, (*way, name))
+        state[name] = "done"
+
+    for name in GRAPH:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_imports_point_one_way(package):
+    for name, found in GRAPH.items():
+        if name.split(".")[0] == package:
+            above = {other for other in found if LAYERS[other.split(".")[0]] > LAYERS[package]}
+            assert not above, (name, above)
+
+
+def test_rooms_are_seen_at_a_glance():
+    files = Counter(path.parent for path in source_files() if path.name != "__init__.py")
+    crowded = {str(folder.relative_to(ROOT)): number for folder, number in files.items() if number > MAX_FILES}
+    assert not crowded
+
+
+def test_parts_are_not_asked_what_they_are_by_their_attributes():
+    """A contract answers instead. What is left asks objects of other packages, or a dataclass by its own field."""
+    asking = {str(path.relative_to(ROOT)) for path in source_files() if "hasattr(" in path.read_text()}
+    assert asking <= {
+        "datasets/meshes/scene.py",  # trimesh's materials
+        "models/fused/head.py",  # levels without a change of size, as published
+        "models/gaussians/lgm.py",
+        "pipelines/training/data/reading.py",  # functions that some systems lack
+        "pipelines/training/parallel.py",  # torch's tensors that are divided among processes
+    }
