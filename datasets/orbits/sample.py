@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 
-from datasets.orbits.zoom import scale_of, zoom
+from datasets.orbits.zoom import scale_from_id, zoom
 from utils.errors import ConfigError
 from utils.images import over_background
 from utils.prompts import PROMPT_SUFFIX, with_suffix
@@ -68,7 +68,7 @@ class OrbitOptions:
         """The pictures of an object, scaled by its factor from `scale_range`; uint8 with straight alpha."""
         if not self.scale_range:
             return rgba_VHW4
-        scale_V = torch.full((len(rgba_VHW4),), scale_of(object_id, self.scale_range))
+        scale_V = torch.full((len(rgba_VHW4),), scale_from_id(object_id, self.scale_range))
         return zoom(torch.from_numpy(np.ascontiguousarray(rgba_VHW4)), scale_V).numpy()
 
 

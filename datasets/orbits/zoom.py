@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def scale_of(object_id: str, scale_range: Sequence[float]) -> float:
+def scale_from_id(object_id: str, scale_range: Sequence[float]) -> float:
     """The factor of an object: a hash of its id, uniform in the logarithm between the two ends."""
     digest = hashlib.blake2b(f"scale of {object_id}".encode(), digest_size=8).digest()
     share = int.from_bytes(digest, "big") / 2**64

@@ -26,7 +26,7 @@ Cast = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frame:
+class LayerContext:
     """Where rows are while they pass through the network.
 
     Attributes:
@@ -58,18 +58,18 @@ class FusedResBlock:
         self.weights = [weight.permute(0, 2, 3, 4, 1).reshape(len(weight), -1) for weight in rest[:4]]
         self.skip_weight = rest[4].flatten(1) if rest[4:] else None
 
-    def __call__(self, rows: Rows, frame: Frame) -> Rows:
+    def __call__(self, rows: Rows, context: LayerContext) -> Rows:
         block = self.block
         rows, h = rows.product(block.in_layers[0], self.first, silu=True)
-        out, shift_FC = block.out_layers, frame.shifts[id(block)]
+        out, shift_FC = block.out_layers, context.shifts[id(block)]
         _, h = h.product(out[0], self.second, silu=True, shift=shift_FC, **_dropout(out))
         skip_RC = rows.x_RC if self.skip_weight is None else F.linear(rows.x_RC, self.skip_weight)
-        return self._with_views(h.holding(rows.ops.add(skip_RC, h.x_RC, self.bias)), frame)
+        return self._with_views(h.holding(rows.ops.add(skip_RC, h.x_RC, self.bias)), context)
 
-    def _with_views(self, rows: Rows, frame: Frame) -> Rows:
+    def _with_views(self, rows: Rows, context: LayerContext) -> Rows:
         """The four convolutions over the views, added to their input."""
         h, shift = rows, self.without_end
-        options = {"rows": frame.num_views * rows.places, "silu": True, "window": rows.places}
+        options = {"rows": context.num_views * rows.places, "silu": True, "window": rows.places}
         for part, weight in zip(self.over_views, self.weights, strict=True):
             onto_RC = rows.x_RC if part is self.over_views[-1] else None
             before, h = h.product(part[0], weight, shift=shift, onto_RC=onto_RC, **options, **_dropout(part))
@@ -117,9 +117,9 @@ class FusedTransformer:
         pending_C = (self.after_second + back.bias).to(exact)
         self.out_bias = torch.addmv(out.bias.to(exact), out.weight.flatten(1).to(exact), pending_C).to(out.bias.dtype)
 
-    def __call__(self, rows: Rows, frame: Frame) -> Rows:
+    def __call__(self, rows: Rows, context: LayerContext) -> Rows:
         block, ops = self.block, rows.ops
-        unit = rows.places if self.spatial else frame.num_views * rows.places
+        unit = rows.places if self.spatial else context.num_views * rows.places
         rows, h = rows.product(self.module.norm, self.proj_in, rows=unit)
         h_RC = h.x_RC
         for attend, norm, shift_C in (
@@ -127,17 +127,17 @@ class FusedTransformer:
             (block.attn2, block.norm2, self.after_first),
         ):
             h_RC, normed_RC = ops.layer_norm(h_RC, norm.weight, norm.bias, eps=norm.eps, shift_C=shift_C)
-            h_RC = ops.accumulate(h_RC, self._attended(attend, normed_RC, rows, frame), self.outs[id(attend)])
+            h_RC = ops.accumulate(h_RC, self._attended(attend, normed_RC, rows, context), self.outs[id(attend)])
         norm, project = block.norm3, block.ff.net[0].proj
         h_RC, normed_RC = ops.layer_norm(h_RC, norm.weight, norm.bias, eps=norm.eps, shift_C=self.after_second)
         h_RC = ops.accumulate(h_RC, ops.gate(F.linear(normed_RC, self.widen), project.bias), self.narrow)
         return rows.holding(ops.add(rows.x_RC, F.linear(h_RC, self.proj_out), self.out_bias))
 
-    def _attended(self, attend: Attention, x_RC: Tensor, rows: Rows, frame: Frame) -> Tensor:
-        N, D, V, L = attend.num_heads, attend.head_dim, frame.num_views, rows.places
+    def _attended(self, attend: Attention, x_RC: Tensor, rows: Rows, context: LayerContext) -> Tensor:
+        N, D, V, L = attend.num_heads, attend.head_dim, context.num_views, rows.places
         projected = F.linear(x_RC, self.queries[id(attend)])
         if attend.axis == "context":
-            k_BSND, v_BSND = frame.contexts[id(attend)]
+            k_BSND, v_BSND = context.contexts[id(attend)]
             q = projected.view(len(k_BSND), -1, N, D)
             return attention(q, k_BSND, v_BSND, backend=attend.backend).reshape(len(x_RC), -1)
         if attend.axis == "views":
@@ -152,7 +152,7 @@ class FusedUpsample:
     def __init__(self, module: Upsample) -> None:
         self.conv = module.conv
 
-    def __call__(self, rows: Rows, frame: Frame) -> Rows:
+    def __call__(self, rows: Rows, context: LayerContext) -> Rows:
         return rows.doubled().through(self.conv)
 
 
@@ -162,7 +162,7 @@ class FusedConv:
     def __init__(self, conv: nn.Conv2d) -> None:
         self.conv = conv
 
-    def __call__(self, rows: Rows, frame: Frame) -> Rows:
+    def __call__(self, rows: Rows, context: LayerContext) -> Rows:
         return rows.through(self.conv)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.fused.kernels.choice import has_kernels
-from models.fused.layers import Frame, FusedResBlock, FusedTransformer
+from models.fused.layers import FusedResBlock, FusedTransformer, LayerContext
 from models.fused.rows import Rows
 from models.unet.blocks import ResBlock
 from models.unet.transformers import SpatialTransformer, TemporalTransformer
@@ -47,14 +47,14 @@ def fused_forward(part: nn.Module, x_FCHW: Tensor, *args: Any) -> Tensor:
                 project.weight.to(dtype),
                 (project.bias + part.in_layers[-1].bias).to(dtype),
             )
-            frame = Frame(num_views=num_views, shifts={id(part): shift_FC}, contexts={})
-            return FusedResBlock(part, cast)(rows, frame).images()
+            context = LayerContext(num_views=num_views, shifts={id(part): shift_FC}, contexts={})
+            return FusedResBlock(part, cast)(rows, context).images()
         contexts, num_views = {}, args[0]
         if isinstance(part, SpatialTransformer):
             attend = part.transformer_blocks[0].attn2
             contexts[id(attend)] = _keys_and_values(attend, args[1].to(dtype), num_views)
-        frame = Frame(num_views=num_views, shifts={}, contexts=contexts)
-        return FusedTransformer(part, cast)(rows, frame).images()
+        context = LayerContext(num_views=num_views, shifts={}, contexts=contexts)
+        return FusedTransformer(part, cast)(rows, context).images()
 
 
 def _keys_and_values(attend: Any, context_BSC: Tensor, num_views: int) -> tuple[Tensor, Tensor]:

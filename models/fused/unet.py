@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from models.backbone import DeepFeatures
-from models.fused.layers import Frame, FusedConv, FusedResBlock, FusedTransformer, FusedUpsample, joined
+from models.fused.layers import FusedConv, FusedResBlock, FusedTransformer, FusedUpsample, LayerContext, joined
 from models.fused.rows import Rows
 from models.unet.blocks import Downsample, ResBlock, Upsample, sinusoidal_embedding
 from models.unet.image_condition import concat_condition
@@ -38,7 +38,7 @@ class Prepared:
 
     Attributes:
         embedding_BVE: cameras and frame rate.
-        contexts: see Frame.
+        contexts: see LayerContext.
         concat_BCVHW: channels that join the latents; None for a text model.
     """
 
@@ -78,7 +78,7 @@ class FusedUNet:
         """Of the UNet."""
         return self.unet.config
 
-    def _fused(self, block: nn.Module) -> list[Callable[[Rows, Frame], Rows]]:
+    def _fused(self, block: nn.Module) -> list[Callable[[Rows, LayerContext], Rows]]:
         layers = []
         for layer in block if isinstance(block, nn.ModuleList) else [block]:
             if isinstance(layer, ResBlock):
@@ -176,22 +176,22 @@ class FusedUNet:
         embedding_FE = F.silu(time_BE[:, None] + prepared.embedding_BVE).flatten(0, 1)
         shifts_FC = F.linear(embedding_FE, self.emb_weight, self.emb_bias).split(self.emb_widths, dim=1)
         shifts = {id(block): shift_FC for block, shift_FC in zip(self._blocks, shifts_FC, strict=True)}
-        frame = Frame(num_views=V, shifts=shifts, contexts=prepared.contexts)
+        context = LayerContext(num_views=V, shifts=shifts, contexts=prepared.contexts)
         if prepared.concat_BCVHW is not None:
             x = torch.cat([x, prepared.concat_BCVHW.to(x.dtype)], dim=1)
         rows = Rows.of(rearrange(x, "b c v h w -> (b v) c h w").contiguous(memory_format=torch.channels_last))
         skips = []
         for block in self.input_blocks if inner_RC is None else self.input_blocks[:outer]:
-            rows = _through(block, rows, frame)
+            rows = _through(block, rows, context)
             skips.append(rows.x_RC)
         if inner_RC is None:
-            rows = _through(self.middle_block, rows, frame)
+            rows = _through(self.middle_block, rows, context)
             for block in self.output_blocks[:-outer]:
-                rows = _through(block, rows.holding(torch.cat([rows.x_RC, skips.pop()], dim=1)), frame)
+                rows = _through(block, rows.holding(torch.cat([rows.x_RC, skips.pop()], dim=1)), context)
             inner_RC = rows.x_RC
         rows = rows.holding(inner_RC)
         for block in self.output_blocks[-outer:]:
-            rows = _through(block, rows.holding(torch.cat([rows.x_RC, skips.pop()], dim=1)), frame)
+            rows = _through(block, rows.holding(torch.cat([rows.x_RC, skips.pop()], dim=1)), context)
         norm, _, conv = unet.out
         rows = rows.holding(rows.normed(norm, silu=True)).through(conv)
         return rearrange(rows.images(), "(b v) c h w -> b c v h w", v=V), inner_RC
@@ -244,7 +244,7 @@ class _Graph:
         return self.out
 
 
-def _through(layers: list[Callable[[Rows, Frame], Rows]], rows: Rows, frame: Frame) -> Rows:
+def _through(layers: list[Callable[[Rows, LayerContext], Rows]], rows: Rows, context: LayerContext) -> Rows:
     for layer in layers:
-        rows = layer(rows, frame)
+        rows = layer(rows, context)
     return rows

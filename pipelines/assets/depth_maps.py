@@ -33,7 +33,7 @@ CHUNK_PIXELS = 1 << 20  # rendered at once; bounds memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectViews:
+class DepthMaps:
     """Renderings of an object.
 
     Attributes:
@@ -55,9 +55,9 @@ class ObjectViews:
     depths_V1HW: Tensor
 
 
-def look_around(
+def render_depth_maps(
     gaussians: Gaussians, *, num_views: int, size: int, lowest_deg: float, rasterizer: str = "auto"
-) -> ObjectViews:
+) -> DepthMaps:
     """Render one scene from cameras spread evenly over a sphere, from `lowest_deg` up to the zenith.
 
     Args:
@@ -90,7 +90,7 @@ def look_around(
     colors_V3HW = torch.cat([chunk.colors_BV3HW[0] for chunk in drawn])
     depths_V1HW = torch.cat([chunk.depths_BV1HW[0] for chunk in drawn])
     reach = REACH * float(solid.scales_BN3.amin(dim=-1).median())
-    return ObjectViews(
+    return DepthMaps(
         low_3=low_3,
         high_3=high_3,
         c2w_V44=c2w_V44,

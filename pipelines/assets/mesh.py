@@ -18,7 +18,7 @@ from PIL import Image
 
 from datasets.meshes.scene import Y_UP_TO_Z_UP, srgb_to_linear
 from models.gaussians.scene import Gaussians
-from pipelines.assets.depth_maps import ObjectViews, look_around
+from pipelines.assets.depth_maps import DepthMaps, render_depth_maps
 from pipelines.assets.surface import extract_surface
 from pipelines.assets.texture import bake, colors_at
 from utils.files import atomic_path
@@ -39,7 +39,7 @@ def write_glb(path: Path, gaussians: Gaussians, options: AssetOptions, *, raster
     Raises:
         DataError: there is no surface, or it cannot be unfolded.
     """
-    views = look_around(
+    views = render_depth_maps(
         gaussians,
         num_views=options.mesh_views,
         size=options.mesh_view_size,
@@ -74,7 +74,7 @@ def describe(mesh: trimesh.Trimesh) -> dict[str, Any]:
     return facts
 
 
-def _textured(mesh: trimesh.Trimesh, views: ObjectViews, *, size: int) -> trimesh.Trimesh:
+def _textured(mesh: trimesh.Trimesh, views: DepthMaps, *, size: int) -> trimesh.Trimesh:
     texture = bake(mesh.vertices, mesh.faces, mesh.vertex_normals, views, size=size)
     material = _material(baseColorTexture=Image.fromarray(texture.image_HW3))
     return trimesh.Trimesh(
@@ -86,7 +86,7 @@ def _textured(mesh: trimesh.Trimesh, views: ObjectViews, *, size: int) -> trimes
     )
 
 
-def _colored(mesh: trimesh.Trimesh, views: ObjectViews) -> trimesh.Trimesh:
+def _colored(mesh: trimesh.Trimesh, views: DepthMaps) -> trimesh.Trimesh:
     colors_N3 = srgb_to_linear(colors_at(mesh.vertices, mesh.vertex_normals, views))  # glTF's COLOR_0 is linear
     rgba_N4 = np.concatenate([colors_N3, np.ones_like(colors_N3[:, :1])], axis=1)
     visual = trimesh.visual.TextureVisuals(material=_material())

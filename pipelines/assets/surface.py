@@ -21,7 +21,7 @@ from skimage import measure
 from torch import Tensor
 
 from models.gaussians.scene import OTHER_GAUSSIANS
-from pipelines.assets.depth_maps import ObjectViews
+from pipelines.assets.depth_maps import DepthMaps
 from utils.errors import DataError
 
 TRUNCATION = 4.0  # voxels before the surface where its distance still counts; the noise of depth is below
@@ -59,7 +59,7 @@ class Surface:
     faces_F3: np.ndarray
 
 
-def extract_surface(views: ObjectViews, *, grid: int, num_faces: int) -> Surface:
+def extract_surface(views: DepthMaps, *, grid: int, num_faces: int) -> Surface:
     """The object's surface.
 
     Args:
@@ -73,7 +73,7 @@ def extract_surface(views: ObjectViews, *, grid: int, num_faces: int) -> Surface
     return simplify(triangulate(volume), num_faces=num_faces)
 
 
-def fuse(views: ObjectViews, *, grid: int) -> Volume:
+def fuse(views: DepthMaps, *, grid: int) -> Volume:
     """Average the signed distances that the views see along their rays (Curless and Levoy 1996)."""
     voxel = float((views.high_3 - views.low_3).max()) / grid
     origin_3 = views.low_3 - MARGIN * voxel
@@ -89,7 +89,7 @@ def fuse(views: ObjectViews, *, grid: int) -> Volume:
     return Volume(values_XYZ=values_XYZ.cpu().numpy(), origin_3=origin_3.cpu().numpy(), voxel=voxel)
 
 
-def _distances(views: ObjectViews, view: int, axes: list[Tensor], *, truncation: float) -> tuple[Tensor, Tensor]:
+def _distances(views: DepthMaps, view: int, axes: list[Tensor], *, truncation: float) -> tuple[Tensor, Tensor]:
     """What one view says about every voxel: the distance in front of the surface, in [-1, 1], and its weight."""
     w2c_44 = torch.linalg.inv(views.c2w_V44[view])
     x, y, z = (

@@ -15,7 +15,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from pipelines.assets.depth_maps import ObjectViews
+from pipelines.assets.depth_maps import DepthMaps
 from utils.errors import DataError
 
 # How much a view that looks straight at a place counts over one that sees it from the side: cosine to this power.
@@ -46,7 +46,7 @@ class Texture:
 
 
 def bake(
-    points_N3: np.ndarray, faces_F3: np.ndarray, normals_N3: np.ndarray, views: ObjectViews, *, size: int
+    points_N3: np.ndarray, faces_F3: np.ndarray, normals_N3: np.ndarray, views: DepthMaps, *, size: int
 ) -> Texture:
     """Unfold a mesh and paint it with what the views show.
 
@@ -118,7 +118,7 @@ def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
 
 
-def colors_at(places_T3: np.ndarray, normals_T3: np.ndarray, views: ObjectViews) -> np.ndarray:
+def colors_at(places_T3: np.ndarray, normals_T3: np.ndarray, views: DepthMaps) -> np.ndarray:
     """The colour of places on the surface: the mean over the views that see them, those that face them counting most.
 
     What no view sees takes the colour of the nearest place that one sees.
@@ -143,7 +143,7 @@ def colors_at(places_T3: np.ndarray, normals_T3: np.ndarray, views: ObjectViews)
     return colors_T3.clip(0, 1)
 
 
-def _seen(places_T3: Tensor, normals_T3: Tensor, views: ObjectViews, view: int) -> tuple[Tensor, Tensor]:
+def _seen(places_T3: Tensor, normals_T3: Tensor, views: DepthMaps, view: int) -> tuple[Tensor, Tensor]:
     """What one view says about places: its weight and the colour there."""
     c2w_44 = views.c2w_V44[view]
     w2c_44 = torch.linalg.inv(c2w_44)

@@ -45,7 +45,7 @@ class Conditions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CallFrame:
+class CallOptions:
     """What all samples of one call share.
 
     Attributes:
@@ -88,14 +88,14 @@ class TextConditioner:
     prompt_suffix: str
     fps: int
 
-    def __call__(self, prompts: Sequence[str], frame: CallFrame) -> Conditions:
+    def __call__(self, prompts: Sequence[str], call: CallOptions) -> Conditions:
         """Embed the prompts; every sample of the batch gets the same cameras."""
         words_BSC = self.embedder.encode_text([self.full_prompt(prompt) for prompt in prompts])
         negative_BSC = self.embedder.encode_text([self.negative_prompt]).expand_as(words_BSC)
-        shared = frame.shared_conditions(fps=self.fps)
+        shared = call.shared_conditions(fps=self.fps)
         return Conditions(
-            {"y": words_BSC.to(frame.device, frame.dtype), **shared},
-            {"y": negative_BSC.to(frame.device, frame.dtype), **shared},
+            {"y": words_BSC.to(call.device, call.dtype), **shared},
+            {"y": negative_BSC.to(call.device, call.dtype), **shared},
         )
 
     def full_prompt(self, prompt: str) -> str:
@@ -129,17 +129,17 @@ class ImageConditioner:
     recenter: bool
     object_share: float
 
-    def __call__(self, images: Sequence[OrbitInput], frame: CallFrame) -> Conditions:
+    def __call__(self, images: Sequence[OrbitInput], call: CallOptions) -> Conditions:
         """Embed and encode the pictures; every sample of the batch gets the same cameras."""
-        views_B3HW = self.views(images, frame)
+        views_B3HW = self.views(images, call)
         image_BC = self.embedder.encode_image(views_B3HW.float())
-        latents_BCVHW = self.encode(views_B3HW, frame).expand(-1, -1, len(frame.c2w_V44), -1, -1)
+        latents_BCVHW = self.encode(views_B3HW, call).expand(-1, -1, len(call.c2w_V44), -1, -1)
         words_2SC = self.embedder.encode_text([self.text, self.negative_prompt])
-        shared = frame.shared_conditions(fps=self.fps)
+        shared = call.shared_conditions(fps=self.fps)
 
         def branch(words_SC: Tensor, image_BC: Tensor, latents_BCVHW: Tensor) -> dict[str, Tensor]:
             own = {"y": words_SC.expand(len(images), -1, -1), "image": image_BC[:, None], "local_image": latents_BCVHW}
-            return {name: value.to(frame.device, frame.dtype) for name, value in own.items()} | shared
+            return {name: value.to(call.device, call.dtype) for name, value in own.items()} | shared
 
         return Conditions(
             branch(words_2SC[0], image_BC, latents_BCVHW),
@@ -150,24 +150,24 @@ class ImageConditioner:
             ),
         )
 
-    def views(self, images: Sequence[OrbitInput], frame: CallFrame) -> Tensor:
+    def views(self, images: Sequence[OrbitInput], call: CallOptions) -> Tensor:
         """Pictures as the network knows views: (B, 3, H, W) in [0, 1] over white, on the device.
 
         Raises:
             DataError: a file cannot be used.
             ValueError: a tensor is not of the call's resolution.
         """
-        options = {"resolution": frame.resolution, "recenter": self.recenter, "object_share": self.object_share}
+        options = {"resolution": call.resolution, "recenter": self.recenter, "object_share": self.object_share}
         views = [image if isinstance(image, Tensor) else input_view(image, **options) for image in images]
         for view in views:
-            if view.shape != (3, *frame.resolution[::-1]):
-                raise ValueError(f"an image of shape {tuple(view.shape)} does not fit resolution {frame.resolution}")
-        return torch.stack(views).to(frame.device)
+            if view.shape != (3, *call.resolution[::-1]):
+                raise ValueError(f"an image of shape {tuple(view.shape)} does not fit resolution {call.resolution}")
+        return torch.stack(views).to(call.device)
 
-    def encode(self, views_B3HW: Tensor, frame: CallFrame) -> Tensor:
+    def encode(self, views_B3HW: Tensor, call: CallOptions) -> Tensor:
         """Scaled latents of pictures: (B, C, 1, h, w) float32; a sampled posterior takes each sample's own noise."""
         dtype = next(self.autoencoder.parameters()).dtype
-        return self.autoencoder.encode_views(views_B3HW[:, None].to(dtype), generator=list(frame.generators)).float()
+        return self.autoencoder.encode_views(views_B3HW[:, None].to(dtype), generator=list(call.generators)).float()
 
 
 def check_model_kind(unet: Backbone, embedder: Any, *, image: bool, option: str) -> None:

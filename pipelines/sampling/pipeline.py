@@ -21,7 +21,7 @@ from pipelines.parts import Parts, check_fit, check_resolution, load_parts, save
 from pipelines.placement import Placement, SamplingNetwork, give_twins
 from pipelines.reconstruction.base import Reconstructor
 from pipelines.reconstruction.loading import build_reconstruction, usable
-from pipelines.sampling.conditioner import CallFrame, Conditions, ImageConditioner, OrbitInput, conditioner_for
+from pipelines.sampling.conditioner import CallOptions, Conditions, ImageConditioner, OrbitInput, conditioner_for
 from pipelines.sampling.guidance import ClassifierFreeGuidance, Refiner
 from pipelines.sampling.known_views import KnownViews
 from pipelines.sampling.sampler import Denoising, OrbitSampler
@@ -199,25 +199,25 @@ class ViewsPipeline:
         """
         inputs, seeds = self._lists(inputs, seeds)
         results = self.results_of(results)
-        frame = self._frame(seeds, c2w_V44, resolution)
-        num_views, refined = len(frame.c2w_V44), results != "plain"
-        head = usable(self.reconstruction, num_views=num_views, resolution=frame.resolution, needed=refined)
-        refiner = head.refiner(frame.c2w_V44, frame.generators) if refined else None
-        noise = self.draw_noise(frame.generators, num_views=num_views, resolution=frame.resolution)
-        watch = Stopwatch(frame.device)
+        call = self._call_options(seeds, c2w_V44, resolution)
+        num_views, refined = len(call.c2w_V44), results != "plain"
+        head = usable(self.reconstruction, num_views=num_views, resolution=call.resolution, needed=refined)
+        refiner = head.refiner(call.c2w_V44, call.generators) if refined else None
+        noise = self.draw_noise(call.generators, num_views=num_views, resolution=call.resolution)
+        watch = Stopwatch(call.device)
         with torch.no_grad():
             with watch.part("conditions"):
-                given = self._given(inputs, known_views or {}, frame)
+                given = self._given(inputs, known_views or {}, call)
             with watch.part("denoise"):
                 run = self._denoising(
-                    given, frame, refiner=refiner, guide_scale=guide_scale, on_step=on_step, watch=watch
+                    given, call, refiner=refiner, guide_scale=guide_scale, on_step=on_step, watch=watch
                 )
                 latents = self._denoise(noise, run, results)
             with watch.part("decode"):
                 views = [self.decode(one).float().cpu() for one in latents]
-            gaussians = self._reconstruct(head, views[-1], frame, watch)
+            gaussians = self._reconstruct(head, views[-1], call, watch)
         return self._orbits(
-            views, latents, gaussians, inputs=inputs, seeds=seeds, c2w_V44=frame.c2w_V44, seconds=watch.seconds
+            views, latents, gaussians, inputs=inputs, seeds=seeds, c2w_V44=call.c2w_V44, seconds=watch.seconds
         )
 
     def results_of(self, asked: str | None = None) -> str:
@@ -264,11 +264,13 @@ class ViewsPipeline:
             raise ValueError(f"need as many seeds as inputs and at least one, got {len(seeds)} and {len(inputs)}")
         return inputs, seeds
 
-    def _frame(self, seeds: list[int], c2w_V44: Tensor | None, resolution: tuple[int, int] | None) -> CallFrame:
+    def _call_options(
+        self, seeds: list[int], c2w_V44: Tensor | None, resolution: tuple[int, int] | None
+    ) -> CallOptions:
         if resolution is not None:
             check_resolution(self.cfg, resolution)
         device, dtype = self._place
-        return CallFrame(
+        return CallOptions(
             c2w_V44=self.cfg.cameras.c2w() if c2w_V44 is None else c2w_V44,
             resolution=tuple(resolution or self.cfg.resolution),
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],
@@ -277,19 +279,19 @@ class ViewsPipeline:
         )
 
     def _given(
-        self, inputs: list[OrbitInput], known_views: Mapping[int, Sequence[OrbitInput]], frame: CallFrame
+        self, inputs: list[OrbitInput], known_views: Mapping[int, Sequence[OrbitInput]], call: CallOptions
     ) -> dict[int, Conditions]:
         """Conditions from each known view, and from the input as view 0 unless that is among them."""
         self.placement.bring(self.conditioner.embedder, self.autoencoder)
-        conditions = self.conditioner(inputs, frame)
+        conditions = self.conditioner(inputs, call)
         if known_views and not isinstance(self.conditioner, ImageConditioner):
             raise ValueError("known views need an image model; this one samples from text")
-        return {0: conditions, **{view: self.conditioner(images, frame) for view, images in known_views.items()}}
+        return {0: conditions, **{view: self.conditioner(images, call) for view, images in known_views.items()}}
 
     def _denoising(
         self,
         given: dict[int, Conditions],
-        frame: CallFrame,
+        call: CallOptions,
         *,
         refiner: Refiner | None,
         guide_scale: float | None,
@@ -305,7 +307,7 @@ class ViewsPipeline:
             guidance=ClassifierFreeGuidance(scale=scale, between=tuple(self.cfg.guide_range)),
             refiner=refiner,
             known_views=self._held(given),
-            generators=list(frame.generators),
+            generators=list(call.generators),
             on_step=on_step,
             stopwatch=watch,
         )
@@ -327,13 +329,13 @@ class ViewsPipeline:
         return self.autoencoder.decode_views(latents_BCVHW.to(*self._place), chunk=self.cfg.decoder_bs)
 
     def _reconstruct(
-        self, head: Reconstructor | None, views_BVCHW: Tensor, frame: CallFrame, watch: Stopwatch
+        self, head: Reconstructor | None, views_BVCHW: Tensor, call: CallOptions, watch: Stopwatch
     ) -> Gaussians | None:
         """The objects, if there is a head that can make them."""
         if head is None:
             return None
         with watch.part("reconstruct"):
-            return head.world_gaussians(views_BVCHW, frame.c2w_V44)
+            return head.world_gaussians(views_BVCHW, call.c2w_V44)
 
     def _orbits(self, views: list[Tensor], latents: list[Tensor], gaussians: Gaussians | None, **call: Any) -> Orbits:
         """One result, or the plain and the refined one, with the objects and what is known of the call."""

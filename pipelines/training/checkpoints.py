@@ -41,7 +41,7 @@ def saving(log_dir: Path, what: str) -> Iterator[None]:
         ) from err
 
 
-class Writer:
+class MainProcessWriter:
     """Writes on the main process what all have gathered.
 
     After a failure it writes no more, but gathering goes on to its end: a process that gave up in between would leave
@@ -62,7 +62,7 @@ class Writer:
         except DataError as err:
             self.problem = err
 
-    def end(self) -> None:
+    def raise_if_failed(self) -> None:
         """Tell all processes how it went; all of them call together.
 
         Raises:
@@ -99,7 +99,7 @@ def make_room(folder: Path, objective: Objective, *, keep: int, every: int) -> N
 
 
 def save_checkpoint(
-    folder: Path, objective: Objective, average: MovingAverage | None, step: int, *, writer: Writer
+    folder: Path, objective: Objective, average: MovingAverage | None, step: int, *, writer: MainProcessWriter
 ) -> None:
     """Write the weights to sample with; with a moving average also the trained ones, as `non_ema_...`."""
     path = checkpoint_path(folder, objective, step)
@@ -111,7 +111,7 @@ def save_checkpoint(
         _save(path, objective, step, writer)
 
 
-def _save(path: Path, objective: Objective, step: int, writer: Writer) -> None:
+def _save(path: Path, objective: Objective, step: int, writer: MainProcessWriter) -> None:
     content = put_together(objective.checkpoint_state())
     writer(lambda: save_published(path, content, step))
 
@@ -121,7 +121,7 @@ def final_path(folder: Path, objective: Objective) -> Path:
     return folder / f"{objective.stem}.safetensors"
 
 
-def save_final(folder: Path, objective: Objective, step: int, *, writer: Writer) -> None:
+def save_final(folder: Path, objective: Objective, step: int, *, writer: MainProcessWriter) -> None:
     """Write the finished network."""
     path, content = final_path(folder, objective), put_together(objective.final_state())
 

@@ -113,7 +113,7 @@ class LossWatch:
         self.losses.append(loss.detach().float())
         self.places.append((step, number, part))
 
-    def look(self) -> BadLoss | None:
+    def check(self) -> BadLoss | None:
         """The first loss since the last look that is no finite number, on any process. All processes look together."""
         if not self.losses:
             return None

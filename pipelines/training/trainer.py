@@ -17,7 +17,7 @@ import torch
 
 from models.weights import check_files
 from pipelines.training.checkpoints import (
-    Writer,
+    MainProcessWriter,
     checkpoint_path,
     final_path,
     make_room,
@@ -143,7 +143,7 @@ class Trainer:
         saved = read_state(state)
         restore(saved, self.objective.network, optimizer, self.average, source=f"resume: {state}")
         self.step, self.num_samples, self.elapsed_s = saved.step, saved.num_samples, saved.elapsed_s
-        note_other_batch(saved.per_step, self.objective.share.per_step)
+        note_other_batch(saved.per_step, self.objective.global_batch.per_step)
         return saved
 
     def _join_processes(self, optimizer: torch.optim.Optimizer, saved: TrainingState | None) -> None:
@@ -180,7 +180,7 @@ class Trainer:
     @property
     def number(self) -> int:
         """Of the global batch that comes next."""
-        return self.num_samples // self.objective.share.per_step
+        return self.num_samples // self.objective.global_batch.per_step
 
     @property
     def progress(self) -> float:
@@ -211,11 +211,11 @@ class Trainer:
         if self.average:
             self.average.update()
         self.step += 1
-        self.num_samples += self.objective.share.per_step
+        self.num_samples += self.objective.global_batch.per_step
 
     def _backward(self, batches: Iterator[Any], part: int, *, last: bool) -> None:
         """Add the gradients of one part of a step; processes exchange them after the last."""
-        self.objective.share.begin(self.number, part)
+        self.objective.global_batch.begin(self.number, part)
         batch = next(batches)
         with nullcontext() if last else self.accelerator.no_sync(self.model):
             loss, figures = self.model(batch)
@@ -243,7 +243,7 @@ class Trainer:
 
     def _check_losses(self) -> None:
         """Refuse to go on, or to save, after a loss that is no number."""
-        bad = self.watch.look()
+        bad = self.watch.check()
         if bad is None:
             return
         names = self.objective.sample_names(bad.number, bad.part, bad.rank)
@@ -252,7 +252,7 @@ class Trainer:
     def save(self) -> None:
         """Write weights and the whole state, unless the weights are spoilt."""
         self._check_losses()
-        writer = Writer(self.folder, f"step {self.step}")
+        writer = MainProcessWriter(self.folder, f"step {self.step}")
         if self.takes_part:
             save_checkpoint(self.folder, self.objective, self.average, self.step, writer=writer)
             state = snapshot(
@@ -264,12 +264,12 @@ class Trainer:
                 num_samples=self.num_samples,
                 elapsed_s=self.elapsed_s,
                 settings=settings_of(self.cfg),
-                per_step=self.objective.share.per_step,
+                per_step=self.objective.global_batch.per_step,
             )
             writer(lambda: save_state(self.folder / "state", state))
             keep = {"keep": self.cfg.keep_states, "every": self.cfg.keep_every}
             writer(lambda: make_room(self.folder, self.objective, **keep))
-        writer.end()
+        writer.raise_if_failed()
         if is_main():
             weights = checkpoint_path(self.folder, self.objective, self.step)
             log.info("saved step %d: %s, %s", self.step, weights, state_path(self.folder / "state", self.step))
@@ -282,7 +282,7 @@ class Trainer:
     def _finish(self, *, interrupted: bool) -> Path:
         """Save; when training is complete, also finish the network and write the final file."""
         self.save()
-        writer = Writer(self.folder, "the finished network")
+        writer = MainProcessWriter(self.folder, "the finished network")
         last = final_path(self.folder, self.objective)
         if interrupted:
             last = checkpoint_path(self.folder, self.objective, self.step)
@@ -293,7 +293,7 @@ class Trainer:
             self.objective.network.eval()
             self.objective.finish()
             save_final(self.folder, self.objective, self.step, writer=writer)
-        writer.end()
+        writer.raise_if_failed()
         if not interrupted:
             self._preview(averaged=False)
         self.model = None

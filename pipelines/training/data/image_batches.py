@@ -23,7 +23,7 @@ class ImageBatches:
 
     Args:
         dataset: has samples by number, and `name_of` them; `endless`: in an order of its own.
-        share: random numbers for the rows of this process.
+        global_batch: random numbers for the rows of this process.
         dealer: deals the samples.
         autoencoder, embedder: frozen, on the device.
     """
@@ -33,13 +33,13 @@ class ImageBatches:
         cfg: RunConfig,
         *,
         dataset: ImageData,
-        share: GlobalBatch,
+        global_batch: GlobalBatch,
         dealer: KindOfBatch,
         autoencoder: nn.Module,
         embedder: Any,
         device: torch.device,
     ) -> None:
-        self.cfg, self.dataset, self.share, self.dealer = cfg, dataset, share, dealer
+        self.cfg, self.dataset, self.global_batch, self.dealer = cfg, dataset, global_batch, dealer
         self.autoencoder, self.embedder, self.device = autoencoder, embedder, device
 
     def batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
@@ -60,7 +60,7 @@ class ImageBatches:
             with torch.no_grad():
                 latents_BC1HW = self.autoencoder.encode_views(
                     sample["views_VCHW"].to(self.device, non_blocking=True),
-                    generator=self.share.row_generators(),
+                    generator=self.global_batch.row_generators(),
                     chunk=self.cfg.chunk_size,
                 )
             yield DiffusionBatch(latents_BC1HW.float(), self.embedder.tokenize(list(sample["caption"])), None)

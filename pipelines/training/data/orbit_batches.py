@@ -57,8 +57,8 @@ class OrbitBatches:
 
     Args:
         cfg: names the data set, and whether its latents are cached.
-        share: random numbers for the rows of this process.
-        dealer: deals the samples; the share itself, where all batches are of orbits.
+        global_batch: random numbers for the rows of this process.
+        dealer: deals the samples; the global batch itself, where all batches are of orbits.
         autoencoder, embedder: frozen, on the device.
         of_images: the generator is an image model: batches have the image embedding of view 0.
 
@@ -71,14 +71,14 @@ class OrbitBatches:
         cfg: RunConfig,
         *,
         dataset: OrbitData,
-        share: GlobalBatch,
+        global_batch: GlobalBatch,
         dealer: GlobalBatch | KindOfBatch,
         autoencoder: nn.Module,
         embedder: Any,
         of_images: bool,
         device: torch.device,
     ) -> None:
-        self.cfg, self.dataset, self.share, self.dealer = cfg, dataset, share, dealer
+        self.cfg, self.dataset, self.global_batch, self.dealer = cfg, dataset, global_batch, dealer
         self.autoencoder, self.embedder, self.of_images, self.device = autoencoder, embedder, of_images, device
         # Latents roll here, after encoding, for all ways of reading: encoding works image by image.
         self.random_start_view = cfg.vid_dataset.options.random_start_view
@@ -123,7 +123,7 @@ class OrbitBatches:
             token_ids_NL = self.embedder.tokenize(cached.captions)
         for index_B in self.dealer.order(len(cached), start=start):
             rows = cached.rows(index_B).to(self.device)
-            latents_BCVHW = rows.draw(generator=self.share.row_generators())
+            latents_BCVHW = rows.draw(generator=self.global_batch.row_generators())
             if token_ids_NL is None:
                 token_ids_BL = self.embedder.tokenize([cached.captions[index] for index in index_B.tolist()])
             else:
@@ -136,7 +136,7 @@ class OrbitBatches:
         for views_BVCHW, c2w_BV44, captions, *_ in self._views(start):
             with torch.no_grad():
                 latents_BCVHW = self.autoencoder.encode_views(
-                    views_BVCHW, generator=self.share.row_generators(), chunk=self.cfg.chunk_size
+                    views_BVCHW, generator=self.global_batch.row_generators(), chunk=self.cfg.chunk_size
                 )
                 image_BVC = self.embed_views(views_BVCHW)
             camera_data_BV16 = camera_condition(c2w_BV44.to(self.device))
@@ -145,7 +145,7 @@ class OrbitBatches:
     def _batch(self, latents_BCVHW, token_ids_BL, camera_data_BV16, image_BVC) -> DiffusionBatch:
         """The batch; with `random_start_view` its images roll, each sample's by its own number, and cameras stay."""
         if self.random_start_view:
-            start_B = self.share.randint(latents_BCVHW.shape[2], len(latents_BCVHW))
+            start_B = self.global_batch.randint(latents_BCVHW.shape[2], len(latents_BCVHW))
             latents_BCVHW = roll_views(latents_BCVHW.transpose(1, 2), start_B).transpose(1, 2)
             image_BVC = None if image_BVC is None else roll_views(image_BVC, start_B)
         image_B1C = None if image_BVC is None else image_BVC[:, :1]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from datasets.base import OrbitData
-from datasets.orbits.zoom import scale_of, zoom
+from datasets.orbits.zoom import scale_from_id, zoom
 from utils.errors import DataError
 from utils.images import over_background
 
@@ -130,7 +130,7 @@ def load_orbits(dataset: OrbitData, *, device: torch.device) -> OrbitPixels:
         attributes=list(dataset.attributes) or [{}] * len(dataset),
         background=float(dataset.config.background),
         device=device,
-        scale_N=torch.tensor([scale_of(name, dataset.config.scale_range) for name in dataset.object_ids])
+        scale_N=torch.tensor([scale_from_id(name, dataset.config.scale_range) for name in dataset.object_ids])
         if dataset.config.scale_range
         else None,
     )

@@ -77,13 +77,15 @@ class RestoreViews(Objective):
         return self.orbits
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        for orbits_B, views_B in self.share.single_views(self.orbits.num_orbits, self.orbits.num_views, start=start):
+        for orbits_B, views_B in self.global_batch.single_views(
+            self.orbits.num_orbits, self.orbits.num_views, start=start
+        ):
             yield self.orbits.views(orbits_B, views_B)
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         images_B3HW, masks_B1HW = batch
         posterior = self.network.encode(images_B3HW * 2 - 1)
-        noise = self.share.randn(*posterior.mean.shape).to(posterior.mean.dtype)
+        noise = self.global_batch.randn(*posterior.mean.shape).to(posterior.mean.dtype)
         restored_B3HW = self.network.decode(posterior.mean + posterior.std * noise).float() / 2 + 0.5
         weight_B1HW = 1 + self.config.object_weight * masks_B1HW
         pixel = ((restored_B3HW - images_B3HW).abs() * weight_B1HW).mean()

@@ -29,7 +29,7 @@ class Objective(nn.Module):
         network: what trains and what is saved.
         can_be_sharded: whether `use_fsdp` may divide the network: forward passes call it as a whole.
         reaches_all: whether every trainable parameter has a part in the loss.
-        share: which rows of the global batch this process has, and random numbers for them.
+        global_batch: which rows of the global batch this process has, and random numbers for them.
         generator: draws for this process alone, on the device.
     """
 
@@ -42,8 +42,8 @@ class Objective(nn.Module):
         super().__init__()
         self.cfg, self.device = cfg, device
         self.batch_size = batch_size_for(cfg, num_views)
-        self.share = GlobalBatch(size=self.batch_size, parts=cfg.grad_accumulation, seed=cfg.seed, device=device)
-        self.generator = self.share.own
+        self.global_batch = GlobalBatch(size=self.batch_size, parts=cfg.grad_accumulation, seed=cfg.seed, device=device)
+        self.generator = self.global_batch.own
         self.views_per_step = self.batch_size * num_views
 
     @classmethod
@@ -68,7 +68,7 @@ class Objective(nn.Module):
         dataset = self.sample_source
         if dataset is None:
             return []
-        return [dataset.object_ids[index] for index in self.share.samples_at(len(dataset), number, part, rank)]
+        return [dataset.object_ids[index] for index in self.global_batch.samples_at(len(dataset), number, part, rank)]
 
     @property
     def sample_source(self) -> Any:

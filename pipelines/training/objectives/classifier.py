@@ -65,7 +65,9 @@ class NameViews(Objective):
         return self.orbits
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for orbits_B, views_B in self.share.single_views(self.orbits.num_orbits, self.orbits.num_views, start=start):
+        for orbits_B, views_B in self.global_batch.single_views(
+            self.orbits.num_orbits, self.orbits.num_views, start=start
+        ):
             images_B3HW, _ = self.orbits.views(orbits_B, views_B)
             yield (
                 self.disturb(images_B3HW),
@@ -76,7 +78,7 @@ class NameViews(Objective):
     def disturb(self, images_B3HW: Tensor) -> Tensor:
         """Zoom, mirror, soften and add noise, each image by its own amount; borders repeat."""
         B, *_, side = images_B3HW.shape
-        random_B4 = self.share.rand(B, 4)
+        random_B4 = self.global_batch.rand(B, 4)
         zoom_B = self.config.zoom ** (2 * random_B4[:, 0] - 1)
         mirror_B = torch.where(random_B4[:, 1] < 0.5, -1.0, 1.0)
         theta_B23 = images_B3HW.new_zeros(B, 2, 3)
@@ -86,7 +88,7 @@ class NameViews(Objective):
         small = functional.interpolate(images_B3HW, size=side // 2, mode="bilinear", antialias=True)
         soft = functional.interpolate(small, size=images_B3HW.shape[-2:], mode="bilinear")
         images_B3HW = torch.lerp(images_B3HW, soft, random_B4[:, 2, None, None, None])
-        noise = self.share.randn(*images_B3HW.shape)
+        noise = self.global_batch.randn(*images_B3HW.shape)
         return (images_B3HW + self.config.noise * random_B4[:, 3, None, None, None] * noise).clamp(0, 1)
 
     def forward(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -100,8 +100,13 @@ class OrbitDenoising(Objective):
             self.embedder.forget_images()
         self.dropped_ids_1L = self.embedder.tokenize([config.dropped_prompt])
         self.dropped_words_1LC: Tensor | None = None
-        parts = {"autoencoder": self.autoencoder, "embedder": self.embedder, "device": device, "share": self.share}
-        dealer = joint.kind(max(cfg.frame_lens)) if joint else self.share
+        parts = {
+            "autoencoder": self.autoencoder,
+            "embedder": self.embedder,
+            "device": device,
+            "global_batch": self.global_batch,
+        }
+        dealer = joint.kind(max(cfg.frame_lens)) if joint else self.global_batch
         self.data = OrbitBatches(cfg, dataset=self.dataset, dealer=dealer, of_images=config.image, **parts)
         self.images = ImageBatches(cfg, dataset=images, dealer=joint.kind(1), **parts) if joint else None
 
@@ -112,12 +117,12 @@ class OrbitDenoising(Objective):
                 f"frame_lens={list(cfg.frame_lens)}: only the text model trains on images too; give one number of views"
             )
         sizes = {num_views: batch_size_for(cfg, num_views) for num_views in set(cfg.frame_lens)}
-        self.share = JointBatch(
+        self.global_batch = JointBatch(
             frame_lens=cfg.frame_lens, sizes=sizes, parts=cfg.grad_accumulation, seed=cfg.seed, device=self.device
         )
-        self.generator = self.share.own
+        self.generator = self.global_batch.own
         self.views_per_step = sum(num_views * sizes[num_views] for num_views in cfg.frame_lens) / len(cfg.frame_lens)
-        return self.share
+        return self.global_batch
 
     @property
     def unet(self) -> nn.Module:
@@ -132,7 +137,7 @@ class OrbitDenoising(Objective):
 
     def _by_slot(self, kinds: dict[int, Iterator[DiffusionBatch]]) -> Iterator[DiffusionBatch]:
         while True:
-            yield next(kinds[self.share.num_views])
+            yield next(kinds[self.global_batch.num_views])
 
     @property
     def sample_source(self) -> Any:
@@ -140,15 +145,15 @@ class OrbitDenoising(Objective):
 
     def sample_names(self, number: int, part: int, rank: int) -> list[str]:
         if self.images:
-            slot = self.share.slot(number, part, rank)
-            if self.share.kind_of(slot) == 1:
-                return self.images.names(self.share.number_in_kind(slot))
+            slot = self.global_batch.slot(number, part, rank)
+            if self.global_batch.kind_of(slot) == 1:
+                return self.images.names(self.global_batch.number_in_kind(slot))
         return super().sample_names(number, part, rank)
 
     def forward(self, batch: DiffusionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         x0 = batch.latents_BCVHW
-        t_B = self.share.randint(self.diffusion.num_timesteps, len(x0))
-        known_BV = self.options.draw_known(self.share, batch_size=len(x0), num_views=x0.shape[2])
+        t_B = self.global_batch.randint(self.diffusion.num_timesteps, len(x0))
+        known_BV = self.options.draw_known(self.global_batch, batch_size=len(x0), num_views=x0.shape[2])
         prediction, _, noise = self.predict(batch, t_B, known_BV)
         target = self.diffusion.training_target(x0, noise, t_B)
         loss = self.diffusion.loss(prediction, target, weights_of_unknown(known_BV))
@@ -177,12 +182,12 @@ class OrbitDenoising(Objective):
             known_BV: views that are given without noise.
         """
         x0 = batch.latents_BCVHW
-        noise = self.share.draw(self.diffusion.make_noise, x0)
+        noise = self.global_batch.draw(self.diffusion.make_noise, x0)
         x_t = give_clean(self.diffusion.add_noise(x0, noise, t_B), x0, known_BV)
         if (self.cfg.Pretrain and self.cfg.Pretrain.options.fix_weight) or self.cfg.lora.rank:
             # A group norm of channels_last data that needs no gradient crashes on the CPU (torch 2.10).
             x_t.requires_grad_()
-        drop_B = self.share.rand(len(x0)) < self.cfg.p_zero
+        drop_B = self.global_batch.rand(len(x0)) < self.cfg.p_zero
         prediction = self.unet(
             x_t,
             t_B,

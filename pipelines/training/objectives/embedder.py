@@ -50,7 +50,9 @@ class MatchCaptions(Objective):
         return self.orbits
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        for orbits_B, views_B in self.share.single_views(self.orbits.num_orbits, self.orbits.num_views, start=start):
+        for orbits_B, views_B in self.global_batch.single_views(
+            self.orbits.num_orbits, self.orbits.num_views, start=start
+        ):
             yield self.orbits.views(orbits_B, views_B)[0], self.token_ids_NL[orbits_B.to(self.device)]
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -122,7 +122,7 @@ class ObjectFromViews(Objective):
         return self.orbits
 
     def batches(self, start: int = 0) -> Iterator[HeadBatch]:
-        for orbits_B in self.share.order(self.orbits.num_orbits, start=start):
+        for orbits_B in self.global_batch.order(self.orbits.num_orbits, start=start):
             views_BK = draw_views(
                 len(orbits_B),
                 num_views=self.orbits.num_views,
@@ -154,11 +154,11 @@ class ObjectFromViews(Objective):
             views_BICHW = self._through_autoencoder(views_BICHW)
         if config.p_distort:
             views_BICHW = disturb_views(
-                views_BICHW, share=config.p_distort, strength=config.distortion, generator=self.generator
+                views_BICHW, fraction=config.p_distort, strength=config.distortion, generator=self.generator
             )
         if config.p_jitter:
             poses_BI44 = jitter_poses(
-                poses_BI44, share=config.p_jitter, angle_deg=config.jitter_deg, generator=self.generator
+                poses_BI44, fraction=config.p_jitter, angle_deg=config.jitter_deg, generator=self.generator
             )
         return head_input(views_BICHW, poses_BI44, fov_deg=self.fov_deg)
 

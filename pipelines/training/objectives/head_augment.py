@@ -17,20 +17,20 @@ from models.gaussians.splatting import multiply
 CELLS = 6  # a distortion is a smooth field with so many independent values along a side
 
 
-def disturb_views(views_BICHW: Tensor, *, share: float, strength: float, generator: torch.Generator) -> Tensor:
+def disturb_views(views_BICHW: Tensor, *, fraction: float, strength: float, generator: torch.Generator) -> Tensor:
     """Bend input views differently, so that they do not fit each other (arXiv:2402.05054, section 3.4).
 
     The first view stays: its frame is the object's.
 
     Args:
-        share: of samples that are bent.
+        fraction: of samples that are bent.
         strength: largest typical shift, as a share of the picture's side.
     """
     B, num_views, C, H, W = views_BICHW.shape
     device = views_BICHW.device
     field = torch.randn(B * num_views, 2, CELLS, CELLS, generator=generator, device=device)
     field = functional.interpolate(field, size=(H, W), mode="bicubic", align_corners=True)
-    size_BI = torch.rand(B, num_views, generator=generator, device=device) * _chosen(B, num_views, share, generator)
+    size_BI = torch.rand(B, num_views, generator=generator, device=device) * _chosen(B, num_views, fraction, generator)
     shift = 2 * strength * size_BI.view(-1, 1, 1, 1) * field.permute(0, 2, 3, 1)  # the grid spans 2 units
     identity = torch.eye(2, 3, device=device).expand(B * num_views, 2, 3)
     grid = functional.affine_grid(identity, [B * num_views, C, H, W], align_corners=False)
@@ -38,26 +38,26 @@ def disturb_views(views_BICHW: Tensor, *, share: float, strength: float, generat
     return bent.view_as(views_BICHW)
 
 
-def jitter_poses(poses_BI44: Tensor, *, share: float, angle_deg: float, generator: torch.Generator) -> Tensor:
+def jitter_poses(poses_BI44: Tensor, *, fraction: float, angle_deg: float, generator: torch.Generator) -> Tensor:
     """Turn input cameras a little around the object, about random axes; the first one stays.
 
     Args:
-        share: of samples whose cameras are turned.
+        fraction: of samples whose cameras are turned.
         angle_deg: standard deviation of the angle about each axis.
     """
     B, num_views = poses_BI44.shape[:2]
     device = poses_BI44.device
     half_BI3 = math.radians(angle_deg / 2) * torch.randn(B, num_views, 3, generator=generator, device=device)
-    half_BI3 = half_BI3 * _chosen(B, num_views, share, generator)[..., None]
+    half_BI3 = half_BI3 * _chosen(B, num_views, fraction, generator)[..., None]
     quats_BI4 = functional.normalize(torch.cat([torch.ones_like(half_BI3[..., :1]), half_BI3.tan()], dim=-1), dim=-1)
     turned_BI34 = multiply(rotation_formula(quats_BI4), poses_BI44[..., :3, :])
     return torch.cat([turned_BI34, poses_BI44[..., 3:, :]], dim=-2)
 
 
-def _chosen(B: int, num_views: int, share: float, generator: torch.Generator) -> Tensor:
+def _chosen(B: int, num_views: int, fraction: float, generator: torch.Generator) -> Tensor:
     """(B, I): 1 for views that are changed; never the first of a sample."""
     device = generator.device
-    chosen_B1 = (torch.rand(B, 1, generator=generator, device=device) < share).float()
+    chosen_B1 = (torch.rand(B, 1, generator=generator, device=device) < fraction).float()
     later_I = torch.ones(num_views, device=device)
     later_I[0] = 0
     return chosen_B1 * later_I

@@ -164,7 +164,7 @@ class HeadTuning(OrbitDenoising):
         if self.orbits is None:
             for sample in self.data.loader(start):
                 yield self._tuning_batch(*_bytes_of(sample, self.device))
-        for index_B in self.share.order(self.orbits.num_orbits, start=start):
+        for index_B in self.global_batch.order(self.orbits.num_orbits, start=start):
             yield self._tuning_batch(*self._packed(index_B))
 
     def _packed(self, index_B: Tensor) -> tuple[Tensor, Tensor, list[str]]:
@@ -212,7 +212,7 @@ class HeadTuning(OrbitDenoising):
     def predicted_views(self, given: DiffusionBatch, t_B: Tensor, views_BI: Tensor) -> Tensor:
         """Some views (B, I, 3, H, W) of the x0 that the generator predicts from noised latents."""
         x0 = given.latents_BCVHW
-        known_BV = self.options.draw_known(self.share, batch_size=len(x0), num_views=x0.shape[2])
+        known_BV = self.options.draw_known(self.global_batch, batch_size=len(x0), num_views=x0.shape[2])
         prediction, x_t, _ = self.predict(given, t_B, known_BV)
         x0 = give_clean(self.diffusion.to_x0(prediction.float(), x_t, t_B), x0, known_BV)
         chosen_BICHW = x0.transpose(1, 2)[torch.arange(len(t_B), device=t_B.device)[:, None], views_BI]

@@ -44,13 +44,13 @@ class KnownViewOptions:
         if self.p_known and self.max_known >= num_views:
             raise ConfigError(f"objective.max_known={self.max_known} must be below the {num_views} views of a sample")
 
-    def draw_known(self, share: GlobalBatch, *, batch_size: int, num_views: int) -> Tensor | None:
+    def draw_known(self, global_batch: GlobalBatch, *, batch_size: int, num_views: int) -> Tensor | None:
         """Which views are given, (B, V) bool; None, with nothing drawn, where no sample can have any."""
         if not self.p_known:
             return None
-        given_B = share.rand(batch_size) < self.p_known
-        count_B = 1 + (self.max_known * share.rand(batch_size).square()).long()
-        order_BV = share.rand(batch_size, num_views)
+        given_B = global_batch.rand(batch_size) < self.p_known
+        count_B = 1 + (self.max_known * global_batch.rand(batch_size).square()).long()
+        order_BV = global_batch.rand(batch_size, num_views)
         order_BV[:, 0] = -1.0
         rank_BV = order_BV.argsort(dim=1).argsort(dim=1)
         return given_B[:, None] & (rank_BV < count_B[:, None])

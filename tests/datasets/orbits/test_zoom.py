@@ -12,7 +12,7 @@ import torch
 import datasets  # noqa: F401 - registers
 import pipelines  # noqa: F401 - registers
 from datasets.orbits.packed import PackedOrbits
-from datasets.orbits.zoom import scale_of, zoom
+from datasets.orbits.zoom import scale_from_id, zoom
 from pipelines.training.data.latent_cache import CachedLatents
 from pipelines.training.data.orbits_in_memory import load_orbits
 from tests.pipelines.training.objectives.test_image_training import folder, load
@@ -52,8 +52,8 @@ def test_edges_keep_their_colour():
 
 
 def test_factors_belong_to_objects_and_fill_the_range():
-    factors = np.array([scale_of(f"0/{number}", SCALES) for number in range(2000)])
-    assert factors[7] == scale_of("0/7", SCALES)
+    factors = np.array([scale_from_id(f"0/{number}", SCALES) for number in range(2000)])
+    assert factors[7] == scale_from_id("0/7", SCALES)
     assert SCALES[0] <= factors.min() < 0.81
     assert 1.34 < factors.max() <= SCALES[1]
     assert np.log(factors).mean() == pytest.approx((math.log(0.8) + math.log(1.35)) / 2, abs=0.01)
@@ -74,7 +74,7 @@ def test_every_way_of_reading_scales_alike_and_leaves_the_cameras(tmp_path):
         torch.testing.assert_close(single[number]["views_VCHW"], sample["views_VCHW"])
         assert torch.equal(sample["c2w_V44"], true["c2w_V44"])
         grown = float(sample["masks_V1HW"].sum() / true["masks_V1HW"].sum())
-        assert grown == pytest.approx(scale_of(scaled.object_ids[number], SCALES) ** 2, rel=0.1)
+        assert grown == pytest.approx(scale_from_id(scaled.object_ids[number], SCALES) ** 2, rel=0.1)
     one_each, _ = pixels.views(orbits_B, torch.tensor([1, 2]))
     torch.testing.assert_close(one_each, views_BVCHW[[0, 1], [1, 2]])
     pairs = pixels.rgba(orbits_B[:, None].expand(2, 2), torch.tensor([[1, 2], [0, 1]]))

@@ -13,7 +13,7 @@ import trimesh
 
 from datasets.meshes.renderer import sample_texture
 from datasets.meshes.scene import linear_to_srgb, load_mesh
-from pipelines.assets.depth_maps import ObjectViews, look_around, sphere_cameras, without_floaters
+from pipelines.assets.depth_maps import DepthMaps, render_depth_maps, sphere_cameras, without_floaters
 from pipelines.assets.mesh import UNLIT, write_glb
 from pipelines.assets.surface import Volume, clean, close_gaps, extract_surface, triangulate
 from pipelines.assets.texture import colors_at, cover_texels
@@ -24,7 +24,7 @@ RADIUS, CENTER = 0.4, (0.05, -0.1, 0.02)
 
 
 def surface_of(gaussians, *, lowest_deg=-80.0, num_faces=1500):
-    views = look_around(gaussians, num_views=16, size=96, lowest_deg=lowest_deg)
+    views = render_depth_maps(gaussians, num_views=16, size=96, lowest_deg=lowest_deg)
     return extract_surface(views, grid=48, num_faces=num_faces)
 
 
@@ -156,7 +156,7 @@ def test_what_stands_behind_takes_no_colour_of_what_stands_before():
     """A camera sees a wall, red on the left and blue on the right; behind the blue half nobody sees anything."""
     colors = torch.zeros(1, 3, 32, 32)
     colors[:, 0, :, :16], colors[:, 2, :, 16:] = 1.0, 1.0
-    views = ObjectViews(
+    views = DepthMaps(
         low_3=torch.tensor([-1.0, -1.0, 0.0]),
         high_3=torch.tensor([1.0, 1.0, 3.0]),
         c2w_V44=torch.eye(4)[None],

@@ -13,7 +13,7 @@ from PIL import Image
 
 import datasets  # noqa: F401 - registers
 import pipelines  # noqa: F401 - registers
-from pipelines.sampling.conditioner import CallFrame, Conditions
+from pipelines.sampling.conditioner import CallOptions, Conditions
 from pipelines.sampling.guidance import ClassifierFreeGuidance
 from pipelines.sampling.known_views import KnownViews, view_at
 from pipelines.sampling.pipeline import ViewsPipeline
@@ -41,7 +41,7 @@ def frame(seeds=(1, 2), **changes):
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     c2w_V44 = orbit_cameras(num_views=3, elevation_deg=15, radius=2)
     options = {"c2w_V44": c2w_V44, "resolution": (32, 32), "generators": generators, "device": CPU}
-    return CallFrame(**options | {"dtype": torch.float32} | changes)
+    return CallOptions(**options | {"dtype": torch.float32} | changes)
 
 
 def test_conditions_are_those_of_the_published_model(tmp_path, family):

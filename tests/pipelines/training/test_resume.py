@@ -269,5 +269,5 @@ def test_a_bad_loss_keeps_the_last_good_state(folder, monkeypatch):
     assert all(value.isfinite().all() for value in state.model.values())
     names = re.search(r"samples (0/\d), (0/\d);", str(caught.value)).groups()
     objective = NameViews(NameViews.Config(), cfg=cfg, device=torch.device("cpu"))
-    index_B = next(objective.share.order(8, start=2)).tolist()
+    index_B = next(objective.global_batch.order(8, start=2)).tolist()
     assert [objective.orbits.object_ids[index] for index in index_B] == list(names)

@@ -115,7 +115,7 @@ def test_a_cache_gives_the_same_batches_from_the_device_and_from_its_files(folde
         cfg = load(folder, **T2V, cache_latents=True, cache_memory_gb=limit, auto_encoder=sampled)
         torch.manual_seed(0)  # one autoencoder
         task = ENGINE.build({"type": cfg.TASK_TYPE}, cfg=cfg, device=torch.device("cuda"))
-        task.share.begin(3, 0)
+        task.global_batch.begin(3, 0)
         batches.append(next(task.batches(3)))
     for kept, read in zip(*batches, strict=True):
         assert kept is read is None or (kept.is_cuda and torch.equal(kept, read))

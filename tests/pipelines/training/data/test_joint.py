@@ -158,7 +158,7 @@ def test_a_bad_loss_names_the_images(folder):
     task = ENGINE.build({"type": "train_t2v_entrance"}, cfg=cfg, device=CPU)
     batches = task.batches()
     for number in range(2):
-        task.share.begin(number, 0)
+        task.global_batch.begin(number, 0)
         batch = next(batches)
         names = task.sample_names(number, 0, 0)
         assert len(names) == len(batch.latents_BCVHW) == (6, 2)[number]

@@ -189,7 +189,7 @@ def test_the_cached_and_the_direct_path_give_the_same_loss(folder, posterior):
         task = objective(folder, auto_encoder=sampled, cache_latents=cached)
         torch.nn.init.normal_(task.network.out[-1].weight, std=0.1)
         for number, batch in zip(range(3), task.batches(), strict=False):
-            task.share.begin(number, 0)
+            task.global_batch.begin(number, 0)
             losses.append(float(task(batch)[0].detach()))
     # the cache holds half precision: 5e-4 of a latent
     assert losses[:3] == pytest.approx(losses[3:], rel=2e-3)
@@ -208,7 +208,7 @@ def test_batches_from_the_files_are_those_from_memory(folder, monkeypatch):
     for number in range(6):
         batches = []
         for one, source in zip(files, both, strict=True):
-            one.share.begin(number, 0)
+            one.global_batch.begin(number, 0)
             batches.append(next(source))
         for on_disk, in_memory in zip(*batches, strict=True):
             assert on_disk is in_memory is None or torch.equal(on_disk, in_memory)

@@ -273,7 +273,7 @@ def test_even_inputs_stand_as_at_sampling():
 
 def test_distortion_spares_the_first_view_and_the_samples_that_are_not_chosen():
     views = torch.rand(6, 4, 3, 16, 16, generator=GENERATOR)
-    bent = disturb_views(views, share=0.5, strength=0.05, generator=GENERATOR)
+    bent = disturb_views(views, fraction=0.5, strength=0.05, generator=GENERATOR)
     torch.testing.assert_close(bent[:, 0], views[:, 0], atol=1e-4, rtol=0)
     changed = (bent - views).abs().amax(dim=(2, 3, 4)) > 1e-3
     assert changed[:, 1:].any()
@@ -282,7 +282,7 @@ def test_distortion_spares_the_first_view_and_the_samples_that_are_not_chosen():
 
 def test_jitter_turns_cameras_about_the_object():
     poses = head_cameras(orbit_cameras(num_views=4, elevation_deg=15, radius=2)).poses_V44.expand(200, -1, -1, -1)
-    turned = jitter_poses(poses, share=1.0, angle_deg=2.0, generator=GENERATOR)
+    turned = jitter_poses(poses, fraction=1.0, angle_deg=2.0, generator=GENERATOR)
     assert torch.equal(turned[:, 0], poses[:, 0])
     torch.testing.assert_close(turned[..., :3, 3].norm(dim=-1), torch.full((200, 4), 2.0))
     cosine = ((turned[:, 1:, :3, :3] * poses[:, 1:, :3, :3]).sum(dim=(-1, -2)) - 1) / 2

@@ -52,9 +52,9 @@ def test_what_is_given_does_not_depend_on_the_number_of_processes():
 
 def test_off_nothing_is_drawn_and_nothing_changes(folder):
     task = objective(folder)
-    before = task.share.generator.get_state()
-    assert task.options.draw_known(task.share, batch_size=4, num_views=NUM_VIEWS) is None
-    assert torch.equal(task.share.generator.get_state(), before)
+    before = task.global_batch.generator.get_state()
+    assert task.options.draw_known(task.global_batch, batch_size=4, num_views=NUM_VIEWS) is None
+    assert torch.equal(task.global_batch.generator.get_state(), before)
     x_t, x0 = torch.randn(2, 1, 3, 1, 1), torch.randn(2, 1, 3, 1, 1)
     assert give_clean(x_t, x0, None) is x_t
     assert weights_of_unknown(None) is None
