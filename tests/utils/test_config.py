@@ -8,6 +8,7 @@ import datasets  # noqa: F401 - registers
 import models  # noqa: F401 - registers
 import pipelines  # noqa: F401 - registers
 from tests.conftest import ROOT
+from tests.tiny import write_config
 from utils.config import changes_text, load_config
 from utils.errors import ConfigError
 
@@ -56,3 +57,43 @@ def test_what_is_printed_is_the_run(path, tmp_path):
     (tmp_path / "printed.yaml").write_text(changes_text(cfg), encoding="utf-8")
     assert load_config(tmp_path / "printed.yaml") == cfg
     assert len(changes_text(cfg).splitlines()) < 120
+
+
+T2V = "configs/mini/t2v_infer.yaml"
+
+
+@pytest.mark.parametrize(
+    ("in_file", "overrides", "expected"),
+    [
+        ({}, (), False),
+        ({"refine": True}, (), True),
+        ({"UNet": {"use_lgm_refine": True}}, (), True),
+        ({"UNet": {"use_lgm_refine": True}}, ("refine=false",), False),
+        ({"refine": True}, ("UNet.use_lgm_refine=false",), False),
+        ({"refine": True, "UNet": {"use_lgm_refine": True}}, (), True),
+    ],
+)
+def test_the_published_switch_of_3d_aware_sampling_is_the_runs(tmp_path, in_file, overrides, expected):
+    base = load_config(ROOT / T2V)
+    cfg = load_config(write_config(tmp_path / "run.yaml", {"base": str(ROOT / T2V), **in_file}), overrides)
+    assert cfg.refine is expected
+    assert cfg.UNet == base.UNet  # the network itself is the same
+
+
+def test_two_names_of_one_setting_must_agree(tmp_path):
+    path = write_config(tmp_path / "run.yaml", {"base": str(ROOT / T2V), "refine": False})
+    with pytest.raises(ConfigError, match=r"UNet\.use_lgm_refine=True, but refine=False; give only refine"):
+        load_config(path, ["UNet.use_lgm_refine=true", "refine=false"])
+
+
+def test_a_section_is_checked_once_and_typed():
+    cfg = load_config(ROOT / T2V)
+    assert (cfg.UNet.type, cfg.UNet.options.dim_mult, cfg.takes_images) == ("UNetSD_T2VBase", (1, 2), False)
+    wider = cfg.UNet.changed(dim=96)
+    assert (wider.options.dim, cfg.UNet.options.dim) == (96, 64)
+    with pytest.raises(ConfigError, match=r"UNet\.dmi is unknown to UNetSD_T2VBase; did you mean dim\?"):
+        cfg.UNet.changed(dmi=96)
+    assert not cfg.img_dataset
+    with pytest.raises(ConfigError, match=r"the section img_dataset is empty; give it a type, one of ImageDataset, "):
+        cfg.img_dataset.build()
+    assert load_config(ROOT / T2V) == cfg
