@@ -39,6 +39,7 @@ class OrbitUNet(Backbone):
         "use_sync_attention": "never on in the published models",
         "use_flexicube_reg": "never on in the published models",
         "use_lgm_reg": "never on in the published models",
+        "use_lgm_refine": "the network does not refine; a run's setting refine does",
     }
 
     Config = UNetConfig

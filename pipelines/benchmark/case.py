@@ -21,7 +21,6 @@ from pipelines.parts import Parts, check_fit
 from pipelines.sampling.conditioner import OrbitInput
 from pipelines.sampling.pipeline import Orbits, ViewsPipeline
 from utils.devices import pick_device, pick_dtype, resting_place
-from utils.registry import SAMPLERS
 from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
@@ -194,7 +193,7 @@ def example_input(pipeline: ViewsPipeline) -> OrbitInput:
 def with_sampler(pipeline: ViewsPipeline, **options: Any) -> ViewsPipeline:
     """The same parts, other options of the sampler."""
     other = copy.copy(pipeline)
-    other.sampler = SAMPLERS.build({**pipeline.cfg.sampler, **options}, where="sampler")
+    other.sampler = pipeline.cfg.sampler.changed(**options).build()
     return other
 
 

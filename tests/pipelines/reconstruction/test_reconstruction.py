@@ -188,14 +188,14 @@ def test_an_empty_section_switches_the_head_off(tmp_path, family):
 def test_a_saved_pipeline_opens_again_with_its_head(tmp_path, family):
     pipeline_of(tmp_path, family).save(tmp_path / "saved")
     opened = ViewsPipeline.from_folder(tmp_path / "saved")
-    assert load_config(tmp_path / "saved" / "config.yaml").reconstruction["pretrained"] == "head.safetensors"
+    assert load_config(tmp_path / "saved" / "config.yaml").reconstruction.pretrained == "head.safetensors"
     assert opened.reconstruction is not None
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["cameras.num_views=3"], "^3 views are sampled, but .* needs 4 evenly spaced .*set UNet.use_lgm_refine=false"),
+        (["cameras.num_views=3"], "^3 views are sampled, but .* needs 4 evenly spaced .*set refine=false"),
         (["reconstruction.input_views=[0,2,4,9]"], r"input_views=\[0, 2, 4, 9\], but 8 views are sampled"),
         (["reconstruction.input_views=[0,2]"], "the head takes 4 views"),
         (["resolution=[64,64]"], "takes views of 32 x 32"),

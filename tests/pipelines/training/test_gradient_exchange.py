@@ -74,7 +74,7 @@ def test_left_open_it_follows_the_pass_where_that_can_be_a_graph(tmp_path, monke
     """DDP would keep the passes from being graphs; between machines its overlap is worth more."""
     monkeypatch.setattr("utils.processes.num_processes", lambda: processes)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    objective = SimpleNamespace(network=SimpleNamespace(can_be_graphed=True))
+    objective = SimpleNamespace(can_be_graphed=True)
     on_gpus = SimpleNamespace(num_processes=processes, mixed_precision="bf16", device=torch.device("cuda"))
     cfg = load(tmp_path, TASK_TYPE="train_t2v_entrance", **changes)
     assert exchanges_afterwards(cfg, objective, on_gpus) is afterwards

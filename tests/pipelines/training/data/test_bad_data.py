@@ -81,7 +81,7 @@ def test_missing_folders_are_refused(folder, section):
     with pytest.raises(DataError, match=r"data_dir_list=nowhere: no such folder"):
         train(config(folder, {**section, "data_dir_list": ["nowhere"]}))
     packed = {"type": "PackedOrbits", "data_dir_list": ["nowhere"], "num_views": 3}
-    with pytest.raises(DataError, match=r"data_dir_list=nowhere: holds no orbits_"):
+    with pytest.raises(DataError, match=r"data_dir_list=nowhere: no orbits_"):
         train(config(folder, packed))
     with pytest.raises(DataError, match=r"caption_dir=nowhere.json: no such file"):
         train(config(folder, {**section, "caption_dir": "nowhere.json"}))
@@ -91,7 +91,7 @@ def test_missing_folders_are_refused(folder, section):
 def test_half_a_shard_is_refused(folder):
     file = shard_file(folder / "orbits", 0)
     os.truncate(file, file.stat().st_size // 2)
-    with pytest.raises(DataError, match=r"orbits_00000.safetensors: not a whole shard") as caught:
+    with pytest.raises(DataError, match=r"orbits_00000.safetensors: not a complete shard") as caught:
         train(load(folder, TASK_TYPE="train_t2v_entrance"))
     assert "\n" not in str(caught.value)
 

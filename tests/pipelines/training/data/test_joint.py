@@ -148,7 +148,7 @@ def test_broken_images_are_skipped_counted_and_limited(folder, caplog):
     given = JOINT | {"img_dataset": {**section, "samples_per_visit": 6}, "num_steps": 4}
     train_here(load(folder, **given))
     lines = [record.getMessage() for record in caplog.records if "skipped broken sample" in record.getMessage()]
-    assert any("00001.tar: the shard is cut off after 4 images" in line for line in lines)
+    assert any("00001.tar: the shard is truncated after 4 images" in line for line in lines)
     with pytest.raises(DataError, match=r"00001.tar.*max_bad_samples=0.*tools/check_images.py"):
         train_here(load(folder, **given, max_bad_samples=0, resume="never"))
 

@@ -17,7 +17,7 @@ from tests.pipelines.training.test_training import load
 from tests.tiny import AUTOENCODER
 from tests.tiny_orbits import write_files, write_orbits
 from utils.errors import DataError
-from utils.registry import AUTO_ENCODER, DATASETS, ENGINE
+from utils.registry import AUTO_ENCODER, ENGINE
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -77,7 +77,7 @@ def test_pictures_that_are_made_anew_are_encoded_anew(folder, caplog, files):
         path = view_file(folder / "files" / "0/0", 0)
         write_png(path, 255 - read_rgba(path))
     else:
-        dataset = DATASETS.build(load(folder).vid_dataset)
+        dataset = load(folder).vid_dataset.build()
         arrays = [np.stack(column) for column in zip(*[dataset.stored(n)[:2] for n in range(16)], strict=True)]
         lists = {"object_ids": dataset.object_ids, "captions": dataset.captions, "attributes": dataset.attributes}
         shard = PackedShard(rgba_NVHW4=255 - arrays[0], c2w_NV44=arrays[1], fov_deg=dataset.fovs[0], **lists)
@@ -107,7 +107,7 @@ def test_a_sampled_posterior_keeps_its_spread(folder):
     assert options.posterior == "sample"
     task = objective(folder)
     sampled = task.cfg.auto_encoder.changed(posterior="sample")
-    cached = objective(folder, auto_encoder=sampled).data.cached_latents()
+    cached = objective(folder, auto_encoder=sampled.given).data.cached_latents()
     rows = cached.rows(torch.tensor([0]))
     draws = [rows.draw(generator=torch.Generator().manual_seed(seed)) for seed in range(400)]
     deviation = torch.cat(draws).std(dim=0)
@@ -155,7 +155,7 @@ def test_other_words_of_the_encoder_make_the_cache_anew(folder, caplog):
 
 
 def test_compositing_agrees_with_the_data_set(folder):
-    dataset = DATASETS.build(load(folder).vid_dataset)
+    dataset = load(folder).vid_dataset.build()
     orbits = load_orbits(dataset, device=CPU)
     views, masks = orbits.views(torch.tensor([3]))
     torch.testing.assert_close(views[0], dataset[3]["views_VCHW"])
@@ -175,7 +175,7 @@ def test_shuffling_shows_everything_once_a_pass():
 
 
 def test_other_sizes_than_packed_are_refused(folder):
-    dataset = DATASETS.build({**load(folder).vid_dataset, "resolution": [64, 64]})
+    dataset = load(folder).vid_dataset.changed(resolution=[64, 64]).build()
     with pytest.raises(DataError, match="packed images are 32 x 32"):
         load_orbits(dataset, device=CPU)
 

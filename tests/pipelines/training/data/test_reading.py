@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from datasets.base import TrainingData
 from pipelines.training.data.reading import num_cores, read_samples
 from pipelines.training.state import latest
 from tests.conftest import ROOT
@@ -107,10 +108,20 @@ worker.kill()
     assert done.stdout.strip() == "0", done.stderr
 
 
+class Empty(TrainingData):
+    """Four samples without content."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return {}
+
+
 def test_there_are_no_more_workers_than_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
     options = {"replace": False, "max_bad": 0, "tool": "", "prefetch_factor": 2, "pin_memory": False}
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # PyTorch's, about too many
-        batches = list(read_samples([{}] * 4, [[0], [1], [2], [3]], num_workers=8, **options))
+        batches = list(read_samples(Empty(), [[0], [1], [2], [3]], num_workers=8, **options))
     assert [batch["index"].item() for batch in batches] == [0, 1, 2, 3]

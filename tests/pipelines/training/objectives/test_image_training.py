@@ -20,7 +20,7 @@ from tests.tiny_orbits import NUM_VIEWS, SIZE, training_config
 from utils.cameras import camera_condition, orbit_cameras
 from utils.config import load_config
 from utils.errors import ConfigError
-from utils.registry import DATASETS, ENGINE, MODEL
+from utils.registry import ENGINE, MODEL
 
 CPU = torch.device("cpu")
 IMAGE_UNET = {**UNET, "type": "UNetSD_I2VGen", "image_dim": 16}
@@ -182,7 +182,7 @@ def test_networks_of_the_wrong_kind_are_refused(folder, changes, message):
 
 
 def test_a_data_set_can_begin_anywhere(folder):
-    dataset = DATASETS.build(load(folder).vid_dataset)
+    dataset = load(folder).vid_dataset.build()
     torch.manual_seed(0)
     samples = [dataset[2] for _ in range(12)]
     levels = [[round(float(view.mean()) * 255) for view in sample["views_VCHW"]] for sample in samples]
