@@ -1,4 +1,4 @@
-"""Softmax attention: the only place of the project that computes it.
+"""Softmax attention. All networks of the project compute it with this function.
 
 Letters: B batch, L query tokens, S key tokens, N heads, D channels of a head.
 """
@@ -17,7 +17,7 @@ def check_backend(name: str) -> str:
     """Return `name` if this machine can run it.
 
     Raises:
-        ConfigError: unknown, or xformers is not importable here.
+        ConfigError: the name is unknown, or xformers cannot be imported.
     """
     if name not in BACKENDS:
         raise ConfigError(f"UNet.attention={name} is unknown; valid: {', '.join(BACKENDS)}")
@@ -25,15 +25,15 @@ def check_backend(name: str) -> str:
         try:
             import xformers.ops  # noqa: F401
         except ImportError as err:
-            raise ConfigError(f"UNet.attention=xformers: xformers does not load here ({err}); use sdpa") from err
+            raise ConfigError(f"UNet.attention=xformers: xformers cannot be loaded here ({err}); use sdpa") from err
     return name
 
 
 def attention(q_BLND: Tensor, k_BSND: Tensor, v_BSND: Tensor, *, backend: str = "sdpa") -> Tensor:
-    """Softmax attention, the only call of it in the project.
+    """Compute softmax attention.
 
     Args:
-        q_BLND: queries; any strides.
+        q_BLND: queries, with any strides.
         k_BSND: keys.
         v_BSND: values.
         backend: "sdpa" (PyTorch) or "xformers".

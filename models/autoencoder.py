@@ -1,4 +1,4 @@
-"""The image autoencoder: diffusers' network inside, the published names and tensors at the door.
+"""The image autoencoder: the network of diffusers, with the published parameter names and tensor layouts.
 
 Letters: B batch, V views, C channels, H W pixels or latent pixels.
 """
@@ -20,12 +20,12 @@ from utils.errors import ConfigError
 from utils.registry import AUTO_ENCODER
 
 if TYPE_CHECKING:
-    # Importing diffusers takes seconds; it waits until a network is built, so that a wrong setting is said at once.
+    # diffusers takes seconds to import, so it is imported when a network is built; errors in settings come before that.
     from diffusers import AutoencoderKL as DiffusersAutoencoderKL
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 PUBLISHED_PREFIX = "first_stage_model."
-NUM_GROUPS = 32  # of every group norm, as in latent diffusion
+NUM_GROUPS = 32  # in every group norm, as in latent diffusion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +33,17 @@ class NetworkConfig:
     """The published `ddconfig`.
 
     Attributes:
-        double_z: the encoder gives mean and log variance; the only kind there is.
-        z_channels: of the latent inside the network.
-        resolution: of the images; only `attn_resolutions` counts by it.
-        in_channels: of the input image.
-        out_ch: of the output image.
+        double_z: the encoder gives mean and log variance; must be true.
+        z_channels: channels of the latent inside the network.
+        resolution: size of the images; only used with `attn_resolutions`.
+        in_channels: channels of the input image.
+        out_ch: channels of the output image.
         ch: width of the first level, a multiple of 32.
         ch_mult: width of each level in multiples of `ch`; each level after the first halves the image.
-        num_res_blocks: per level of the encoder; the decoder has one more.
-        attn_resolutions: resolutions at which levels attend, besides the middle.
-        dropout: in the residual blocks.
-        video_kernel_size: of the published file; unused, the autoencoder sees single images.
+        num_res_blocks: residual blocks per level of the encoder; the decoder has one more.
+        attn_resolutions: resolutions of the levels with attention, in addition to the middle.
+        dropout: rate in the residual blocks.
+        video_kernel_size: only in the published file; not used, because the autoencoder works on single images.
     """
 
     double_z: bool = True
@@ -60,38 +60,40 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         if not self.double_z:
-            raise ConfigError("ddconfig.double_z must be true: the encoder gives a mean and a variance")
+            raise ConfigError(
+                "ddconfig.double_z must be true, because the encoder gives a mean and a variance; got false"
+            )
         if self.ch % NUM_GROUPS or self.ch < NUM_GROUPS:
             raise ConfigError(f"ddconfig.ch must be a multiple of {NUM_GROUPS}, got {self.ch}")
         if not self.ch_mult or min(self.ch_mult) < 1:
-            raise ConfigError(f"ddconfig.ch_mult must hold positive numbers, got {self.ch_mult}")
+            raise ConfigError(f"ddconfig.ch_mult must contain positive numbers, got {self.ch_mult}")
 
     def attends(self, level: int) -> bool:
-        """Whether a level (0 is full resolution) has attention of its own."""
+        """Whether a level (0 is full resolution) has attention."""
         return self.resolution // 2**level in self.attn_resolutions
 
 
 @AUTO_ENCODER.register
 class AutoencoderKL(nn.Module):
-    """Images to latents and back; the one owner of the latents' scale.
+    """Encodes images to latents and decodes them. Only this class knows the scale of the latents.
 
-    `state_dict` and `load_state_dict` speak the published names (latent-diffusion layout).
+    `state_dict` and `load_state_dict` use the published names (latent-diffusion layout).
 
     Attributes:
-        twin: encoder and decoder arranged for speed, which run where no gradients are needed; pipelines.placement sets
-            it (models.fused.autoencoder). None: the networks themselves run.
-        reduction: pixels of an image for each pixel of its latent, along a side.
+        twin: fused encoder and decoder (models.fused.autoencoder), used where no gradients are needed;
+            pipelines.placement sets it. None: the networks themselves are used.
+        reduction: side of an image divided by the side of its latent.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """
         Attributes:
-            ddconfig: the network.
+            ddconfig: sizes of the network.
             embed_dim: channels of the latents.
-            pretrained: weight file, published or ours; null for fresh weights.
-            scale_factor: latents leave `encode_views` times this.
-            posterior: `sample` as published, or `mode`: what `encode_views` takes of the distribution.
+            pretrained: weight file, published or ours; null for untrained weights.
+            scale_factor: `encode_views` multiplies latents by this.
+            posterior: latents of `encode_views` are a `sample` of the distribution, as published, or its `mode`.
         """
 
         ddconfig: NetworkConfig = field(default_factory=NetworkConfig)
@@ -128,7 +130,7 @@ class AutoencoderKL(nn.Module):
             load_strict(self, config.pretrained, option="auto_encoder.pretrained", prefix=PUBLISHED_PREFIX)
 
     def encode(self, image_B3HW: Tensor) -> DiagonalGaussianDistribution:
-        """The posterior of images.
+        """Encode images to the posterior distribution of their latents.
 
         Args:
             image_B3HW: in [-1, 1].
@@ -143,7 +145,7 @@ class AutoencoderKL(nn.Module):
         return self.network.encode(image_B3HW, return_dict=False)[0]
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
-        """Images, about [-1, 1], of unscaled latents."""
+        """Decode unscaled latents to images of about [-1, 1]."""
         if self.twin and not torch.is_grad_enabled():
             return self.twin.decode(latent_BCHW)
         return self.network.decode(latent_BCHW, return_dict=False)[0]
@@ -155,12 +157,12 @@ class AutoencoderKL(nn.Module):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         chunk: int = 8,
     ) -> Tensor:
-        """Views to scaled latents.
+        """Encode views to scaled latents.
 
         Args:
             views_BVCHW: (B, V, 3, H, W) in [0, 1].
-            generator: draws the posterior's noise when `posterior` is `sample`; one, or one for each of the B samples
-                (then a sample's latents do not depend on its batch).
+            generator: draws the noise if `posterior` is `sample`. A list of one generator per sample makes the latents
+                of a sample independent of its batch.
             chunk: images per pass.
 
         Returns:
@@ -172,7 +174,7 @@ class AutoencoderKL(nn.Module):
         return mean_BCVHW + std_BCVHW * draw_like(mean_BCVHW, generator)
 
     def view_posteriors(self, views_BVCHW: Tensor, *, chunk: int = 8) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the scaled latents, each (B, C, V, H, W); arguments as in `encode_views`."""
+        """Mean and standard deviation of the scaled latents, each (B, C, V, H, W); arguments as in `encode_views`."""
         num_views = views_BVCHW.shape[1]
         images = rearrange(views_BVCHW, "b v c h w -> (b v) c h w") * 2 - 1
         posteriors = [self.encode(part) for part in images.split(chunk)]
@@ -181,11 +183,11 @@ class AutoencoderKL(nn.Module):
         return mean_BCVHW * self.scale_factor, std_BCVHW * self.scale_factor
 
     def decode_views(self, latents_BCVHW: Tensor, *, chunk: int = 8, clamp: bool = True) -> Tensor:
-        """Scaled latents to views; gradients pass.
+        """Decode scaled latents to views; differentiable.
 
         Args:
             chunk: images per pass.
-            clamp: limit the result to [0, 1]; without it every pixel has a gradient.
+            clamp: limit the result to [0, 1]; with false, every pixel has a gradient.
 
         Returns:
             views_BVCHW: (B, V, 3, H, W).
@@ -198,18 +200,19 @@ class AutoencoderKL(nn.Module):
 
     @torch.no_grad()
     def whiten(self, mean_C: Tensor, std_C: Tensor) -> None:
-        """Shift and scale the latents channel by channel without changing what is reconstructed.
+        """Shift and scale the latents per channel so that they have mean 0 and deviation 1; reconstructions do not
+        change.
 
-        The change is folded into the convolution after the encoder and undone in the one before the decoder, so that
-        unscaled latents of the measured mean and deviation come out with mean 0 and deviation 1.
+        The convolution after the encoder applies the change, and the one before the decoder reverts it.
 
         Args:
-            mean_C: of the posterior's mean, per channel, as measured on training images.
-            std_C: deviation per channel, positive.
+            mean_C: measured mean of the posterior's mean per channel, on training images.
+            std_C: measured standard deviation per channel, positive.
         """
         quant, post_quant = self.network.quant_conv, self.network.post_quant_conv
         mean_C, std_C = mean_C.to(quant.weight), std_C.to(quant.weight)
-        num_channels = self.latent_channels  # the first half of quant_conv gives means, the second log variances
+        # The first half of quant_conv gives the means, the second the log variances.
+        num_channels = self.latent_channels
         quant.weight[:num_channels] /= std_C[:, None, None, None]
         quant.bias[:num_channels] = (quant.bias[:num_channels] - mean_C) / std_C
         quant.bias[num_channels:] -= 2 * std_C.log()
@@ -218,7 +221,7 @@ class AutoencoderKL(nn.Module):
 
 
 def build_network(config: NetworkConfig, *, embed_dim: int) -> DiffusersAutoencoderKL:
-    """diffusers' autoencoder with the sizes of a published `ddconfig`, freshly initialised."""
+    """The autoencoder of diffusers with the sizes of a published `ddconfig` and untrained weights."""
     from diffusers import AutoencoderKL as DiffusersAutoencoderKL
 
     levels = range(len(config.ch_mult))
@@ -241,7 +244,7 @@ def build_network(config: NetworkConfig, *, embed_dim: int) -> DiffusersAutoenco
     return network
 
 
-# (ours, published) for one level; levels and blocks keep their numbers, but the decoder counts its levels from the top.
+# (ours, published) for one level. Levels and blocks have the same numbers, but the decoder counts levels from the top.
 _PART_NAMES = (
     ("mid_block.resnets.0.", "mid.block_1."),
     ("mid_block.resnets.1.", "mid.block_2."),
@@ -261,7 +264,7 @@ _PART_NAMES = (
 
 
 def published_name(name: str, *, num_levels: int) -> str:
-    """The published name of a parameter of diffusers' network."""
+    """The published name of a parameter of the diffusers network."""
     for ours, published in _PART_NAMES:
         name = name.replace(ours, published)
     name = name.replace("down_blocks.", "down.")
@@ -269,7 +272,7 @@ def published_name(name: str, *, num_levels: int) -> str:
 
 
 def _names(module: AutoencoderKL) -> dict[str, str]:
-    """Published name -> name in `module.network`."""
+    """Map from published names to names in `module.network`."""
     num_levels = len(module.config.ddconfig.ch_mult)
     names = [name for name, _ in module.network.named_parameters()]
     return {published_name(name, num_levels=num_levels): name for name in names}
@@ -280,14 +283,14 @@ def _is_attention_matrix(published: str) -> bool:
 
 
 def _publish_names(module: AutoencoderKL, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-    """After collecting a state dict: published names, attention matrices as 1 x 1 convolutions."""
+    """Hook after `state_dict`: published names, attention matrices as 1 x 1 convolutions."""
     for published, ours in _names(module).items():
         value = state.pop(f"{prefix}network.{ours}")
         state[prefix + published] = value[:, :, None, None] if _is_attention_matrix(published) else value
 
 
 def _accept_names(module: AutoencoderKL, state: dict[str, Any], prefix: str, *_others: Any) -> None:
-    """Before loading a state dict: the way back."""
+    """Hook before `load_state_dict`: the inverse of the above."""
     for published, ours in _names(module).items():
         if prefix + published in state:
             value = state.pop(prefix + published)
@@ -295,9 +298,9 @@ def _accept_names(module: AutoencoderKL, state: dict[str, Any], prefix: str, *_o
 
 
 def draw_like(tensor_B: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
-    """Standard normal noise on the generator's own device, moved to the tensor's."""
+    """Standard normal noise, drawn on the device of the generator and moved to that of the tensor."""
     if isinstance(generator, Sequence):
-        assert len(generator) == len(tensor_B), "one generator for each sample"
+        assert len(generator) == len(tensor_B), "needs one generator per sample"
         return torch.cat([draw_like(sample[None], one) for sample, one in zip(tensor_B, generator, strict=True)])
     device = generator.device if generator is not None else tensor_B.device
     noise = torch.randn(tensor_B.shape, generator=generator, device=device, dtype=torch.float32)

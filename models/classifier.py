@@ -1,4 +1,4 @@
-"""A small classifier of views: which kind of object, of which colour. For evaluation; nothing is conditioned on it.
+"""A small classifier that recognises kind and colour of the object in a view. Only evaluation uses it.
 
 Letters: B batch, C channels, H W pixels, K kinds.
 """
@@ -26,16 +26,16 @@ class ViewLogits(NamedTuple):
 
 @MODEL.register
 class ViewClassifier(nn.Module):
-    """Views to logits of kind and colour."""
+    """Computes logits of kind and colour from views."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """
         Attributes:
-            kinds: names, in the order of the logits; from the weight file when `pretrained` is given.
-            colors: likewise.
-            width: channels after the first convolution; each of three more levels adds as many.
-            pretrained: safetensors with the names in its header; null for fresh weights.
+            kinds: names in the order of the logits; with `pretrained`, they come from the weight file.
+            colors: names of colours, in the same way.
+            width: channels after the first convolution; each of the three further levels adds this number.
+            pretrained: safetensors file with the names in its header; null for untrained weights.
         """
 
         kinds: list[str] = field(default_factory=list)
@@ -54,7 +54,9 @@ class ViewClassifier(nn.Module):
         if config.pretrained:
             self.kinds, self.colors = read_labels(config.pretrained)
         if not self.kinds or not self.colors:
-            raise ConfigError("classifier needs the names of kinds and colors, or a pretrained file that holds them")
+            raise ConfigError(
+                "classifier.kinds or classifier.colors is empty; set both, or classifier.pretrained to a file with them"
+            )
         widths = [config.width * level for level in (1, 2, 3, 4)]
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 5, stride=2, padding=2)]
         for before, after in zip(widths, [*widths[1:], widths[-1]], strict=True):
@@ -66,12 +68,12 @@ class ViewClassifier(nn.Module):
             load_strict(self, config.pretrained, option="classifier.pretrained")
 
     def forward(self, images_B3HW: Tensor) -> ViewLogits:
-        """Logits of images in [0, 1], at least 32 pixels wide."""
+        """Classify images in [0, 1] that are at least 32 pixels wide."""
         features_BC = self.features(images_B3HW * 2 - 1).mean(dim=(2, 3))
         return ViewLogits(kind=self.kind(features_BC), color=self.color(features_BC))
 
     def metadata(self) -> dict[str, str]:
-        """What the header of the weight file keeps: the names of kinds and colours."""
+        """Names of kinds and colours, for the header of the weight file."""
         return {"kinds": json.dumps(self.kinds), "colors": json.dumps(self.colors)}
 
 
@@ -79,9 +81,12 @@ def read_labels(path: str | Path) -> tuple[list[str], list[str]]:
     """Names of kinds and colours from the header of a classifier's weight file.
 
     Raises:
-        DataError: the file is missing or holds no names.
+        DataError: the file is missing or has no names.
     """
     header = read_metadata(path, option="classifier.pretrained")
     if "kinds" not in header or "colors" not in header:
-        raise DataError(f"classifier.pretrained={path} is no classifier: its header names no kinds and colors")
+        raise DataError(
+            f"classifier.pretrained={path} is not a classifier, its header has no kinds and colors; "
+            "name a file from configs/mini/classifier.yaml"
+        )
     return json.loads(header["kinds"]), json.loads(header["colors"])

@@ -1,4 +1,4 @@
-"""open_clip's model and tokenizer, in our sizes. Only models/embedder.py builds on them."""
+"""The model and tokenizer of open_clip, with sizes of our own. Only models/embedder.py uses this module."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-MEAN, STD = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD  # of pixels in [0, 1]
-NUM_BYTE_TOKENS = 512  # every byte, inside a word and at its end
+MEAN, STD = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD  # for pixels in [0, 1]
+NUM_BYTE_TOKENS = 512  # two tokens per byte: inside a word and at its end
 NUM_SPECIAL_TOKENS = 2  # start and end of text
 
 
@@ -28,17 +28,17 @@ def known_archs() -> list[str]:
 
 
 def sizes_of(arch: str) -> dict[str, Any]:
-    """What open_clip says of an architecture, as `build_clip` takes it."""
+    """The configuration of an open_clip architecture, for `build_clip`."""
     return open_clip.get_model_config(arch)
 
 
 def vocab_size(num_merges: int) -> int:
-    """Of a tokenizer with so many merges."""
+    """Vocabulary size of a tokenizer with this number of merges."""
     return NUM_BYTE_TOKENS + num_merges + NUM_SPECIAL_TOKENS
 
 
 def build_clip(sizes: dict[str, Any], *, pretrained: str | None) -> open_clip.CLIP:
-    """An open_clip model; with a weight file its (long) random initialisation is skipped."""
+    """An open_clip model. Its slow random initialisation is skipped if there is a weight file."""
     sizes = {key: sizes[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in sizes}
     try:
         if not pretrained:
@@ -49,7 +49,9 @@ def build_clip(sizes: dict[str, Any], *, pretrained: str | None) -> open_clip.CL
     except TypeError as err:
         raise ConfigError(f"embedder.model_cfg does not describe an open_clip model: {err}") from err
     length = model.context_length
-    model.attn_mask = torch.full((length, length), float("-inf")).triu_(1)  # causal; not part of weight files
+    model.attn_mask = torch.full((length, length), float("-inf")).triu_(
+        1
+    )  # the causal mask, which is not part of weight files
     load_state(model, state, source=f"embedder.pretrained={pretrained}")
     return model
 
@@ -57,7 +59,7 @@ def build_clip(sizes: dict[str, Any], *, pretrained: str | None) -> open_clip.CL
 class ShortTokenizer(SimpleTokenizer):
     """open_clip's byte-pair tokenizer with only its first merges.
 
-    Merges are ordered by how common they are, and all bytes are in the vocabulary, so any text encodes.
+    Merges are ordered by frequency, and all bytes are in the vocabulary, so any text can be encoded.
     """
 
     def __init__(self, *, num_merges: int | None, context_length: int) -> None:
@@ -66,7 +68,9 @@ class ShortTokenizer(SimpleTokenizer):
             return
         merges = list(self.bpe_ranks)[:num_merges]
         if len(merges) < num_merges:
-            raise ConfigError(f"embedder.num_merges={num_merges} is more than the {len(merges)} that there are")
+            raise ConfigError(
+                f"embedder.num_merges={num_merges} must be at most {len(merges)}, the number of merges of open_clip"
+            )
         byte_tokens = list(bytes_to_unicode().values())
         words = [*byte_tokens, *(token + "</w>" for token in byte_tokens), *("".join(pair) for pair in merges)]
         special = list(self.cache)
@@ -78,13 +82,13 @@ class ShortTokenizer(SimpleTokenizer):
         self.sot_token_id, self.eot_token_id = self.all_special_ids
 
     def ids(self, prompts: Sequence[str]) -> Tensor:
-        """(B, L) int64: start, words, end, zeros; a prompt that is too long keeps its beginning."""
+        """(B, L) int64: start, words, end, zeros. A prompt that is too long is cut at its end."""
         ids_BL = torch.zeros(len(prompts), self.context_length, dtype=torch.long)
         room = self.context_length - NUM_SPECIAL_TOKENS
         for row, prompt in zip(ids_BL, prompts, strict=True):
             tokens = self.encode(prompt)
             if len(tokens) > room:
-                log.warning("prompt %r... has %d tokens; only the first %d count", prompt[:40], len(tokens), room)
+                log.warning("prompt %r... has %d tokens; only the first %d are used", prompt[:40], len(tokens), room)
             tokens = [self.sot_token_id, *tokens[:room], self.eot_token_id]
             row[: len(tokens)] = torch.tensor(tokens)
         return ids_BL

@@ -1,6 +1,6 @@
-"""The diffusion process: noise schedule, what the network predicts, and the training loss.
+"""The diffusion process: noise schedule, prediction targets and training loss.
 
-Sampling lives in pipelines/sampling/sampler.py; it asks this object only for the betas and for x0.
+Sampling is in pipelines/sampling/sampler.py; it uses only the betas and x0 of this class.
 
 Letters: B batch, T timesteps.
 """
@@ -19,14 +19,14 @@ from utils.registry import DIFFUSION
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleParam:
-    """Options of the beta schedules; each schedule reads its own.
+    """Options of the beta schedules; each schedule uses some of them.
 
     Attributes:
-        num_timesteps: T.
+        num_timesteps: T, the number of timesteps.
         init_beta: first beta of linear_sd.
         last_beta: last beta of linear_sd.
         cosine_s: offset of the cosine schedule.
-        zero_terminal_snr: rescale so that the last step is pure noise (arXiv:2305.08891).
+        zero_terminal_snr: rescale the schedule so that the last step is pure noise (arXiv:2305.08891).
     """
 
     num_timesteps: int = 1000
@@ -37,7 +37,7 @@ class ScheduleParam:
 
 
 def make_betas(schedule: str, param: ScheduleParam) -> Tensor:
-    """The betas of a named schedule: (T,) float64.
+    """Compute the betas of a schedule: (T,) float64.
 
     Raises:
         ConfigError: the name is unknown.
@@ -46,7 +46,7 @@ def make_betas(schedule: str, param: ScheduleParam) -> Tensor:
     if schedule == "linear_sd":
         betas_T = torch.linspace(param.init_beta**0.5, param.last_beta**0.5, T, dtype=torch.float64) ** 2
     elif schedule == "cosine":
-        # arXiv:2102.09672, eq. 17; betas are clamped at 0.999.
+        # arXiv:2102.09672, eq. 17; betas are clamped to 0.999.
         u = torch.arange(T + 1, dtype=torch.float64) / T
         alpha_bar = torch.cos((u + param.cosine_s) / (1 + param.cosine_s) * math.pi / 2) ** 2
         betas_T = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
@@ -56,7 +56,7 @@ def make_betas(schedule: str, param: ScheduleParam) -> Tensor:
 
 
 def rescale_to_zero_terminal_snr(betas_T: Tensor) -> Tensor:
-    """Shift and scale sqrt(alpha_bar) so that it ends at zero and keeps its start (arXiv:2305.08891, algorithm 1)."""
+    """Shift and scale sqrt(alpha_bar) so that its end is zero and its start is unchanged (arXiv:2305.08891, alg. 1)."""
     root_T = (1 - betas_T).cumprod(0).sqrt()
     first, last = root_T[0].clone(), root_T[-1].clone()
     alpha_bar_T = ((root_T - last) * first / (first - last)) ** 2
@@ -66,7 +66,7 @@ def rescale_to_zero_terminal_snr(betas_T: Tensor) -> Tensor:
 
 @DIFFUSION.register
 class DiffusionDDIM:
-    """A Gaussian diffusion with epsilon or v prediction."""
+    """A Gaussian diffusion process with epsilon or v prediction."""
 
     retired_keys = {"ddim_timesteps": "use sampler.num_steps"}
 
@@ -77,10 +77,10 @@ class DiffusionDDIM:
         Attributes:
             schedule: linear_sd or cosine.
             schedule_param: see ScheduleParam.
-            mean_type: what the network predicts, eps or v.
-            loss_type: mse.
-            var_type: variance of the stochastic sampler; DDIM at eta 0 has none.
-            noise_strength: offset noise in training.
+            mean_type: prediction of the network, eps or v.
+            loss_type: only mse.
+            var_type: variance of the stochastic sampler; not used by DDIM with eta 0.
+            noise_strength: strength of the offset noise in training.
         """
 
         schedule: str = "linear_sd"
@@ -105,12 +105,12 @@ class DiffusionDDIM:
         self.num_timesteps = len(self.betas)
 
     def _signal_and_noise(self, t_B: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at t, shaped to multiply `like`."""
+        """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at t, in a shape that multiplies `like`."""
         alpha_bar = self.alpha_bar.to(t_B.device)[t_B].view(-1, *[1] * (like.dim() - 1))
         return alpha_bar.sqrt().to(like.dtype), (1 - alpha_bar).sqrt().to(like.dtype)
 
     def make_noise(self, like: Tensor, *, generator: Generator | None = None) -> Tensor:
-        """Training noise like `like` (B, C, V, H, W): normal, plus one value per sample, channel and view."""
+        """Training noise in the shape of `like` (B, C, V, H, W): normal, plus an offset per sample, channel, view."""
         noise = torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
         if self.config.noise_strength:
             shape = (*like.shape[:3], 1, 1)
@@ -119,28 +119,28 @@ class DiffusionDDIM:
         return noise
 
     def add_noise(self, x0: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
-        """x_t, the latents at timestep t."""
+        """The noisy latents x_t at timestep t."""
         signal, sigma = self._signal_and_noise(t_B, x0)
         return signal * x0 + sigma * noise
 
     def training_target(self, x0: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
-        """What the network must predict at x_t."""
+        """The training target of the network at x_t."""
         if self.config.mean_type == "eps":
             return noise
         signal, sigma = self._signal_and_noise(t_B, x0)
         return signal * noise - sigma * x0
 
     def loss(self, prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Squared error, mean over everything but the batch, then over the batch.
+        """Mean squared error: the mean per sample, then over the batch.
 
         Args:
-            weights: of the squared errors, of a shape that broadcasts to them.
+            weights: factors of the squared errors, in a shape that broadcasts to them.
         """
         errors = (prediction.float() - target.float()).square()
         return (errors if weights is None else errors * weights).flatten(1).mean(1).mean()
 
     def to_x0(self, prediction: Tensor, x_t: Tensor, t_B: Tensor) -> Tensor:
-        """The x0 that a prediction at x_t implies."""
+        """Convert a prediction at x_t to x0."""
         signal, sigma = self._signal_and_noise(t_B, x_t)
         if self.config.mean_type == "eps":
             return (x_t - sigma * prediction) / signal

@@ -1,4 +1,4 @@
-"""The text and image encoder: an open_clip model, published or of our own small size.
+"""The text and image encoder: an open_clip model, the published one or a small one of our own.
 
 Letters: B batch, L tokens, C channels, H W pixels.
 """
@@ -16,17 +16,17 @@ from torch.nn import functional
 from utils.errors import ConfigError
 from utils.registry import EMBEDDER, nearest
 
-# models/clip.py waits until an encoder is built: importing open_clip takes longer than the rest of the program.
+# models/clip.py is imported when an encoder is built, because importing open_clip takes longer than all other imports.
 PUBLISHED_ARCH = "ViT-H-14"
 
 
 class Embeddings(NamedTuple):
-    """What the encoder makes of images and texts, in the published order.
+    """Output of the encoder for images and texts, in the published order.
 
     Attributes:
         image: (B, C) image embedding, or None.
-        text: (B, C) text embedding: the end-of-text token projected, or None.
-        words: (B, L, width) hidden state of every token after the final norm, or None.
+        text: (B, C) text embedding (the projected end-of-text token), or None.
+        words: (B, L, width) hidden states of all tokens after the final norm, or None.
     """
 
     image: Tensor | None
@@ -36,20 +36,20 @@ class Embeddings(NamedTuple):
 
 @EMBEDDER.register
 class FrozenOpenCLIPTtxtVisualEmbedder(nn.Module):
-    """Prompts and images to embeddings. `.model` is the open_clip model; its state dict has the published names."""
+    """Embeds prompts and images. `.model` is the open_clip model; its state dict has the published names."""
 
-    retired_keys: ClassVar[dict[str, str]] = {"vit_resolution": "the architecture knows the size of its images"}
+    retired_keys: ClassVar[dict[str, str]] = {"vit_resolution": "the architecture sets the size of the images"}
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """
         Attributes:
             arch: an open_clip architecture name; `model_cfg` replaces it.
-            layer: `penultimate`: words leave before the last text block, as published; `last`: after it.
-            pretrained: weight file (open_clip_pytorch_model.bin or safetensors); null for fresh weights.
-            model_cfg: sizes of an own architecture: embed_dim, vision_cfg, text_cfg of open_clip.
-            num_merges: keep only the first so many merges of the tokenizer, for a small vocabulary (any text still
-                encodes, in more tokens); null keeps all of them.
+            layer: `penultimate`: words are taken before the last text block, as published; `last`: after it.
+            pretrained: weight file (open_clip_pytorch_model.bin or safetensors); null for untrained weights.
+            model_cfg: sizes of an architecture of our own: embed_dim, vision_cfg, text_cfg of open_clip.
+            num_merges: use only this number of merges of the tokenizer, for a small vocabulary (any text can still be
+                encoded, with more tokens); null: all merges.
         """
 
         arch: str = PUBLISHED_ARCH
@@ -64,7 +64,9 @@ class FrozenOpenCLIPTtxtVisualEmbedder(nn.Module):
             if self.num_merges is not None and self.num_merges < 0:
                 raise ConfigError(f"num_merges must be >= 0, got {self.num_merges}")
             if self.num_merges is not None and not self.model_cfg:
-                raise ConfigError("num_merges changes the vocabulary and needs an own architecture (model_cfg)")
+                raise ConfigError(
+                    f"num_merges={self.num_merges} changes the vocabulary; set model_cfg too, or num_merges=null"
+                )
             if not self.model_cfg and self.arch != PUBLISHED_ARCH:
                 from models.clip import known_archs
 
@@ -72,7 +74,7 @@ class FrozenOpenCLIPTtxtVisualEmbedder(nn.Module):
                     raise ConfigError(f"arch={self.arch} is unknown to open_clip{nearest(self.arch, known_archs())}")
             missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(self.model_cfg)
             if self.model_cfg and missing:
-                raise ConfigError(f"model_cfg lacks {', '.join(sorted(missing))}")
+                raise ConfigError(f"model_cfg has no {', '.join(sorted(missing))}; add it")
 
     def __init__(self, config: Config) -> None:
         from models import clip
@@ -95,24 +97,21 @@ class FrozenOpenCLIPTtxtVisualEmbedder(nn.Module):
 
     @property
     def width(self) -> int:
-        """Channels of a word."""
         return self.model.ln_final.weight.shape[0]
 
     @property
     def image_width(self) -> int:
-        """Channels of an image embedding."""
         return self.model.visual.output_dim
 
     @property
     def context_length(self) -> int:
-        """L, tokens of a text."""
         return self.model.context_length
 
     def forward(self, image: Tensor | None = None, text: Sequence[str] | None = None) -> Embeddings:
         """Embed normalised images and texts.
 
         Args:
-            image: (B, 3, H, W) at the architecture's size, normalised as CLIP's images are.
+            image: (B, 3, H, W) in the size of the architecture, normalised like the images of CLIP.
             text: B prompts.
         """
         image_BC = None if image is None else self.model.encode_image(image)
@@ -120,15 +119,15 @@ class FrozenOpenCLIPTtxtVisualEmbedder(nn.Module):
         return Embeddings(image=image_BC, text=text_BC, words=words_BLC)
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts to words_BLC, on the model's device."""
+        """Encode prompts to words_BLC, on the device of the model."""
         return self.embed_tokens(self.tokenize(prompts))[1]
 
     def encode_image(self, images_B3HW: Tensor) -> Tensor:
-        """Images in [0, 1] of any size to embeddings (B, C); resized and normalised inside."""
+        """Embed images in [0, 1] of any size to (B, C)."""
         return self.model.encode_image(self.preprocess(images_B3HW))
 
     def preprocess(self, images_B3HW: Tensor) -> Tensor:
-        """Images in [0, 1] brought to the architecture's size and normalised as CLIP's images are."""
+        """Resize images in [0, 1] to the size of the architecture and normalise them like CLIP."""
         size = self.model.visual.image_size
         size = (size, size) if isinstance(size, int) else tuple(size)
         if tuple(images_B3HW.shape[-2:]) != size:
@@ -137,31 +136,31 @@ class FrozenOpenCLIPTtxtVisualEmbedder(nn.Module):
         return (images_B3HW - mean) / std
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token numbers (B, L) on the model's device; what does not fit is cut off with a warning."""
+        """Token numbers (B, L) on the device of the model; a prompt that is too long is cut, with a warning."""
         return self.tokenizer.ids(prompts).to(self.model.token_embedding.weight.device)
 
     def forget_images(self) -> None:
-        """Give the memory of the image encoder back, two thirds of the published weights; it embeds text only then."""
+        """Free the image encoder (two thirds of the published weights); afterwards only text can be embedded."""
         self.model.visual = _NoImages(self.model.visual.output_dim)
 
     def embed_tokens(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Token numbers to (text_BC, words_BLC)."""
+        """Encode token numbers to (text_BC, words_BLC)."""
         model = self.model
         hidden_BLC = model.token_embedding(ids_BL) + model.positional_embedding
         for block in model.transformer.resblocks[: self.num_blocks]:
             hidden_BLC = block(hidden_BLC, attn_mask=model.attn_mask)
         words_BLC = model.ln_final(hidden_BLC)
-        end_of_text_B = ids_BL.argmax(dim=-1)  # the end token has the largest number
+        end_of_text_B = ids_BL.argmax(dim=-1)  # the end token has the largest token number
         text_BC = words_BLC[torch.arange(len(ids_BL), device=ids_BL.device), end_of_text_B] @ model.text_projection
         return text_BC, words_BLC
 
 
 class _NoImages(nn.Module):
-    """Stands where the image encoder was."""
+    """Replaces the image encoder after `forget_images`."""
 
     def __init__(self, output_dim: int) -> None:
         super().__init__()
         self.output_dim = output_dim
 
     def forward(self, *_images: Tensor, **_options: Any) -> Tensor:
-        raise RuntimeError("this encoder embeds text only: forget_images was called")
+        raise RuntimeError("this encoder embeds only text, because forget_images was called")

@@ -1,7 +1,7 @@
-"""Low-rank additions to a network's linear layers (LoRA, arXiv:2106.09685), through peft.
+"""Low-rank additions to the linear layers of a network (LoRA, arXiv:2106.09685), with peft.
 
-A file holds the two factors of each layer, `NAME.lora_A.weight` and `NAME.lora_B.weight`, and nothing else: their
-product is what is added, whatever scale the training used.
+A file contains the two factors of each layer, `NAME.lora_A.weight` and `NAME.lora_B.weight`. Their product is added to
+the weight; the scale of the training is already inside.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.weights import check_tensors, read_weights
 from utils.errors import ConfigError, DataError
 
-# Elsewhere peft waits until factors are there: it brings transformers along, which takes seconds.
+# peft is imported only when factors are used, because it imports transformers, which takes seconds.
 if TYPE_CHECKING:
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FACTORS = ("lora_A", "lora_B")
-# Not what inherits from them, and no 1D convolutions: the UNet uses the weights of those without calling the layers.
+# No subclasses and no 1D convolutions, because the UNet uses the weights of those without calling the layers.
 KINDS = (nn.Linear, nn.Conv2d)
 
 
 def add_lora(network: nn.Module, *, rank: int, alpha: float, targets: Sequence[str]) -> None:
-    """Put trainable factors beside some layers, in place, and freeze the rest. They begin as an addition of 0.
+    """Add trainable factors to some layers, in place, and freeze everything else. At first the addition is 0.
 
     Args:
-        rank: inner width of the factors.
+        rank: inner dimension of the factors.
         alpha: the product is multiplied by alpha / rank.
-        targets: ends of the names of linear layers and 2D convolutions.
+        targets: name endings of linear layers and 2D convolutions.
 
     Raises:
-        ConfigError: no such layer has one of the names.
+        ConfigError: no layer has one of the names.
     """
     from peft import inject_adapter_in_model
 
@@ -47,14 +47,15 @@ def add_lora(network: nn.Module, *, rank: int, alpha: float, targets: Sequence[s
         found = {name for name in layers if name == target or name.endswith(f".{target}")}
         if not found:
             raise ConfigError(
-                f"lora.targets: no linear layer or 2D convolution of {type(network).__name__} is called {target}"
+                f"lora.targets: no linear layer or 2D convolution of {type(network).__name__} is called {target}; "
+                "use names such as to_q"
             )
         chosen |= found
     inject_adapter_in_model(_config(rank, sorted(chosen), alpha=alpha), network)
 
 
 def lora_state(network: nn.Module) -> dict[str, Tensor]:
-    """The factors, with the scale of training inside."""
+    """The factors, multiplied by the scale of the training."""
     from peft import get_peft_model_state_dict
 
     scales = {name: layer.scaling["default"] for name, layer in _layers(network)}
@@ -65,10 +66,10 @@ def lora_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def merge_lora(network: nn.Module, path: str | Path, *, weight: float) -> int | None:
-    """Add what a file of factors says to the weights of a network, in place.
+    """Add the product of the factors in a file to the weights of a network, in place.
 
     Args:
-        weight: by which the addition is multiplied; 1 is as trained.
+        weight: factor of the addition; 1 is the trained strength.
 
     Returns:
         The step of the file, if it is known.
@@ -82,7 +83,7 @@ def merge_lora(network: nn.Module, path: str | Path, *, weight: float) -> int | 
     layers = {key.rpartition(f".{factor}.")[0] for key in weights.state for factor in FACTORS if f".{factor}." in key}
     unknown = sorted(layers - {name for name, _ in network.named_modules()})
     if not layers or unknown:
-        reason = f"it has no layer {unknown[0]}" if unknown else "the file holds no lora_A and lora_B"
+        reason = f"the network has no layer {unknown[0]}" if unknown else "the file has no lora_A and lora_B"
         raise DataError(f"lora.path={path} does not fit {type(network).__name__}: {reason}")
     rank = len(next(value for key, value in weights.state.items() if ".lora_A." in key))
     inject_adapter_in_model(_config(rank, sorted(layers), alpha=rank), network)

@@ -1,6 +1,6 @@
-"""LPIPS (arXiv:1801.03924) by torchmetrics, as a metric and as a loss: with its real weights or not at all.
+"""LPIPS (arXiv:1801.03924) from torchmetrics, as a metric and as a loss, with its published weights.
 
-The weights are looked for in torch's cache. Nothing is downloaded. Letters: V views, F images, C channels, H W pixels.
+The weights must be in torch's cache. Nothing is downloaded. Letters: V views, F images, C channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-# In order of preference: the network of the LGM and NeRF literature first.
+# In order of preference; the first is the network in the LGM and NeRF literature.
 LPIPS_NETWORKS = {"vgg": "VGG16_Weights", "alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights"}
 LOSS_SIZE = 256
 
 
 class Lpips(nn.Module):
-    """Distance of each image to its true one, (F,); gradients pass.
+    """Distance of each image to its true image, (F,); differentiable.
 
     Args:
         network: vgg, alex or squeeze; its weights must be in torch's cache.
@@ -33,7 +33,7 @@ class Lpips(nn.Module):
 
         super().__init__()
         self.network = network
-        # The metric itself keeps one mean over everything that it has seen.
+        # The metric of torchmetrics keeps one mean over all images, so its network is called directly.
         self.net = LearnedPerceptualImagePatchSimilarity(net_type=network, normalize=True).net.requires_grad_(False)
 
     def forward(self, images_FCHW: Tensor, true_FCHW: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class Lpips(nn.Module):
 
 
 class PerceptualLoss(nn.Module):
-    """Mean LPIPS of images in [0, 1], compared at 256 x 256 at most."""
+    """Mean LPIPS of images in [0, 1], compared with at most 256 x 256 pixels."""
 
     def __init__(self, lpips: nn.Module) -> None:
         super().__init__()
@@ -58,38 +58,40 @@ class PerceptualLoss(nn.Module):
 
 
 def load_perceptual_loss(device: torch.device, *, option: str = "objective.lambda_lpips") -> PerceptualLoss:
-    """The loss with VGG-16.
+    """The LPIPS loss with VGG-16.
 
     Raises:
-        ConfigError: its weights are not in torch's cache.
+        ConfigError: the weights of VGG-16 are not in torch's cache.
     """
     file = weight_file("vgg")
     if not file.is_file():
         raise ConfigError(
-            f"{option} is not 0, but the weights of LPIPS are missing: put {weight_url('vgg')} into {file.parent}"
+            f"{option} is not 0, but the weights of LPIPS are missing; put {weight_url('vgg')} into {file.parent}"
         )
     return PerceptualLoss(Lpips("vgg")).to(device).eval()
 
 
 def find_lpips(*, device: torch.device) -> Lpips | None:
-    """LPIPS on the first of LPIPS_NETWORKS that has its weights; None, and a warning, where none has."""
+    """LPIPS with the first of LPIPS_NETWORKS whose weights exist; if there is none, a warning and None."""
     for network in LPIPS_NETWORKS:
         if weight_file(network).is_file():
             return Lpips(network).to(device).eval()
     names = [weight_file(network).name for network in LPIPS_NETWORKS]
     log.warning(
-        "LPIPS stays empty: none of %s is in %s; put one there, from torchvision", names, weight_file("vgg").parent
+        "LPIPS is not measured, because none of %s is in %s; put one of these files of torchvision there",
+        names,
+        weight_file("vgg").parent,
     )
     return None
 
 
 def weight_url(network: str) -> str:
-    """Where torchvision publishes the weights of a network."""
+    """URL of the weights of a network at torchvision."""
     import torchvision.models
 
     return getattr(torchvision.models, LPIPS_NETWORKS[network]).DEFAULT.url
 
 
 def weight_file(network: str) -> Path:
-    """Where torch's cache keeps them."""
+    """Path of the weights of a network in torch's cache."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(weight_url(network)).name

@@ -1,4 +1,4 @@
-"""Untrained weights under which signals keep their size: to measure a machine, or to try a configuration."""
+"""Untrained weights that keep activations bounded, to measure a machine or to try a configuration."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from models.gaussians.lgm import FIRST_GUESS, LGM
 
 
 def random_value(name: str, like: Tensor, *, generator: torch.Generator) -> Tensor:
-    """A parameter: matrices of deviation 0.7 / sqrt(fan in), gains near one, on the generator's device.
+    """A random parameter on the generator's device: matrices with deviation 0.7 / sqrt(fan in), gains near one.
 
-    The deviation keeps activations of residual networks bounded; nothing is left at zero.
+    The deviation keeps activations of residual networks bounded. No parameter is zero.
     """
     scale = 0.7 / like[0].numel() ** 0.5 if like.dim() > 1 else 0.1
     value = torch.randn(like.shape, generator=generator, device=generator.device) * scale
@@ -21,7 +21,7 @@ def random_value(name: str, like: Tensor, *, generator: torch.Generator) -> Tens
 def random_state(module: nn.Module, *, seed: int) -> dict[str, Tensor]:
     """A float32 state dict of the module's names and shapes, on the CPU; the module may be on the meta device.
 
-    Gaussians of a head are about as large as those of a trained one, for rendering to cost as much.
+    The Gaussians of a head get about the size of trained ones, so that rendering takes the same time.
     """
     generator = torch.Generator().manual_seed(seed)
     state = {name: random_value(name, like, generator=generator) for name, like in module.state_dict().items()}
@@ -32,9 +32,9 @@ def random_state(module: nn.Module, *, seed: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def fill_randomly(module: nn.Module, *, seed: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Give a module of the meta device memory and random values where it shall be, without files or copies.
+    """Give a module on the meta device memory and random values on its final device, without files or copies.
 
-    Whatever the dtype, the values are those of float32, rounded.
+    In every dtype the values are those of float32, rounded.
 
     Returns:
         The module.

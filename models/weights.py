@@ -1,7 +1,7 @@
-"""The only place that reads or writes weight files.
+"""Reads and writes weight files. No other module does.
 
-Published files are pickles (`.pth`, `.bin`): only tensors are taken from them, no code is ever run. Our own files are
-safetensors. Whatever the format, a file loads whole and strictly or not at all, and says in one line why.
+Published files are pickles (`.pth`, `.bin`); only tensors are read from them, and code in them is never run. Our own
+files are safetensors. A file must match the network exactly; otherwise nothing is loaded, and the error is one line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
 
 HEAD_PREFIX = "lgm_big."
-STARTS = (b"PK", b"\x80")  # of what torch.save writes: an archive, long ago a pickle
+STARTS = (b"PK", b"\x80")  # of files of torch.save: an archive, or in old versions a pickle
 SLICE_NAME = re.compile(r"(ema_\d+_rank)(\d+)\.pth")
 WHERE_FROM = (
     "the authors of VideoMV (arXiv:2403.12010) link the published weights from their project page; {config} needs none"
@@ -37,12 +37,12 @@ WHERE_FROM = (
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What a weight file holds.
+    """Contents of a weight file.
 
     Attributes:
         state: tensors by parameter name, on the CPU.
-        head: those of the Gaussian head that was tuned along, without their prefix; empty when there is none.
-        step: the training step at which the file was written; None when neither content nor name says so.
+        head: tensors of a Gaussian head in the same file, without their prefix; empty if there is none.
+        step: training step at which the file was written; None if neither content nor name has it.
     """
 
     state: dict[str, Tensor]
@@ -54,12 +54,11 @@ def read_weights(path: str | Path, *, option: str) -> Weights:
     """Read a `.pth`, `.bin` or `.safetensors` file.
 
     Args:
-        path: the file; of a moving average that the original wrote in slices, `ema_XXXXXXXX_rankXXXX.pth`, any one.
-        option: the setting that named it, for the error message.
+        path: the file; for a moving average in slices (`ema_XXXXXXXX_rankXXXX.pth`), any one of them.
+        option: the setting that names the file, for the error message.
 
     Raises:
-        DataError: the file is missing, cut off, carries code, or holds something else than tensors; or slices are
-            missing or overlap.
+        DataError: the file is missing or truncated, contains code or no tensors; or slices are missing or overlap.
     """
     path = Path(path)
     content, step = _read_content(path, option=option)
@@ -68,8 +67,8 @@ def read_weights(path: str | Path, *, option: str) -> Weights:
         twice = sorted(content.keys() & part.keys())
         if twice:
             raise DataError(
-                f"{option}={path}: {len(twice)} keys of {other.name} are in another of its slices too (first: "
-                f"{twice[0]}); leave only slices of one training in the folder"
+                f"{option}={path}: {len(twice)} keys of {other.name} are also in another slice (first: "
+                f"{twice[0]}); keep only slices of one training in the folder"
             )
         content |= part
     head = {key.removeprefix(HEAD_PREFIX): value for key, value in content.items() if key.startswith(HEAD_PREFIX)}
@@ -78,14 +77,14 @@ def read_weights(path: str | Path, *, option: str) -> Weights:
 
 
 def check_files(paths: Mapping[str, str | None], *, config: str) -> None:
-    """Refuse weight files that are not there, all of them in one line, or no files; none is read.
+    """Check that weight files exist, without reading them; one error message lists all that are missing.
 
     Args:
-        paths: by the setting that names each; None and "" are left out.
+        paths: from the setting to the file that it names; None and "" are ignored.
         config: a configuration that needs no published weights, for the error message.
 
     Raises:
-        DataError: see above.
+        DataError: a file is missing or is not a file.
     """
     named = {option: Path(path) for option, path in paths.items() if path}
     missing = [f"{option}={path}" for option, path in named.items() if not path.exists()]
@@ -97,19 +96,19 @@ def check_files(paths: Mapping[str, str | None], *, config: str) -> None:
 
 
 def _read_content(path: Path, *, option: str) -> tuple[dict[str, Tensor], int | None]:
-    """Tensors by name, and the step if the file says it."""
+    """Tensors by name, and the step if the file has one."""
     _check_file(path, option=option)
     if path.suffix == ".safetensors":
         content, step = _read_safetensors(path, option=option)
     else:
         content, step = _split_step(_read_pickle(path, option=option))
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise DataError(f"{option}={path} holds no state dict of tensors; expected a file of the published layout")
+        raise DataError(f"{option}={path} contains no state dict of tensors; use a file in the published layout")
     return content, step
 
 
 def _other_slices(path: Path, *, option: str) -> list[Path]:
-    """The files beside a slice that make it whole: in the original each process wrote its share of the keys."""
+    """The other slices of a slice: in the original each process wrote a part of the keys."""
     own = SLICE_NAME.fullmatch(path.name)
     if not own:
         return []
@@ -118,7 +117,7 @@ def _other_slices(path: Path, *, option: str) -> list[Path]:
     missing = sorted(set(range(max(slices))) - slices.keys())
     if missing:
         raise DataError(
-            f"{option}={path} is a slice of a moving average, and the one of rank {missing[0]} is not beside it "
+            f"{option}={path} is a slice of a moving average, but the slice of rank {missing[0]} is not in its folder "
             f"({len(missing)} missing); put the slices of all processes into one folder"
         )
     return [file for rank, file in sorted(slices.items()) if rank != int(own[2])]
@@ -127,18 +126,18 @@ def _other_slices(path: Path, *, option: str) -> list[Path]:
 def load_strict(
     module: nn.Module, path: str | Path, *, option: str, prefix: str = "", new_parts: Sequence[str] = ()
 ) -> int | None:
-    """Load a whole file into a module.
+    """Load a complete file into a module.
 
     Args:
-        option: the setting that named the file.
-        prefix: when keys of the file begin so, only these are taken, without the prefix.
-        new_parts: members of the module that the file may lack altogether; they keep their values then.
+        option: the setting that names the file, for the error message.
+        prefix: if keys of the file begin with it, only these are used, without the prefix.
+        new_parts: members of the module that may be missing in the file; then they keep their values.
 
     Returns:
         The step of the file, if it is known.
 
     Raises:
-        DataError: the file cannot be read, or its names or shapes are not exactly the module's.
+        DataError: the file cannot be read, or its names or shapes differ from those of the module.
     """
     weights = read_weights(path, option=option)
     state = weights.state
@@ -148,25 +147,25 @@ def load_strict(
         if not any(key.startswith(f"{part}.") for key in state):
             fresh = {key: value for key, value in module.state_dict().items() if key.startswith(f"{part}.")}
             if fresh:
-                log.info("%s is not in %s and starts fresh", part, path)
+                log.info("%s is not in %s, so it starts untrained", part, path)
             state = {**state, **fresh}
     load_state(module, state, source=f"{option}={path}")
     return weights.step
 
 
 def load_head(module: nn.Module, path: str | Path, *, option: str) -> int | None:
-    """Load the Gaussian head from its own file, or from one of a generator that holds it under HEAD_PREFIX.
+    """Load the Gaussian head from its own file, or from a generator file that contains it under HEAD_PREFIX.
 
     Returns:
         The step of the file, if it is known.
 
     Raises:
-        DataError: see `load_strict`; or a generator's file holds no head.
+        DataError: as in `load_strict`; or a generator file contains no head.
     """
     weights = read_weights(path, option=option)
     if not weights.head and not any(key.startswith("conv.") for key in weights.state):
         raise DataError(
-            f"{option}={path} holds no Gaussian head (no {HEAD_PREFIX}*); name its own file, model.safetensors"
+            f"{option}={path} contains no Gaussian head (no {HEAD_PREFIX}*); name its own file, model.safetensors"
         )
     load_state(module, weights.head or weights.state, source=f"{option}={path}")
     return weights.step
@@ -175,14 +174,14 @@ def load_head(module: nn.Module, path: str | Path, *, option: str) -> int | None
 def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
     """Load tensors into a module after comparing every name and shape.
 
-    A module on the meta device takes the tensors themselves, in its own precision: those of a file are read when they
-    are used, and copying 10 GB of them first would double the time of a start. `placed` brings them to where they work.
+    A module on the meta device keeps the tensors themselves, in its own precision. Tensors of a file are read when they
+    are used; copying 10 GB of them first would double the time of a start. `placed` moves them to their device.
 
     Args:
-        source: where the tensors come from, as the error message should call it.
+        source: origin of the tensors, for the error message.
 
     Raises:
-        DataError: one line with the counts and the first missing, unexpected and misshapen key.
+        DataError: keys are missing, unexpected or of another shape; the message has their number and the first.
     """
     own = module.state_dict()
     check_tensors(state, own, source=source, owner=type(module).__name__)
@@ -193,10 +192,10 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -
 
 
 def placed(module: Module, device: torch.device, dtype: torch.dtype | None = None) -> Module:
-    """Bring a module to a device, in place, tensor by tensor; nothing stays in the mapped memory of a file.
+    """Move a module to a device, in place, tensor by tensor, out of the mapped memory of a file.
 
     Args:
-        dtype: of floating-point tensors; None keeps theirs.
+        dtype: new dtype of floating-point tensors; None keeps their dtype.
     """
     for tensor in (*module.parameters(), *module.buffers()):
         floating = tensor.is_floating_point()
@@ -208,11 +207,11 @@ def check_tensors(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, sou
     """Compare names and shapes.
 
     Args:
-        own: what is to be filled.
-        source, owner: what error messages call the two.
+        own: tensors of the module.
+        source, owner: names of file and module in error messages.
 
     Raises:
-        DataError: as `load_state` says.
+        DataError: as in `load_state`.
     """
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
@@ -227,7 +226,7 @@ def check_tensors(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, sou
         sizes = f"{list(state[key].shape)} in the file, {list(own[key].shape)} in the model"
         found.append(f"{len(misshapen)} misshapen (first: {key}, {sizes})")
     if found:
-        remedy = "use the config that the weights were trained with"
+        remedy = "use the configuration that the weights were trained with"
         raise DataError(f"{source} does not fit {owner}: {'; '.join(found)}; {remedy}")
 
 
@@ -238,7 +237,7 @@ def step_from_name(path: str | Path) -> int | None:
 
 
 def save_published(path: str | Path, state: Mapping[str, Tensor], step: int) -> None:
-    """Write `{"state_dict", "step"}` as published, whole or not at all."""
+    """Write `{"state_dict", "step"}` as published, completely or not at all."""
     content = {"state_dict": {key: value.detach().cpu() for key, value in state.items()}, "step": int(step)}
     with atomic_path(path) as part:
         torch.save(content, part)
@@ -251,10 +250,10 @@ def save_safetensors(
     metadata: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write tensors as safetensors, floating ones as `dtype`, whole or not at all.
+    """Write tensors as safetensors, floating ones as `dtype`, completely or not at all.
 
     Args:
-        metadata: kept in the file's header as strings; `step` is read back by `read_weights`.
+        metadata: stored in the header of the file as strings; `step` is read back by `read_weights`.
     """
     tensors = {
         key: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).clone().contiguous()
@@ -265,27 +264,27 @@ def save_safetensors(
 
 
 def read_metadata(path: str | Path, *, option: str) -> dict[str, str]:
-    """The header strings of a safetensors file.
+    """The strings in the header of a safetensors file.
 
     Raises:
-        DataError: the file is missing or no safetensors file.
+        DataError: the file is missing or is not a safetensors file.
     """
     _check_file(Path(path), option=option)
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError) as err:
-        raise DataError(f"{option}={path} is no readable safetensors file ({err}); fetch it again") from err
+        raise DataError(f"{option}={path} is not a readable safetensors file ({err}); download it again") from err
 
 
 def _check_file(path: Path, *, option: str) -> None:
-    """Refuse what is no file, or an empty one."""
+    """Check that a path is a file that is not empty."""
     if path.is_dir():
-        raise DataError(f"{option}={path} is a folder; name a weight file, one in it if there are any")
+        raise DataError(f"{option}={path} is a folder; name a weight file in it")
     if not path.is_file():
         raise DataError(f"{option}={path}: no such file; {WHERE_FROM.format(config='configs/mini/t2v_infer.yaml')}")
     if not path.stat().st_size:
-        raise DataError(f"{option}={path} is empty (zero bytes); fetch it again")
+        raise DataError(f"{option}={path} is empty (zero bytes); download it again")
 
 
 def _read_safetensors(path: Path, *, option: str) -> tuple[dict[str, Tensor], int | None]:
@@ -293,27 +292,27 @@ def _read_safetensors(path: Path, *, option: str) -> tuple[dict[str, Tensor], in
     try:
         return load_file(path), int(step) if step is not None else None
     except (SafetensorError, OSError, ValueError) as err:
-        raise DataError(f"{option}={path} is no readable safetensors file ({err}); fetch it again") from err
+        raise DataError(f"{option}={path} is not a readable safetensors file ({err}); download it again") from err
 
 
 def _read_pickle(path: Path, *, option: str) -> Any:
     with path.open("rb") as file:
         start = file.read(16)
     if not start.startswith(STARTS):
-        raise DataError(f"{option}={path} is no weight file: it begins with {start!r}; fetch it again")
+        raise DataError(f"{option}={path} is not a weight file (it begins with {start!r}); download it again")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as err:
         raise DataError(
-            f"{option}={path} is refused: its pickle holds more than tensors, and loading it could run code; "
-            "use a file that holds only a state dict"
+            f"{option}={path} is not loaded, because its pickle contains more than tensors and could run code; "
+            "use a file that contains only a state dict"
         ) from err
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as err:
-        raise DataError(f"{option}={path} cannot be read ({first_line(err)}); fetch it again") from err
+        raise DataError(f"{option}={path} cannot be read ({first_line(err)}); download it again") from err
 
 
 def _split_step(content: Any) -> tuple[dict[str, Any], int | None]:
-    """Take apart `{"state_dict", "step"}`; a bare state dict has no step."""
+    """Split `{"state_dict", "step"}`; a bare state dict has no step."""
     if not isinstance(content, Mapping):
         return {}, None
     if not isinstance(content.get("state_dict"), Mapping):

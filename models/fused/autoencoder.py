@@ -1,7 +1,7 @@
-"""The autoencoder's two networks for a GPU: the same weights and the same function, arranged for speed.
+"""The fused encoder and decoder for a GPU: the same weights and the same function as the autoencoder, but faster.
 
-As in models.fused.unet, norms and activations are fused, and biases ride along with the next operation. It takes no
-gradients.
+As in models.fused.unet, norms and activations are fused, and the next operation adds the bias of a convolution. They
+compute no gradients.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from models.fused.rows import Rows
 
 
 class FusedCoder:
-    """Encoder and decoder of diffusers' AutoencoderKL.
+    """Encoder and decoder of the AutoencoderKL of diffusers.
 
     Args:
         network: on its device and in its dtype, channels last; its weights are shared.
@@ -28,7 +28,7 @@ class FusedCoder:
 
     @torch.no_grad()
     def decode(self, latent_BCHW: Tensor) -> Tensor:
-        """Unscaled latents to images, as `network.decode`."""
+        """Decode unscaled latents to images, as `network.decode` does."""
         decoder = self.network.decoder
         rows = Rows.of(latent_BCHW).through(self.network.post_quant_conv)
         rows = _middle(decoder.mid_block, rows.through(decoder.conv_in))
@@ -40,13 +40,13 @@ class FusedCoder:
 
     @torch.no_grad()
     def encode(self, image_BCHW: Tensor) -> Tensor:
-        """Images to means and log variances, as `network.encode` has them in its distribution."""
+        """Encode images to means and log variances, as in the distribution of `network.encode`."""
         encoder = self.network.encoder
         rows = Rows.of(image_BCHW).through(encoder.conv_in)
         for block in encoder.down_blocks:
             rows = _level(block, rows)
             for downsampler in block.downsamplers or ():
-                # one row and one column of zeros, below and at the right only
+                # as in the published network, zeros are added only below and at the right
                 rows = Rows.of(F.pad(rows.images(), (0, 1, 0, 1))).through(downsampler.conv)
         rows = _last(encoder, _middle(encoder.mid_block, rows))
         return rows.through(self.network.quant_conv).images()
@@ -73,7 +73,7 @@ def _middle(block: Any, rows: Rows) -> Rows:
 
 
 def _attended(module: Any, rows: Rows) -> Rows:
-    """Self-attention among the places of each image, with biases on every projection."""
+    """Self-attention over the pixels of each image; every projection has a bias."""
     normed_RC = rows.normed(module.group_norm)
     heads = (-1, rows.places, module.heads, normed_RC.shape[1] // module.heads)
     q, k, v = (part(normed_RC).view(heads) for part in (module.to_q, module.to_k, module.to_v))

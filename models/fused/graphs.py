@@ -1,7 +1,7 @@
-"""Training the UNet with its two passes as CUDA graphs.
+"""Trains the UNet with its forward and backward pass as CUDA graphs.
 
-A full-size step starts some six thousand kernels, and beside an H200 that takes the CPU 450 of the step's 545 ms. A
-graph starts all of them at once.
+A full-size step starts about six thousand kernels. With an H200 this takes the CPU 450 of the 545 ms of a step. A graph
+starts all kernels at once.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ log = logging.getLogger(__name__)
 
 
 def graph_for_training(unet: OrbitUNet) -> None:
-    """Let a UNet capture its forward and backward pass when it is first called for training, and replay them; in place.
+    """Make a UNet capture its forward and backward pass at the first training call, and replay them later; in place.
 
-    Each backward pass writes its gradients where the last one did: they are to be used up and set to None before.
-    Calls without gradients, in evaluation, or with inputs of other shapes run as they are. The first call for training
-    raises ConfigError where the passes cannot be captured.
+    Each backward pass writes its gradients into the same memory, so use them and set them to None before the next one.
+    Calls without gradients, in evaluation mode, or with other shapes run without a graph. The first training call
+    raises ConfigError if the passes cannot be captured.
     """
-    # The nodes that gather gradients stay with the stream of the capture; waiting for it costs next to nothing.
+    # Autograd nodes that accumulate gradients stay on the stream of the capture. The warning about this is switched
+    # off, because waiting for that stream takes almost no time.
     torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
     unet.forward = _Replayed(unet, unet.forward)
 
@@ -69,7 +70,7 @@ class _Replayed:
                 raise ConfigError(
                     f"cuda_graph=true: the UNet cannot be captured ({reason}); set cuda_graph=false"
                 ) from err
-        log.info("the UNet's passes are replayed as CUDA graphs from now on")
+        log.info("the passes of the UNet are now replayed as CUDA graphs")
         return call
 
 

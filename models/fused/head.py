@@ -1,6 +1,7 @@
-"""The Gaussian head's network for a GPU: the same function, arranged for speed.
+"""The fused network of the Gaussian head for a GPU: the same function, but faster.
 
-As in models.fused.autoencoder; the last layers stay in float32, as in models.gaussians.lgm. It takes no gradients.
+Fused as in models.fused.autoencoder. The last layers stay in float32, as in models.gaussians.lgm. It computes no
+gradients.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from models.gaussians.lgm import NUM_HEADS, SKIP_SCALE, HeadUNet, ResnetBlock, V
 
 
 class FusedHead:
-    """Calls like a HeadUNet.
+    """Is called like a HeadUNet.
 
     Args:
         unet: on its device, in float32; its inner layers are copied.
-        dtype: of the inner layers.
+        dtype: dtype of the inner layers.
     """
 
     def __init__(self, unet: HeadUNet, *, dtype: torch.dtype) -> None:
@@ -49,7 +50,7 @@ class FusedHead:
                 rows = _attended(attend, _residual(net, rows), num_views)
             if hasattr(level, "upsample"):
                 rows = rows.doubled().through(level.upsample)
-        # as in models.gaussians.lgm: positions need the last layers exact
+        # positions need float32 in the last layers, as in models.gaussians.lgm
         with torch.autocast(x_FCHW.device.type, enabled=False):
             return self.conv_out(F.silu(self.norm_out(rows.images().to(self.conv_out.weight.dtype))))
 

@@ -1,10 +1,9 @@
-"""The blocks of models.fused.unet and models.fused.training.
+"""The fused blocks of models.fused.unet and models.fused.training.
 
-Made from a block of the plain network and a function that casts its matrices to the precision of the products. Where
-gradients are enabled, all of it is differentiable with respect to that block's parameters, and to be made anew for
-every pass.
+Each is built from a block of the plain network and a function that casts its matrices to the precision of the products.
+For training, it is differentiable with respect to the parameters of that block, and must be built again for every pass.
 
-Letters: B batch, V views, F = B·V images, L places of an image, R = F·L rows, C channels, S context tokens, N heads,
+Letters: B batch, V views, F = B·V images, L pixels of an image, R = F·L rows, C channels, S context tokens, N heads,
 D channels of a head.
 """
 
@@ -27,13 +26,12 @@ Cast = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class LayerContext:
-    """Where rows are while they pass through the network.
+    """Data of a pass that all blocks share.
 
     Attributes:
         num_views: V.
-        shifts: of each residual block: what the embedding adds to each image, and the bias of the first convolution;
-            (F, C).
-        contexts: of each attention to the context: keys and values, (B, S, N, D) or for each image (F, S, N, D).
+        shifts: by id of a residual block, (F, C): the projected embedding plus the bias of the first convolution.
+        contexts: by id of an attention to the context: keys and values, (B, S, N, D), or (F, S, N, D) per image.
     """
 
     num_views: int
@@ -42,13 +40,12 @@ class LayerContext:
 
 
 class FusedResBlock:
-    """A ResBlock."""
-
     def __init__(self, block: ResBlock, cast: Cast) -> None:
         self.block, views, skip = block, block.temopral_conv, block.skip_connection
         self.over_views = (views.conv1, views.conv2, views.conv3, views.conv4)
         layers = [block.in_layers[-1], block.out_layers[-1], *(part[-1] for part in self.over_views)]
-        # The last convolution is added to the sum before it, so its bias is in that sum, and taken out for the norm.
+        # The product of the last convolution is added to the sum before it in place. So its bias is added to that sum
+        # early, and the norms that read the sum subtract it again (`without_end`).
         last = layers[-1].bias
         self.bias, self.without_end = block.out_layers[-1].bias + last, -last[None]
         if not isinstance(skip, nn.Identity):
@@ -67,7 +64,10 @@ class FusedResBlock:
         return self._with_views(h.holding(rows.ops.add(skip_RC, h.x_RC, self.bias)), context)
 
     def _with_views(self, rows: Rows, context: LayerContext) -> Rows:
-        """The four convolutions over the views, added to their input."""
+        """The four convolutions over the views, added to their input.
+
+        Each is a product with `window`: a row together with the rows of the same pixel in the views before and after.
+        """
         h, shift = rows, self.without_end
         options = {"rows": context.num_views * rows.places, "silu": True, "window": rows.places}
         for part, weight in zip(self.over_views, self.weights, strict=True):
@@ -79,12 +79,12 @@ class FusedResBlock:
 
 
 class FusedTransformer:
-    """A SpatialTransformer or a TemporalTransformer; with the sum that follows it.
+    """A SpatialTransformer or TemporalTransformer, with the residual sum that follows it.
 
     Args:
         module: the transformer.
-        cast: see above.
-        join: makes one matrix of those of queries, keys and values.
+        cast: casts matrices, see the top of the file.
+        join: joins the matrices of queries, keys and values to one.
     """
 
     def __init__(
@@ -109,7 +109,8 @@ class FusedTransformer:
             self.outs[id(attend)], *queries = rest[: 2 if attend.axis == "context" else 4]
             self.queries[id(attend)] = join(queries) if queries[1:] else queries[0]
             rest = rest[4:]
-        # Products are made without their biases, which is faster; these wait for the next norm, and for the last sum.
+        # Products are computed without their biases, which is faster. The next norm adds the pending biases to its
+        # input, and `out_bias` adds them, projected through proj_out, to the last sum.
         self.before_first = module.proj_in.bias
         self.after_first = self.before_first + block.attn1.to_out[0].bias
         self.after_second = self.after_first + block.attn2.to_out[0].bias
@@ -147,8 +148,6 @@ class FusedTransformer:
 
 
 class FusedUpsample:
-    """An Upsample."""
-
     def __init__(self, module: Upsample) -> None:
         self.conv = module.conv
 
@@ -157,7 +156,7 @@ class FusedUpsample:
 
 
 class FusedConv:
-    """A Downsample, or the first convolution."""
+    """The convolution of a Downsample, or the first convolution."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self.conv = conv
@@ -167,7 +166,7 @@ class FusedConv:
 
 
 def joined(weights: list[Tensor]) -> Tensor:
-    """Matrices below each other as one; the parameters become views of it, so memory does not grow."""
+    """Stack matrices to one; the parameters become views of the result, so that memory does not grow."""
     whole = torch.cat([weight.detach() for weight in weights])
     for weight, part in zip(weights, whole.split([len(weight) for weight in weights]), strict=True):
         weight.data = part
@@ -175,7 +174,7 @@ def joined(weights: list[Tensor]) -> Tensor:
 
 
 def _dropout(layers: nn.Sequential) -> dict[str, float | Tensor]:
-    """How to drop what the layers would; the seed from PyTorch's generator of the device."""
+    """Options for the dropout of these layers; the seed comes from PyTorch's generator of the device."""
     share = sum(layer.p for layer in layers if isinstance(layer, nn.Dropout) and layer.training)
     if not share:
         return {}

@@ -1,4 +1,4 @@
-"""Training the UNet with the fused operations of sampling: same parameters, same function, same checkpointing."""
+"""Trains the UNet with the fused operations: same parameters, same function, same checkpointing."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from models.unet.transformers import SpatialTransformer, TemporalTransformer
 
 
 def fuse_for_training(parts: Iterable[nn.Module]) -> None:
-    """Let blocks of the UNet run fused wherever they are given half precision on a GPU; in place.
+    """Make blocks of the UNet use fused operations for half precision on a GPU; in place.
 
-    Other parts stay as they are, and so do blocks with additions of LoRA, which act on single layers.
+    Other parts do not change. Neither do blocks with LoRA, because LoRA changes single layers that the fused operations
+    do not call.
     """
     for part in parts:
         known = isinstance(part, ResBlock | SpatialTransformer | TemporalTransformer)
@@ -34,7 +35,7 @@ def _forward(part: nn.Module, plain: Callable[..., Tensor], x_FCHW: Tensor, *arg
 
 
 def fused_forward(part: nn.Module, x_FCHW: Tensor, *args: Any) -> Tensor:
-    """What a ResBlock, a SpatialTransformer or a TemporalTransformer computes, called as it is; differentiable."""
+    """Compute a ResBlock, SpatialTransformer or TemporalTransformer with its usual arguments; differentiable."""
     dtype = x_FCHW.dtype
     with torch.autocast(x_FCHW.device.type, enabled=False):
         rows = Rows.of(x_FCHW.contiguous(memory_format=torch.channels_last))
@@ -58,8 +59,11 @@ def fused_forward(part: nn.Module, x_FCHW: Tensor, *args: Any) -> Tensor:
 
 
 def _keys_and_values(attend: Any, context_BSC: Tensor, num_views: int) -> tuple[Tensor, Tensor]:
-    """For each image: attention's backward pass goes over all queries of one set of keys in one go, which is slow for
-    the queries of a whole orbit."""
+    """Keys and values of the context, repeated for each image.
+
+    The backward pass of attention processes all queries of one set of keys together, which is slow for the queries of a
+    whole orbit.
+    """
 
     def heads(projection: nn.Linear) -> Tensor:
         out = nn.functional.linear(context_BSC, projection.weight.to(context_BSC.dtype))

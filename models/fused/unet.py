@@ -1,12 +1,16 @@
-"""The UNet for sampling on a GPU: the same weights and the same function, arranged for speed.
+"""The fused UNet for sampling on a GPU: the same weights and the same function as models.unet.model, but faster.
 
-What differs from models.unet.model: norms, activations and residual additions are fused
-(models.fused.kernels.triton_forward); biases of convolutions ride along with the next norm; queries, keys and values
-come from one product; a convolution over the views is one product of rows with their neighbours; what depends on the
-conditions alone is computed once for all steps; and all of it is replayed as one CUDA graph. It takes no gradients.
+The differences:
+- Norms, activations and residual additions are fused (models.fused.kernels.triton_forward).
+- The next norm adds the bias of a convolution, so no kernel runs for the bias alone.
+- One product computes queries, keys and values.
+- A convolution over the views is one matrix product of rows with their neighbours.
+- Everything that depends only on the conditions is computed once for all steps.
+- All kernels of a step are replayed as one CUDA graph.
+It computes no gradients.
 
-Letters: B batch, V views, F = B·V images, H W latent pixels, L = H·W places, R = F·L rows, C channels, S context
-tokens, E embedding.
+Letters: B batch, V views, F = B·V images, H W latent pixels, L = H·W pixels of an image, R = F·L rows, C channels, S
+context tokens, E embedding.
 """
 
 from __future__ import annotations
@@ -29,12 +33,12 @@ from models.unet.image_condition import concat_condition
 from models.unet.model import OrbitUNet
 from models.unet.transformers import Attention, SpatialTransformer, TemporalTransformer
 
-NUM_PREPARED = 8  # sets of conditions that are kept: both branches of guidance, and several known views
+NUM_PREPARED = 8  # sets of conditions that are kept: both branches of guidance, also with several known views
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What depends on the conditions and not on the step.
+    """Everything that depends on the conditions and not on the step.
 
     Attributes:
         embedding_BVE: cameras and frame rate.
@@ -47,19 +51,19 @@ class Prepared:
     concat_BCVHW: Tensor | None
 
     def tensors(self) -> list[Tensor]:
-        """All of them, in one order."""
+        """All tensors, always in the same order, so that a graph can copy them one by one."""
         parts = [self.embedding_BVE, *(one for pair in self.contexts.values() for one in pair)]
         return parts if self.concat_BCVHW is None else [*parts, self.concat_BCVHW]
 
 
 class FusedUNet:
-    """Calls like the UNet that it is made from.
+    """Is called like the UNet that it is built from.
 
-    The weights are shared with that UNet, so it is made again when they move or change.
+    It shares the weights with that UNet, so it must be built again if they are moved or replaced.
 
     Args:
         unet: on its device and in its dtype, channels last.
-        graph: replay the network as a CUDA graph, one for each shape of the inputs.
+        graph: replay the network as a CUDA graph, one per shape of the inputs.
     """
 
     def __init__(self, unet: OrbitUNet, *, graph: bool = False) -> None:
@@ -75,7 +79,6 @@ class FusedUNet:
 
     @property
     def config(self) -> Any:
-        """Of the UNet."""
         return self.unet.config
 
     def _fused(self, block: nn.Module) -> list[Callable[[Rows, LayerContext], Rows]]:
@@ -93,7 +96,10 @@ class FusedUNet:
         return layers
 
     def _join_projections(self) -> None:
-        """One product projects the embedding for all residual blocks; it adds the bias of their first convolution."""
+        """Join the embedding projections of all residual blocks into one product.
+
+        Its bias contains the biases of the first convolutions, because the norm that follows adds both.
+        """
         linears = [block.emb_layers[1] for block in self._blocks]
         self.emb_weight = joined([linear.weight for linear in linears])
         self.emb_bias = torch.cat([block.emb_layers[1].bias + block.in_layers[-1].bias for block in self._blocks])
@@ -112,7 +118,7 @@ class FusedUNet:
         local_image: Tensor | None = None,
         deep: DeepFeatures | None = None,
     ) -> Tensor:
-        """See OrbitUNet.forward; a later call with the very same condition tensors does not prepare them again."""
+        """As OrbitUNet.forward. A later call with the same condition tensors does not prepare them again."""
         self.unet.check_inputs(x, camera_data, fps, local_image)
         prepared = self._prepare(y, camera_data, fps, image, local_image, num_views=x.shape[2])
         outer, inner = (deep.num_outer, deep.value) if deep else (len(self.input_blocks), None)
@@ -126,11 +132,13 @@ class FusedUNet:
         else:
             out, found = self._forward(x, t, prepared, outer, inner)
         if deep and inner is None:
-            # what a graph gives lies in its own memory, which its next replay overwrites
+            # The result is in the memory of the graph, and the next replay overwrites it.
             deep.value = found.clone()
         return out.clone()
 
     def _prepare(self, *conditions: Tensor | None, num_views: int) -> Prepared:
+        # Compare by identity: comparing values would wait for the GPU at every step. The deque keeps the tensors alive,
+        # so a new tensor is never mistaken for an old one.
         for known, prepared in self._prepared:
             if all(a is b for a, b in zip(known, conditions, strict=True)):
                 return prepared
@@ -170,17 +178,23 @@ class FusedUNet:
     def _forward(
         self, x: Tensor, t: Tensor, prepared: Prepared, outer: int, inner_RC: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The prediction, and what enters the last `outer` blocks; that may be given, see DeepFeatures."""
+        """Returns the prediction, and the input of the last `outer` blocks.
+
+        If that input is given (`inner_RC`), the inner part of the network is not run, see DeepFeatures.
+        """
         unet, V = self.unet, x.shape[2]
         time_BE = unet.time_embed(sinusoidal_embedding(t, unet.config.dim).to(self.dtype))
         embedding_FE = F.silu(time_BE[:, None] + prepared.embedding_BVE).flatten(0, 1)
         shifts_FC = F.linear(embedding_FE, self.emb_weight, self.emb_bias).split(self.emb_widths, dim=1)
         shifts = {id(block): shift_FC for block, shift_FC in zip(self._blocks, shifts_FC, strict=True)}
+        # Blocks find their part of the shifts by id, because one product computed them for all blocks.
         context = LayerContext(num_views=V, shifts=shifts, contexts=prepared.contexts)
         if prepared.concat_BCVHW is not None:
             x = torch.cat([x, prepared.concat_BCVHW.to(x.dtype)], dim=1)
         rows = Rows.of(rearrange(x, "b c v h w -> (b v) c h w").contiguous(memory_format=torch.channels_last))
         skips = []
+        # With a given inner_RC, only the first `outer` input blocks are needed: their skips feed the last output
+        # blocks.
         for block in self.input_blocks if inner_RC is None else self.input_blocks[:outer]:
             rows = _through(block, rows, context)
             skips.append(rows.x_RC)
@@ -198,9 +212,14 @@ class FusedUNet:
 
 
 class _Graph:
-    """One captured forward pass, with its own inputs and output."""
+    """One captured forward pass.
 
-    WARM_UP = 3  # passes that compile kernels and let libraries choose theirs
+    A graph always reads and writes the same memory. So it has its own inputs, into which each call copies, and its
+    outputs are valid until the next call.
+    """
+
+    # Passes before the capture: Triton compiles and libraries choose their kernels, which a capture cannot contain.
+    WARM_UP = 3
 
     def __init__(
         self,
@@ -220,6 +239,8 @@ class _Graph:
             concat_BCVHW=None if prepared.concat_BCVHW is None else next(own),
         )
         given = (self.x, self.t, self.prepared, outer, self.inner_RC)
+        # Warm up on another stream, as CUDA requires before a capture, with events in both directions so that neither
+        # stream reads unfinished data.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -231,11 +252,12 @@ class _Graph:
             self.out = forward(*given)
 
     def __call__(self, x: Tensor, t: Tensor, prepared: Prepared, inner_RC: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The results lie in the graph's own memory until the next call."""
+        """Run the graph; the results are in its own memory until the next call."""
         self.x.copy_(x)
         self.t.copy_(t)
         if self.inner_RC is not None:
             self.inner_RC.copy_(inner_RC)
+        # The conditions are the same in most steps, so copy them only when they change.
         if prepared is not self.source:
             for own, given in zip(self.prepared.tensors(), prepared.tensors(), strict=True):
                 own.copy_(given)

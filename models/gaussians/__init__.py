@@ -1,1 +1,1 @@
-"""3D Gaussians: the scene, its files, its rendering, and the network that makes it."""
+"""3D Gaussians: the data class, its files, its rendering, and the network that predicts it."""

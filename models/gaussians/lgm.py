@@ -1,4 +1,4 @@
-"""The Gaussian head: four posed views to 3D Gaussians, with the published names (LGM, arXiv:2402.05054).
+"""The Gaussian head: predicts 3D Gaussians from four posed views, with the published names (LGM, arXiv:2402.05054).
 
 Letters: B batch, V views, C channels, H W pixels, N Gaussians, F = B·V images, L tokens.
 """
@@ -20,20 +20,20 @@ from utils.cameras import plucker_rays
 from utils.errors import ConfigError
 from utils.registry import MODEL
 
-IN_CHANNELS = 9  # RGB normalised as for ImageNet, and six Plücker channels
+IN_CHANNELS = 9  # RGB with the normalisation of ImageNet, and six Plücker channels
 GAUSSIAN_CHANNELS = 14
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NUM_HEADS = 16
-# Untrained heads begin with Gaussians of about a pixel, half transparent, on a plane through the object: as large and
-# dense as random numbers make them, thousands would cover each pixel.
+# Untrained heads begin with half transparent Gaussians of about a pixel, on a plane through the object. With random
+# sizes and opacities, thousands of Gaussians would cover each pixel.
 FIRST_GUESS = (*(0.0,) * 3, -1.0, *(-2.0,) * 3, 1.0, *(0.0,) * 6)
-# Every residual sum is scaled so that its variance does not grow with depth.
+# Every residual sum is scaled by this, so that its variance does not grow with depth.
 SKIP_SCALE = math.sqrt(0.5)
 
 
 class ResnetBlock(nn.Module):
-    """Two normalised convolutions added to the input."""
+    """Two convolutions with norms, added to the input."""
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class ResnetBlock(nn.Module):
 
 
 class ViewsAttention(nn.Module):
-    """Self-attention among all tokens of all input views."""
+    """Self-attention over all tokens of all input views."""
 
     def __init__(self, dim: int, backend: str) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class ViewsAttention(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution; `attns` is absent where the level has no attention, as published."""
+    """The blocks of one resolution. As published, `attns` is missing if the level has no attention."""
 
     def __init__(self, widths: list[tuple[int, int]], *, attends: bool, backend: str) -> None:
         super().__init__()
@@ -80,14 +80,14 @@ class Level(nn.Module):
 
 
 class _Nothing(nn.Module):
-    """Stands where a level has no attention."""
+    """Replaces attention in levels that have none."""
 
     def forward(self, x_FCHW: Tensor, num_views: int) -> Tensor:
         return x_FCHW
 
 
 class HeadUNet(nn.Module):
-    """A UNet over all views at once: (F, 9, H, W) to (F, 14, h, w)."""
+    """A UNet over all views together: (F, 9, H, W) to (F, 14, h, w)."""
 
     def __init__(self, config: LGM.Config) -> None:
         super().__init__()
@@ -133,27 +133,26 @@ class HeadUNet(nn.Module):
                 x = attend(net(torch.cat([x, skips.pop()], dim=1)), num_views)
             if hasattr(level, "upsample"):
                 x = level.upsample(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
-        # Positions in bfloat16 would be off by a hundredth: the last layers are exact.
+        # In bfloat16, positions would be wrong by a hundredth, so the last layers are in float32.
         with torch.autocast(x.device.type, enabled=False):
             return self.conv_out(functional.silu(self.norm_out(x.to(self.norm_out.weight.dtype))))
 
 
 @MODEL.register
 class LGM(nn.Module):
-    """Posed views to Gaussians; the defaults are the published size "big".
+    """Predicts Gaussians from posed views. The defaults are the published size "big".
 
     Attributes:
-        twin: takes the place of the inner network where no gradients are needed; pipelines.placement sets it
-            (models.fused.head).
+        twin: fused network (models.fused.head), used where no gradients are needed; pipelines.placement sets it.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Sizes.
+        """Sizes of the network.
 
         Attributes:
             input_size: H = W of the input views.
-            splat_size: Gaussians of a view: splat_size squared; follows from the channels, and is checked.
+            splat_size: a view has splat_size squared Gaussians; the channels determine it, and it is checked.
             num_input_views: V.
             rotation: `over_gaussians` for the published VideoMV weights, `per_gaussian` for later LGM weights.
             anchor: `none` as published, or `pixels`: steps from the input pixels, see models.gaussians.scene.
@@ -178,11 +177,13 @@ class LGM(nn.Module):
             if self.anchor not in ANCHORS:
                 raise ConfigError(f"anchor={self.anchor} is unknown; valid: {', '.join(ANCHORS)}")
             if len(self.up_channels) >= len(self.down_channels) + 1 or self.num_input_views < 1:
-                raise ConfigError("up_channels must be no longer than down_channels, num_input_views at least 1")
+                raise ConfigError(
+                    f"up_channels must be at most as long as down_channels, num_input_views={self.num_input_views} >= 1"
+                )
             halvings = len(self.down_channels) - len(self.up_channels)
             if self.splat_size != self.input_size // 2**halvings:
                 raise ConfigError(
-                    f"splat_size={self.splat_size} must be {self.input_size // 2**halvings} for these sizes"
+                    f"splat_size={self.splat_size} must be {self.input_size // 2**halvings} for these channels"
                 )
             check_backend(self.attention)
 
@@ -197,19 +198,19 @@ class LGM(nn.Module):
                 self.conv.bias.copy_(torch.tensor(FIRST_GUESS))
 
     def forward(self, views_BV9HW: Tensor) -> Gaussians:
-        """Reconstruct.
+        """Predict the Gaussians of a batch.
 
         Args:
             views_BV9HW: normalised RGB and Plücker rays of each view.
 
         Raises:
-            ValueError: another number of views, channels or pixels than the head was built for.
+            ValueError: the number of views, channels or pixels differs from the configuration.
         """
         B, V = views_BV9HW.shape[:2]
         wanted = (self.config.num_input_views, IN_CHANNELS, self.config.input_size, self.config.input_size)
         if tuple(views_BV9HW.shape[1:]) != wanted:
             raise ValueError(
-                f"views of shape {tuple(views_BV9HW.shape)} do not fit the head, which takes (B, {wanted})"
+                f"views of shape {tuple(views_BV9HW.shape)} do not fit the head, which needs (B, {wanted})"
             )
         unet = self.unet if self.twin is None or torch.is_grad_enabled() else self.twin
         features_FCHW = unet(views_BV9HW.flatten(0, 1), V)
@@ -218,7 +219,7 @@ class LGM(nn.Module):
             return activate(raw_BNC, rotation=self.config.rotation, pixels_BN9=self._pixels(views_BV9HW))
 
     def _pixels(self, views_BV9HW: Tensor) -> Tensor | None:
-        """Mean colour and ray of each Gaussian's pixels, (B, N, 9), where its numbers are steps from those."""
+        """Mean colour and ray of the pixels of each Gaussian, (B, N, 9), for anchor `pixels`."""
         if self.config.anchor == "none":
             return None
         pixels_FCHW = functional.adaptive_avg_pool2d(views_BV9HW.flatten(0, 1).float(), self.config.splat_size)
@@ -227,12 +228,12 @@ class LGM(nn.Module):
         return torch.cat([pixels_BN9[..., :3] * std + mean, pixels_BN9[..., 3:]], dim=-1)
 
     def parts_to_compile(self) -> list[nn.Module]:
-        """Modules whose forward pass is worth compiling."""
+        """Modules that are worth compiling."""
         return [part for part in self.modules() if isinstance(part, ResnetBlock | ViewsAttention)]
 
 
 def head_input(views_BVCHW: Tensor, poses_BV44: Tensor, *, fov_deg: float) -> Tensor:
-    """Normalised colours and Plücker rays, (B, V, 9, H, W).
+    """The input of the head: normalised colours and Plücker rays, (B, V, 9, H, W).
 
     Args:
         views_BVCHW: RGB in [0, 1], square.
@@ -248,5 +249,5 @@ def head_input(views_BVCHW: Tensor, poses_BV44: Tensor, *, fov_deg: float) -> Te
 
 
 def evenly_spaced(num_views: int, num_input_views: int) -> list[int]:
-    """The views of an orbit that a head sees unless told otherwise: 0, 6, 12, 18 of 24."""
+    """The default input views of a head in an orbit: 0, 6, 12, 18 of 24."""
     return [round(index * num_views / num_input_views) for index in range(num_input_views)]

@@ -1,18 +1,18 @@
-"""The one door to rasterisers of 3D Gaussians.
+"""Renders 3D Gaussians with one of two rasterisers.
 
 `torch` (models/gaussians/splatting.py) runs everywhere and is the reference; `gsplat` is several times faster and needs
-CUDA and the gsplat package. Remaining differences of gsplat 1.5 from the published rules, which `torch` follows:
+CUDA and the gsplat package. Differences of gsplat 1.5 from the published rules, which `torch` follows:
 
-- alpha is capped at 0.999 instead of 0.99. Only pixels where one Gaussian alone is more opaque than 0.99 differ: by
-  less than 0.01, or where rays stop one Gaussian earlier, by 0.051 in the worst pixel measured (1e-5 in the mean).
-- `exp` is the approximate one of the GPU: about 1e-6.
-- The gradient of a needle's shape goes through its inverse 2D covariance in float32: 1.4 % of the gradient of rotations
-  was lost that way for needles 300 times as long as thick, where `torch` loses 0.07 %.
+- alpha is capped at 0.999 instead of 0.99. Only pixels in which a single Gaussian is more opaque than 0.99 differ: by
+  less than 0.01, or where rays stop one Gaussian earlier, by 0.051 in the worst measured pixel (1e-5 in the mean).
+- `exp` is the approximate function of the GPU: about 1e-6.
+- The gradient of the shape goes through the inverse 2D covariance in float32. For needles that are 300 times as long as
+  thick, this lost 1.4 % of the gradient of rotations; `torch` loses 0.07 %.
 - Gradients of means and covariances leak between the scenes of a batch whose scenes have under 32 Gaussians, see WARP.
 
 Everything else agrees: low-pass 0.3, alphas under 1/255 skipped, rays stopped at a transmittance of 1e-4, near plane
-0.2, covariance from the numbers as they are. tests/models/gaussians/test_rasterizers.py measures it, with the cap of
-gsplat.
+0.2, covariance from unnormalised quaternions. tests/models/gaussians/test_rasterizers.py measures this, with the cap
+of gsplat.
 
 Letters: B scenes, V cameras of each, N Gaussians, H W pixels.
 """
@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 
 RASTERIZERS = ("auto", "torch", "gsplat")
 MIN_GSPLAT = (1, 5)
-# gsplat 1.5 adds up what the threads of a warp find for one number of a Gaussian, whichever scene it belongs to, and
-# gives the sum to one scene. With this many Gaussians or more, no warp meets a number twice.
+# gsplat 1.5 sums gradients of a warp by the index of the Gaussian within its scene, ignores which scene it is, and
+# gives the sum to one scene. With at least this number of Gaussians per scene, a warp has no index twice.
 WARP = 32
 
 
@@ -50,7 +50,7 @@ class Rendering:
     Attributes:
         colors_BV3HW: over the background, in [0, 1].
         alphas_BV1HW: in [0, 1].
-        depths_BV1HW: distance along the camera's axis, the mean over what a pixel shows; 0 where it shows nothing.
+        depths_BV1HW: distance along the camera's axis, the weighted mean of a pixel's Gaussians; 0 in empty pixels.
     """
 
     colors_BV3HW: Tensor
@@ -67,7 +67,7 @@ def render(
     background: float | Tensor,
     backend: str = "auto",
 ) -> Rendering:
-    """Render scenes from cameras, differentiably, in the dtype that the Gaussians have (float32 with gsplat).
+    """Render scenes from cameras; differentiable, in the dtype of the Gaussians (float32 with gsplat).
 
     Args:
         gaussians: B scenes.
@@ -78,12 +78,14 @@ def render(
         backend: see `pick_rasterizer`.
 
     Raises:
-        ValueError: cameras of another number of scenes than the Gaussians.
-        ConfigError: the backend cannot run here.
+        ValueError: cameras and Gaussians have different numbers of scenes.
+        ConfigError: the backend cannot run on this machine.
     """
     means = gaussians.means_BN3
     if c2w_BV44.shape[:1] != means.shape[:1] or c2w_BV44.shape[2:] != (4, 4):
-        raise ValueError(f"cameras of shape {tuple(c2w_BV44.shape)} do not fit {len(means)} scenes; want (B, V, 4, 4)")
+        raise ValueError(
+            f"cameras of shape {tuple(c2w_BV44.shape)} do not fit {len(means)} scenes; the shape must be (B, V, 4, 4)"
+        )
     c2w_BV44, K_33 = c2w_BV44.to(means), K_33.to(means)
     draw = {"torch": _torch, "gsplat": _gsplat}[pick_rasterizer(backend, means.device)]
     with torch.autocast(means.device.type, enabled=False):
@@ -100,13 +102,13 @@ def render(
 
 
 def pick_rasterizer(name: str, device: torch.device) -> str:
-    """The backend that draws: `auto` is gsplat on a CUDA device where it is compiled, else torch.
+    """The backend for a name: `auto` is gsplat if it is compiled and the device is CUDA, else torch.
 
-    The gsplat of PyPI compiles itself when first used, for minutes and with CUDA's compiler, and keeps what it made for
-    this version of PyTorch; that happens only when gsplat is asked for by name. From then on `auto` takes it too.
+    gsplat from PyPI compiles itself at the first use. This takes minutes, needs the CUDA compiler, and is valid for one
+    version of PyTorch. It happens only with the name `gsplat`; afterwards `auto` uses gsplat too.
 
     Raises:
-        ConfigError: an unknown name, or gsplat where it cannot run.
+        ConfigError: the name is unknown, or gsplat cannot run here.
     """
     if name not in RASTERIZERS:
         raise ConfigError(f"rasterizer={name} is unknown; valid: {', '.join(RASTERIZERS)}")
@@ -114,7 +116,7 @@ def pick_rasterizer(name: str, device: torch.device) -> str:
         name = _automatic(device.type)
     if name == "gsplat":
         if device.type != "cuda":
-            raise ConfigError(f"rasterizer=gsplat needs a CUDA device, this is {device.type}; use auto or torch")
+            raise ConfigError(f"rasterizer=gsplat needs a CUDA device, but device={device.type}; use auto or torch")
         if lack := _lack_of_gsplat(compiles=True):
             raise ConfigError(f"rasterizer=gsplat: {lack}; use auto or torch")
     return name
@@ -130,40 +132,40 @@ def _automatic(device_type: str) -> str:
 
 @functools.cache
 def _lack_of_gsplat(*, compiles: bool) -> str | None:
-    """Why gsplat cannot draw; None when it can.
+    """Why gsplat cannot render; None if it can.
 
     Args:
-        compiles: let it compile itself where its compiled part is not installed.
+        compiles: let gsplat compile itself if it is not compiled.
     """
     try:
         version = importlib.metadata.version("gsplat")
         importlib.import_module("gsplat")
     except importlib.metadata.PackageNotFoundError:
-        return "gsplat is not installed (pip install gsplat), with which rendering is several times faster"
+        return "gsplat is not installed (pip install gsplat); it renders several times faster"
     except ImportError as err:
-        return f"gsplat does not import ({err})"
+        return f"gsplat cannot be imported ({err})"
     if tuple(int(number) for number in version.split("+")[0].split(".")[:2]) < MIN_GSPLAT:
-        return f"gsplat {version} draws no batches of scenes; install 1.5 or later"
+        return f"gsplat {version} cannot render batches of scenes; install 1.5 or later"
     try:
         importlib.import_module("gsplat.csrc")
     except ModuleNotFoundError:
         reason = "gsplat is not compiled"
-    except ImportError as err:  # made for another PyTorch
-        reason = f"the compiled part of gsplat does not load ({first_line(err)})"
+    except ImportError as err:  # compiled for another PyTorch
+        reason = f"the compiled part of gsplat cannot be loaded ({first_line(err)})"
     else:
         return None
     if not (compiles or _compiled_before()):
-        return f"{reason}; rasterizer=gsplat compiles it, for minutes and with CUDA's compiler"
+        return f"{reason}; rasterizer=gsplat compiles it, which takes minutes and needs the CUDA compiler"
     try:
-        from gsplat.cuda._backend import _C  # compiles, or loads what was compiled before
+        from gsplat.cuda._backend import _C  # compiles, or loads the result of an earlier compilation
     except (ImportError, OSError, RuntimeError) as err:
         return f"gsplat cannot compile itself here ({first_line(err)})"
-    return None if _C is not None else "gsplat cannot compile itself here, because CUDA's compiler is missing"
+    return None if _C is not None else "gsplat cannot compile itself here, because the CUDA compiler is missing"
 
 
 def _compiled_before() -> bool:
-    """Whether gsplat has compiled itself for this PyTorch: it would load that, and else begin to compile."""
-    from torch.utils.cpp_extension import _get_build_directory  # where gsplat looks
+    """Whether gsplat is already compiled for this PyTorch, so that importing it does not start a compilation."""
+    from torch.utils.cpp_extension import _get_build_directory  # the folder in which gsplat looks
 
     folder = Path(_get_build_directory("gsplat_cuda", verbose=False))
     return any((folder / f"gsplat_cuda.{ending}").is_file() for ending in ("so", "lib"))
@@ -182,10 +184,10 @@ def _gsplat(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, size: tuple[in
     missing = max(0, WARP - gaussians.means_BN3.shape[1])
 
     def filled(values_BNC: Tensor) -> Tensor:
-        """With Gaussians of zeros, which are transparent, up to the size of a warp."""
+        """Add transparent Gaussians of zeros up to the size of a warp."""
         return functional.pad(values_BNC.float(), (0, 0, 0, missing)).contiguous()
 
-    # Covariances, because gsplat would normalise quaternions.
+    # gsplat gets covariances, because it would normalise quaternions.
     painted, alpha, _ = rasterization(
         means=filled(gaussians.means_BN3),
         quats=None,

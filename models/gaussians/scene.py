@@ -1,4 +1,4 @@
-"""A set of 3D Gaussians with activated values, and how a head's raw numbers become one.
+"""The data class of 3D Gaussians with activated values, and the activation of a head's raw numbers.
 
 Letters: B batch, N Gaussians.
 """
@@ -16,16 +16,16 @@ from torch import Tensor
 
 from utils.errors import DataError
 
-# How the four rotation numbers are normalised. The published VideoMV weights were trained with the length taken over
-# the Gaussians (an axis slip that they learnt to live with); later LGM weights with that of each quaternion.
+# How the four rotation numbers are normalised. The published VideoMV weights were trained with a norm over the
+# Gaussians (a wrong axis, but the weights depend on it); later LGM weights with the norm of each quaternion.
 ROTATION_RULES = ("over_gaussians", "per_gaussian")
-# What position and colour are: themselves, as published; or steps from the input pixel's own, from the point of its ray
-# nearest to the origin and from its colour, which a small head learns sooner.
+# The meaning of position and colour. none: absolute values, as published. pixels: offsets from the colour of the input
+# pixel and from the point of its ray that is closest to the origin; a small head learns these faster.
 ANCHORS = ("none", "pixels")
-MAX_ANCHOR_COLOR = 0.98  # of the range [-1, 1]; beyond it a step would have to be huge to change anything
-# The remedy where Gaussians are of no use, whether a run made them or a file held them.
+MAX_ANCHOR_COLOR = 0.98  # of the range [-1, 1]; closer to its end, an offset would need to be very large for a change
+# The remedy in errors about Gaussians that cannot be used, from a run or from a file.
 OTHER_GAUSSIANS = "try another seed, other weights or another file"
-# A quaternion whose length is so near to one was meant to be normalised; float16 weights leave about that much.
+# A quaternion whose length is this close to one counts as normalised; float16 weights cause about this difference.
 UNIT_TOLERANCE = 1e-3
 
 
@@ -37,7 +37,7 @@ class Gaussians:
         means_BN3: centres, world units.
         opacities_BN1: in [0, 1].
         scales_BN3: standard deviations along the axes, positive.
-        quats_BN4: rotations, w first, used as they are: not necessarily of length one.
+        quats_BN4: rotations, w first, not normalised: their length need not be one.
         colors_BN3: RGB in [0, 1].
     """
 
@@ -62,37 +62,37 @@ class Gaussians:
 
     @property
     def packed_BN14(self) -> Tensor:
-        """Position 3, opacity 1, scale 3, rotation 4, colour 3."""
+        """All values in one tensor: position 3, opacity 1, scale 3, rotation 4, colour 3."""
         return torch.cat([self.means_BN3, self.opacities_BN1, self.scales_BN3, self.quats_BN4, self.colors_BN3], dim=-1)
 
     def scene(self, index: int) -> Gaussians:
-        """One scene of the batch, as a batch of one, detached and in float32: what files are made from."""
+        """One scene as a batch of one, detached and in float32, for writing files."""
         return self._each(lambda values: values[index : index + 1].detach().float())
 
     def scenes(self, pick: slice) -> Gaussians:
-        """Some scenes of the batch."""
+        """The scenes of the batch with these indices."""
         return self._each(lambda values: values[pick])
 
     def to(self, device: torch.device | str) -> Gaussians:
-        """The same on a device."""
+        """Move to a device."""
         return self._each(lambda values: values.to(device))
 
     def only(self, keep_N: Tensor) -> Gaussians:
-        """The Gaussians that a mask or an index list chooses, in every scene of the batch."""
+        """Choose Gaussians by a mask or by indices, the same in every scene."""
         return self._each(lambda values: values[:, keep_N])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Gaussians:
         return Gaussians(**{field.name: change(getattr(self, field.name)) for field in dataclasses.fields(self)})
 
     def check_values(self, *, name: str, remedy: str = OTHER_GAUSSIANS) -> None:
-        """Refuse numbers that no rasteriser draws.
+        """Check that a rasteriser can draw the values.
 
         Args:
-            name: what the error message calls these Gaussians.
-            remedy: what it advises.
+            name: name of these Gaussians in the error message.
+            remedy: advice in the error message.
 
         Raises:
-            DataError: not finite, an opacity or a colour outside [0, 1], or a scale that is not positive.
+            DataError: values are not finite, opacities or colours are outside [0, 1], or scales are not positive.
         """
         for field in dataclasses.fields(self):
             if not bool(getattr(self, field.name).isfinite().all()):
@@ -100,20 +100,20 @@ class Gaussians:
         for values, what in ((self.opacities_BN1, "opacities"), (self.colors_BN3, "colors")):
             if values.numel() and not 0 <= float(values.min()) <= float(values.max()) <= 1:
                 span = f"[{float(values.min()):.3g}, {float(values.max()):.3g}]"
-                raise DataError(f"{name}: {what} span {span}, they must lie in [0, 1]; {remedy}")
+                raise DataError(f"{name}: {what} are in {span}, but must be in [0, 1]; {remedy}")
         if self.scales_BN3.numel() and float(self.scales_BN3.min()) <= 0:
             smallest = float(self.scales_BN3.min())
-            raise DataError(f"{name}: scales go down to {smallest:.3g}, they must be positive; {remedy}")
+            raise DataError(f"{name}: the smallest scale is {smallest:.3g}, but scales must be positive; {remedy}")
 
     def with_unit_quats(self) -> Gaussians:
-        """The same Gaussians, described by true rotations.
+        """The same Gaussians with true rotations (quaternions of length one).
 
-        Only the covariance has a meaning. Where a quaternion has length one nothing changes. Elsewhere R S, whose R is
-        no rotation, is decomposed: its left singular vectors are the axes of the covariance R S S R^T and its singular
-        values their standard deviations.
+        Only the covariance has a meaning. Quaternions of length one are not changed. For the others, R in R S is not a
+        rotation, so R S is decomposed: its left singular vectors are the axes of the covariance R S S R^T, and its
+        singular values are their standard deviations.
         """
         lengths_BN = self.quats_BN4.norm(dim=-1)
-        finite_BN = (lengths_BN + self.scales_BN3.sum(-1)).isfinite()  # the others go on to `check_values`
+        finite_BN = (lengths_BN + self.scales_BN3.sum(-1)).isfinite()  # `check_values` reports the others
         bent_BN = ((lengths_BN - 1).abs() > UNIT_TOLERANCE) & finite_BN
         scales_BN3 = self.scales_BN3.clone()
         quats_BN4 = functional.normalize(self.quats_BN4, dim=-1)
@@ -127,10 +127,10 @@ class Gaussians:
         return dataclasses.replace(self, scales_BN3=scales_BN3, quats_BN4=quats_BN4)
 
     def moved(self, transform_44: Tensor) -> Gaussians:
-        """The same objects in another frame, described by true rotations.
+        """Transform the Gaussians to another frame; the result has true rotations.
 
         Args:
-            transform_44: rotation and shift from the present frame, (4, 4).
+            transform_44: rotation and shift from the current frame, (4, 4).
         """
         unit = self.with_unit_quats()
         turn_33 = transform_44[:3, :3].to(self.means_BN3)
@@ -142,18 +142,19 @@ class Gaussians:
         )
 
     def covariances(self) -> Tensor:
-        """R S S R^T with the quaternion formula applied to the four numbers as they are: (B, N, 3, 3)."""
+        """R S S R^T, with R from the quaternions without normalisation: (B, N, 3, 3)."""
         axes_BN33 = rotation_formula(self.quats_BN4) * self.scales_BN3[..., None, :]
-        # Sums instead of a matrix product, which training may have set to a reduced precision.
+        # Sums instead of matrix products, because training may reduce the precision of products.
         return (axes_BN33[..., :, None, :] * axes_BN33[..., None, :, :]).sum(-1)
 
 
 def activate(raw_BN14: Tensor, *, rotation: str, pixels_BN9: Tensor | None = None) -> Gaussians:
-    """Raw numbers of the head to Gaussians (arXiv:2402.05054, with the published constants).
+    """Convert the raw output of the head to Gaussians (arXiv:2402.05054, with the published constants).
 
     Args:
         rotation: one of ROTATION_RULES.
-        pixels_BN9: colours in [0, 1] and Plücker rays of the Gaussians' pixels; numbers are then steps from these.
+        pixels_BN9: colours in [0, 1] and Plücker rays of the Gaussians' pixels; raw numbers are then offsets from
+            these.
     """
     position, opacity, scale, quaternion, color = raw_BN14.split([3, 1, 3, 4, 3], dim=-1)
     if pixels_BN9 is not None:
@@ -169,7 +170,7 @@ def activate(raw_BN14: Tensor, *, rotation: str, pixels_BN9: Tensor | None = Non
 
 
 def _along_rays(steps_BN3: Tensor, rays_BN6: Tensor) -> Tensor:
-    """Points reached from each ray's point nearest to the origin: along the ray, then level and upright across it."""
+    """Move from each ray's point closest to the origin: along the ray, then horizontally and vertically across it."""
     moment, direction = rays_BN6.split(3, dim=-1)
     direction = functional.normalize(direction, dim=-1)
     level = torch.linalg.cross(direction, torch.tensor([0.0, 1.0, 0.0]).to(direction).expand_as(direction))
@@ -193,7 +194,7 @@ def quaternion_product(left_N4: Tensor, right_N4: Tensor) -> Tensor:
 
 
 def rotation_formula(quats_N4: Tensor) -> Tensor:
-    """The matrix of a quaternion (w, x, y, z), without normalising it: (..., 3, 3). A rotation if its length is one."""
+    """The matrix of an unnormalised quaternion (w, x, y, z): (..., 3, 3). It is a rotation if the length is one."""
     w, x, y, z = quats_N4.unbind(-1)
     rows = [
         torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], dim=-1),

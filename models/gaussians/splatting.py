@@ -1,8 +1,8 @@
-"""Rasterise 3D Gaussians in plain PyTorch: runs and differentiates everywhere.
+"""Rasterises 3D Gaussians in plain PyTorch, on every device and with gradients.
 
-All images of a call go together: their Gaussians are projected, listed by tile and blended, tiles of similar load at
-once; nothing loops over Gaussians, views or scenes. The rules are those of the published rasteriser
-(arXiv:2308.04079, with the constants below).
+All images of a call are processed together: their Gaussians are projected, listed by tile and blended. Tiles with a
+similar number of Gaussians are blended at once; there is no loop over Gaussians, views or scenes. The rules are those
+of the published rasteriser (arXiv:2308.04079, with the constants below).
 
 Letters: B scenes, V cameras of each, N Gaussians, M pairs of a Gaussian and an image that shows it, T tiles,
 K Gaussians of a tile, P pixels of a tile, C channels, H W pixels.
@@ -19,28 +19,28 @@ from torch.autograd.function import once_differentiable
 from models.gaussians.scene import Gaussians
 from utils.torch_settings import float32_products
 
-NEAR = 0.2  # Gaussians nearer than this are dropped
-LOW_PASS = 0.3  # pixels², added to the diagonal of the 2D covariance: nothing is thinner than a pixel
-VIEW_MARGIN = 0.3  # the projection is linearised at most so far outside the image, as a share of its half angle
+NEAR = 0.2  # closer Gaussians are dropped
+LOW_PASS = 0.3  # pixels², added to the diagonal of the 2D covariance, so that no Gaussian is thinner than a pixel
+VIEW_MARGIN = 0.3  # limit for the point of linearisation outside the image, as a fraction of the half angle
 MAX_ALPHA = 0.99
-MIN_ALPHA = 1 / 255  # weaker contributions are skipped
-MIN_TRANSMITTANCE = 1e-4  # a ray stops before it would fall under this
-TILE = 4  # pixels of a tile's side; 8 and 16 were slower, since most pixels of a tile are far from a small splat
-# Values (K · P · T) that one group of tiles holds at once: bounds memory, and on a CPU keeps them in the cache.
+MIN_ALPHA = 1 / 255  # smaller contributions are skipped
+MIN_TRANSMITTANCE = 1e-4  # a ray stops before its transmittance is below this
+TILE = 4  # pixels per side of a tile; 8 and 16 were slower, because small splats cover few pixels of a large tile
+# Largest K · P · T of one group of tiles. It limits the memory, and on a CPU keeps the values in the cache.
 GROUP_VALUES = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Splats:
-    """Gaussians projected into the images that show them, nearest first.
+    """Gaussians projected into the images that show them, sorted by depth, closest first.
 
     Attributes:
         image_M: which image, scene · V + camera.
         centers_M2: in pixels.
         conics_M3: inverse 2D covariance as (a, b, c) of a·dx² + 2b·dx·dy + c·dy².
-        reach_M2: pixels along x and y beyond which alpha is under MIN_ALPHA.
+        reach_M2: distance in pixels along x and y at which alpha falls below MIN_ALPHA.
         opacities_M: in [0, 1].
-        features_MC: what is blended: RGB and the depth along the camera's axis.
+        features_MC: the blended values: RGB and the depth along the camera's axis.
     """
 
     image_M: Tensor
@@ -60,9 +60,9 @@ def project(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, *, size: tuple
         size: height and width of the images.
     """
     V = c2w_BV44.shape[1]
-    # What is fainter than MIN_ALPHA at its centre is skipped at every pixel.
+    # A Gaussian whose alpha at its centre is below MIN_ALPHA is skipped in every pixel, so it is dropped here.
     scene_G, number_G = (gaussians.opacities_BN1[..., 0] >= MIN_ALPHA).nonzero(as_tuple=True)
-    w2c_BV44 = torch.linalg.inv_ex(c2w_BV44)[0]  # unlike `inv` it does not wait for the device to report success
+    w2c_BV44 = torch.linalg.inv_ex(c2w_BV44)[0]  # `inv` would wait until the device reports success
     rotation_GV33 = w2c_BV44[scene_G, :, :3, :3]
     means_GV3 = apply(rotation_GV33, gaussians.means_BN3[scene_G, number_G][:, None]) + w2c_BV44[scene_G, :, :3, 3]
     (fx, fy), (cx, cy) = (K_33[0, 0], K_33[1, 1]), (K_33[0, 2], K_33[1, 2])
@@ -89,8 +89,8 @@ def project(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, *, size: tuple
     )
     a, b, c = covariance_M22[:, 0, 0] + LOW_PASS, covariance_M22[:, 0, 1], covariance_M22[:, 1, 1] + LOW_PASS
     determinant_M = a * c - b * b
-    # Of long needles and giants float32 may keep nothing of it, or infinity; one of them would make each pixel that it
-    # covers NaN. They are left out, as gsplat does.
+    # For very long or very large Gaussians the determinant can become 0 or infinite in float32, and every pixel that
+    # they cover would be NaN. They are left out, as in gsplat.
     drawn_M = ((determinant_M > 0) & determinant_M.isfinite()).nonzero()[:, 0]
     a, b, c, determinant_M, x, y, z = (values_M[drawn_M] for values_M in (a, b, c, determinant_M, x, y, z))
     scene_M, number_M, camera_M = scene_M[drawn_M], number_M[drawn_M], camera_M[drawn_M]
@@ -110,17 +110,17 @@ def project(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, *, size: tuple
 
 
 def apply(matrix_33: Tensor, vector_3: Tensor) -> Tensor:
-    """Matrix times vector as plain sums: reduced-precision products (TF32) would move centres by pixels."""
+    """Matrix times vector with plain sums, because reduced precision (TF32) would move centres by pixels."""
     return (matrix_33 * vector_3[..., None, :]).sum(-1)
 
 
 def multiply(left: Tensor, right: Tensor) -> Tensor:
-    """Product of small matrices as plain sums, for the same reason."""
+    """Product of small matrices with plain sums, for the same reason."""
     return (left[..., :, :, None] * right[..., None, :, :]).sum(-2)
 
 
 def rasterise(splats: Splats, *, num_images: int, size: tuple[int, int]) -> Tensor:
-    """Blend splats front to back over nothing.
+    """Blend splats front to back without a background.
 
     Returns:
         (F, C + 1, H, W): features times their weights, then the sum of the weights (alpha).
@@ -147,7 +147,7 @@ def rasterise(splats: Splats, *, num_images: int, size: tuple[int, int]) -> Tens
 
 @torch.no_grad()
 def _tile_lists(splats: Splats, num_images: int, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which splats touch which tile: concatenated indices, nearest first, and each tile's start and count."""
+    """The splats of each tile: concatenated indices, closest first, and start and count of each tile."""
     limit = torch.tensor([columns, rows], device=splats.image_M.device)
     low_M2 = ((splats.centers_M2 - splats.reach_M2) / TILE).floor().long().clamp_min(0).minimum(limit)
     high_M2 = (((splats.centers_M2 + splats.reach_M2) / TILE).floor().long() + 1).clamp_min(0).minimum(limit)
@@ -158,13 +158,13 @@ def _tile_lists(splats: Splats, num_images: int, rows: int, columns: int) -> tup
     across = spans_M2[splat_ids, 0]
     row, column = low_M2[splat_ids, 1] + within // across, low_M2[splat_ids, 0] + within % across
     tile = (splats.image_M[splat_ids] * rows + row) * columns + column
-    order = tile.argsort(stable=True)  # keeps the order of depth inside a tile
+    order = tile.argsort(stable=True)  # a stable sort keeps the order of depth inside a tile
     counts_T = torch.bincount(tile, minlength=num_images * rows * columns)
     return splat_ids[order], counts_T.cumsum(0) - counts_T, counts_T
 
 
 def _groups(counts_T: Tensor) -> list[tuple[Tensor, int]]:
-    """Tiles of similar load together, so that little is padded, with the largest load; empty tiles are left out."""
+    """Group tiles with similar counts, so that little padding is needed: (tiles, largest count) per group."""
     order = counts_T.argsort(descending=True)
     loads = counts_T[order].tolist()
     limit = GROUP_VALUES.get(counts_T.device.type, GROUP_VALUES["cpu"])
@@ -181,7 +181,7 @@ def _groups(counts_T: Tensor) -> list[tuple[Tensor, int]]:
 class _Blend(torch.autograd.Function):
     """Features and alpha of every pixel of some tiles: (T, P, C + 1).
 
-    Its own derivative, so that nothing of the size T · K · P is kept between the passes.
+    It has its own backward pass, so that nothing of the size T · K · P is stored between the passes.
     """
 
     @staticmethod
@@ -201,13 +201,13 @@ class _Blend(torch.autograd.Function):
         weight_TKP, before_TKP = _weights(alpha_TKP)
         with float32_products("highest"):
             grad_features_TKC = weight_TKP @ grad_TPC[..., :-1]
-            # what one more unit of this splat's weight is worth
+            # gradient of the weight of this splat
             value_TKP = features_TKC @ grad_TPC[..., :-1].transpose(1, 2) + grad_TPC[..., -1][:, None]
-        # More alpha adds this splat in front and takes light from all that lies behind: Σ_{j > k} w_j v_j / (1 - α_k).
+        # More alpha adds this splat and darkens all splats behind it: Σ_{j > k} w_j v_j / (1 - α_k).
         behind_TKP = weight_TKP * value_TKP
         behind_TKP = behind_TKP.sum(1, keepdim=True) - behind_TKP.cumsum(1)
         grad_alpha_TKP = before_TKP * value_TKP - behind_TKP / (1 - alpha_TKP)
-        # Neither the cap nor what is skipped passes a gradient.
+        # Capped and skipped alphas have no gradient.
         grad_power_TKP = grad_alpha_TKP * alpha_TKP * ((weight_TKP > 0) & (raw_TKP <= MAX_ALPHA))
         grad_opacities_TK = grad_power_TKP.sum(-1) / opacities_TK
         pull_x, pull_y = grad_power_TKP * dx_TKP, grad_power_TKP * dy_TKP
@@ -223,7 +223,7 @@ class _Blend(torch.autograd.Function):
 
 
 def _alphas(corner_T2, present_TK, centers_TK2, conics_TK3, opacities_TK) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Distances along x and y, opacity · falloff, and alpha by the rules: (T, K, P) each."""
+    """Distances along x and y, opacity · falloff, and alpha after cap and skipping: (T, K, P) each."""
     side = torch.arange(TILE, device=corner_T2.device, dtype=centers_TK2.dtype) + 0.5
     x_TP = corner_T2[:, :1] + side.repeat(TILE)
     y_TP = corner_T2[:, 1:] + side.repeat_interleave(TILE)
@@ -237,7 +237,7 @@ def _alphas(corner_T2, present_TK, centers_TK2, conics_TK3, opacities_TK) -> tup
 
 
 def _weights(alpha_TKP: Tensor) -> tuple[Tensor, Tensor]:
-    """Each splat's share of the pixel, and the transmittance before it."""
+    """Blending weight of each splat in the pixel, and the transmittance in front of it."""
     after_TKP = (1 - alpha_TKP).cumprod(1)
     before_TKP = torch.cat([torch.ones_like(after_TKP[:, :1]), after_TKP[:, :-1]], dim=1)
     return alpha_TKP * before_TKP * (after_TKP >= MIN_TRANSMITTANCE), before_TKP

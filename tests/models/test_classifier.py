@@ -27,8 +27,8 @@ def test_it_is_small():
 
 
 def test_names_are_needed(tmp_path):
-    with pytest.raises(ConfigError, match="names of kinds"):
+    with pytest.raises(ConfigError, match=r"classifier\.kinds or classifier\.colors is empty"):
         build()
     save_safetensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)})
-    with pytest.raises(DataError, match="is no classifier"):
+    with pytest.raises(DataError, match="is not a classifier"):
         build(pretrained=str(tmp_path / "x.safetensors"))

@@ -50,7 +50,9 @@ def test_slices_of_an_average_are_joined(tmp_path):
 def test_slices_that_are_missing_or_overlap_are_refused(tmp_path):
     write_slices(tmp_path, nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)).state_dict())
     (tmp_path / "ema_00000012_rank0001.pth").rename(tmp_path / "aside.pth")
-    with pytest.raises(DataError, match=r"test_model=.*_rank0002.pth is a slice .* rank 1 is not beside it") as caught:
+    with pytest.raises(
+        DataError, match=r"test_model=.*_rank0002.pth is a slice .* rank 1 is not in its folder"
+    ) as caught:
         read_weights(tmp_path / "ema_00000012_rank0002.pth", option="test_model")
     assert "\n" not in str(caught.value)
     state = {"0.weight": torch.zeros(2, 3), "more": torch.zeros(1)}
@@ -122,14 +124,17 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path, name):
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"<html>not found</html>" * 20, r"is no weight file: it begins with b'<html>|is no readable safetensors file"),
-        (bytes(range(256)) * 9, r"is no weight file: it begins with b'\\x00|is no readable safetensors file"),
-        (b"\x80\x02", r"cannot be read|is no readable safetensors file"),
+        (
+            b"<html>not found</html>" * 20,
+            r"is not a weight file \(it begins with b'<html>|is not a readable safetensors file",
+        ),
+        (bytes(range(256)) * 9, r"is not a weight file \(it begins with b'\\x00|is not a readable safetensors file"),
+        (b"\x80\x02", r"cannot be read|is not a readable safetensors file"),
     ],
 )
 def test_what_is_no_weight_file_is_refused_in_one_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"test_model=.*{name} ({message}).*; fetch it again") as caught:
+    with pytest.raises(DataError, match=rf"test_model=.*{name} ({message}).*; download it again") as caught:
         read_weights(tmp_path / name, option="test_model")
     assert "\n" not in str(caught.value)
 
@@ -142,7 +147,7 @@ def test_a_folder_is_no_weight_file(tmp_path):
 @pytest.mark.parametrize("content", [{"step": 3}, {"state_dict": {"a": 1}}, [1, 2], {}])
 def test_a_file_without_tensors_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(DataError, match="holds no state dict"):
+    with pytest.raises(DataError, match="contains no state dict"):
         read_weights(tmp_path / "x.pth", option="test_model")
 
 

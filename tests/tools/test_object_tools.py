@@ -60,9 +60,9 @@ def test_a_broken_file_does_not_stop_the_others(ply, tmp_path, capsys):
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 4
     assert "bad.ply: truncated" in errors[0]
-    assert "mesh.ply: holds a mesh" in errors[1]
+    assert "mesh.ply: the file is a mesh" in errors[1]
     assert "huge.ply: truncated" in errors[2]
-    assert "uncounted.ply: its header does not say" in errors[3]
+    assert "uncounted.ply: its header has no number of Gaussians" in errors[3]
 
 
 def test_files_of_one_name_get_folders_of_their_own(tmp_path):
@@ -89,7 +89,7 @@ def test_mistakes_are_one_line(ply, tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "error: assets.turntable_size must be even for the video codec, got 33"
     assert "Traceback" not in done.stderr
-    with pytest.raises(ConfigError, match=r"--distance -1\.0 must be positive"):
+    with pytest.raises(ConfigError, match=r"--distance must be positive, .* got -1\.0"):
         export(ply, "--out", tmp_path / "out", "--distance", "-1")
 
 

@@ -225,5 +225,5 @@ def test_background_removal_says_what_is_missing(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setitem(sys.modules, "rembg", SimpleNamespace(new_session=unreachable))
-    with pytest.raises(DataError, match="could not fetch or read its weights \\(no route to host\\)"):
+    with pytest.raises(DataError, match="could not download or read its weights \\(no route to host\\)"):
         background_remover()(Image.new("RGB", (4, 4)))

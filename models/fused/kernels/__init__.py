@@ -1,1 +1,1 @@
-"""Fused operations: a plain reference and Triton kernels."""
+"""The fused operations: Triton kernels, and the same operations in plain PyTorch as reference."""

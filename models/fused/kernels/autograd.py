@@ -1,8 +1,8 @@
 """The operations of models.fused.kernels.reference for training on a GPU: Triton kernels forward and backward.
 
-What is cheap to compute is not kept between the passes: a norm, its activation and its window are made again from the
-norm's input and its statistics. So a product of a normalised activation keeps that activation's input, and nothing of
-three times its size.
+Values that are cheap to compute are not stored between the passes: norm, activation and window are computed again from
+the input of the norm and its statistics. So a product after a norm stores only the input of the norm, and not the
+window with three times its size.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class _NormedProduct(Function):
 def _product_gradients(
     gradient_RO: Tensor, x: Tensor | None, weight: Tensor, *, size: tuple[int, int] | None, like: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Of both factors of `product`; of the weight where x is given."""
+    """Gradients of both factors of `product`; that of the weight only if x is given."""
     if weight.dim() == 2:
         return gradient_RO @ weight, None if x is None else gradient_RO.T @ x
 
@@ -121,7 +121,7 @@ class _Add(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient_RC: Tensor) -> tuple[Tensor | None, ...]:
-        # contiguous here, once for both, and not in each of the kernels that come next
+        # made contiguous once here, instead of in each kernel of the two branches that follow
         gradient_RC = gradient_RC.contiguous() if ctx.scale == 1.0 else gradient_RC * ctx.scale
         of_bias = gradient_RC.sum(0, dtype=torch.float32).to(ctx.dtype) if ctx.needs_input_grad[2] else None
         return gradient_RC, gradient_RC, of_bias, None
@@ -165,14 +165,14 @@ class _Cast(Function):
 
 
 def _cast(tensors: Sequence[Tensor], types: Sequence[torch.dtype]) -> list[Tensor]:
-    """All in one kernel, each in its own memory format."""
+    """Cast all tensors in one kernel; each keeps its memory format."""
     out = [torch.empty_like(tensor, dtype=dtype) for tensor, dtype in zip(tensors, types, strict=True)]
     torch._foreach_copy_(out, list(tensors))
     return out
 
 
 def cast(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Weights in another precision; their gradients are cast back."""
+    """Cast weights to another precision; their gradients are cast back."""
     return list(_Cast.apply(dtype, *weights))
 
 

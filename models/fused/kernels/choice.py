@@ -1,4 +1,4 @@
-"""Which implementation of the fused operations runs where."""
+"""Chooses the implementation of the fused operations."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from models.fused.kernels import reference
 
 
 def operations(device: torch.device, dtype: torch.dtype) -> ModuleType | Any:
-    """The Triton kernels where `has_kernels`, with gradients enabled those that have a backward pass; elsewhere the
-    plain PyTorch reference."""
+    """The Triton kernels if `has_kernels` (with gradients enabled, those with a backward pass); else the reference."""
     if not has_kernels(device, dtype):
         return reference
-    from models.fused.kernels import autograd, triton_forward  # Triton is missing on other machines
+    from models.fused.kernels import (
+        autograd,
+        triton_forward,
+    )  # imported here, because Triton is missing on other machines
 
     return autograd if torch.is_grad_enabled() else triton_forward
 
 
 def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the Triton kernels run: in half precision on a CUDA device, where PyTorch comes with Triton."""
+    """Whether the Triton kernels can run: half precision, a CUDA device, and a PyTorch with Triton."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
     return importlib.util.find_spec("triton") is not None

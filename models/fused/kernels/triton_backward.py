@@ -1,7 +1,7 @@
-"""Triton kernels for the backward passes of models.fused.kernels.triton_forward; autograd through
-models.fused.kernels.reference says what they must compute.
+"""Triton kernels for the backward passes of models.fused.kernels.triton_forward.
 
-Letters as there: R rows of C channels.
+They must give the same gradients as autograd through models.fused.kernels.reference. The same letters are used: R rows
+of C channels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.fused.kernels.triton_forward import normal_share
 
-PROGRAMS = 1024  # that sum columns over all rows
+PROGRAMS = 1024  # number of programs that sum columns over all rows
 
 
 @triton.jit(do_not_specialize=["R"])
@@ -30,6 +30,8 @@ def _layer_norm_gradient_kernel(
         shift_c = tl.load(shift + channels, mask=inside, other=0.0).to(tl.float32)
     gains_rc, biases_rc = tl.zeros((BLOCK_R, BLOCK_C), tl.float32), tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     inputs_rc = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    # Each program takes every num_programs-th block of rows and sums its columns once at the end: a sum over rows
+    # inside the loop took more than twice the time (74 instead of 31 ms per step).
     for start in range(program * BLOCK_R, R, num_programs * BLOCK_R):
         rows = (start + tl.arange(0, BLOCK_R)).to(tl.int64)
         mask = (rows < R)[:, None] & inside[None, :]
@@ -41,10 +43,12 @@ def _layer_norm_gradient_kernel(
         normed = tl.where(mask, (value - mean[:, None]) * deviation[:, None], 0.0)
         gains_rc += after * normed
         biases_rc += after
+        # With n = (x - mean) / deviation and g = gradient * weight: dx = (g - mean(g) - n mean(g n)) / deviation.
         after *= weight_c[None, :]
         level, slope = tl.sum(after, axis=1) / C, tl.sum(after * normed, axis=1) / C
         result = tl.where(mask, (after - level[:, None] - normed * slope[:, None]) * deviation[:, None], 0.0)
         inputs_rc += result
+        # The input also goes to the residual sum; its gradient from there is added here and not in another kernel.
         if HAS_BESIDE:
             result += tl.load(beside + place, mask=mask, other=0.0).to(tl.float32)
         tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
@@ -63,11 +67,11 @@ def layer_norm_gradients(
     *,
     beside_RC: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Of the input (R, C), and of gain, bias and shift (3, C) in float32.
+    """Gradients of the input (R, C), and of gain, bias and shift (3, C) in float32.
 
     Args:
-        statistics_2R: that the forward pass wrote.
-        beside_RC: as for the group norm.
+        statistics_2R: written by the forward pass.
+        beside_RC: further gradient of the input that is added, as for the group norm.
     """
     R, C = x_RC.shape
     out_RC, width = torch.empty_like(x_RC), triton.next_power_of_2(C)
@@ -101,6 +105,7 @@ def _gate_gradient_kernel(
         after = tl.load(gradient + rows[:, None] * inner + columns[None, :], mask=mask, other=0.0).to(tl.float32)
         share, falling = normal_share(gate)
         of_value = after * gate * share
+        # d/dg (g Φ(g)) = Φ(g) + g φ(g), where φ(g) = exp(-g² / 2) / sqrt(2 π).
         of_gate = after * value * (share + gate * falling * 0.3989422804014327)
         values_ri += of_value
         gates_ri += of_gate
@@ -112,7 +117,7 @@ def _gate_gradient_kernel(
 
 
 def gate_gradients(x_R2I: Tensor, bias_2I: Tensor, gradient_RI: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the input (R, 2 I), and of the bias (2 I,) in float32."""
+    """Gradients of the input (R, 2 I), and of the bias (2 I,) in float32."""
     R, inner = gradient_RI.shape
     out_R2I, rows, columns = torch.empty_like(x_R2I), 8, 256
     num_columns = triton.cdiv(inner, columns)
@@ -152,7 +157,7 @@ def _views_attention_gradient_kernel(qkv, gradient, out, V, L, N, scale, BLOCK_V
 def views_attention_gradient(
     qkv_R3C: Tensor, gradient_RC: Tensor, *, num_views: int, places: int, head_dim: int
 ) -> Tensor:
-    """Of queries, keys and values, side by side: (R, 3 C)."""
+    """Gradients of queries, keys and values, side by side: (R, 3 C)."""
     R, C = gradient_RC.shape
     out_R3C = torch.empty_like(qkv_R3C)
     grid = (places, C // head_dim, R // (num_views * places))

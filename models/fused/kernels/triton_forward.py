@@ -1,6 +1,8 @@
-"""Triton kernels for a GPU. models.fused.kernels.reference says what each computes, in plain PyTorch.
+"""Triton kernels for a GPU. models.fused.kernels.reference has the same operations in plain PyTorch.
 
-Activations are rows of channels, as in models.fused.kernels.triton_norms.
+Activations are rows of channels, as in models.fused.kernels.triton_norms. Values are computed in float32 and stored in
+half precision. Row numbers are int64, because R times C can be more than 2³¹. Sizes that change with the batch are not
+specialised (do_not_specialize), so that Triton does not compile a kernel again for every batch size.
 """
 
 from __future__ import annotations
@@ -83,9 +85,10 @@ def layer_norm(
     shift_C: Tensor | None = None,
     statistics_2R: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `reference.layer_norm`; writes means and 1 / standard deviations of the rows where they are wanted."""
+    """See `reference.layer_norm`; also writes means and 1 / standard deviations of the rows into `statistics_2R`."""
     R, C = x_RC.shape
     out_RC = torch.empty_like(x_RC)
+    # A program holds complete rows, so that one pass is enough for mean and deviation; about 2048 values per program.
     width = triton.next_power_of_2(C)
     block = max(1, 2048 // width)
     _layer_norm_kernel[(triton.cdiv(R, block),)](
@@ -98,7 +101,10 @@ def layer_norm(
 
 @triton.jit
 def _place_of(program, num_columns, BLOCK: tl.constexpr):
-    """Block of rows and block of columns of a program: one number, because the others of a grid end at 65,535."""
+    """Block of rows and block of columns of a program.
+
+    Both are in the first grid dimension, because the other dimensions of a CUDA grid are limited to 65,535.
+    """
     num_blocks = tl.cdiv(num_columns, BLOCK)
     return program // num_blocks, program % num_blocks
 
@@ -126,9 +132,9 @@ def add(x_RC: Tensor, y_RC: Tensor, bias_C: Tensor, *, scale: float = 1.0) -> Te
 
 @triton.jit
 def normal_share(z):
-    """How much of a normal distribution lies below z, to 1e-7, and exp(-z²/2); Abramowitz and Stegun, 7.1.26.
+    """The normal distribution function at z, up to 1e-7, and exp(-z²/2). Source: Abramowitz and Stegun, 7.1.26.
 
-    The library's erf takes longer than reading and writing the values.
+    The erf of the library takes longer than reading and writing the values.
     """
     falling = tl.exp(-0.5 * z * z)
     t = 1.0 / (1.0 + 0.23164190 * tl.abs(z))
@@ -164,6 +170,8 @@ def gate(x_R2I: Tensor, bias_2I: Tensor) -> Tensor:
 @triton.jit(do_not_specialize=["V", "L"])
 def _views_attention_kernel(qkv, out, V, L, N, scale, BLOCK_V: tl.constexpr, D: tl.constexpr):
     place, head, orbit = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    # One program per pixel, head and orbit: its queries, keys and values of all views fit into registers, so the
+    # softmax needs a single pass. The rows of a pixel are L apart, because views follow each other in memory.
     views, dims = tl.arange(0, BLOCK_V), tl.arange(0, D)
     row = (orbit * V + views).to(tl.int64) * L + place
     mask = (views < V)[:, None]
@@ -179,13 +187,13 @@ def _views_attention_kernel(qkv, out, V, L, N, scale, BLOCK_V: tl.constexpr, D: 
 
 
 def views_attention(qkv_R3C: Tensor, *, num_views: int, places: int, head_dim: int) -> Tensor:
-    """See models.fused.kernels.reference.views_attention, which does it for sizes that the kernel is not made for."""
+    """See models.fused.kernels.reference.views_attention, which is used for sizes that the kernel does not support."""
     if not reference.is_small(num_views, head_dim):
         return reference.views_attention(qkv_R3C, num_views=num_views, places=places, head_dim=head_dim)
     R, C = qkv_R3C.shape[0], qkv_R3C.shape[1] // 3
     out_RC = qkv_R3C.new_empty((R, C))
     grid = (places, C // head_dim, R // (num_views * places))
-    block = max(16, triton.next_power_of_2(num_views))
+    block = max(16, triton.next_power_of_2(num_views))  # tl.dot needs at least 16 rows
     _views_attention_kernel[grid](
         qkv_R3C, out_RC, num_views, places, C // head_dim, head_dim**-0.5, BLOCK_V=block, D=head_dim, num_warps=2
     )
@@ -198,6 +206,7 @@ def _doubled_kernel(x, out, W, C, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr):
     channels = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = (columns < W)[:, None] & (channels < C)[None, :]
     value = tl.load(x + (line * W + columns)[:, None] * C + channels[None, :], mask=mask)
+    # An input line of W pixels becomes two output lines of 2 W pixels; each pixel is written to four places.
     at = out + (line * 4 * W + 2 * columns)[:, None] * C + channels[None, :]
     tl.store(at, value, mask=mask)
     tl.store(at + C, value, mask=mask)

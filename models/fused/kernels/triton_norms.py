@@ -1,7 +1,9 @@
-"""Triton kernels for group norms and what follows them: SiLU, dropout and the window of a convolution over the views.
+"""Triton kernels for group norms with SiLU, dropout and the window of a convolution over the views.
 
-Activations are rows of channels: R = images x places rows of C channels, contiguous. Group norms work on U units of P
-rows each: one image, or all views of an orbit.
+Activations are rows of channels: R = images x pixels rows of C channels, contiguous. A group norm works on U units of P
+rows: a unit is one image, or all views of an orbit. It takes three kernels: sums of each channel over parts of the
+rows, statistics of each group from these sums, and a last one that applies them. A unit is split over many programs,
+because a norm over an orbit has too few groups to fill a GPU.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from torch import Tensor
 
 from models.fused.kernels.reference import NUM_GROUPS
 
-CHANNELS = 64  # of a tile; divides every width of the published networks
-PROGRAMS = 2048  # enough to fill the largest GPUs several times over
+CHANNELS = 64  # channels of a tile; divides every width of the published networks
+PROGRAMS = 2048  # number of programs that fills the largest GPUs several times
 
 
 @triton.jit(do_not_specialize=["P", "rows_per_split"])
@@ -53,13 +55,14 @@ def _scales_kernel(
         sum_c += tl.sum(tl.load(sums + place, mask=mask, other=0.0), axis=0)
         square_c += tl.sum(tl.load(squares + place, mask=mask, other=0.0), axis=0)
     shift_c = tl.zeros((BLOCK_G,), tl.float32)
-    if HAS_SHIFT:  # the norm is of x + shift; its sums follow from those of x
+    if HAS_SHIFT:  # The norm is of x + shift. Its sums follow from those of x, so x + shift is never stored.
         shift_c = tl.load(shift + unit * shift_stride + channels, mask=inside, other=0.0).to(tl.float32)
         square_c += 2 * shift_c * sum_c + P * shift_c * shift_c
         sum_c += P * shift_c
     count = P * group_size
     mean = tl.sum(tl.where(inside, sum_c, 0.0)) / count
     variance = tl.sum(tl.where(inside, square_c, 0.0)) / count - mean * mean
+    # mean(x²) - mean(x)² can be slightly negative through rounding
     deviation = tl.rsqrt(tl.maximum(variance, 0.0) + eps)
     scale_c = deviation * tl.load(weight + channels, mask=inside).to(tl.float32)
     offset_c = tl.load(bias + channels, mask=inside).to(tl.float32) + (shift_c - mean) * scale_c
@@ -73,9 +76,10 @@ def _scales_kernel(
 
 @triton.jit
 def kept(value, row, channels, C, seed, dropout):
-    """Dropout: zero with that probability, the others larger. The same seed drops the same.
+    """Dropout: values are zero with this probability, the others are scaled up. The seed determines which.
 
-    Bits of the place are mixed as in a hash: Triton's own generator takes longer than reading the value.
+    A hash of the position gives the random bits, so that the backward pass can compute them again without storing a
+    mask. Triton's random generator takes longer than reading the value.
     """
     drawn = (row[:, None] * C + channels[None, :]).to(tl.uint32) ^ tl.load(seed).to(tl.uint32)
     drawn = (drawn ^ (drawn >> 16)) * 0x7FEB352D
@@ -105,7 +109,9 @@ def _apply_kernel(
     value = value.to(out.dtype.element_ty)
     if not TAPS:
         tl.store(out + row[:, None] * C + channels[None, :], value, mask=mask)
-    else:  # each row stands in its own window, in the next view's and in the one before
+    else:
+        # A row is in three windows: the middle of its own, the first place of that of the next view (L rows later) and
+        # the last place of that of the view before. Windows at both ends of the orbit get zeros.
         own = out + row[:, None] * (3 * C) + channels[None, :]
         not_first, not_last = (rows >= L)[:, None] & mask, (rows < P - L)[:, None] & mask
         tl.store(own + C, value, mask=mask)
@@ -118,7 +124,7 @@ def _apply_kernel(
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """A group norm and what follows it; see models.fused.kernels.reference.group_norm."""
+    """Options of a group norm, see models.fused.kernels.reference.group_norm."""
 
     rows: int
     eps: float
@@ -129,7 +135,7 @@ class Norm:
 
 
 def tiles(num_rows: int, num_channels: int, norm: Norm) -> tuple[int, int, int]:
-    """Rows of a tile, rows of a program and programs of a unit, where columns are summed."""
+    """Rows of a tile, rows of a program and programs per unit, for kernels that sum columns."""
     num_blocks, P = triton.cdiv(num_channels, CHANNELS), norm.rows
     block = min(64 if norm.window else 128, triton.next_power_of_2(P))
     num_splits = max(1, min(triton.cdiv(P, block), triton.cdiv(PROGRAMS, num_rows // P * num_blocks)))
@@ -140,10 +146,10 @@ def tiles(num_rows: int, num_channels: int, norm: Norm) -> tuple[int, int, int]:
 def group_statistics(
     x_RC: Tensor, weight_C: Tensor, bias_C: Tensor, norm: Norm, *, shift: Tensor | None, for_gradients: bool = False
 ) -> Tensor:
-    """What the norm does with each channel of each unit, float32.
+    """Statistics of each channel of each unit, float32.
 
     Returns:
-        (2, U, C): scale and offset of x. For gradients (4, U, C): also what centres x, and 1 / standard deviation.
+        (2, U, C): scale and offset of x. For gradients (4, U, C): also shift - mean, and 1 / standard deviation.
     """
     R, C = x_RC.shape
     U, P, num_blocks = R // norm.rows, norm.rows, triton.cdiv(C, CHANNELS)
@@ -164,7 +170,7 @@ def group_statistics(
 
 
 def normalized(x_RC: Tensor, statistics: Tensor, norm: Norm) -> Tensor:
-    """The norm of x, by its statistics."""
+    """Apply a norm with its statistics to x."""
     R, C = x_RC.shape
     U, P = R // norm.rows, norm.rows
     block, _, _ = tiles(R, C, norm)

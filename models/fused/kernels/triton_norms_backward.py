@@ -1,7 +1,8 @@
-"""Triton kernels for the backward pass of models.fused.kernels.triton_norms; autograd through
-models.fused.kernels.reference says what they must compute.
+"""Triton kernels for the backward pass of models.fused.kernels.triton_norms.
 
-Letters as there: R = U units x P rows, C channels.
+They must give the same gradients as autograd through models.fused.kernels.reference. The same letters are used: R = U
+units x P rows, C channels. Three kernels: sums of each channel over parts of the rows, means of each group from these
+sums, and a last one that computes the gradient of the input.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ def _before_activation(
     gradient, value, scale, offset, row, rows, channels, mask, C, P, L, seed, dropout,
     SILU: tl.constexpr, TAPS: tl.constexpr, DROPS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient at the output of the norm itself, before SiLU, dropout and window."""
-    if TAPS:  # a row has stood in its own window, in the next view's and in the one before
+    """Gradient at the output of the norm itself, before SiLU, dropout and window."""
+    if TAPS:  # sum the gradients of the three windows that contain the row, see _apply_kernel
         at = gradient + row[:, None] * (3 * C) + channels[None, :]
         out = tl.load(at + C, mask=mask, other=0.0).to(tl.float32)
         out += tl.load(at + L * 3 * C, mask=mask & (rows < P - L)[:, None], other=0.0).to(tl.float32)
@@ -59,10 +60,10 @@ def _norm_sums_kernel(
         before = _before_activation(
             gradient, value, scale, offset, row, rows, channels, mask, C, P, L, seed, dropout, SILU, TAPS, DROPS
         )
-        if TAPS:  # so that the next pass reads one row and not three
+        if TAPS:  # stored, so that the last kernel reads one row instead of three (26 instead of 34 ms per step)
             tl.store(written + row[:, None] * C + channels[None, :], before.to(written.dtype.element_ty), mask=mask)
         normed = tl.where(mask, (value + centre[None, :]) * deviation[None, :], 0.0)
-        sums_rc += before  # zero outside, as the gradient that was read
+        sums_rc += before  # rows outside add zero, because their gradient was read as zero
         products_rc += before * normed
         values_rc += normed
     sum_c, product_c, normed_c = tl.sum(sums_rc, axis=0), tl.sum(products_rc, axis=0), tl.sum(values_rc, axis=0)
@@ -91,6 +92,8 @@ def _norm_means_kernel(
     step = num_units * C
     scale = tl.load(statistics + unit * C + channels, mask=inside, other=0.0)
     count = P * group_size
+    # With g = gradient * gain and n = the normalised x: dx = (g - mean(g) - n mean(g n)) / deviation, means over a
+    # group. `scale` is gain / deviation, so the division is already in it.
     mean = tl.sum(scale * sum_c) / count
     slope = tl.sum(scale * product_c) / count
     mean_c, slope_c = tl.zeros_like(sum_c) + mean, tl.zeros_like(sum_c) + slope
@@ -132,10 +135,11 @@ def _norm_input_kernel(
 def group_norm_gradients(
     x_RC: Tensor, gradient: Tensor, statistics_4UC: Tensor, norm: Norm, *, beside_RC: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of the input (R, C), the gain (C,), the bias (C,) and the shift of each unit (U, C); the last three float32.
+    """Gradients of the input (R, C), the gain (C,), the bias (C,) and the shift of each unit (U, C); the last three
+    float32.
 
     Args:
-        beside_RC: what the input's gradient is besides.
+        beside_RC: further gradient of the input, from its other uses, which is added.
     """
     R, C = x_RC.shape
     U, P, num_blocks = R // norm.rows, norm.rows, triton.cdiv(C, CHANNELS)
@@ -153,6 +157,7 @@ def group_norm_gradients(
         sums, statistics_4UC, means, C, P, num_splits, group, U,
         BLOCK_G=max(16, triton.next_power_of_2(group)), BLOCK_S=16, num_warps=1,
     )  # fmt: skip
+    # The first kernel has already written the gradient before window, dropout and SiLU.
     if norm.window:
         gradient, after = written, {"SILU": False, "TAPS": False, "DROPS": False}
     block = min(block, 64)

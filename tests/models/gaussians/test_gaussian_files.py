@@ -122,9 +122,9 @@ def test_what_cannot_be_seen_is_not_in_a_splat(tmp_path):
 def test_values_that_nothing_draws_are_not_written(tmp_path):
     good = random_gaussians(4)
     for name, value, message in (
-        ("opacities_BN1", 1.3, r"opacities span \[1.3, 1.3\], they must lie in \[0, 1\]"),
+        ("opacities_BN1", 1.3, r"opacities are in \[1.3, 1.3\], but must be in \[0, 1\]"),
         ("means_BN3", float("nan"), "means are not finite"),
-        ("scales_BN3", 0.0, "scales go down to 0, they must be positive"),
+        ("scales_BN3", 0.0, "the smallest scale is 0, but scales must be positive"),
     ):
         bad = dataclasses.replace(good, **{name: torch.full_like(getattr(good, name), value)})
         with pytest.raises(DataError, match=message):
@@ -149,25 +149,25 @@ def refused(path, content: bytes, message: str) -> None:
 def test_broken_files_are_refused(tmp_path, good_ply):
     content = good_ply.read_bytes()
     bad = tmp_path / "bad.ply"
-    refused(bad, content[:-30], r"truncated, holds 4 of 5 Gaussians")
+    refused(bad, content[:-30], "truncated, it has only 4 of 5 Gaussians")
     refused(bad, content[:80], "truncated, its header has no end")
-    refused(bad, b"x y z\n1 2 3\n", "is no .ply file")
-    refused(bad, b"", "is no .ply file")
-    refused(bad, content.replace(b"property float rot_3\n", b""), "lacks rot_3")
+    refused(bad, b"x y z\n1 2 3\n", "not a .ply file")
+    refused(bad, b"", "not a .ply file")
+    refused(bad, content.replace(b"property float rot_3\n", b""), "property rot_3 is missing")
     refused(bad, content.replace(b"binary_little_endian", b"ascii"), "its format is ascii")
-    refused(bad, content.replace(b"vertex 5", b"vertex 0"), "holds no Gaussians")
-    refused(bad, content.replace(b"float rot_3", b"list uchar int rot_3"), "none of Gaussians")
+    refused(bad, content.replace(b"vertex 5", b"vertex 0"), "contains no Gaussians")
+    refused(bad, content.replace(b"float rot_3", b"list uchar int rot_3"), "is unknown")
     camera = b"element camera 1\nproperty float fov\n"
-    refused(bad, content.replace(b"element vertex", camera + b"element vertex"), "element camera stands before its Gau")
+    refused(bad, content.replace(b"element vertex", camera + b"element vertex"), "element camera comes before the Gau")
     elsewhere = content.replace(b"property float rot_3\n", camera + b"property float rot_3\n")
-    refused(bad, elsewhere, "lacks rot_3")
+    refused(bad, elsewhere, "property rot_3 is missing")
     packed = b"ply\nformat binary_little_endian 1.0\nelement chunk 1\nproperty float min_x\nelement vertex 5\n"
-    refused(bad, packed + b"property uint packed_position\nend_header\n", "compressed Gaussians")
-    refused(bad, content.replace(b"vertex 5", b"vertex 99999999999999"), "truncated, holds 5 of 99999999999999")
+    refused(bad, packed + b"property uint packed_position\nend_header\n", "Gaussians are compressed")
+    refused(bad, content.replace(b"vertex 5", b"vertex 99999999999999"), "truncated, it has only 5 of 99999999999999")
     for count in (b"", b" -5", b" 1_5", b" 9" + 5000 * b"9"):
         line = b"element vertex" + count + b"\n"
-        refused(bad, content.replace(b"element vertex 5\n", line), r"how many Gaussians follow \(element vertex\)")
-    refused(bad, content.replace(b"element vertex 5\n", b""), "does not say how many Gaussians follow")
+        refused(bad, content.replace(b"element vertex 5\n", line), r"no number of Gaussians \(element vertex\)")
+    refused(bad, content.replace(b"element vertex 5\n", b""), "its header has no number of Gaussians")
     with pytest.raises(DataError, match="no such file"):
         read_ply(tmp_path / "missing.ply")
 
@@ -176,9 +176,9 @@ def test_a_mesh_is_refused(tmp_path):
     import trimesh
 
     trimesh.creation.box().export(tmp_path / "box.ply")
-    refused(tmp_path / "box.ply", (tmp_path / "box.ply").read_bytes(), "a mesh or a plain point cloud")
+    refused(tmp_path / "box.ply", (tmp_path / "box.ply").read_bytes(), "a mesh or a point cloud")
     trimesh.PointCloud(np.eye(3)).export(tmp_path / "points.ply")
-    refused(tmp_path / "points.ply", (tmp_path / "points.ply").read_bytes(), "a mesh or a plain point cloud")
+    refused(tmp_path / "points.ply", (tmp_path / "points.ply").read_bytes(), "a mesh or a point cloud")
 
 
 def test_values_out_of_range_are_refused(tmp_path, good_ply):
@@ -210,7 +210,7 @@ def test_a_ply_that_seems_to_be_activated_already_is_warned_of(tmp_path, good_pl
     assert not caplog.records
     read_ply(tmp_path / "activated.ply")
     [message] = [record.getMessage() for record in caplog.records]
-    assert "activated.ply: seems to hold opacities after the sigmoid" in message
+    assert "activated.ply: opacities seem to be after the sigmoid" in message
     assert "\n" not in message
 
 
@@ -230,7 +230,7 @@ def test_a_ply_of_another_program_is_read(tmp_path, good_ply):
 
 def test_a_broken_splat_is_refused(tmp_path):
     (tmp_path / "a.splat").write_bytes(b"0" * 33)
-    with pytest.raises(DataError, match="33 bytes are not a whole number"):
+    with pytest.raises(DataError, match="33 bytes are not a multiple of the 32 bytes"):
         read_splat(tmp_path / "a.splat")
     for content, what in ((b"\xff" * 320, "means are not finite"), (bytes(320), "scales .* must be positive")):
         (tmp_path / "a.splat").write_bytes(content)

@@ -143,7 +143,7 @@ def test_a_gsplat_that_has_compiled_itself_is_taken(cuda, tmp_path):
         ({}, "gsplat is not compiled", "cannot compile itself here"),
         ({"version": "1.4.0"}, "install 1.5 or later", "install 1.5 or later"),
         ({"files": ()}, "gsplat is not compiled", "cannot compile itself here"),
-        ({"csrc": OTHER_TORCH}, "does not load (undefined symbol: abc)", "cannot compile itself here"),
+        ({"csrc": OTHER_TORCH}, "cannot be loaded (undefined symbol: abc)", "cannot compile itself here"),
         ({"backend": BROKEN_COMPILER}, "gsplat is not compiled", r"cannot compile itself here \(Error building"),
     ],
 )

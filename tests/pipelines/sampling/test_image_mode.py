@@ -334,5 +334,5 @@ def test_command_line(tmp_path, family):
     line[line.index("disc.png")] = "text.png"
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 2
-    assert done.stderr.strip().startswith("error: text.png: no image that can be read")
+    assert done.stderr.strip().startswith("error: text.png: cannot be read as an image")
     assert len(done.stderr.strip().splitlines()) == 1

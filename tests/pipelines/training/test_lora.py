@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_refused(folder):
     )
     with pytest.raises(DataError, match=r"lora.path=.*has no layer a$"):
         merge_lora(unet, folder / "other.safetensors", weight=1)
-    with pytest.raises(DataError, match=r"holds no lora_A"):
+    with pytest.raises(DataError, match=r"has no lora_A"):
         merge_lora(unet, write_family(folder)["test_model"], weight=1)
     wide, _ = adapted_unet(folder)
     state = lora_state(wide)
