@@ -128,7 +128,7 @@ def _tell_left_behind(below: DictConfig, above: DictConfig) -> None:
         left = [key for key in old if key not in new and _says_more(key, old[key], defaults)]
         if left:
             log.warning(
-                "%s.type=%s starts from its own defaults; left behind: %s; name them again if they shall stay",
+                "%s.type=%s starts from its own defaults; not kept: %s; set them again to keep them",
                 name,
                 new["type"],
                 ", ".join(f"{key}={old[key]}" for key in left),

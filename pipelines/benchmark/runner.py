@@ -151,7 +151,7 @@ def _settings(options: BenchOptions, name: str, device: torch.device) -> Sequenc
 
 
 def _rows_or_failure(bench: Bench, name: str, case: Case) -> list[Row]:
-    """The rows; where the device's memory does not do, one that says so: the others are still worth having."""
+    """The rows; if the device runs out of memory, a row that reports it, so that the other rows are kept."""
     try:
         return MEASURES[name].rows(bench, case)
     except torch.cuda.OutOfMemoryError:

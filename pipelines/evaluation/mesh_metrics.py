@@ -81,7 +81,7 @@ def sample_outer_surface(mesh: RenderMesh, *, num_points: int, seed: int) -> np.
         found.append(points_N3[is_outer(mesh, points_N3)])
         if sum(map(len, found)) >= num_points:
             return np.concatenate(found)[:num_points]
-    raise DataError(f"under 1/{MAX_DRAWS} of the mesh can be seen from outside; turn its faces, or repair it")
+    raise DataError(f"under 1/{MAX_DRAWS} of the mesh can be seen from outside; flip its normals, or repair it")
 
 
 def is_outer(mesh: RenderMesh, points_N3: np.ndarray) -> np.ndarray:

@@ -113,7 +113,7 @@ def known_view_files(cfg: RunConfig, c2w_V44: Tensor) -> dict[int, str]:
     """Place in the orbit -> picture, of the setting `known_views`.
 
     Raises:
-        ConfigError: no view stands at an azimuth, or two pictures claim one view.
+        ConfigError: no view has a given azimuth, or two pictures have the same view.
     """
     files: dict[int, str] = {}
     for index, known in enumerate(cfg.known_views):

@@ -67,11 +67,13 @@ def view_at(c2w_V44: Tensor, azimuth_deg: float, *, where: str) -> int:
         where: the setting, for the message.
 
     Raises:
-        ConfigError: no view stands there.
+        ConfigError: no view has this azimuth.
     """
     relative_V = relative_azimuths(c2w_V44)
     off_V = ((relative_V - azimuth_deg + 180) % 360 - 180).abs()
     if not math.isfinite(azimuth_deg) or float(off_V.min()) > AZIMUTH_TOLERANCE_DEG:
         angles = ", ".join(f"{angle % 360:g}" for angle in relative_V.round(decimals=2).tolist())
-        raise ConfigError(f"{where}={azimuth_deg:g}: no view of the orbit stands there; views are at {angles} degrees")
+        raise ConfigError(
+            f"{where}={azimuth_deg:g}: no view of the orbit has this azimuth; views are at {angles} degrees"
+        )
     return int(off_V.argmin())

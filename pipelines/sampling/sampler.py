@@ -159,7 +159,7 @@ class Sampler(OrbitSampler):
             spacing: leading (published: 981, 961, ..., 1), trailing (starts at pure noise), linspace; or
                 for multistep solvers angle: see pipelines.sampling.solvers.
             warp: of `angle` spacing; 1 is even, more is denser at the noisy end.
-            reuse_steps: the inner part of the network runs at every so manieth step; in between, what it gave is taken
+            reuse_steps: the inner part of the network runs at every Nth step; the steps in between use its last output
                 again (arXiv:2312.00858). 1: at every step.
             reuse_outer: blocks at either end of the network that run at every step.
         """

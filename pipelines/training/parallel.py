@@ -31,7 +31,7 @@ def check_sharding(cfg: RunConfig, entrance: str, *, can_be_sharded: bool) -> No
     if not cfg.use_fsdp:
         return
     if not can_be_sharded:
-        raise ConfigError(f"use_fsdp=true divides a UNet, and {entrance} does not train one alone; set use_fsdp=false")
+        raise ConfigError(f"use_fsdp=true supports only UNet training, but TASK_TYPE={entrance}; set use_fsdp=false")
     if cfg.precision == "float16":
         raise ConfigError("use_fsdp=true does not go with precision=float16; set precision=bfloat16")
 

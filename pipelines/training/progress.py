@@ -1,4 +1,4 @@
-"""What a training says about itself: a line at intervals, a bar, and the loss that is no number."""
+"""Progress of a training: log lines, a progress bar, and the check for NaN losses."""
 
 from __future__ import annotations
 
@@ -91,12 +91,16 @@ class BadLoss(NamedTuple):
     rank: int
 
     def message(self, names: list[str], *, last_state: Path | None) -> str:
-        """What happened, with which samples, and how to go on."""
+        """The error message: step, samples and remedy."""
         shown = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
-        way_on = f"with resume={last_state} and another log_dir" if last_state else "anew: nothing was saved yet"
+        way_on = (
+            f"continue with resume={last_state} and another log_dir"
+            if last_state
+            else "start again; no state was saved"
+        )
         return (
-            f"the loss became NaN or infinite at step {self.step}, with the samples {shown}; look at them, lower lr or "
-            f"set precision=float32, and go on {way_on}"
+            f"the loss became NaN or infinite at step {self.step}, with the samples {shown}; check them, lower lr or "
+            f"set precision=float32, and {way_on}"
         )
 
 

@@ -162,7 +162,7 @@ def old_states(folder: Path, *, keep: int, every: int) -> dict[int, Path]:
     Args:
         folder: `log_dir/state`.
         keep: newest states that stay.
-        every: states of every so manieth step stay too; 0: none.
+        every: also keep the states of every Nth step; 0: none.
     """
     old = {_step_of(path): path for path in _steps(folder)[:-keep]}
     return {step: path for step, path in old.items() if not every or step % every}

@@ -25,8 +25,8 @@ def warnings(caplog, *overrides):
 def test_another_type_says_which_settings_it_does_not_take_along(caplog):
     (line,) = warnings(caplog, "vid_dataset.type=VideoDataset", *FILES)
     assert line == (
-        "vid_dataset.type=VideoDataset starts from its own defaults; left behind: resolution=[128, 128], "
-        "background=1.0; name them again if they shall stay"
+        "vid_dataset.type=VideoDataset starts from its own defaults; not kept: resolution=[128, 128], "
+        "background=1.0; set them again to keep them"
     )
     given = (*FILES, "vid_dataset.resolution=[128,128]", "vid_dataset.background=0.5")
     assert warnings(caplog, "vid_dataset.type=VideoDataset", *given) == []

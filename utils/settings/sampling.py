@@ -203,8 +203,8 @@ class SamplingConfig:
         elevation_deg = float(camera_elevations_deg(self.cameras.c2w()[:1])[0])
         if not abs(elevation_deg - self.input_elevation_deg) <= ELEVATION_TOLERANCE_DEG:
             raise ConfigError(
-                f"input_elevation_deg={self.input_elevation_deg:g}, but view 0 of the orbit, which the picture is, "
-                f"stands at {elevation_deg:g}; set cameras.elevation_deg={self.input_elevation_deg:g} too (or "
+                f"input_elevation_deg={self.input_elevation_deg:g}, but the input is view 0, "
+                f"whose elevation is {elevation_deg:g}; set cameras.elevation_deg={self.input_elevation_deg:g} too (or "
                 "cameras.views, with view 0 as the picture was taken)"
             )
 

@@ -234,7 +234,7 @@ class OrbitDenoising(Objective):
             raise ConfigError(f"lora.rank={lora.rank} does not go with refine=true in training; set 0")
         if not self.cfg.checkpoint:
             if not self.cfg.test_model:
-                raise ConfigError(f"lora.rank={lora.rank} adds to a trained model: name its weights with test_model")
+                raise ConfigError(f"lora.rank={lora.rank} needs a trained model; set test_model to its weights")
             load_generator(self.network, self.cfg)
         add_lora(self.network, rank=lora.rank, alpha=lora.alpha or lora.rank, targets=lora.targets)
         self.stem += "_lora"

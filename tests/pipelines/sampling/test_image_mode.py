@@ -244,7 +244,7 @@ def test_the_elevation_of_the_picture_is_that_of_view_0(tmp_path, family, caplog
 def test_azimuths_count_from_the_input():
     c2w_V44 = orbit_cameras(num_views=24, elevation_deg=-20, radius=2, azimuth_start_deg=70)
     assert [view_at(c2w_V44, angle, where="x") for angle in (0, 90, -15, 360, 345.2)] == [0, 6, 23, 0, 23]
-    with pytest.raises(ConfigError, match=r"x=50: no view of the orbit stands there; views are at 0, 15, 30"):
+    with pytest.raises(ConfigError, match=r"x=50: no view of the orbit has this azimuth; views are at 0, 15, 30"):
         view_at(c2w_V44, 50, where="x")
 
 
@@ -262,7 +262,7 @@ def test_azimuths_count_from_the_input():
         ({"known_views": [{"image": "ok.png", "azimuth_deg": a} for a in (120, 480)], "images": ["ok.png"]}, "already"),
         (
             {"input_elevation_deg": 40},
-            "view 0 of the orbit, which the picture is, stands at 15; set cameras.elevation_",
+            "the input is view 0, whose elevation is 15; set cameras.elevation_",
         ),
         ({"object_share": 1.5}, "object_share must lie in (0, 1]"),
         ({"test_list_path": "gone.txt"}, "with one image a line, or --image"),

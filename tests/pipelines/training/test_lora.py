@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_refused(folder):
     unet = MODEL.build(UNET)
     with pytest.raises(ConfigError, match=r"lora.targets: no linear layer .* of OrbitUNet is called to_x"):
         add_lora(unet, rank=4, alpha=4, targets=["to_q", "to_x"])
-    with pytest.raises(ConfigError, match="name its weights with test_model"):
+    with pytest.raises(ConfigError, match="set test_model to its weights"):
         train(lora_run(folder, test_model=""))
     with pytest.raises(ConfigError, match="trains no UNet"):
         train(lora_run(folder, TASK_TYPE="train_embedder_entrance"))

@@ -104,8 +104,11 @@ def test_low_rank_factors_are_divided_too(folder, request):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"TASK_TYPE": "train_embedder_entrance"}, "train_embedder_entrance does not train one alone"),
-        ({"UNet": {**UNET, "use_lgm_refine": True}}, "tune_t2v_entrance does not train one alone"),
+        (
+            {"TASK_TYPE": "train_embedder_entrance"},
+            "supports only UNet training, but TASK_TYPE=train_embedder_entrance",
+        ),
+        ({"UNet": {**UNET, "use_lgm_refine": True}}, "supports only UNet training, but TASK_TYPE=tune_t2v_entrance"),
         ({"precision": "float16"}, "set precision=bfloat16"),
     ],
 )

@@ -217,7 +217,7 @@ def test_a_loss_that_is_no_number_stops(folder, monkeypatch):
         RestoreViews, "forward", lambda self, batch: (self.network.encode(batch[0]).mean.sum() * float("nan"), {})
     )
     cfg = load(folder, TASK_TYPE="train_autoencoder_entrance", log_interval=2)
-    with pytest.raises(DataError, match=r"NaN or infinite at step 1, with the samples 0/\d+, .*nothing was saved yet"):
+    with pytest.raises(DataError, match=r"NaN or infinite at step 1, with the samples 0/\d+, .*no state was saved"):
         train(cfg)
 
 
