@@ -16,7 +16,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from utils.errors import DataError, first_line
-from utils.images import over_background
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +120,8 @@ def recentre(
     canvas.paste(crop.resize((width, height), Image.Resampling.BICUBIC), ((size - width) // 2, (size - height) // 2))
     rgba_HW4 = np.asarray(canvas)
     alpha_HW1 = rgba_HW4[..., 3:].astype(np.float32) / 255
-    rgb_HW3 = over_background(rgba_HW4[..., :3].astype(np.float32) / 255, alpha_HW1, 1.0)
+    # In this order, as published: bytes are cut off, not rounded, so the last bit of a sum counts.
+    rgb_HW3 = rgba_HW4[..., :3].astype(np.float32) / 255 * alpha_HW1 + 1 - alpha_HW1
     return np.concatenate([(rgb_HW3 * 255).astype(np.uint8), rgba_HW4[..., 3:]], axis=-1)
 
 

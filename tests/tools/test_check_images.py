@@ -26,7 +26,7 @@ def test_shards_are_checked_by_their_filters(tmp_path, capsys):
     write_tar(tmp_path / "00002.tar", odd)
     assert check(tmp_path, section, "--strict") == 1
     output = capsys.readouterr().out
-    assert "00001.tar: the shard is cut off after 4 images" in output
+    assert "00001.tar: the shard is truncated after 4 images" in output
     assert "00002.tar/noise: broken image" in output
     assert "13 images to train on, 1 left out by the filters, 2 broken" in output
     assert check(tmp_path, section, "img_dataset.min_aesthetic=null") == 0

@@ -314,7 +314,7 @@ def test_captions_of_several_files_are_joined(tmp_path):
         write_json(tmp_path / f"{name}.json", content)
     files = {name: str(tmp_path / f"{name}.json") for name in "abc"}
     assert read_captions([files["a"], files["b"], files["a"]]) == {"x/1": "one", "x/2": "two"}
-    with pytest.raises(DataError, match=r"c\.json: x/1 has another caption in a file before"):
+    with pytest.raises(DataError, match=r"c\.json: x/1 has another caption in an earlier file; keep only one"):
         read_captions([files["a"], files["c"]])
     with pytest.raises(ConfigError, match="caption_dir must be a file or a list of files"):
         DATASETS.resolve({"type": "VideoDataset", "caption_dir": [3]})
