@@ -14,10 +14,17 @@ from utils.files import read_json, write_json
 SETTINGS_FILE = "render_settings.json"
 
 
-def add_camera_options(parser: argparse.ArgumentParser, *, size: int) -> None:
-    """Add the options of rendering an orbit."""
+def add_camera_options(parser: argparse.ArgumentParser, *, size: int | None, size_text: str = "") -> None:
+    """Add the options of rendering an orbit.
+
+    Args:
+        size: of the pictures by default; with None the command chooses.
+        size_text: the default size in words.
+    """
     parser.add_argument("--views", type=int, default=24, help="number of views on the circle (default 24)")
-    parser.add_argument("--size", type=int, default=size, help=f"width and height in pixels (default {size})")
+    parser.add_argument(
+        "--size", type=int, default=size, help=f"width and height in pixels (default {size_text or size})"
+    )
     parser.add_argument("--distance", type=float, default=2.0, help="from camera to object centre (default 2)")
     parser.add_argument(
         "--fov",

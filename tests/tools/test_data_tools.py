@@ -104,6 +104,68 @@ def test_settings_may_not_change_on_the_way(meshes, tmp_path):
         render(tmp_path / "out", tmp_path / "out3")
 
 
+def write_list(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["--list", str(path)]
+
+
+def packed(folder):
+    return DATASETS.build(
+        {"type": "PackedOrbits", "data_dir_list": [str(folder)], "resolution": [32, 32], "num_views": 3}
+    )
+
+
+def test_meshes_of_a_list_are_packed(meshes, tmp_path):
+    (meshes / "deeper").mkdir()
+    (meshes / "brick.glb").rename(meshes / "deeper" / "brick.glb")
+    listed = write_list(
+        tmp_path / "list.jsonl",
+        {"file": "ball.ply", "caption": "a ball", "split": "train", "cut_out": False},
+        {"file": "deeper/brick.glb", "caption": "a brick", "split": "train", "cut_out": False},
+        {"file": "missing.glb", "caption": "a leaf", "split": "train", "cut_out": True},
+    )
+    chosen = [*listed, "--where", "split=train", "cut_out=false", "--packed", "--shard", "1"]
+    turned = ["--elevation", "0", "40", "--azimuth", "0", "360"]
+    assert render(meshes, tmp_path / "out", *chosen, *turned) == 0
+    data = packed(tmp_path / "out")
+    assert data.object_ids == ["meshes/ball", "meshes/brick"]
+    assert data.captions == ["a ball", "a brick"]
+    assert data.attributes[1]["file"] == "deeper/brick.glb"
+    heights = [float(data.stored(index)[1][0, 2, 3]) / 2.0 for index in range(2)]
+    assert all(0 <= height <= np.sin(np.radians(40)) for height in heights)
+    assert heights[0] != pytest.approx(heights[1])
+    # the same picture as in the other layout, from the same place
+    assert render(meshes, tmp_path / "single", *turned) == 0
+    folder = tmp_path / "single" / "meshes" / "ball"
+    np.testing.assert_array_equal(data.stored(0)[0][2], read_rgba(view_file(folder, 2)))
+    # another seed looks from elsewhere, and a folder keeps its settings
+    assert render(meshes, tmp_path / "other", *chosen, *turned, "--seed", "1") == 0
+    assert float(packed(tmp_path / "other").stored(0)[1][0, 2, 3]) / 2.0 != pytest.approx(heights[0])
+    with pytest.raises(DataError, match=r"seed=1 .was 0."):
+        render(meshes, tmp_path / "out", *chosen, *turned, "--seed", "1")
+
+
+def test_a_bad_mesh_leaves_its_shard_without_it(meshes, tmp_path, capfd):
+    (meshes / "broken.obj").write_text("this is no mesh\n")
+    assert render(meshes, tmp_path / "out", "--packed") == 1
+    assert packed(tmp_path / "out").object_ids == ["meshes/ball", "meshes/brick"]
+    assert "broken.obj" in capfd.readouterr().err
+
+
+def test_lists_that_do_not_fit_are_refused(meshes, tmp_path):
+    listed = write_list(tmp_path / "list.jsonl", {"file": "ball.ply", "split": "train"})
+    with pytest.raises(DataError, match=r"names none of the meshes.*split=val"):
+        render(meshes, tmp_path / "out", *listed, "--where", "split=val")
+    with pytest.raises(ConfigError, match="split must be KEY=VALUE"):
+        render(meshes, tmp_path / "out", *listed, "--where", "split")
+    with pytest.raises(ConfigError, match="give --list"):
+        render(meshes, tmp_path / "out", "--where", "split=val")
+    with pytest.raises(ConfigError, match="--elevation"):
+        render(meshes, tmp_path / "out", "--elevation", "40", "0")
+    with pytest.raises(DataError, match="line 1"):
+        render(meshes, tmp_path / "out", *write_list(tmp_path / "bad.jsonl", {"caption": "a ball"}))
+
+
 def test_run_as_a_file_from_elsewhere(tmp_path):
     script = Path(render_orbit.__file__)
     done = subprocess.run(

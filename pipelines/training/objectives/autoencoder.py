@@ -25,11 +25,12 @@ from utils.settings.run import RunConfig
 log = logging.getLogger(__name__)
 
 NUM_PREVIEWS = 8
+LEAST_ERROR = 1e-6  # mean square, 60 dB: a picture that is nearly right must not take all of the gradient
 
 
 @ENGINE.register(name="train_autoencoder_entrance")
 class RestoreViews(Objective):
-    """Absolute error of pixels and of their differences at several scales, and a small divergence."""
+    """Absolute error of pixels and of their differences at several scales, decibels, and a small divergence."""
 
     stem = "autoencoder"
 
@@ -41,6 +42,10 @@ class RestoreViews(Objective):
             edge_weight: of the error of neighbouring pixels' differences, which keeps thin parts sharp.
             num_scales: at which differences are compared; each halves the image.
             object_weight: how much more a pixel of the object counts than one of the background.
+            decibel_weight: of the pictures' mean PSNR, taken off; a picture with little error counts like any other.
+            color_spread: above 0, half of the pictures exchange their colour channels at random, and each channel is
+                raised to a power whose logarithm has this deviation; white and black stay.
+            mirror: turn half of the pictures left to right.
             num_whitening: images by which the latents are whitened in the end; 0 leaves them.
         """
 
@@ -48,10 +53,21 @@ class RestoreViews(Objective):
         edge_weight: float = 1.0
         num_scales: int = 3
         object_weight: float = 1.0
+        decibel_weight: float = 0.0
+        color_spread: float = 0.0
+        mirror: bool = False
         num_whitening: int = 2048
 
         def __post_init__(self) -> None:
-            for name in ("kl_weight", "edge_weight", "object_weight", "num_whitening"):
+            not_negative = (
+                "kl_weight",
+                "edge_weight",
+                "object_weight",
+                "decibel_weight",
+                "color_spread",
+                "num_whitening",
+            )
+            for name in not_negative:
                 if getattr(self, name) < 0:
                     raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
             if self.num_scales < 1:
@@ -80,7 +96,23 @@ class RestoreViews(Objective):
         for orbits_B, views_B in self.global_batch.single_views(
             self.orbits.num_orbits, self.orbits.num_views, start=start
         ):
-            yield self.orbits.views(orbits_B, views_B)
+            yield self.varied(*self.orbits.views(orbits_B, views_B))
+
+    def varied(self, images_B3HW: Tensor, masks_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures in colours drawn anew, and turned left to right, as the options say."""
+        num = len(images_B3HW)
+        if self.config.mirror:
+            turned_B111 = (self.global_batch.rand(num) < 0.5).view(-1, 1, 1, 1)
+            images_B3HW = torch.where(turned_B111, images_B3HW.flip(-1), images_B3HW)
+            masks_B1HW = torch.where(turned_B111, masks_B1HW.flip(-1), masks_B1HW)
+        if self.config.color_spread:
+            kept_B1 = self.global_batch.rand(num, 1) < 0.5
+            order_B3 = self.global_batch.rand(num, 3).argsort(dim=1)
+            order_B3 = torch.where(kept_B1, torch.arange(3, device=order_B3.device), order_B3)
+            images_B3HW = images_B3HW.gather(1, order_B3.view(-1, 3, 1, 1).expand_as(images_B3HW))
+            power_B3 = (self.config.color_spread * self.global_batch.randn(num, 3)).exp()
+            images_B3HW = images_B3HW ** power_B3.view(-1, 3, 1, 1)
+        return images_B3HW, masks_B1HW
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         images_B3HW, masks_B1HW = batch
@@ -93,6 +125,9 @@ class RestoreViews(Objective):
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         loss = pixel + self.config.edge_weight * edge + self.config.kl_weight * divergence
+        if self.config.decibel_weight:
+            psnr_B = psnr_db((restored_B3HW - images_B3HW).square().mean(dim=(1, 2, 3)) + LEAST_ERROR)
+            loss = loss - self.config.decibel_weight * psnr_B.mean()
         psnr = psnr_db((restored_B3HW.detach().clamp(0, 1) - images_B3HW).square().mean())
         return loss, {"pixel": pixel.detach(), "edge": edge.detach(), "kl": divergence.detach(), "psnr": psnr}
 

@@ -112,6 +112,43 @@ def test_the_autoencoder_ends_with_white_latents(folder):
     torch.testing.assert_close(std_C, torch.ones(4), atol=0.1, rtol=0)
 
 
+def test_varied_pictures_keep_white_and_masks_keep_to_their_objects(folder):
+    options = {"color_spread": 0.3, "mirror": True, "decibel_weight": 1e-3}
+    cfg = load(folder, TASK_TYPE="train_autoencoder_entrance", objective=options)
+    objective = ENGINE.build({"type": cfg.TASK_TYPE, **cfg.objective}, cfg=cfg, device=torch.device("cpu"))
+    plain_B3HW = torch.ones(8, 3, 32, 32)
+    masks_B1HW = torch.zeros(8, 1, 32, 32)
+    plain_B3HW[:, :, 4:9, 2:7], masks_B1HW[:, :, 4:9, 2:7] = torch.tensor([0.9, 0.5, 0.1]).view(3, 1, 1), 1.0
+    objective.global_batch.begin(0, 0)
+    images_B3HW, turned_B1HW = objective.varied(plain_B3HW, masks_B1HW)
+    whole = turned_B1HW.expand_as(images_B3HW) == 1
+    assert bool((images_B3HW[~whole] == 1).all())
+    assert bool((images_B3HW[whole] < 1).all())
+    assert turned_B1HW.sum() == masks_B1HW.sum()
+    assert len({tuple(mask.flatten().tolist()) for mask in turned_B1HW}) == 2
+    colors = {
+        tuple(image[:, mask[0] == 1].mean(dim=1).tolist()) for image, mask in zip(images_B3HW, turned_B1HW, strict=True)
+    }
+    assert len(colors) == 8
+    objective.global_batch.begin(0, 0)
+    again_B3HW, _ = objective.varied(plain_B3HW, masks_B1HW)
+    torch.testing.assert_close(again_B3HW, images_B3HW, atol=0, rtol=0)
+
+
+def test_decibels_take_part_in_the_loss(folder):
+    cfg = load(folder, TASK_TYPE="train_autoencoder_entrance")
+    found = []
+    for weight in (0.0, 0.5):
+        torch.manual_seed(0)
+        entrance = {"type": cfg.TASK_TYPE, "decibel_weight": weight}
+        objective = ENGINE.build(entrance, cfg=cfg, device=torch.device("cpu"))
+        objective.global_batch.begin(0, 0)
+        found.append(objective(next(objective.batches())))
+    (plain, figures), (with_decibels, _) = found
+    # a picture's own PSNR is at most a few decibels from that of the batch
+    assert float((plain - with_decibels).detach()) / 0.5 == pytest.approx(float(figures["psnr"]), abs=3)
+
+
 def test_the_average_is_what_is_sampled_with(folder):
     train(load(folder, TASK_TYPE="train_t2v_entrance", num_steps=4, use_ema=True, ema_decay=1.0, save_ckp_interval=2))
     files = sorted(path.name for path in (folder / "run" / "checkpoints").iterdir())

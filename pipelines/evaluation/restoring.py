@@ -1,0 +1,131 @@
+"""How well an autoencoder restores views, measured object by object.
+
+Letters: O objects, V views, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.autoencoder import AutoencoderKL
+from pipelines.evaluation.held_out import background_of
+from pipelines.evaluation.image_metrics import ViewScores, join, score_views
+from utils.devices import pick_device
+from utils.errors import ConfigError
+from utils.registry import DATASETS
+from utils.settings.run import RunConfig
+
+FIGURES = ("psnr", "psnr_of_views", "masked_psnr", "ssim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """What came out for O objects.
+
+    Attributes:
+        folders: where each object lies.
+        attributes: what is known of each object.
+        scores: of all views of each object, O = 1.
+        color_shift_O: distance, of 255, of the mean colour over the object's pixels, a mean over views and channels.
+        first_pairs: view 0 of each object, true and restored, (3, H, W).
+    """
+
+    folders: list[str]
+    attributes: list[dict[str, Any]]
+    scores: list[ViewScores]
+    color_shift_O: list[float]
+    first_pairs: list[tuple[Tensor, Tensor]]
+
+    def rows(self, *, by: str = "") -> dict[str, dict[str, float]]:
+        """Figures of each folder, and of its objects with each value of the attribute `by`."""
+        places: dict[str, list[int]] = {}
+        for index, (folder, attributes) in enumerate(zip(self.folders, self.attributes, strict=True)):
+            places.setdefault(folder, []).append(index)
+            if by:
+                places.setdefault(f"{folder}, {by} {attributes.get(by, 'unknown')}", []).append(index)
+        return {name: self._row(places[name]) for name in sorted(places)}
+
+    def _row(self, places: Sequence[int]) -> dict[str, float]:
+        scores = join([self.scores[index] for index in places])
+        figures = scores.over(range(scores.psnr_OV.shape[1]))
+        shift = sum(self.color_shift_O[index] for index in places) / len(places)
+        return {"objects": len(places), **{name: figures[name] for name in FIGURES}, "color_shift": shift}
+
+
+@torch.no_grad()
+def measure_restoring(cfg: RunConfig, folders: Sequence[Path]) -> Restored:
+    """Encode and decode every view of packed orbits, in float32.
+
+    Args:
+        cfg: `auto_encoder` with its weights; `vid_dataset` says size, number of views and background.
+
+    Raises:
+        ConfigError, DataError: no weights are named, or a folder does not fit.
+    """
+    if not cfg.auto_encoder.pretrained:
+        raise ConfigError("auto_encoder.pretrained is empty; give the weights that are to be measured")
+    device = pick_device(cfg.device)
+    autoencoder = cfg.auto_encoder.build().to(device).eval()
+    found = Restored(folders=[], attributes=[], scores=[], color_shift_O=[], first_pairs=[])
+    for folder in folders:
+        orbits = DATASETS.build(
+            {
+                "type": "PackedOrbits",
+                "data_dir_list": [str(folder)],
+                "resolution": list(cfg.resolution),
+                "background": background_of(cfg),
+                "num_views": cfg.cameras.num_views,
+                "empty_captions": True,
+            },
+            where="--data",
+        )
+        for number, attributes in enumerate(orbits.attributes):
+            sample = orbits[number]
+            true_VCHW, masks_V1HW = sample["views_VCHW"].clamp(0, 1).to(device), sample["masks_V1HW"].to(device)
+            restored_VCHW = _restored(autoencoder, true_VCHW, chunk=cfg.decoder_bs)
+            found.folders.append(folder.name)
+            found.attributes.append(attributes)
+            found.scores.append(score_views(restored_VCHW, true_VCHW, masks_V1HW=masks_V1HW))
+            found.color_shift_O.append(color_shift(restored_VCHW, true_VCHW, masks_V1HW))
+            found.first_pairs.append((true_VCHW[0].cpu(), restored_VCHW[0].cpu()))
+    return found
+
+
+def _restored(autoencoder: AutoencoderKL, views_VCHW: Tensor, *, chunk: int) -> Tensor:
+    """Views as a perfect generator would show them: those of the posterior's mean."""
+    mean_BCVHW, _ = autoencoder.view_posteriors(views_VCHW[None], chunk=chunk)
+    return autoencoder.decode_views(mean_BCVHW, chunk=chunk)[0]
+
+
+def color_shift(views_VCHW: Tensor, true_VCHW: Tensor, masks_V1HW: Tensor) -> float:
+    """Error, of 255, of the mean colour over the object's pixels: a mean over channels and the views that show it."""
+    solid_V1HW = (masks_V1HW > 0.5).float()
+    pixels_V1 = solid_V1HW.sum(dim=(1, 2, 3))[:, None]
+    shift_VC = ((views_VCHW - true_VCHW) * solid_V1HW).sum(dim=(2, 3)) / pixels_V1.clamp_min(1)
+    seen_V = pixels_V1[:, 0] > 0
+    return float(255 * shift_VC[seen_V].abs().mean()) if bool(seen_V.any()) else 0.0
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """Figures as text."""
+    width = max(map(len, rows), default=0)
+    head = f"{'':{width}} objects   PSNR  of views  near object   SSIM  colour shift"
+    lines = [
+        f"{name:{width}} {row['objects']:7} {row['psnr']:6.2f}  {row['psnr_of_views']:8.2f}  "
+        f"{row['masked_psnr']:11.2f} {row['ssim']:6.4f}  {row['color_shift']:12.2f}"
+        for name, row in rows.items()
+    ]
+    return "\n".join([head, *lines])
+
+
+def restored_sheet(found: Restored, *, count: int) -> Tensor:
+    """View 0 of some objects, true above restored: (3, 2 H, count W)."""
+    step = max(1, len(found.first_pairs) // count)
+    pairs = found.first_pairs[::step][:count]
+    return torch.cat([torch.cat(list(images), dim=2) for images in zip(*pairs, strict=True)], dim=1)
