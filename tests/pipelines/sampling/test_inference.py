@@ -183,7 +183,7 @@ def test_the_command_line_prints_one_line_and_exits_with_2(tmp_path, family):
 
 def test_refuses_an_empty_prompt_file(tmp_path, family):
     (tmp_path / "prompts.txt").write_text("# nothing\n\n")
-    with pytest.raises(DataError, match="holds no prompt"):
+    with pytest.raises(DataError, match="contains no prompt"):
         run(load(tmp_path, family))
 
 
@@ -225,7 +225,7 @@ def test_a_prompt_that_the_small_model_cannot_draw_is_noted(caplog):
     assert cfg.known_objects == sorted(KINDS)
     assert len(sources_of(cfg, kind="prompt")) == 4
     noted = [record.getMessage() for record in caplog.records]
-    assert [message.split("names nothing")[0] for message in noted] == ["prompt 'a dragon' ", "prompt 'a cartoon' "]
+    assert [text.split("contains no object")[0] for text in noted] == ["prompt 'a dragon' ", "prompt 'a cartoon' "]
     caplog.clear()
     taught = load_config(ROOT / "configs/mini/t2v_infer.yaml", [*line, "lora.path=dragon.safetensors"])
     sources_of(taught, kind="prompt")
