@@ -47,7 +47,7 @@ def pytest_configure(config):
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also the long form of tests that have one")
-    parser.addoption("--kills", type=int, default=2, help="how often tests/pipelines/training/test_kill_storm.py kills")
+    parser.addoption("--kills", type=int, default=1, help="how often tests/pipelines/training/test_kill_storm.py kills")
 
 
 def pytest_collection_modifyitems(items):

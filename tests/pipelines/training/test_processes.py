@@ -67,12 +67,12 @@ def gradients(folder, name):
 def test_one_global_batch_gives_one_gradient(folder, request):
     cases = {
         "one": {"batch_sizes": {"3": 8}},
-        "two_by_two": {"batch_sizes": {"3": 2}, "num_processes": 2, "grad_accumulation": 2},
         "parts": {"batch_sizes": {"3": 2}, "grad_accumulation": 4},
         "after_the_pass": {"batch_sizes": {"3": 2}, "num_processes": 2, "grad_accumulation": 2, "use_ddp": False},
     }
     if request.config.getoption("--slow"):
         cases["two"] = {"batch_sizes": {"3": 4}, "num_processes": 2}
+        cases["two_by_two"] = {"batch_sizes": {"3": 2}, "num_processes": 2, "grad_accumulation": 2}
         cases["four"] = {"batch_sizes": {"3": 2}, "num_processes": 4}
         cases["torchrun"] = cases["accelerate"] = {"batch_sizes": {"3": 4}}
     launchers = {"torchrun": TORCHRUN, "accelerate": ACCELERATE}
