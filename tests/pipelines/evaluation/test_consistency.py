@@ -248,7 +248,7 @@ def test_refusals(tmp_path, things):
     cfg = write_data(tmp_path, things)
     (tmp_path / "empty").mkdir()
     for changes, kind, message in (
-        ({"runs": [tmp_path / "run", tmp_path / "empty" / ".." / "run"]}, ConfigError, "names one folder twice"),
+        ({"runs": [tmp_path / "run", tmp_path / "empty" / ".." / "run"]}, ConfigError, "has the same folder twice"),
         ({"runs": [tmp_path / "empty"]}, DataError, "empty: holds no samples"),
         ({"held_out": tmp_path / "empty"}, DataError, "empty: holds no orbits"),
         ({"batch_size": 0}, ConfigError, "--fit-batch"),
@@ -265,7 +265,7 @@ def test_refusals(tmp_path, things):
         object_id="x", start_view=0, views_VCHW=things[0][0][:6], masks_V1HW=None, c2w_V44=C2W[:6], fov_deg=FOV
     )
     write_sample(sample, {"views": things[0][0][:6]}, orbit=orbit, record={})
-    with pytest.raises(DataError, match=r"object 1 has \(6, 32, 39.6\) views, pixels a side"):
+    with pytest.raises(DataError, match=r"of object 1 is \(6, 32, 39.6\), but that of others"):
         evaluate_consistency(cfg, options(tmp_path))
 
 
