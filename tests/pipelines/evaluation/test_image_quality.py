@@ -171,8 +171,8 @@ def test_refusals_come_before_any_weight_is_read(tmp_path, family):
     cfg = load(tmp_path, family | {"test_model": "nowhere.pth"})
     (tmp_path / "empty").mkdir()
     for changes, kind, message in (
-        ({"held_out": tmp_path / "empty"}, DataError, "--held-out .*/empty: holds no orbits"),
-        ({"train": tmp_path / "gone"}, DataError, "--train .*/gone: holds no orbits"),
+        ({"held_out": tmp_path / "empty"}, DataError, "--held-out .*/empty: contains no orbits"),
+        ({"train": tmp_path / "gone"}, DataError, "--train .*/gone: contains no orbits"),
         ({"known": (3,)}, ConfigError, "--known 3 is not valid; use a divisor of the 8 views"),
     ):
         with pytest.raises(kind, match=message):

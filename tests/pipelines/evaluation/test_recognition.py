@@ -66,7 +66,7 @@ def test_both_needs_kind_and_colour():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(DataError, match="knows no kind 'car'"):
+    with pytest.raises(DataError, match="does not know kind 'car'"):
         labels_of(ByMeanColor(), [{"kind": "car", "color": "red"}])
 
 
