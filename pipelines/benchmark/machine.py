@@ -17,7 +17,7 @@ PACKAGES = ("diffusers", "gsplat", "xformers", "triton")
 
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
-    """Device, software and date."""
+    """Return device, software and date."""
     facts = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "device": cpu_name(),
