@@ -39,7 +39,7 @@ def prepare_network(cfg: RunConfig, objective: Objective, accelerator: Accelerat
     if (afterwards or accelerator.num_processes == 1) and _can_be_graphed(cfg, objective, accelerator):
         graph_for_training(objective.network)
     if afterwards:
-        log.info("gradients are exchanged after each pass; with use_ddp=true while it goes on, but no CUDA graphs")
+        log.info("gradients are exchanged after each pass; use_ddp=true exchanges them during it, without CUDA graphs")
 
 
 def _can_be_graphed(cfg: RunConfig, objective: Objective, accelerator: Accelerator) -> bool:

@@ -158,7 +158,7 @@ def test_lists_that_do_not_fit_are_refused(meshes, tmp_path):
         render(meshes, tmp_path / "out", *listed, "--where", "split=val")
     with pytest.raises(ConfigError, match="split must be KEY=VALUE"):
         render(meshes, tmp_path / "out", *listed, "--where", "split")
-    with pytest.raises(ConfigError, match="give --list"):
+    with pytest.raises(ConfigError, match="add --list"):
         render(meshes, tmp_path / "out", "--where", "split=val")
     with pytest.raises(ConfigError, match="--elevation"):
         render(meshes, tmp_path / "out", "--elevation", "40", "0")
