@@ -9,7 +9,7 @@ import sys
 import time
 import zlib
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,11 @@ def sample_settings(cfg: RunConfig) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
+@cache
+def _default_settings() -> dict[str, Any]:
+    return sample_settings(RunConfig())
+
+
 def is_done(job: Job, settings: dict[str, Any]) -> bool:
     """Whether the folder contains this sample, made with these settings."""
     path = job.folder / RESULT_FILE
@@ -176,7 +181,7 @@ def is_done(job: Job, settings: dict[str, Any]) -> bool:
     same = all(result.get(name) == value for name, value in {**job.source.record, "seed": job.seed}.items())
     # Extra settings in the file are ignored, because earlier versions also saved settings of training. Settings that
     # are missing in the file are newer than the sample, and their defaults do not change it.
-    found = {**sample_settings(RunConfig()), **with_present_names(result.get("settings", {}))}
+    found = {**_default_settings(), **with_present_names(result.get("settings", {}))}
     same = same and all(found[name] == value for name, value in settings.items())
     if not same:
         log.info("%s was made with other settings and will be made again", job.folder)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datasets.base import TrainingData
@@ -105,6 +106,8 @@ def read_samples(
         prefetch_factor=prefetch_factor if num_workers else None,
         pin_memory=pin_memory,
         worker_init_fn=_leave_signals_to_training,
+        # Without its own generator, the first batch after every start would draw from the one of dropout.
+        generator=torch.Generator(),
     )
     for batch, problems, num_missing in loader:
         bad.note(problems)
