@@ -110,7 +110,7 @@ def test_a_refined_orbit_shows_the_object_that_the_head_sees():
 
 
 def test_writes_both_results_and_gaussians(tmp_path, family):
-    folders = run(load(tmp_path, family))
+    folders = run(load(tmp_path, family | {"prompts": ["a red mug"]}))
     found = {str(path.relative_to(folders[0])) for path in folders[0].rglob("*") if path.is_file()}
     numbers = [f"{number:03d}.png" for number in range(8)]
     views = {f"{folder}/{name}" for folder in ("views", "views_gs") for name in numbers}
@@ -228,7 +228,7 @@ def test_named_input_views_that_are_not_sampled_are_refused_without_refinement_t
 def test_refuses_weights_that_are_no_head(tmp_path, family):
     with pytest.raises(DataError, match=r"holds no Gaussian head \(lgm_big"):
         pipeline_of(tmp_path, family, "reconstruction.pretrained=null")
-    with pytest.raises(DataError, match="holds no Gaussian head"):
+    with pytest.raises(DataError, match="contains no Gaussian head"):
         pipeline_of(tmp_path, family, f"reconstruction.pretrained={tmp_path / 't2v_00000007.pth'}")
     with pytest.raises(DataError, match="does not fit LGM"):
         pipeline_of(tmp_path, family, "reconstruction.head.up_channels=[64,32]")
