@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Install into the active Python environment. Arguments go to `uv pip install`: a further `-r FILE`, or
-# `--torch-backend cpu` for PyTorch without CUDA from PyTorch's own index.
+# Install into the active Python environment. Arguments are passed on to `uv pip install`, for example another
+# `-r FILE`, or `--torch-backend cpu` for PyTorch without CUDA.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 python - <<'PY'
 import sys
 if sys.version_info < (3, 11):
-    sys.exit(f"error: Python 3.11 or newer is needed, this is {sys.version.split()[0]}; make the environment with it")
+    sys.exit(f"error: this is Python {sys.version.split()[0]}; make the environment with Python 3.11 or newer")
 if sys.prefix == sys.base_prefix:
     sys.exit("error: no virtual environment is active; run `python3 -m venv .venv && . .venv/bin/activate` first")
 PY

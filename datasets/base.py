@@ -1,4 +1,4 @@
-"""What training and evaluation ask of a data set.
+"""The interface of a data set, as training and evaluation use it.
 
 A data set of orbits is a subclass of `OrbitData` with a nested `Config`, a subclass of `OrbitData.Config`, registered
 in `DATASETS`. It must have `object_ids`, `stored` and `caption`; everything else has a default. A data set of single
@@ -23,12 +23,12 @@ from datasets.orbits.sample import OrbitOptions, orbit_sample, write_prompt
 
 
 class StoredOrbit(NamedTuple):
-    """One object as it was rendered.
+    """The stored renders of one object.
 
     Attributes:
         rgba_VHW4: uint8 sRGB with straight alpha.
         c2w_V44: float32, camera to world, in the convention of utils.cameras.
-        fov_deg: field of view of the images' width.
+        fov_deg: horizontal field of view.
     """
 
     rgba_VHW4: np.ndarray
@@ -37,14 +37,14 @@ class StoredOrbit(NamedTuple):
 
 
 class TrainingData(Dataset, ABC):
-    """Samples by number. A broken sample raises DataError with its name; others then take its place."""
+    """Samples with an index. A broken sample raises DataError with its name, and another sample replaces it."""
 
     def instead_of(self, index: int) -> int:
-        """The sample that takes the place of a broken one."""
+        """Return the index of the sample that replaces a broken one."""
         return (index + 1) % len(self)
 
     def take_problems(self) -> list[str]:
-        """A line for each broken sample that was met on the way to others, and is not reported yet."""
+        """Return one line for each broken sample that was skipped since the last call."""
         return []
 
 
@@ -53,10 +53,10 @@ class OrbitData(TrainingData):
 
     Attributes:
         config: the options.
-        object_ids: a name of each object, unique.
-        attributes: what is known of each object, e.g. its kind and colour; empty when nothing is.
-        fovs: fields of view that occur, in degrees, where they are known without reading every object.
-        in_memory: whether all orbits have one size, so that a training may hold them together in memory as bytes.
+        object_ids: the unique name of each object.
+        attributes: known attributes of each object, e.g. its kind and colour; empty when there are none.
+        fovs: all fields of view in degrees; empty when finding them would need to read every object.
+        in_memory: whether all orbits have the same size, so that training may keep them in memory as bytes.
     """
 
     Config = OrbitOptions
@@ -72,30 +72,30 @@ class OrbitData(TrainingData):
 
     @abstractmethod
     def stored(self, index: int) -> StoredOrbit:
-        """The first `config.num_views` views of an object.
+        """Read the first `config.num_views` views of an object.
 
         Raises:
-            DataError: a file is missing or broken; names the object.
+            DataError: a file is missing or broken; the message names the object.
         """
 
     @abstractmethod
     def caption(self, index: int) -> str:
-        """The sentence of an object, without a suffix.
+        """Return the caption of an object, without a suffix.
 
         Raises:
-            DataError: there is none; names the object.
+            DataError: there is no caption; the message names the object.
         """
 
     def source_files(self) -> Iterable[Path]:
-        """Files whose size or time changes when pictures are made anew, so that cached latents are made anew too."""
+        """List the files whose size or time changes with the images; a change makes cached latents invalid."""
         return ()
 
     def identity(self, index: int) -> Any:
-        """Plain values that name an object and its caption, for the cache of latents."""
+        """Return plain values that identify an object and its caption, for the cache of latents."""
         return self.object_ids[index], self.prompt(index)
 
     def prompt(self, index: int) -> str:
-        """The caption as the text encoder gets it: cut, with its suffix; "" with `empty_captions`."""
+        """Return the caption for the text encoder: cut to `max_words`, with the suffix; "" with `empty_captions`."""
         if self.config.empty_captions:
             return ""
         return write_prompt(self.caption(index), suffix=self.config.caption_suffix, max_words=self.config.max_words)
@@ -104,9 +104,9 @@ class OrbitData(TrainingData):
         return len(self.object_ids)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One sample, see `datasets.orbits.sample.orbit_sample`.
+        """Return one sample, see `datasets.orbits.sample.orbit_sample`.
 
-        With `prepare_lgm` it also has the views as stored, `full_rgba_V4HW`: float32 in [0, 1] with straight alpha.
+        With `prepare_lgm` it also has the stored views, `full_rgba_V4HW`: float32 in [0, 1] with straight alpha.
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -129,11 +129,11 @@ class OrbitData(TrainingData):
 
 
 class ImageData(TrainingData):
-    """Single images with captions; samples as of `datasets.images.sample.image_sample`.
+    """Single images with captions; the samples are those of `datasets.images.sample.image_sample`.
 
     Attributes:
         config: the options.
-        endless: whether samples have no end and an order of their own.
+        endless: whether the data set is an endless stream with a fixed order.
     """
 
     Config = ImageOptions
@@ -152,4 +152,4 @@ class ImageData(TrainingData):
 
     @abstractmethod
     def name_of(self, index: int) -> str:
-        """How messages call a sample."""
+        """Return the name of a sample for messages."""

@@ -1,4 +1,4 @@
-"""What sampling and training ask of a network that denoises orbits.
+"""The interface of a network that denoises orbits, as sampling and training use it.
 
 A backbone is a subclass of `Backbone` with a nested `Config`, a subclass of `BackboneConfig`, registered in `MODEL`.
 It must have `forward`; everything else has a default.
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 @dataclass
 class DeepFeatures:
-    """What the inner part of a network computed at one step, for the next ones (arXiv:2312.00858).
+    """Features of the inner part of a network, computed at one step and reused at the next ones (arXiv:2312.00858).
 
     Attributes:
-        num_outer: blocks at either end that run at every step.
-        value: input of the first of the last blocks; None until a call fills it.
+        num_outer: number of blocks at each end that run at every step.
+        value: input of the first of the last `num_outer` blocks; None until a call sets it.
     """
 
     num_outer: int = 1
@@ -30,16 +30,16 @@ class DeepFeatures:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """What is asked of a backbone before it is built. A subclass adds its options as fields."""
+    """Options and properties of a backbone that are known before it is built. A subclass adds its options as fields."""
 
     @property
     def takes_images(self) -> bool:
-        """Whether `forward` takes `image` and `local_image`: an image model."""
+        """Whether the backbone is an image model, whose `forward` takes `image` and `local_image`."""
         return False
 
     @property
     def image_width(self) -> int | None:
-        """Channels of the image embedding that `forward` takes; None: any number."""
+        """Number of channels of the image embedding that `forward` takes; None: any number."""
         return None
 
     @property
@@ -53,10 +53,10 @@ class BackboneConfig:
         return False
 
     def check_device(self, device: torch.device) -> None:
-        """Refuse a device on which the network cannot run.
+        """Check that the network can run on a device.
 
         Raises:
-            ConfigError: names the option and what would do.
+            ConfigError: it cannot; the message has the option and the remedy.
         """
 
 
@@ -65,8 +65,8 @@ class Backbone(nn.Module):
 
     Attributes:
         config: the options.
-        twin: a callable that takes the place of the network in sampling, with the same weights arranged for speed;
-            pipelines.placement sets it where it knows one. None: the network itself runs.
+        twin: a faster implementation with the same weights, which sampling calls instead of the network;
+            pipelines.placement sets it if there is one. None: sampling calls the network itself.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -80,11 +80,12 @@ class Backbone(nn.Module):
         self.config = config
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *, camera_data: Tensor | None, fps: Tensor | None) -> Tensor:
-        """Predict.
+        """Predict epsilon or v.
 
-        An image model (`Config.takes_images`) is also given `image`, the image embedding (B, 1, E) of view 0, and
-        `local_image`, its latent at every view (B, C, V, H, W). With `Config.can_reuse` it may be given `deep`, a
-        `DeepFeatures`: empty, it is filled; filled, the inner part of the network does not run.
+        An image model (`Config.takes_images`) also receives `image`, the image embedding (B, 1, E) of view 0, and
+        `local_image`, the latent of view 0 repeated for every view (B, C, V, H, W). With `Config.can_reuse`, `forward`
+        also accepts `deep`, a `DeepFeatures`. If it is empty, the network fills it. If it is filled, the inner part of
+        the network does not run.
 
         Args:
             x: noisy latents (B, C, V, H, W).
@@ -94,15 +95,15 @@ class Backbone(nn.Module):
             fps: frame rate (B,).
 
         Returns:
-            (B, C, V, H, W), epsilon or v as the section Diffusion says.
+            (B, C, V, H, W), epsilon or v, as set in the section Diffusion.
         """
         raise NotImplementedError
 
     def parts_to_compile(self) -> list[nn.Module]:
-        """Modules of which each is worth compiling by itself, best the blocks that repeat."""
+        """List the modules to compile separately, preferably the repeated blocks."""
         return [self]
 
     @property
     def can_be_graphed(self) -> bool:
-        """Whether the two passes of training can be captured as CUDA graphs: no work on the CPU in between."""
+        """Whether the forward and backward passes of training can be captured as CUDA graphs, without CPU work."""
         return False

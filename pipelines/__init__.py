@@ -1,4 +1,4 @@
-"""Sampling, training and evaluation. Importing this package registers samplers, entrances and writers."""
+"""Sampling, training and evaluation. Importing this package registers samplers, tasks and writers."""
 
 from pathlib import Path
 

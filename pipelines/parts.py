@@ -1,4 +1,4 @@
-"""What a configuration names, built and loaded; what does not fit is refused before anything is."""
+"""Check, build, load and save the networks of a configuration. The checks come before anything is loaded."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The networks of a pipeline, with weights, in eval mode.
+    """The networks of a pipeline with their weights, in eval mode.
 
     Attributes:
-        unet: in the precision of the run.
-        autoencoder: likewise.
+        unet: the generator, in the precision of the run.
+        autoencoder: in the precision of the run.
         embedder: in float32.
-        head: the network of the reconstruction, in float32, an empty module where it has none; None: views only.
+        head: the network of the reconstruction in float32, or an empty module if it has no network; None: no
+            reconstruction.
     """
 
     unet: Backbone
@@ -42,11 +43,11 @@ class Parts:
 
 
 def load_parts(cfg: RunConfig, *, device: torch.device, dtype: torch.dtype) -> Parts:
-    """The parts that a configuration names, from their files.
+    """Load all networks of a configuration.
 
     Args:
-        device: where they rest, see `resting_place`.
-        dtype: of the UNet and the autoencoder; no float32 copy of them is made on the device.
+        device: the device of the weights, see `resting_place`.
+        dtype: precision of the UNet and the autoencoder; no float32 copy of them is made on the device.
 
     Raises:
         DataError: a file is missing or does not fit.
@@ -64,26 +65,26 @@ def load_parts(cfg: RunConfig, *, device: torch.device, dtype: torch.dtype) -> P
 
 
 def check_fit(cfg: RunConfig, device: torch.device) -> None:
-    """Refuse, before anything is loaded, sizes that the networks cannot take and a backend that the device cannot run.
+    """Check, before anything is loaded, that sizes, networks and device fit.
 
     Raises:
-        ConfigError: names the setting and what would do.
+        ConfigError: they do not; the message has the setting and the remedy.
     """
     check_resolution(cfg, cfg.resolution)
     cfg.UNet.options.check_device(device)
     if cfg.sampler.options.reuses and not cfg.UNet.options.can_reuse:
         raise ConfigError(
-            f"sampler.reuse_steps is above 1, but UNet.type={cfg.UNet.type} cannot reuse what its inner part computed; "
-            "set 1"
+            f"sampler.reuse_steps is above 1, but UNet.type={cfg.UNet.type} cannot reuse features of its inner part; "
+            "set sampler.reuse_steps=1"
         )
     check_reconstruction(cfg, device)
 
 
 def check_resolution(cfg: RunConfig, resolution: tuple[int, int]) -> None:
-    """Refuse a width or height that the networks of a configuration cannot halve as often as they do.
+    """Check that the networks can halve the width and the height as often as necessary.
 
     Raises:
-        ConfigError: names what would do.
+        ConfigError: they cannot; the message has the valid multiple.
     """
     multiple = cfg.UNet.options.latent_multiple * cfg.auto_encoder.options.reduction
     if any(side < multiple or side % multiple for side in resolution):
@@ -91,13 +92,13 @@ def check_resolution(cfg: RunConfig, resolution: tuple[int, int]) -> None:
 
 
 def load_unet(cfg: RunConfig) -> Backbone:
-    """The UNet of `cfg.UNet` with the weights of `cfg.test_model`, without drawing random ones first.
+    """Build `cfg.UNet` and load the weights of `cfg.test_model`, without random initialisation.
 
     Raises:
-        DataError: no file is named, or it does not fit.
+        DataError: test_model is empty, or the file does not fit.
     """
     if not cfg.test_model:
-        raise DataError("test_model is empty; name a weight file, or use configs/mini/t2v_infer.yaml, which needs none")
+        raise DataError("test_model is empty; set it to a weight file, or use configs/mini/t2v_infer.yaml")
     with torch.device("meta"):
         unet = cfg.UNet.build()
     load_generator(unet, cfg)
@@ -108,17 +109,17 @@ def load_unet(cfg: RunConfig) -> Backbone:
 
 
 def load_generator(unet: nn.Module, cfg: RunConfig) -> None:
-    """Load the weights of `cfg.test_model` into the UNet, and say which they are.
+    """Load the weights of `cfg.test_model` into the UNet, and log the file and its step.
 
     Raises:
-        DataError: they are missing or do not fit.
+        DataError: the weights are missing or do not fit.
     """
     step = load_strict(unet, cfg.test_model, option="test_model")
     log.info("UNet: %s%s", cfg.test_model, "" if step is None else f", step {step}")
 
 
 def save_parts(cfg: RunConfig, parts: Parts, folder: str | Path) -> None:
-    """Write parts and settings as a folder that is a configuration with its weights, these as float16 safetensors."""
+    """Write a folder with the configuration and the weights of all parts, as float16 safetensors."""
     folder = writable_folder(folder, option="folder")
     files = {"unet": parts.unet, "autoencoder": parts.autoencoder, "embedder": parts.embedder.model}
     sections = {"auto_encoder": "autoencoder", "embedder": "embedder"}
@@ -128,13 +129,13 @@ def save_parts(cfg: RunConfig, parts: Parts, folder: str | Path) -> None:
     for name, part in files.items():
         save_safetensors(folder / f"{name}.safetensors", part.state_dict())
     values = {key: getattr(cfg, key).changed(pretrained=f"{name}.safetensors") for key, name in sections.items()}
-    # what lora added is in the weights
+    # the weights already contain the LoRA update
     cfg = dataclasses.replace(cfg, test_model="unet.safetensors", lora=LoraOptions(), **values)
     save_config(cfg, folder / "config.yaml")
 
 
 def weights_in(cfg: RunConfig, folder: Path) -> RunConfig:
-    """Take weight paths relative to `folder` where the file is there."""
+    """Make weight paths relative to `folder` if the file is in this folder."""
 
     def inside(path: str | None) -> str | None:
         return str(folder / path) if path and (folder / path).is_file() else path

@@ -1,7 +1,7 @@
-"""Where networks are, and in which form they act in sampling.
+"""Device placement of networks, and their faster twins in sampling.
 
-On a GPU in half precision a network may have a twin with the same weights, arranged for speed. This is the one place
-that decides who gets one. A network without a twin simply runs.
+On a GPU in half precision a network may have a twin: a faster implementation with the same weights. Only this file
+decides which networks get a twin. A network without a twin runs itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from models.gaussians.lgm import LGM
 from models.unet.model import OrbitUNet
 from utils.settings.run import RunConfig
 
-# Twins share memory with their network; those of COPYING also hold weights of their own, which must not move.
+# All twins share memory with their network. Those in COPYING also have own copies of weights, which must not move.
 SHARING: dict[type[nn.Module], Callable[..., Any]] = {AutoencoderKL: lambda network: FusedCoder(network.network)}
 COPYING: dict[type[nn.Module], Callable[..., Any]] = {
     OrbitUNet: lambda network, cfg, dtype: FusedUNet(network, graph=cfg.cuda_graph),
@@ -31,13 +31,13 @@ COPYING: dict[type[nn.Module], Callable[..., Any]] = {
 
 
 def give_twins(cfg: RunConfig, *networks: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Set or remove the twins of loaded networks, as the settings and the device allow.
+    """Set or remove the twins of loaded networks, according to the settings and the device.
 
-    Compiled networks keep their own forward pass, and so do those that wait in the CPU's memory (`low_memory`).
+    Compiled networks get no twin. Networks that move between CPU and GPU (`low_memory`) get no twin from COPYING.
 
     Args:
-        device: where the networks work.
-        dtype: of the generator; the head's twin works in it too.
+        device: the device of the computation.
+        dtype: the precision of the generator and of the head's twin.
     """
     fused = cfg.fused and has_kernels(device, dtype)
     for network in networks:
@@ -50,15 +50,15 @@ def give_twins(cfg: RunConfig, *networks: nn.Module, device: torch.device, dtype
 
 
 class Placement:
-    """Brings networks to the device that they work on.
+    """Moves networks to the device.
 
-    A network waits where its tensors were when it was first brought, e.g. in the CPU's memory. Its weights stay there
-    when they are copied to the device, so nothing is copied back: the copies are dropped.
+    The weights of a network remain in their first place, e.g. in CPU memory, and the device gets a copy. Moving a
+    network out therefore only deletes this copy.
 
     Args:
-        device: where networks work.
-        one_at_a_time: moving some networks in moves the others out (`low_memory`); else all networks are on the device
-            already.
+        device: the device of the computation.
+        one_at_a_time: moving some networks in moves the others out (`low_memory`); if false, all networks must already
+            be on the device.
     """
 
     def __init__(self, device: torch.device, *, one_at_a_time: bool = False) -> None:
@@ -66,7 +66,7 @@ class Placement:
         self._homes: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
 
     def bring(self, *modules: nn.Module) -> None:
-        """Have these networks on the device, and with `one_at_a_time` no others. Those that are there stay."""
+        """Move these networks to the device, and with `one_at_a_time` move the others out."""
         if not self.one_at_a_time:
             return
         leaving = [module for module in self._homes if module not in modules]
@@ -87,22 +87,17 @@ class Placement:
 
 
 class SamplingNetwork:
-    """A backbone as the sampler calls it: on its device, in its precision, by its twin where it has one.
-
-    Args:
-        backbone: at rest or at work.
-        placement: brings it to the device.
-    """
+    """Calls a backbone for the sampler: on its device, in its precision, and through its twin if it has one."""
 
     def __init__(self, backbone: Backbone, *, placement: Placement) -> None:
         self.backbone, self.placement = backbone, placement
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Precision of the weights."""
         return next(self.backbone.parameters()).dtype
 
     def __call__(self, x: Tensor, t: Tensor, **arguments: Any) -> Tensor:
-        """See models.backbone; x may have another precision."""
+        """Predict as `Backbone.forward` does; x may have any precision."""
         self.placement.bring(self.backbone)
         return (self.backbone.twin or self.backbone)(x.to(self.dtype), t, **arguments)

@@ -29,7 +29,7 @@ LISTED_TOGETHER = 500  # images of a list per job
 
 
 def check_shard(file: Path, config: LAIONImageDataset.Config) -> tuple[int, int, list[str]]:
-    """Number of good images, number of images that the filters leave out, and one message per broken image."""
+    """Return the numbers of good and of filtered images, and one message per broken image."""
     shard = read_shard(file, keeps=config.keeps)
     problems = list(shard.problems)
     with file.open("rb") as raw:
@@ -44,7 +44,7 @@ def check_shard(file: Path, config: LAIONImageDataset.Config) -> tuple[int, int,
 
 
 def check_listed(entries: list[tuple[Path, str]], config: ImageDataset.Config) -> tuple[int, int, list[str]]:
-    """The same for lines of a list, which have no filters."""
+    """Check lines of a list, which have no filters; the result is that of `check_shard`."""
     problems = []
     for file, caption in entries:
         try:
@@ -55,7 +55,7 @@ def check_listed(entries: list[tuple[Path, str]], config: ImageDataset.Config) -
 
 
 def check(dataset: Any, *, workers: int) -> Iterator[tuple[int, int, list[str]]]:
-    """Results of `check_shard` or `check_listed` for each part of a data set."""
+    """Yield results of `check_shard` or `check_listed` for each part of a data set."""
     if isinstance(dataset, LAIONImageDataset):
         work, jobs = check_shard, [(file, dataset.config) for file in dataset.files]
     else:

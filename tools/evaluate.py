@@ -184,7 +184,7 @@ def arguments() -> argparse.ArgumentParser:
         metavar="N",
         help="also sample from N given views; may be repeated",
     )
-    image("--random-start", type=int, metavar="SEED", help="begin each orbit at a random view")
+    image("--random-start", type=int, metavar="SEED", help="start each orbit at a random view")
     image("--sheet", type=int, default=5, help="number of objects in sheet.png (default 5)")
     fit = parser.add_argument_group("consistency").add_argument
     default = FitOptions()

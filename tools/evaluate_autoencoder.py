@@ -1,12 +1,12 @@
-"""How well an autoencoder restores views that it was not trained on.
+"""Measure how well an autoencoder restores views that are not in its training data.
 
     python tools/evaluate_autoencoder.py --cfg configs/mini/autoencoder.yaml \\
         auto_encoder.pretrained=data/mini/autoencoder.safetensors --data workspace/real_val --by source
 
-encodes and decodes all views of packed orbits and prints a table. PSNR is that of an object's mean squared error over
-its views, averaged over the objects, as in the row "autoencoder (ceiling)" of tools/evaluate.py. Beside it are the
-mean of the views' PSNR, PSNR near the object, SSIM, and the error of the object's mean colour, of 255. `--by` adds a
-row for each value of an attribute.
+encodes and decodes all views of packed orbits and prints a table. PSNR is computed from an object's mean squared error
+over its views and averaged over the objects, as in the row "autoencoder (ceiling)" of tools/evaluate.py. Other columns
+are the mean PSNR of single views, PSNR near the object, SSIM, and the error of the object's mean colour on a scale of
+0 to 255. `--by` adds a row for each value of an attribute.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ NUM_SHEET = 8
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = config_arguments(__doc__)
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="folders of packed orbits")
-    parser.add_argument("--by", default="", metavar="ATTRIBUTE", help="also a row for each value of this attribute")
-    parser.add_argument("--json", type=Path, help="file that gets the figures")
-    parser.add_argument("--sheet", type=Path, help="picture of some objects, true above restored")
+    parser.add_argument("--by", default="", metavar="ATTRIBUTE", help="add a row for each value of this attribute")
+    parser.add_argument("--json", type=Path, help="also write the metrics to this file")
+    parser.add_argument("--sheet", type=Path, help="write an image of some objects, true views above restored views")
     return parser.parse_args(argv)
 
 

@@ -50,7 +50,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             parser.add_argument(flag, type=NUMBERS[field.type], default=field.default, help=shown)
     parser.add_argument("--lit", action="store_true", help="let viewers of the .glb add their own light")
     parser.add_argument("--elevation", type=float, default=15.0, help="degrees, first view of the page (default 15)")
-    parser.add_argument("--distance", type=float, default=2.0, help="from cameras to origin (default 2)")
+    parser.add_argument("--distance", type=float, default=2.0, help="first camera to origin (default 2)")
     parser.add_argument("--fov", type=float, default=round(DATA_FOV_DEG, 4), help="degrees (default: as G-Objaverse)")
     parser.add_argument("--device", default="auto", help="device for rendering: auto, cpu, cuda (default auto)")
     parser.add_argument(
@@ -60,7 +60,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def asset_options(options: argparse.Namespace) -> AssetOptions:
-    """The options of the files, from the command line.
+    """Return the options of the files from the command line.
 
     Raises:
         ConfigError: a value is out of range.
@@ -75,10 +75,10 @@ def asset_options(options: argparse.Namespace) -> AssetOptions:
 
 
 def folders_of(files: list[Path], out: Path) -> dict[Path, Path]:
-    """A folder for each file, named after the file; files with the same name (gaussians.ply) also after their folder.
+    """Return a folder for each file, named after the file; files with equal names also after their own folder.
 
     Raises:
-        DataError: a file is named twice.
+        DataError: two files would use the same folder.
     """
     stems = Counter(file.stem for file in files)
     names = {

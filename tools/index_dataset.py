@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
             raise DataError(f"{options.folder}: cannot be checked: {error}")
         object_id, lines = result
         if captions is not None and not str(captions.get(object_id) or "").strip():
-            lines = [*lines, f"object {object_id}: no caption in {options.captions}"]
+            lines = [*lines, f"object {object_id}: no caption in {options.captions}; add one"]
         if lines:
             problems[object_id] = lines
     for object_id in sorted(problems):

@@ -50,12 +50,12 @@ HELD = (
 
 
 def object_id(number: int) -> str:
-    """`<dictionary id>/<instance id>` of object `number`."""
+    """Return `<dictionary id>/<instance id>` of object `number`."""
     return f"{number // DICTIONARY_SIZE}/{number}"
 
 
 def elevation_of(number: int, options: argparse.Namespace) -> float:
-    """The elevation of an object: fixed, or drawn from the range with its own seed."""
+    """Return the elevation of an object: fixed, or drawn from the range with its own seed."""
     low, high = options.elevation[0], options.elevation[-1]
     return float(np.random.default_rng([options.seed + number, 1]).uniform(low, high))
 
@@ -117,7 +117,7 @@ def write_lists(options: argparse.Namespace) -> None:
 
 
 def cameras_of(numbers: list[int], options: argparse.Namespace) -> np.ndarray:
-    """c2w_NV44 of objects."""
+    """Return the cameras c2w_NV44 of objects."""
     orbits = [
         orbit_cameras(num_views=options.views, elevation_deg=elevation_of(n, options), radius=options.distance).numpy()
         for n in numbers

@@ -8,8 +8,8 @@ into the unit cube. Finished objects are skipped, so if you start a stopped run 
     python tools/render_orbit.py objects/ --list objects.jsonl --where split=train cut_out=false \\
         --elevation 0 40 --packed --out workspace/objects_packed
 
-writes a few large files (see datasets/README.md), which the mini models train on. A list has a line of
-JSON for each mesh: `file`, which ends the mesh's path, `caption`, and whatever else is known of it.
+writes a few large files (see datasets/README.md), which the mini models train on. A list has one line of JSON for each
+mesh, with `file` (the end of the mesh's path), `caption` and any other attributes.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def view_mesh(
 
 
 def render_mesh(mesh_file: Path, object_dir: Path, c2w_V44: np.ndarray, options: argparse.Namespace) -> None:
-    """One mesh in the G-Objaverse layout.
+    """Render one mesh to the G-Objaverse layout.
 
     Raises:
-        DataError: the file is no mesh.
+        DataError: the file is not a mesh.
     """
     mesh, views = view_mesh(mesh_file, c2w_V44, options, normal_depth=not options.no_nd)
     write_orbit(
@@ -81,7 +81,7 @@ def render_mesh(mesh_file: Path, object_dir: Path, c2w_V44: np.ndarray, options:
 def render_shard(
     path: Path, meshes: dict[str, Path], known: dict[str, dict[str, Any]], options: argparse.Namespace
 ) -> list[str]:
-    """Many meshes in one file, but for those that are none; returns a line of error for each of these."""
+    """Render many meshes into one file; returns one error message for each file that is not a mesh."""
     made: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     errors = []
     for name, file in meshes.items():
@@ -107,7 +107,7 @@ def render_shard(
 
 
 def cameras_of(name: str, options: argparse.Namespace) -> np.ndarray:
-    """c2w_V44 of one mesh: elevation and azimuth are fixed, or drawn from their ranges by the name and the seed."""
+    """Return c2w_V44 of one mesh; elevation and azimuth are fixed, or drawn from their ranges by name and seed."""
     digest = hashlib.sha256(f"{options.seed} {name}".encode()).digest()
     generator = np.random.default_rng(list(digest[:8]))
     elevation, azimuth = (
@@ -120,7 +120,7 @@ def cameras_of(name: str, options: argparse.Namespace) -> np.ndarray:
 
 
 def held_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What must stay the same when a run goes on."""
+    """Return the settings that must not change when a run continues."""
     settings = {name: getattr(options, name) for name in HELD}
     drawn = [name for name in RANGES if len(settings[name]) > 1]
     fixed = {name: settings[name][0] for name in RANGES if name not in drawn}
@@ -128,7 +128,7 @@ def held_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def collect_meshes(paths: list[Path]) -> dict[str, Path]:
-    """Mesh files by name; a folder stands for the mesh files in it and in its subfolders.
+    """Collect mesh files by name; for a folder, all mesh files in it and in its subfolders.
 
     Raises:
         DataError: there is no mesh, or two files have the same name.
@@ -147,17 +147,17 @@ def collect_meshes(paths: list[Path]) -> dict[str, Path]:
 
 
 def read_list(path: Path, where: list[str]) -> dict[str, dict[str, Any]]:
-    """What a list says, by the meshes' names; only lines in which every KEY=VALUE of `where` holds.
+    """Read the lines of a list for which every KEY=VALUE of `where` is true, by the names of the meshes.
 
     Raises:
         ConfigError: a condition has no `=`.
-        DataError: the file is missing, or a line of it is no object with a `file`.
+        DataError: the file is missing, or a line is not a JSON object with a `file`.
     """
     bad = [text for text in where if "=" not in text]
     if bad:
-        raise ConfigError(f"--where {' '.join(bad)} must be KEY=VALUE, as split=train")
+        raise ConfigError(f"--where {' '.join(bad)} must be KEY=VALUE, for example split=train")
     if not path.is_file():
-        raise DataError(f"--list={path}: no such file")
+        raise DataError(f"--list={path}: no such file; correct the path")
     conditions = [text.split("=", 1) for text in where]
     known = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -165,14 +165,16 @@ def read_list(path: Path, where: list[str]) -> dict[str, dict[str, Any]]:
             row = json.loads(line)
             name = Path(row["file"]).stem
         except (json.JSONDecodeError, KeyError, TypeError) as err:
-            raise DataError(f"--list={path}: line {number} is no JSON object with a `file` ({err})") from err
+            raise DataError(
+                f"--list={path}: line {number} is not a JSON object with a `file` ({err}); correct this line"
+            ) from err
         if all(_written(row.get(key)) == value for key, value in conditions):
             known[name] = row
     return known
 
 
 def _written(value: Any) -> str:
-    """A value as JSON has it, without quotes."""
+    """Write a value as in JSON, but without quotes."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -187,16 +189,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--azimuth", type=float, nargs="+", default=[0.0], help="degrees of view 0; two give a range (default 0)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="draws from the ranges, with each mesh's name (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed for values from the ranges (default 0)")
     parser.add_argument(
         "--up", choices=("auto", "y", "z"), default="auto", help="up axis of the files; auto: z for .stl, else y"
     )
     parser.add_argument("--list", type=Path, help="JSON lines with file, caption, ...; other meshes are left out")
     parser.add_argument(
-        "--where", nargs="+", default=[], metavar="KEY=VALUE", help="only lines of the list that say so"
+        "--where", nargs="+", default=[], metavar="KEY=VALUE", help="use only lines of the list with these values"
     )
-    parser.add_argument("--packed", action="store_true", help="a few large files instead of folders of PNG")
-    parser.add_argument("--shard", type=int, default=32, help="meshes for each packed file (default 32)")
+    parser.add_argument("--packed", action="store_true", help="write a few large files instead of folders of PNG files")
+    parser.add_argument("--shard", type=int, default=32, help="number of meshes per packed file (default 32)")
     add_camera_options(parser, size=None, size_text="512, packed 128")
     options = parser.parse_args(argv)
     if options.size is None:
@@ -205,11 +207,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     for name, limit in zip(RANGES, (90, 1e6), strict=True):
         ends = getattr(options, name)
         if len(ends) > 2 or not -limit < ends[0] <= ends[-1] < limit:
-            raise ConfigError(f"--{name} takes one angle or a rising range, got {ends}")
+            raise ConfigError(f"--{name} must be one angle, or a range with the smaller angle first, got {ends}")
     if options.shard < 1 or options.seed < 0:
-        raise ConfigError("--shard must be at least 1, --seed at least 0")
+        raise ConfigError("--shard must be at least 1, and --seed at least 0")
     if options.where and not options.list:
-        raise ConfigError("--where chooses lines of a list; give --list too")
+        raise ConfigError("--where selects lines of a list; add --list FILE")
     return options
 
 
@@ -220,7 +222,9 @@ def main(argv: list[str] | None = None) -> int:
     if options.list:
         meshes = {name: file for name, file in meshes.items() if name in known}
         if not meshes:
-            raise DataError(f"--list={options.list}: names none of the meshes, with --where {' '.join(options.where)}")
+            raise DataError(
+                f"--list={options.list} contains none of the meshes with --where {' '.join(options.where)}; change one"
+            )
     out = writable_folder(options.out, option="--out")
     if options.packed:
         return pack_meshes(meshes, known, out, options)
@@ -242,8 +246,8 @@ def main(argv: list[str] | None = None) -> int:
 def pack_meshes(
     meshes: dict[str, Path], known: dict[str, dict[str, Any]], out: Path, options: argparse.Namespace
 ) -> int:
-    """Render meshes to shards in processes."""
-    # a shard's content depends on the order of all
+    """Render meshes to shards in several processes."""
+    # the content of a shard depends on the order of all meshes
     names = sorted(meshes)
     packed = {name: getattr(options, name) for name in ("packed", "shard", "dictionary")}
     packed["meshes"] = hashlib.sha256("\n".join(names).encode()).hexdigest()

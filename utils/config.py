@@ -1,8 +1,8 @@
-"""YAML to a checked, frozen run configuration.
+"""Read YAML into a checked, frozen run configuration.
 
-A file may name another one with `base:` (relative to itself); its values lie over the base's, section by section.
-A section that changes its `type` starts afresh; on the command line, what is lost by that is said. Command-line
-overrides (`guide_scale=7.5 UNet.dim=64`) come last.
+A file may refer to another file with `base:` (a path relative to its own folder). Its values then override those of the
+base, section by section. A section with a new `type` does not inherit options. When this happens through a command-line
+override, the log lists the options that are lost. Command-line overrides (`guide_scale=7.5 UNet.dim=64`) come last.
 Everything is checked before anything is built or loaded.
 """
 
@@ -27,7 +27,8 @@ from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
 
-# Sections whose settings are missed where another type begins without them; another sampler is meant to bring its own.
+# When the type of one of these sections changes, the log lists the settings that are lost. Samplers are left out,
+# because each sampler is expected to have its own settings.
 SECTIONS = {
     field.name: field.metadata["registry"]
     for field in dataclasses.fields(RunConfig)
@@ -41,14 +42,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), **values: Any) 
     Args:
         path: a YAML file.
         overrides: `key=value` or `section.key=value` strings.
-        values: top-level keys that came another way; None is left out.
+        values: top-level keys from other sources than the file; those that are None are ignored.
 
     Returns:
         The frozen configuration; each section is a `Section` that its registry has checked.
 
     Raises:
-        ConfigError: the file is missing or no YAML; an unknown key or type (with the nearest valid name); a value of
-            the wrong type or out of range.
+        ConfigError: the file is missing or not valid YAML; a key or type is unknown (the message has the nearest valid
+            name); a value has the wrong type or is out of range.
     """
     tree = _read_tree(Path(path), seen=())
     above = _parse_overrides(overrides)
@@ -66,15 +67,15 @@ def save_config(cfg: RunConfig, path: str | Path) -> None:
 
 
 def config_text(cfg: RunConfig) -> str:
-    """The whole configuration as YAML."""
+    """Return the whole configuration as YAML."""
     return yaml.safe_dump(cfg.as_dict(), sort_keys=False, allow_unicode=True)
 
 
 def changes_text(cfg: RunConfig) -> str:
-    """What a configuration changes of the defaults, as YAML that `load_config` reads too."""
+    """Return the settings that differ from the defaults, as YAML that `load_config` reads too."""
     changed = _changed(cfg.as_dict(), RunConfig().as_dict())
     text = yaml.safe_dump(changed, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
-    return f"# Settings that are not the defaults; all of them: {Path(cfg.log_dir) / 'config.yaml'}\n{text}"
+    return f"# Settings that differ from the defaults. All settings: {Path(cfg.log_dir) / 'config.yaml'}\n{text}"
 
 
 def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -88,15 +89,15 @@ def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]
 
 def _read_tree(path: Path, *, seen: tuple[Path, ...]) -> DictConfig:
     if not path.is_file():
-        raise ConfigError(f"--cfg {path}: no such file; the shipped ones are in configs/")
+        raise ConfigError(f"--cfg {path}: no such file; use one of the files in configs/ or correct the path")
     if path.resolve() in seen:
-        raise ConfigError(f"{path}: `base` leads back to the file itself")
+        raise ConfigError(f"{path}: `base` refers back to this file; remove it or use another base")
     try:
         tree = OmegaConf.load(path)
     except (yaml.YAMLError, OmegaConfBaseException) as err:
-        raise ConfigError(f"{path}: not valid YAML ({first_line(err)})") from err
+        raise ConfigError(f"{path}: not valid YAML ({first_line(err)}); correct the file") from err
     if not isinstance(tree, DictConfig):
-        raise ConfigError(f"{path}: expected `key: value` lines at the top level")
+        raise ConfigError(f"{path}: the top level is not a mapping; write `key: value` lines")
     move_published_switches(tree)
     base = tree.pop("base", None)
     if base is None:
@@ -105,7 +106,7 @@ def _read_tree(path: Path, *, seen: tuple[Path, ...]) -> DictConfig:
 
 
 def _merge(below: DictConfig, above: DictConfig) -> DictConfig:
-    """Lay `above` over `below`; a section whose type changes, or an empty one, replaces the one below."""
+    """Override `below` with `above`; an empty section, or one with a new type, replaces that in `below`."""
     merged = below.copy()
     for key, value in above.items():
         old = merged.get(key)
@@ -117,7 +118,7 @@ def _merge(below: DictConfig, above: DictConfig) -> DictConfig:
 
 
 def _tell_left_behind(below: DictConfig, above: DictConfig) -> None:
-    """Name settings of a section that its new type would have taken too, and does not have by itself."""
+    """Log the settings that a section loses with its new type, where the new type has the same option."""
     for name, registry_name in SECTIONS.items():
         old, new = below.get(name), above.get(name)
         if not isinstance(old, DictConfig) or not isinstance(new, DictConfig) or "type" not in new:
@@ -136,19 +137,19 @@ def _tell_left_behind(below: DictConfig, above: DictConfig) -> None:
 
 
 def _says_more(key: str, value: Any, defaults: DictConfig) -> bool:
-    """Whether an option could be set to a value, and is not by default."""
+    """Whether the option accepts the value and has another default."""
     if key not in defaults:
         return False
     try:
         return OmegaConf.merge(defaults, {key: value})[key] != defaults[key]
-    except OmegaConfBaseException:  # the name is the same, the kind of value is not
+    except OmegaConfBaseException:  # the new type has an option of this name, but with another kind of value
         return False
 
 
 def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
     for item in overrides:
         if "=" not in item or item.startswith("="):
-            raise ConfigError(f"override {item!r} is not of the form key=value")
+            raise ConfigError(f"override {item!r} is not of the form key=value; write for example seed=1")
     try:
         tree = OmegaConf.from_dotlist(list(overrides))
     except (yaml.YAMLError, OmegaConfBaseException) as err:
@@ -159,7 +160,7 @@ def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
 
 def _drop_retired(values: dict[str, Any]) -> dict[str, Any]:
     for key in [key for key in values if key in REPLACED_KEYS]:
-        raise ConfigError(f"{key} is replaced: {REPLACED_KEYS[key]}")
+        raise ConfigError(f"{key} is no longer an option: {REPLACED_KEYS[key]}")
     for key in [key for key in values if key in RETIRED_KEYS]:
         log.info("%s has no effect: %s", key, RETIRED_KEYS[key])
         del values[key]

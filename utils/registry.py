@@ -1,8 +1,8 @@
 """Registries: a `type` name in a YAML section becomes an object.
 
 A registered class declares its options in a nested frozen dataclass `Config` and is built as `cls(config, **runtime)`.
-One class may carry several names, each with its own defaults: that is how a published type name stays valid without a
-copy of the class. A section is checked once, when its file is loaded, and is a `Section` from then on.
+One class may have several names, each with its own defaults. In this way a published type name stays valid without a
+copy of the class. A section is checked once, when its file is loaded, and becomes a `Section`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # A line that registers a class, or a solver of diffusers.
 REGISTERS = re.compile(r"^(@?[A-Z_]+\.register\b|@solver_named\b)", re.MULTILINE)
-# What people call an option, where another valid name is spelt more like it.
+# Common names of options, for the cases in which the spelling is closer to a wrong option.
 OTHER_NAMES = {"guidance": "guide_scale"}
 
 
@@ -33,7 +33,7 @@ class Registry:
     """Classes by name.
 
     Args:
-        name: how error messages call what is registered here, e.g. "MODEL".
+        name: the registry's name in error messages, e.g. "MODEL".
     """
 
     def __init__(self, name: str) -> None:
@@ -45,8 +45,8 @@ class Registry:
 
         Args:
             cls: the class, when used without arguments.
-            name: the `type` in YAML; the class name when left out.
-            defaults: values that replace those of `cls.Config` under this name.
+            name: the `type` in YAML; default: the class name.
+            defaults: values that replace those of `cls.Config` for this name.
         """
 
         def enter(cls: type) -> type:
@@ -59,7 +59,7 @@ class Registry:
         return enter(cls) if cls is not None else enter
 
     def names(self) -> list[str]:
-        """All registered type names, sorted."""
+        """List all registered type names, sorted."""
         return sorted(self._entries)
 
     def section(self, given: Mapping[str, Any], *, where: str | None = None) -> Section:
@@ -73,8 +73,8 @@ class Registry:
 
         Args:
             node: the section, with its `type`.
-            where: the section's name in error messages; the registry's name when left out.
-            mention_retired: log the keys that have no effect any more.
+            where: the section's name in error messages; default: the registry's name.
+            mention_retired: log the keys that no longer have an effect.
 
         Returns:
             (class, its frozen Config).
@@ -96,23 +96,24 @@ class Registry:
         return cls, make_config(cls.Config, {**defaults, **options}, where=where, owner=type_name)
 
     def defaults(self, type_name: str) -> DictConfig:
-        """The options that a type begins with, by name; none when it is unknown."""
+        """Return the default options of a type by name, or no options when the type is unknown."""
         if type_name not in self._entries:
             return DictConfig({})
         cls, defaults = self._entries[type_name]
         return OmegaConf.merge(OmegaConf.structured(cls.Config), defaults)
 
     def build(self, node: Mapping[str, Any], *, where: str | None = None, **runtime: Any) -> Any:
-        """Build the object that plain options describe; `runtime` goes to its constructor as it is."""
+        """Build an object from plain options; its constructor receives `runtime` unchanged."""
         return self.section(node, where=where).build(**runtime)
 
 
 class Section:
-    """A section of a configuration that its registry has checked. An empty one is false, and has neither class nor
-    options.
+    """A section of a configuration that its registry has checked.
+
+    An empty section is false and has neither class nor options.
 
     Attributes:
-        given: the options as they were written, `type` included; all others have their defaults.
+        given: the options that were written, including `type`; all other options have their defaults.
         where: the section's name in error messages.
     """
 
@@ -148,15 +149,15 @@ class Section:
 
     @property
     def pretrained(self) -> str | None:
-        """The weight file that the section names; None where it names none."""
+        """The section's weight file; None when `pretrained` is not set."""
         return self.given.get("pretrained")
 
     def build(self, **runtime: Any) -> Any:
-        """The object; `runtime` goes to its constructor as it is."""
+        """Build the object; its constructor receives `runtime` unchanged."""
         return self.cls(self.options, **runtime)
 
     def changed(self, **options: Any) -> Section:
-        """The same with other options. Another `type` must take those that were given.
+        """Return a copy with other options. A new `type` must accept the options that were given.
 
         Raises:
             ConfigError: see `Registry.resolve`.
@@ -173,11 +174,10 @@ class Section:
 
 
 def import_parts(package: str, folder: Path) -> None:
-    """Import every module of a package, subpackages included, that registers something: a new file needs no other
-    change.
+    """Import every module of a package and its subpackages that registers something.
 
-    They are found by their text. Importing all modules would also load those that wait until they are used, such as
-    kernels and open_clip.
+    A new file therefore needs no other change. The modules are found by their text, because importing all modules would
+    also load those that are imported only on use, such as kernels and open_clip.
     """
     for file in sorted(folder.rglob("*.py")):
         if REGISTERS.search(file.read_text(encoding="utf-8")):
@@ -185,10 +185,11 @@ def import_parts(package: str, folder: Path) -> None:
 
 
 def make_config(schema: type, options: Mapping[str, Any], *, where: str, owner: str) -> Any:
-    """Turn plain options into the frozen dataclass `schema`, refusing what does not fit in one line.
+    """Turn plain options into the frozen dataclass `schema`.
 
     Raises:
-        ConfigError: names `where`, the key, the value and the nearest valid name.
+        ConfigError: an option is unknown or invalid; the message is one line with `where`, the key, the value and the
+            nearest valid name.
     """
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(options))))
@@ -207,7 +208,7 @@ def make_config(schema: type, options: Mapping[str, Any], *, where: str, owner: 
 
 
 def nearest(name: str, valid: list[str]) -> str:
-    """The end of an error message: the nearest valid name, or all of them."""
+    """Return the end of an error message: the nearest valid name, or all valid names."""
     meant = OTHER_NAMES.get(str(name))
     close = [meant] if meant in valid else difflib.get_close_matches(str(name), valid, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else f"; valid: {', '.join(valid)}"
@@ -220,7 +221,7 @@ def _as_dict(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _keys_beside(schema: type, full_key: str) -> list[str]:
-    """Names valid at the level of `full_key` inside `schema`."""
+    """Return the valid names at the level of `full_key` inside `schema`."""
     node: Any = OmegaConf.structured(schema)
     for part in full_key.split(".")[:-1]:
         node = node[part]

@@ -1,4 +1,4 @@
-"""Makes a training sample from one image.
+"""Make a training sample from one image.
 
 Letters: C channels, H W pixels.
 """
@@ -22,8 +22,8 @@ class ImageOptions:
     """Options of every data set of images.
 
     Attributes:
-        data_list: lists or shards, see the class of the data set.
-        data_dir_list: for each entry of data_list, its folder.
+        data_list: list files or shards, see the class of the data set.
+        data_dir_list: the folder of each entry of data_list.
         resolution: [width, height].
         max_words: longer captions are cut to this number of words.
         caption_suffix: appended to captions; empty by default, because these images are not renders of objects.
@@ -41,26 +41,29 @@ class ImageOptions:
         if not self.data_list or len(self.data_list) != len(self.data_dir_list):
             raise ConfigError(
                 f"data_list has {len(self.data_list)} entries and data_dir_list {len(self.data_dir_list)}; "
-                "list one folder for each entry"
+                "both need the same number of entries, at least 1"
             )
         if self.max_words < 1:
             raise ConfigError(f"max_words must be >= 1, got {self.max_words}")
 
 
 def image_sample(raw: bytes, caption: str, *, name: str, options: ImageOptions) -> dict[str, Any]:
-    """Decode an image, scale it until it covers the resolution, and crop the middle.
+    """Decode an image, scale it until it covers the resolution, and crop its centre.
 
     Returns:
-        views_VCHW: (1, 3, H, W) float32 in [0, 1]; caption, with its suffix; object_id.
+        `views_VCHW`: (1, 3, H, W) float32 in [0, 1]; `caption`, with the suffix; `object_id`.
 
     Raises:
         DataError: the image cannot be decoded, or the caption is empty.
     """
     if not caption.strip():
-        raise DataError(f"image {name}: no caption")
+        raise DataError(f"image {name} has no caption; add one, or remove the image from the list")
     image_HW3 = decoded(np.frombuffer(raw, dtype=np.uint8), cv2.IMREAD_COLOR_RGB) if raw else None
     if image_HW3 is None:
-        raise DataError(f"image {name}: {'broken image' if raw else 'zero bytes'}")
+        raise DataError(
+            f"image {name} {'cannot be decoded' if raw else 'has zero bytes'}; "
+            "replace the file, or remove it from the list"
+        )
     cut_HW3 = cover(image_HW3, tuple(options.resolution)).astype(np.float32) / 255.0
     return {
         "views_VCHW": torch.from_numpy(np.ascontiguousarray(cut_HW3.transpose(2, 0, 1)))[None],
@@ -70,7 +73,7 @@ def image_sample(raw: bytes, caption: str, *, name: str, options: ImageOptions) 
 
 
 def cover(image_HW3: np.ndarray, resolution: tuple[int, int]) -> np.ndarray:
-    """Scale an image until it covers (width, height), and crop the middle."""
+    """Scale an image until it covers (width, height), and crop its centre."""
     width, height = resolution
     old_height, old_width = image_HW3.shape[:2]
     scale = max(width / old_width, height / old_height)

@@ -1,7 +1,7 @@
-"""Convolutional blocks of the UNet: residual, temporal, down, up.
+"""The convolutional blocks of the UNet: residual, temporal, downsampling and upsampling.
 
-Inside the UNet an orbit is (B·V, C, H, W), one image a view, in channels_last memory. Letters: F = B·V images,
-L = H·W places.
+Inside the UNet an orbit is (B·V, C, H, W), one image per view, in channels_last memory. Letters: F = B·V images,
+L = H·W pixels.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def sinusoidal_embedding(position_B: Tensor, dim: int) -> Tensor:
 
 
 def embedding_mlp(in_dim: int, dim: int, *, out_dim: int | None = None) -> nn.Sequential:
-    """Two linear layers with SiLU between, as used for time, camera, fps and image embeddings."""
+    """Build two linear layers with SiLU between them, for time, camera, fps and image embeddings."""
     return nn.Sequential(nn.Linear(in_dim, dim), nn.SiLU(), nn.Linear(dim, out_dim or dim))
 
 
 class TemporalConv(nn.Conv3d):
-    """(3, 1, 1) convolution over the views, run as a 2D one on the (V, L) plane: same memory, faster kernels."""
+    """(3, 1, 1) convolution over the views, computed as a faster 2D convolution on (V, L) in the same memory."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, dim, (3, 1, 1), padding=(1, 0, 0))
@@ -39,7 +39,8 @@ class TemporalConv(nn.Conv3d):
 
 
 class TemporalConvBlock(nn.Module):
-    """Four convolutions over the views, normalised over the whole orbit, added to the input."""
+    """Four convolutions over the views, each after a group norm over the whole orbit; the result is added to the
+    input."""
 
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
@@ -56,9 +57,9 @@ class TemporalConvBlock(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Residual block of Stable Diffusion, followed by the temporal convolutions.
+    """The residual block of Stable Diffusion, followed by the temporal convolutions.
 
-    `temopral_conv` is spelt as in the published weights.
+    The spelling of `temopral_conv` is that of the published weights.
     """
 
     def __init__(self, in_dim: int, embed_dim: int, out_dim: int, dropout: float) -> None:
@@ -92,7 +93,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double H and W by nearest neighbour, then a convolution."""
+    """Double H and W with nearest-neighbour interpolation, then apply a convolution."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -100,6 +101,6 @@ class Upsample(nn.Module):
 
     def forward(self, x_FCHW: Tensor) -> Tensor:
         F_, C, H, W = x_FCHW.shape
-        # by hand, because autocast makes F.interpolate work in float32
+        # F.interpolate is avoided, because autocast runs it in float32
         x_FHWC = x_FCHW.permute(0, 2, 3, 1)[:, :, None, :, None].expand(-1, -1, 2, -1, 2, -1)
         return self.conv(x_FHWC.reshape(F_, 2 * H, 2 * W, C).permute(0, 3, 1, 2))

@@ -22,20 +22,21 @@ class UNetConfig(BackboneConfig):
         in_dim: channels of the latents.
         out_dim: channels of the prediction.
         dim: channels of the first level.
-        dim_mult: channels of each level, in units of dim.
+        dim_mult: channels of each level, as multiples of dim.
         y_dim: channels of the text tokens.
-        image_dim: channels of the image embedding; y_dim when null, as published.
+        image_dim: channels of the image embedding; null: y_dim, as published.
         context_dim: channels of the context; must equal y_dim.
         concat_dim: channels that the image condition adds to the latents.
         num_heads: heads of the temporal transformer after the first convolution.
         head_dim: channels of a head.
         attn_scales: levels with attention, as fractions of the latent resolution.
         image_condition: take `local_image` and `image` (and always fps).
-        attention: backend of models.attention.
+        attention: backend, see models.attention.
         use_checkpoint: recompute activations in the backward pass.
-        checkpoint_level: what is recomputed at once: a `block`, which keeps least between the passes, or a `layer`
-            of it, which needs less in the backward pass; `transformers`: these alone, which is faster.
-        checkpoint_places: latent pixels; what works on fewer is not recomputed.
+        checkpoint_level: the unit of recomputation. `block` stores least between the passes. `layer` recomputes single
+            layers of a block, which needs less memory in the backward pass. `transformers` recomputes only these, which
+            is faster.
+        checkpoint_places: number of latent pixels; layers that work on fewer are not recomputed.
     """
 
     in_dim: int = 4

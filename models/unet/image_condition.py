@@ -1,7 +1,7 @@
-"""How an image conditions the UNet: concatenated to the latents, and as context tokens.
+"""The image condition of the UNet: it is concatenated to the latents and added as context tokens.
 
 Parameter names are those of the published image model. Letters: B batch, V views, C channels, H W latent pixels,
-S context tokens.
+S context tokens, T = B·H·W sequences over the views.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NUM_IMAGE_TOKENS = 4
 
 
 class PreNormAttention(nn.Module):
-    """Self-attention over the views on normalised tokens, added to them (published slot names)."""
+    """Self-attention over the views on normalised tokens, with a residual connection (published parameter names)."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class PreNormAttention(nn.Module):
 
 
 class PlainFeedForward(nn.Module):
-    """Linear, GELU, linear, added to the input (published slot names)."""
+    """Linear layer, GELU, linear layer, with a residual connection (published parameter names)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class ViewsEncoder(nn.Module):
 
 
 def local_image_concat(in_dim: int, dim: int) -> nn.Sequential:
-    """Three convolutions from the conditioning planes to the channels that join the noisy latents."""
+    """Build three convolutions from the conditioning planes to the channels that are concatenated to the latents."""
     return nn.Sequential(
         nn.Conv2d(in_dim, 4 * dim, 3, padding=1),
         nn.SiLU(),
@@ -69,7 +69,7 @@ def local_image_concat(in_dim: int, dim: int) -> nn.Sequential:
 
 
 def local_image_embedding(in_dim: int, dim: int, context_dim: int) -> nn.Sequential:
-    """The conditioning latent as a grid of 8 x 8 context tokens."""
+    """Build the convolutions that turn the conditioning latent into 8 x 8 context tokens."""
     return nn.Sequential(
         nn.Conv2d(in_dim, 8 * dim, 3, padding=1),
         nn.SiLU(),
@@ -81,7 +81,7 @@ def local_image_embedding(in_dim: int, dim: int, context_dim: int) -> nn.Sequent
 
 
 def conditioning_planes(local_image_BCVHW: Tensor) -> Tensor:
-    """View 0 is the conditioning latent; view k is a plane of the constant k / (V - 1)."""
+    """Return planes of the same shape: view 0 is the conditioning latent, view k is filled with k / (V - 1)."""
     num_views = local_image_BCVHW.shape[2]
     first = local_image_BCVHW[:, :, :1]
     if num_views == 1:
@@ -92,9 +92,9 @@ def conditioning_planes(local_image_BCVHW: Tensor) -> Tensor:
 
 
 def concat_condition(local_image_BCVHW: Tensor, convolutions: nn.Module, views_encoder: nn.Module) -> Tensor:
-    """The channels that join the noisy latents: (B, concat_dim, V, H, W).
+    """Compute the channels that are concatenated to the noisy latents: (B, concat_dim, V, H, W).
 
-    The published model adds this result to its buffer twice and its weights were trained so: hence the factor.
+    The factor 2 is needed because the published model adds this result to its buffer twice, also in training.
     """
     B, _, V, H, W = local_image_BCVHW.shape
     planes = rearrange(conditioning_planes(local_image_BCVHW), "b c v h w -> (b v) c h w")

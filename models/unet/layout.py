@@ -1,7 +1,7 @@
-"""What the UNet is made of, block by block, and how a block is run.
+"""The blocks of the UNet, and how a block is run.
 
-A block is a list of layers: a residual block, the transformers that follow it, a change of size. In training its
-activations may be computed again in the backward pass instead of kept.
+A block is a list of layers: a residual block, the transformers after it, and a change of size. In training, its
+activations may be recomputed in the backward pass instead of stored.
 
 Letters: F = B·V images, C channels, H W latent pixels.
 """
@@ -19,7 +19,7 @@ REPEATED_BLOCKS = (ResBlock, SpatialTransformer, TemporalTransformer)
 
 
 def attentions(config: UNetConfig, width: int) -> list[nn.Module]:
-    """The spatial and, if wanted, the temporal transformer that follow a residual block."""
+    """Build the transformers after a residual block: spatial and, with `temporal_attention`, temporal."""
     heads = {"num_heads": width // config.head_dim, "head_dim": config.head_dim, "backend": config.attention}
     layers: list[nn.Module] = [SpatialTransformer(width, context_dim=config.context_dim, **heads)]
     if config.temporal_attention:
@@ -28,7 +28,7 @@ def attentions(config: UNetConfig, width: int) -> list[nn.Module]:
 
 
 def encoder(config: UNetConfig, embed_dim: int) -> tuple[nn.ModuleList, list[int]]:
-    """The way down, and the width that each of its blocks leaves for the way up."""
+    """Build the encoder; return its blocks and the number of output channels of each block, for the skips."""
     in_dim = config.in_dim + (config.concat_dim if config.image_condition else 0)
     stem = nn.ModuleList([nn.Conv2d(in_dim, config.dim, 3, padding=1)])
     if config.temporal_attention:
@@ -55,7 +55,7 @@ def encoder(config: UNetConfig, embed_dim: int) -> tuple[nn.ModuleList, list[int
 
 
 def middle(config: UNetConfig, embed_dim: int) -> nn.ModuleList:
-    """The block between the ways down and up."""
+    """Build the block between the encoder and the decoder."""
     width = config.dim * config.dim_mult[-1]
     return nn.ModuleList(
         [
@@ -67,7 +67,7 @@ def middle(config: UNetConfig, embed_dim: int) -> nn.ModuleList:
 
 
 def decoder(config: UNetConfig, embed_dim: int, widths: list[int]) -> tuple[nn.ModuleList, int]:
-    """The way up, and the width that it ends with; `widths` are those of the skips."""
+    """Build the decoder; return its blocks and its number of output channels. `widths`: channels of the skips."""
     blocks, widths = nn.ModuleList(), list(widths)
     width, num_levels = widths[-1], len(config.dim_mult)
     for level in reversed(range(num_levels)):
@@ -95,7 +95,7 @@ def run(
     """Apply a block.
 
     Args:
-        config: says what the backward pass computes again; None: nothing.
+        config: sets what the backward pass recomputes; None: nothing.
     """
     given = (embedding_FE, num_views, context_BSC)
     if config is None:
@@ -103,7 +103,7 @@ def run(
     whole = config.checkpoint_level == "block" or not isinstance(block, nn.ModuleList)
     for part in [block] if whole else block:
         if _is_recomputed(part, h_FCHW, config):
-            # Of these only residual blocks draw random numbers, for dropout, and have to draw the same again.
+            # Transformers draw no random numbers. Residual blocks do, for dropout, and must draw the same ones again.
             draws = not isinstance(part, SpatialTransformer | TemporalTransformer)
             h_FCHW = checkpoint(_apply, part, h_FCHW, *given, use_reentrant=False, preserve_rng_state=draws)
         else:
@@ -118,7 +118,7 @@ def _is_recomputed(part: nn.Module, h_FCHW: Tensor, config: UNetConfig) -> bool:
 
 
 def _apply(block: nn.Module, h_FCHW: Tensor, embedding_FE: Tensor, num_views: int, context_BSC: Tensor) -> Tensor:
-    """Each layer with what it takes."""
+    """Call each layer with the arguments of its kind."""
     for layer in block if isinstance(block, nn.ModuleList) else [block]:
         if isinstance(layer, ResBlock):
             h_FCHW = layer(h_FCHW, embedding_FE, num_views)

@@ -1,7 +1,7 @@
-"""The camera-conditioned video UNet: (noisy latents, timestep, conditions) to a prediction, and nothing else.
+"""The camera-conditioned video UNet: it maps (noisy latents, timestep, conditions) to a prediction, and only that.
 
-One class serves the text and the image model; a published type name is a set of defaults. Parameter names and shapes
-are those of the published weights (arXiv:2403.12010, on the UNet of ModelScope text-to-video and I2VGen-XL).
+One class implements the text and the image model; a published type name is a set of defaults. Parameter names and
+shapes are those of the published weights (arXiv:2403.12010, on the UNet of ModelScope text-to-video and I2VGen-XL).
 
 Letters: B batch, V views, C channels, H W latent pixels, F = B·V images, S context tokens, E embedding.
 """
@@ -32,14 +32,14 @@ class OrbitUNet(Backbone):
     """Predicts epsilon or v for every view of an orbit."""
 
     retired_keys = {
-        "upper_len": "never read by the published models",
+        "upper_len": "the published models do not use it",
         "default_fps": "target_fps is given with every call",
-        "misc_dropout": "never read by the published models",
-        "use_sim_mask": "never on in the published models",
-        "use_sync_attention": "never on in the published models",
-        "use_flexicube_reg": "never on in the published models",
-        "use_lgm_reg": "never on in the published models",
-        "use_lgm_refine": "the network does not refine; a run's setting refine does",
+        "misc_dropout": "the published models do not use it",
+        "use_sim_mask": "the published models do not use it",
+        "use_sync_attention": "the published models do not use it",
+        "use_flexicube_reg": "the published models do not use it",
+        "use_lgm_reg": "the published models do not use it",
+        "use_lgm_refine": "use the top-level setting refine",
     }
 
     Config = UNetConfig
@@ -69,12 +69,15 @@ class OrbitUNet(Backbone):
 
     @property
     def can_be_graphed(self) -> bool:
-        """Whether a training pass can be a CUDA graph: generators cannot be set back within one."""
+        """Whether training passes can be captured as CUDA graphs.
+
+        A graph cannot reset random generators, as recomputed dropout needs it.
+        """
         config = self.config
         return not config.use_checkpoint or config.checkpoint_level == "transformers" or not config.dropout
 
     def parts_to_compile(self) -> list[nn.Module]:
-        """The blocks that repeat, each worth compiling by itself."""
+        """List the repeated blocks, which are compiled separately."""
         return [module for module in self.modules() if isinstance(module, REPEATED_BLOCKS)]
 
     def forward(
@@ -89,23 +92,24 @@ class OrbitUNet(Backbone):
         local_image: Tensor | None = None,
         deep: DeepFeatures | None = None,
     ) -> Tensor:
-        """Predict.
+        """Predict epsilon or v.
 
         Args:
             x: noisy latents (B, C, V, H, W).
             t: timesteps (B,).
             y: text tokens (B, S, y_dim).
-            camera_data: camera condition (B, V, 16), see utils.cameras.camera_condition; None for images without.
-            fps: (B,) or one number, used by the image model and with use_fps_condition.
-            image: CLIP image embedding (B, 1, image_dim), image model only; left out, its tokens are left out.
-            local_image: latent of the conditioning view (B, C, V, H, W), image model only.
-            deep: empty, it is filled; filled, the inner part of the network does not run.
+            camera_data: camera condition (B, V, 16), see utils.cameras.camera_condition; None for images without
+                cameras.
+            fps: (B,) or one number; used by the image model and with use_fps_condition.
+            image: CLIP image embedding (B, 1, image_dim), for the image model only; None: no tokens from it.
+            local_image: latent of the conditioning view (B, C, V, H, W), for the image model only.
+            deep: if it is empty, this call fills it; if it is filled, the inner part of the network does not run.
 
         Returns:
-            (B, out_dim, V, H, W), epsilon or v as the schedule says.
+            (B, out_dim, V, H, W), epsilon or v, as set in the schedule.
 
         Raises:
-            ValueError: a condition that this model needs is missing, or V, B differ between inputs.
+            ValueError: a condition that this model needs is missing, or B or V differ between the inputs.
         """
         B, _, V, H, W = x.shape
         self.check_inputs(x, camera_data, fps, local_image)
@@ -138,33 +142,27 @@ class OrbitUNet(Backbone):
     def check_inputs(
         self, x: Tensor, camera_data: Tensor | None, fps: Tensor | None, local_image: Tensor | None
     ) -> None:
-        """Refuse what `forward` cannot take.
-
-        Raises:
-            ValueError: see `forward`.
-        """
+        """Check the shapes and the presence of the inputs of `forward`, which lists the errors."""
         factor = self.config.latent_multiple
         if x.shape[1] != self.config.in_dim or x.shape[3] % factor or x.shape[4] % factor:
             raise ValueError(
-                f"latents of shape {tuple(x.shape)} do not fit: channels must be {self.config.in_dim}, "
-                f"height and width multiples of {factor}"
+                f"latents of shape {tuple(x.shape)} do not fit: the number of channels must be {self.config.in_dim}, "
+                f"and height and width must be multiples of {factor}"
             )
         if camera_data is not None and camera_data.shape[:2] != (x.shape[0], x.shape[2]):
-            raise ValueError(f"camera_data {tuple(camera_data.shape)} does not fit latents {tuple(x.shape)}")
+            raise ValueError(
+                f"camera_data {tuple(camera_data.shape)} does not fit latents {tuple(x.shape)}; B and V must be equal"
+            )
         if self.config.image_condition and (local_image is None or fps is None):
-            raise ValueError("the image model needs local_image and fps")
+            raise ValueError("the image model needs local_image and fps; pass both")
 
     def check_outer(self, num_outer: int) -> None:
-        """Refuse a number of outer blocks that leaves no inner part.
-
-        Raises:
-            ValueError: see above.
-        """
+        """Check that a number of outer blocks leaves an inner part, and raise ValueError if not."""
         if not 1 <= num_outer < len(self.input_blocks):
             raise ValueError(f"num_outer must lie in [1, {len(self.input_blocks) - 1}], got {num_outer}")
 
     def _embedding(self, t: Tensor, num_views: int, camera_data: Tensor | None, fps: Tensor | None) -> Tensor:
-        """Timestep, fps and camera of every view: (F, E)."""
+        """Return the embedding of the timestep, the frame rate and the camera of every view: (F, E)."""
         dtype = self.time_embed[0].weight.dtype
         embedding_BE = self.time_embed(sinusoidal_embedding(t, self.config.dim).to(dtype))
         if self.config.takes_fps and fps is not None:
@@ -175,13 +173,13 @@ class OrbitUNet(Backbone):
             if camera_data is not None:
                 embedding_BVE = embedding_BVE + self.camera_embedding(camera_data.to(dtype))
             elif self.training and torch.is_grad_enabled():
-                # Processes that train together exchange gradients of the same parameters: here they are zero.
+                # All processes must have gradients of the same parameters to exchange; here these gradients are zero.
                 nowhere_1 = embedding_BVE.new_zeros(1, CAMERA_DIM)
                 embedding_BVE = embedding_BVE + 0 * self.camera_embedding(nowhere_1)
         return embedding_BVE.flatten(0, 1)
 
     def context_tokens(self, y: Tensor, image: Tensor | None, local_image: Tensor | None) -> Tensor:
-        """Context tokens in the published order: text, local image, CLIP image."""
+        """Return the context tokens in the published order: text, local image, CLIP image."""
         tokens = [y]
         if local_image is not None:
             tokens.append(rearrange(self.local_image_embedding(local_image[:, :, 0]), "b c h w -> b (h w) c"))

@@ -1,7 +1,7 @@
-"""The transformers of the UNet: in space and over the views.
+"""The transformers of the UNet: spatial (within a view) and temporal (over the views).
 
-Tokens keep one layout from end to end: (B, V, L, C) with L = H·W, contiguous. Attention in space, over the views and
-to the context differ only in how that memory is viewed, so none of them copies it.
+Tokens are always contiguous and have the layout (B, V, L, C) with L = H·W. Attention in space, over the views and to
+the context uses different views of the same memory, so it makes no copies.
 
 Letters: B batch, V views, L tokens of a view, S context tokens, C channels, N heads, D channels of a head.
 """
@@ -23,7 +23,7 @@ class Attention(nn.Module):
         num_heads: N.
         head_dim: D.
         context_dim: channels of the context; None for self-attention.
-        axis: "space" (tokens of one view), "views" (one place in all views) or "context".
+        axis: "space" (tokens of one view), "views" (one pixel in all views) or "context".
         backend: see `attention`.
     """
 
@@ -46,17 +46,17 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(inner, dim)])
 
     def forward(self, x_BVLC: Tensor, context_BSC: Tensor | None = None) -> Tensor:
-        """Attend along this module's axis: (B, V, L, C) to the same shape."""
+        """Apply attention along `axis`; the result has the shape of the input, (B, V, L, C)."""
         B, V, L, _ = x_BVLC.shape
         source = x_BVLC if context_BSC is None else context_BSC
         q, k, v = self.to_q(x_BVLC), self.to_k(source), self.to_v(source)
         if self.axis == "space":
             q, k, v = (t.view(B * V, L, self.num_heads, self.head_dim) for t in (q, k, v))
         elif self.axis == "views":
-            # Every place is a head of its own: (B, V, L·N, D) is the same memory, so no transposed copy is made.
+            # Every pixel acts as a separate head: (B, V, L·N, D) is the same memory, so no transposed copy is needed.
             q, k, v = (t.view(B, V, L * self.num_heads, self.head_dim) for t in (q, k, v))
         else:
-            # The context is the same for all views: one long query sequence instead of V copies of the context.
+            # All views share the context, so one long query sequence replaces V copies of the context.
             q = q.view(B, V * L, self.num_heads, self.head_dim)
             k, v = (t.view(B, -1, self.num_heads, self.head_dim) for t in (k, v))
         out = attention(q, k, v, backend=self.backend)
@@ -64,7 +64,7 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """Linear layer whose one half gates the other through GELU (arXiv:2002.05202)."""
+    """A linear layer; one half of its output, after GELU, is multiplied with the other half (arXiv:2002.05202)."""
 
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU, then back to `dim`; the slots of `net` are those of the published names."""
+    """GEGLU, then a linear layer back to `dim`; the positions in `net` give the published parameter names."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -87,9 +87,9 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Two attentions and a feed-forward, each on normalised tokens and added to them.
+    """Two attention layers and a feed-forward layer, each on normalised tokens with a residual connection.
 
-    In space the second attention looks at the context; over the views both look at the tokens themselves.
+    In space, the second layer attends to the context. Over the views, both layers are self-attention.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Attention among the tokens of each view, and from them to the context."""
+    """Self-attention within each view, then attention to the context."""
 
     def __init__(self, dim: int, *, num_heads: int, head_dim: int, context_dim: int, backend: str) -> None:
         super().__init__()
@@ -132,9 +132,9 @@ class SpatialTransformer(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """Attention over the views at every place; normalised over the whole orbit.
+    """Attention over the views at every pixel, after a group norm over the whole orbit.
 
-    The projections are published as 1D convolutions of width one, which are linear layers.
+    The published projections are 1D convolutions of kernel size 1, which equal linear layers.
     """
 
     def __init__(self, dim: int, *, num_heads: int, head_dim: int, backend: str) -> None:
@@ -159,29 +159,29 @@ class TemporalTransformer(nn.Module):
 
 
 def to_tokens(x_FCHW: Tensor, num_views: int) -> Tensor:
-    """(B·V, C, H, W) to (B, V, L, C); no copy when the input is channels_last."""
+    """Reshape (B·V, C, H, W) to (B, V, L, C); no copy when the input is channels_last."""
     F_, C, H, W = x_FCHW.shape
     return x_FCHW.permute(0, 2, 3, 1).reshape(F_ // num_views, num_views, H * W, C)
 
 
 def from_tokens(tokens_BVLC: Tensor, like_FCHW: Tensor) -> Tensor:
-    """(B, V, L, C) to the shape of `like_FCHW`, channels_last; no copy."""
+    """Reshape (B, V, L, C) to the shape of `like_FCHW` in channels_last memory, without a copy."""
     F_, C, H, W = like_FCHW.shape
     return tokens_BVLC.reshape(F_, H, W, C).permute(0, 3, 1, 2)
 
 
 def to_orbit(x_FCHW: Tensor, num_views: int) -> Tensor:
-    """(B·V, C, H, W) to (B, C, V, L), an image whose rows are the views; no copy when channels_last."""
+    """Reshape (B·V, C, H, W) to (B, C, V, L), an image whose rows are views; no copy when it is channels_last."""
     return to_tokens(x_FCHW, num_views).permute(0, 3, 1, 2)
 
 
 def from_orbit(x_BCVL: Tensor, like_FCHW: Tensor) -> Tensor:
-    """Inverse of `to_orbit`."""
+    """Invert `to_orbit`."""
     return from_tokens(x_BCVL.permute(0, 2, 3, 1), like_FCHW)
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
-    """A branch that starts silent: its last layer is zero."""
+    """Set a layer to zero and return it, so that its branch adds nothing at the start of training."""
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.zero_()

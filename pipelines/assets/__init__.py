@@ -1,1 +1,1 @@
-"""Files of an object: mesh, turntable, viewer."""
+"""3D files of an object: mesh, turntable and viewer."""

@@ -1,4 +1,4 @@
-"""An object seen from all around, rendered from its Gaussians: what its mesh takes depth and colours from.
+"""Depth maps and colours of an object from all directions, rendered from its Gaussians, for its mesh.
 
 Letters: V views, H W pixels, N Gaussians.
 """
@@ -17,33 +17,36 @@ from models.gaussians.scene import OTHER_GAUSSIANS, Gaussians
 from utils.cameras import cameras_at, intrinsics, sphere_directions
 from utils.errors import DataError
 
-FAINT = 0.05  # Gaussians under this opacity are haze around an object, not part of its surface
-# Rendered depth is a mean of centres and lies behind what one sees: with a head's blobs, which let light through, by
-# about so many standard deviations along their shortest axes (measured on held-out objects of the zoo: it halves the
-# distance of the mesh to the true surface). Flat Gaussians on a surface move hardly at all.
+FAINT = 0.05  # Gaussians with a lower opacity are haze around an object, not part of its surface
+# Rendered depth is a mean of the centres of Gaussians, so it lies behind the visible surface. For the transparent
+# Gaussians of a head, the offset is about this number of standard deviations along their shortest axes (measured on
+# held-out objects of the zoo: it halves the distance of the mesh to the true surface). For flat Gaussians on a surface
+# the offset is almost zero.
 REACH = 3.0
-# A Gaussian floats when its NEIGHBOURS nearest ones are ALONE times as far away as usual, and as its own size.
+# A Gaussian is a floater if the mean distance to its NEIGHBOURS nearest Gaussians is more than ALONE times the median
+# of this distance, and more than ALONE times its own size.
 NEIGHBOURS, ALONE = 8, 3.0
-# The object's box leaves out this share of the Gaussians at either end of each axis: stray ones would blow it up.
+# The object's box leaves out this fraction of the Gaussians at each end of each axis, so that stray Gaussians do not
+# make it too large.
 STRAY_SHARE = 0.002
-CAMERA_DISTANCE = 3.0  # in radii of the object: near enough to look into hollows, far enough for a small field of view
-FRAME = 1.05  # of the object's ball that a picture shows
+CAMERA_DISTANCE = 3.0  # in radii of the object: near enough to see into hollows, far enough for a small field of view
+FRAME = 1.05  # size of the image relative to the bounding sphere of the object
 SMALLEST_RADIUS = 1e-3
-CHUNK_PIXELS = 1 << 20  # rendered at once; bounds memory
+CHUNK_PIXELS = 1 << 20  # number of pixels that are rendered at once; limits memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthMaps:
-    """Renderings of an object.
+    """Renders of an object.
 
     Attributes:
         low_3: lower corner of the object's box.
-        high_3: upper corner.
-        c2w_V44: cameras around its middle.
+        high_3: upper corner of the object's box.
+        c2w_V44: cameras around the centre of the box.
         K_33: intrinsics in pixels.
-        colors_V3HW: RGB of the object alone, not darkened where it is transparent; in [0, 1].
-        alphas_V1HW: in [0, 1].
-        depths_V1HW: of the surface along the camera's axis, 0 where nothing is.
+        colors_V3HW: RGB of the object without background, divided by alpha; in [0, 1].
+        alphas_V1HW: opacity in [0, 1].
+        depths_V1HW: depth of the surface along the camera's axis; 0 where there is no surface.
     """
 
     low_3: Tensor
@@ -58,15 +61,15 @@ class DepthMaps:
 def render_depth_maps(
     gaussians: Gaussians, *, num_views: int, size: int, lowest_deg: float, rasterizer: str = "auto"
 ) -> DepthMaps:
-    """Render one scene from cameras spread evenly over a sphere, from `lowest_deg` up to the zenith.
+    """Render one scene from cameras that are evenly spaced on a sphere, from `lowest_deg` up to the zenith.
 
     Args:
         size: height and width in pixels.
-        lowest_deg: height angle under which no camera stands.
+        lowest_deg: lowest height angle of a camera.
         rasterizer: see models.gaussians.rendering.
 
     Raises:
-        DataError: nothing can be seen.
+        DataError: nothing is visible.
     """
     solid = gaussians.only(gaussians.opacities_BN1[0, :, 0] >= FAINT)
     solid = without_floaters(solid)
@@ -102,7 +105,7 @@ def render_depth_maps(
 
 
 def without_floaters(gaussians: Gaussians) -> Gaussians:
-    """One scene without the Gaussians that stand alone: neighbours far away, for this scene and for their own size."""
+    """Remove isolated Gaussians from one scene, see NEIGHBOURS and ALONE."""
     means_N3 = gaussians.means_BN3[0].cpu().numpy()
     if len(means_N3) <= NEIGHBOURS:
         return gaussians
@@ -113,7 +116,7 @@ def without_floaters(gaussians: Gaussians) -> Gaussians:
 
 
 def object_box(gaussians: Gaussians) -> tuple[Tensor, Tensor]:
-    """Corners of the box that holds a scene, but for stray Gaussians: two standard deviations around each centre."""
+    """Return the corners of a scene's box: two standard deviations around each centre, without stray Gaussians."""
     reach_N3 = 2 * gaussians.covariances()[0].diagonal(dim1=-2, dim2=-1).sqrt()
     lows_N3 = (gaussians.means_BN3[0] - reach_N3).sort(dim=0).values
     highs_N3 = (gaussians.means_BN3[0] + reach_N3).sort(dim=0).values
@@ -122,7 +125,7 @@ def object_box(gaussians: Gaussians) -> tuple[Tensor, Tensor]:
 
 
 def sphere_cameras(num_views: int, *, distance: float, lowest_deg: float) -> Tensor:
-    """Cameras spread evenly over a sphere, highest last: (V, 4, 4)."""
+    """Place cameras evenly on a sphere, the highest last: (V, 4, 4)."""
     x_V, y_V, z_V = sphere_directions(num_views, lowest_deg=lowest_deg).unbind(dim=1)
     azimuth_deg_V, elevation_deg_V = torch.rad2deg(torch.atan2(y_V, x_V)), torch.rad2deg(z_V.asin())
     return cameras_at(azimuth_deg_V, elevation_deg_V, torch.full_like(z_V, distance))

@@ -1,4 +1,4 @@
-"""The 3D files of one object, all from its Gaussians. What cannot be made is said; the rest is still written."""
+"""Write the 3D files of one object from its Gaussians. If one file fails, it is reported and the others are written."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def write_assets(
     title: str,
     rasterizer: str = "auto",
 ) -> dict[str, dict[str, Any]]:
-    """Write the files that the options ask for; rendering happens on the device of the Gaussians.
+    """Write the files that are set in the options; rendering uses the device of the Gaussians.
 
     Args:
-        folder: gets the files.
-        gaussians: one scene, in the world of utils.cameras.
-        c2w_44: the camera of the first view; the viewer starts there, and the turntable keeps its distance.
+        folder: output folder.
+        gaussians: one scene, in the world frame of utils.cameras.
+        c2w_44: camera of the first view; the viewer starts there, and the turntable has the same distance.
         fov_deg: field of view.
-        title: what the viewer calls the object.
+        title: name of the object in the viewer.
         rasterizer: see models.gaussians.rendering.
 
     Returns:
-        For each file, its bytes, the seconds it took and what else is worth knowing, or {"error": why there is none}.
+        For each file: its size in bytes, its time in seconds and other facts, or {"error": the reason}.
     """
     distance = float(camera_distance(c2w_44))
 
@@ -78,13 +78,13 @@ def write_assets(
     makers = {name: make for name, (wanted, make) in makers.items() if wanted}
     try:
         gaussians.check_values(name="the Gaussians")
-    except DataError as err:  # each maker would meet it elsewhere, or write it into its file
+    except DataError as err:  # otherwise each file would fail in another way, or contain invalid values
         return {name: _not_made(name, err) for name in makers}
     return {name: _made(folder / name, make) for name, make in makers.items()}
 
 
 def _made(path: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """Make one file; one that cannot be made is reported in one line."""
+    """Make one file; if this fails, report the reason in one line."""
     started = time.perf_counter()
     try:
         facts = make(path)
@@ -94,5 +94,5 @@ def _made(path: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _not_made(name: str, err: DataError) -> dict[str, Any]:
-    log.warning("no %s: %s", name, err)
+    log.warning("%s was not written: %s", name, err)
     return {"error": str(err)}

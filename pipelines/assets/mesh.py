@@ -1,8 +1,8 @@
-"""The Gaussians of an object as a coloured triangle mesh in a `.glb`.
+"""Convert the Gaussians of an object to a coloured triangle mesh in a `.glb` file.
 
-The file is y-up with the object's front along +z, as glTF wants; the world of the project is z-up. Its colours hold
-the light of the views already, so its material says that viewers should not light it again (KHR_materials_unlit, which
-viewers may ignore).
+The file is y-up with the object's front along +z, as glTF requires; the world frame of the project is z-up. The colours
+already contain the light of the views. Therefore the material is marked as unlit (KHR_materials_unlit, which viewers
+may ignore).
 
 Letters: N points, F faces.
 """
@@ -28,16 +28,16 @@ UNLIT = "KHR_materials_unlit"
 
 
 def write_glb(path: Path, gaussians: Gaussians, options: AssetOptions, *, rasterizer: str = "auto") -> dict[str, Any]:
-    """Write one scene as a mesh, whole or not at all.
+    """Write one scene as a mesh, completely or not at all.
 
     Args:
         rasterizer: see models.gaussians.rendering.
 
     Returns:
-        What the file says about itself as well: faces, parts, whether it is watertight and if not, why.
+        Facts that are also in the file: faces, parts, whether it is watertight, and if not, the reason.
 
     Raises:
-        DataError: there is no surface, or it cannot be unfolded.
+        DataError: there is no surface, or it cannot be unwrapped.
     """
     views = render_depth_maps(
         gaussians,
@@ -51,7 +51,7 @@ def write_glb(path: Path, gaussians: Gaussians, options: AssetOptions, *, raster
     facts = describe(closed)
     mesh = _textured(closed, views, size=options.texture) if options.texture else _colored(closed, views)
     if options.texture:
-        facts["note"] = "points are doubled at texture seams; merged by position the surface is as said here"
+        facts["note"] = "points are duplicated at texture seams; these facts apply after merging points by position"
     mesh.metadata.update(facts)
     mesh.apply_transform(_to_y_up())
     with atomic_path(path) as part:
@@ -62,14 +62,14 @@ def write_glb(path: Path, gaussians: Gaussians, options: AssetOptions, *, raster
 
 
 def describe(mesh: trimesh.Trimesh) -> dict[str, Any]:
-    """What a user wants to know of a mesh before using it."""
+    """Return facts about a mesh that matter for its use."""
     facts: dict[str, Any] = {"faces": len(mesh.faces), "parts": int(mesh.body_count)}
     facts["watertight"] = bool(mesh.is_watertight)
     if not mesh.is_watertight:
         edges, counts = np.unique(mesh.edges_sorted, axis=0, return_counts=True)
         facts["why_not_watertight"] = (
-            f"simplifying left {int((counts == 1).sum())} open edges and {int((counts > 2).sum())} edges of more than "
-            "two faces; more assets.faces keep it closed"
+            f"simplification left {int((counts == 1).sum())} open edges and {int((counts > 2).sum())} edges with more "
+            "than two faces; increase assets.faces to avoid them"
         )
     return facts
 
@@ -99,7 +99,7 @@ def _material(**options: Any) -> trimesh.visual.material.PBRMaterial:
 
 
 def _to_y_up() -> np.ndarray:
-    """Column vectors of the z-up world to glTF's y-up one."""
+    """Return the matrix from the z-up world frame to the y-up frame of glTF, for column vectors."""
     matrix = np.eye(4)
     matrix[:3, :3] = Y_UP_TO_Z_UP.T
     return matrix

@@ -1,9 +1,9 @@
-"""The surface of an object from its Gaussians: rendered depth, fused into a signed distance, then marching cubes.
+"""Extract the surface of an object: fuse its depth maps into signed distances, then apply marching cubes.
 
-Why depth and not the density of the Gaussians: a head puts Gaussians on the surface only, so that their density is a
-thin, bumpy shell around nothing, and its level set two walls whose place depends on the level. Depth maps from all
-sides agree on the outer surface, and a voxel that no camera ever saw in front of the surface counts as solid, so that
-the result is closed by construction.
+The density of the Gaussians is not used, because a head places Gaussians only on the surface. Their density is a thin
+and uneven shell around an empty space, and its level set consists of two walls whose positions depend on the level.
+Depth maps from all directions agree on the outer surface. A voxel that no camera sees in front of the surface counts as
+solid, so that the result is always closed.
 
 Letters: V views, X Y Z voxels, N points, F faces.
 """
@@ -24,15 +24,16 @@ from models.gaussians.scene import OTHER_GAUSSIANS
 from pipelines.assets.depth_maps import DepthMaps
 from utils.errors import DataError
 
-TRUNCATION = 4.0  # voxels before the surface where its distance still counts; the noise of depth is below
-# A hollow must be open to this share of the cameras; so one that looks through a gap between Gaussians bores no hole.
+TRUNCATION = 4.0  # truncation distance in voxels; it is larger than the noise of the depth
+# A hollow must be visible to this fraction of the cameras, so that one camera that looks through a gap between
+# Gaussians does not make a hole.
 OPEN_SHARE = 0.08
-SMOOTHING = 0.8  # voxels; takes away the steps of pixels and single wrong votes
-MARGIN = 3  # voxels of air around the object's box
-OPAQUE = 0.5  # a ray that meets more than this alpha meets the surface
-GAP = 0.02  # of a picture's side; narrower holes in its depth are gaps between Gaussians
-SMALL_PART = 0.01  # parts under this share of the largest one's volume are floaters
-# fast_simplification keeps the topology better when it is not driven hard
+SMOOTHING = 0.8  # in voxels; removes steps of pixels and single errors
+MARGIN = 3  # number of empty voxels around the object's box
+OPAQUE = 0.5  # a ray with a larger alpha hits the surface
+GAP = 0.02  # fraction of the image size; narrower holes in the depth are gaps between Gaussians
+SMALL_PART = 0.01  # parts with less than this fraction of the largest part's volume are floaters
+# fast_simplification preserves the topology better with a low value
 SIMPLIFY_AGGRESSION = 3.0
 
 
@@ -41,9 +42,9 @@ class Volume:
     """Signed distances on a grid: negative inside, in units of the truncation, in [-1, 1].
 
     Attributes:
-        values_XYZ: one per voxel centre.
+        values_XYZ: one value per voxel centre.
         origin_3: world position of voxel (0, 0, 0).
-        voxel: side in world units.
+        voxel: size of a voxel in world units.
     """
 
     values_XYZ: np.ndarray
@@ -53,18 +54,18 @@ class Volume:
 
 @dataclass(frozen=True, kw_only=True)
 class Surface:
-    """A triangle mesh in the world of utils.cameras; faces counter-clockwise seen from outside."""
+    """A triangle mesh in the world frame of utils.cameras; faces are counter-clockwise from outside."""
 
     points_N3: np.ndarray
     faces_F3: np.ndarray
 
 
 def extract_surface(views: DepthMaps, *, grid: int, num_faces: int) -> Surface:
-    """The object's surface.
+    """Extract the object's surface.
 
     Args:
-        grid: voxels along the longest side of the object's box.
-        num_faces: at most so many triangles.
+        grid: number of voxels along the longest side of the object's box.
+        num_faces: maximum number of triangles.
 
     Raises:
         DataError: there is no surface.
@@ -74,7 +75,7 @@ def extract_surface(views: DepthMaps, *, grid: int, num_faces: int) -> Surface:
 
 
 def fuse(views: DepthMaps, *, grid: int) -> Volume:
-    """Average the signed distances that the views see along their rays (Curless and Levoy 1996)."""
+    """Average the signed distances of all views along their rays (Curless and Levoy 1996)."""
     voxel = float((views.high_3 - views.low_3).max()) / grid
     origin_3 = views.low_3 - MARGIN * voxel
     shape = ((views.high_3 - views.low_3) / voxel).ceil().long() + 2 * MARGIN + 1
@@ -90,29 +91,30 @@ def fuse(views: DepthMaps, *, grid: int) -> Volume:
 
 
 def _distances(views: DepthMaps, view: int, axes: list[Tensor], *, truncation: float) -> tuple[Tensor, Tensor]:
-    """What one view says about every voxel: the distance in front of the surface, in [-1, 1], and its weight."""
+    """Return for one view each voxel's signed distance to the surface, in [-1, 1], and its weight."""
     w2c_44 = torch.linalg.inv(views.c2w_V44[view])
     x, y, z = (
         (axes[0] * row[0])[:, None, None] + (axes[1] * row[1])[:, None] + (axes[2] * row[2] + row[3])
         for row in w2c_44[:3]
     )
     size = views.alphas_V1HW.shape[-1]
-    scale = 2 * views.K_33[0, 0] / size  # pixels to [-1, 1], as grid_sample wants; the centre is that of the picture
+    scale = 2 * views.K_33[0, 0] / size  # pixels to [-1, 1] for grid_sample; the principal point is the image centre
     places = torch.stack([scale * x / z, scale * y / z], dim=-1).flatten(0, 1)[None]
     alpha, depth = close_gaps(views.alphas_V1HW[view], views.depths_V1HW[view], step=truncation / 2)
     sampled = functional.grid_sample(torch.cat([alpha, alpha * depth])[None], places, align_corners=False)
     alpha_XYZ, depth_XYZ = sampled[0].unflatten(1, z.shape[:2])
     distance_XYZ = (depth_XYZ / alpha_XYZ.clamp_min(1e-3) - z) / truncation
     distance_XYZ = torch.where(alpha_XYZ > OPAQUE, distance_XYZ, 1.0).clamp(-1, 1)
-    # The farther behind the surface, the less it is known; so a thin wall is not swallowed from its other side.
+    # The weight decreases behind the surface, so that the views of one side of a thin wall do not remove its other
+    # side.
     return distance_XYZ, (1 + distance_XYZ).clamp_max(1)
 
 
 def close_gaps(alpha_1HW: Tensor, depth_1HW: Tensor, *, step: float) -> tuple[Tensor, Tensor]:
-    """Cover small holes in a depth map, where one looks between the Gaussians of a surface at what lies behind.
+    """Close small holes in a depth map, which are gaps between the Gaussians of a surface.
 
-    A morphological opening of the depth: what is farther away than all that surrounds it, by more than `step` and
-    narrower than GAP of the picture, gets the depth of its surroundings.
+    This is a morphological opening of the depth. A region that is deeper than its surroundings by more than `step`, and
+    narrower than GAP of the image, gets the depth of its surroundings.
     """
     reach = max(1, round(GAP * alpha_1HW.shape[-1] / 2))
     far = 2 * float(depth_1HW.max()) + 1
@@ -124,15 +126,15 @@ def close_gaps(alpha_1HW: Tensor, depth_1HW: Tensor, *, step: float) -> tuple[Te
 
 
 def clean(volume: Volume) -> Volume:
-    """Smooth, drop small separate parts, fill what is enclosed.
+    """Smooth the volume, remove small separate parts and fill enclosed holes.
 
     Raises:
-        DataError: nothing is inside.
+        DataError: no voxel is inside.
     """
     values_XYZ = ndimage.gaussian_filter(volume.values_XYZ, SMOOTHING, mode="nearest")
     parts_XYZ, num_parts = ndimage.label(values_XYZ < 0)
     if num_parts == 0:
-        raise DataError(f"the Gaussians enclose nothing that has a surface; {OTHER_GAUSSIANS}")
+        raise DataError(f"the Gaussians have no closed surface; {OTHER_GAUSSIANS}")
     sizes = np.bincount(parts_XYZ.ravel())
     sizes[0] = 0
     kept_XYZ = (sizes >= SMALL_PART * sizes.max())[parts_XYZ]
@@ -142,14 +144,14 @@ def clean(volume: Volume) -> Volume:
 
 
 def triangulate(volume: Volume) -> Surface:
-    """Marching cubes at distance zero; air around the grid closes what touches its border."""
+    """Apply marching cubes at distance zero; empty voxels around the grid close surfaces at its border."""
     padded = np.pad(volume.values_XYZ, 1, constant_values=1.0)
     points_N3, faces_F3, _, _ = measure.marching_cubes(padded, 0.0, gradient_direction="descent")
     return Surface(points_N3=(points_N3 - 1) * volume.voxel + volume.origin_3, faces_F3=faces_F3.astype(np.int64))
 
 
 def simplify(surface: Surface, *, num_faces: int) -> Surface:
-    """Collapse edges until at most `num_faces` triangles are left (quadric error)."""
+    """Collapse edges until at most `num_faces` triangles remain (quadric error)."""
     if len(surface.faces_F3) <= num_faces:
         return surface
     points_N3, faces_F3 = fast_simplification.simplify(

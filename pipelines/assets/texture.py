@@ -1,4 +1,4 @@
-"""Colours of a mesh from renderings of its object: on its vertices, or as a texture with its own atlas.
+"""Colours of a mesh from renders of its object, on its vertices or as a texture.
 
 Letters: N points, F faces, T texels, V views, H W pixels.
 """
@@ -18,24 +18,24 @@ from torch import Tensor
 from pipelines.assets.depth_maps import DepthMaps
 from utils.errors import DataError
 
-# How much a view that looks straight at a place counts over one that sees it from the side: cosine to this power.
+# The weight of a view is the cosine between view direction and normal, to this power.
 SHARPNESS = 6
-HIDDEN_BEHIND = 0.03  # of the object's longest side: a place so far behind what a view shows is not what it shows
-COVERED = 0.9  # the colour of a less opaque pixel is that of an edge
-LEAST_WEIGHT = 1e-4  # of all views together; below, no view sees the place
-PADDING = 2  # texels between charts
+HIDDEN_BEHIND = 0.03  # fraction of the object's longest side; a point further behind a view's depth is hidden
+COVERED = 0.9  # pixels with a lower opacity belong to an edge and have mixed colours
+LEAST_WEIGHT = 1e-4  # with a lower sum of weights, no view sees the point
+PADDING = 2  # number of texels between charts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Texture:
-    """A mesh cut open and its picture.
+    """An unwrapped mesh and its texture.
 
     Attributes:
-        points_N3: the mesh's points, those at seams several times.
-        faces_F3: the same faces over these points.
-        source_N: which point of the uncut mesh each one is.
-        uvs_N2: in [0, 1], origin at the picture's lower left corner.
-        image_HW3: sRGB as uint8, first row at the top; filled between charts too, so that no seam shows.
+        points_N3: points of the mesh, duplicated at seams.
+        faces_F3: faces with indices of these points.
+        source_N: index of each point in the original mesh.
+        uvs_N2: texture coordinates in [0, 1], origin at the lower left corner of the image.
+        image_HW3: sRGB as uint8, first row at the top; also filled between charts, so that no seam is visible.
     """
 
     points_N3: np.ndarray
@@ -48,14 +48,14 @@ class Texture:
 def bake(
     points_N3: np.ndarray, faces_F3: np.ndarray, normals_N3: np.ndarray, views: DepthMaps, *, size: int
 ) -> Texture:
-    """Unfold a mesh and paint it with what the views show.
+    """Unwrap a mesh and compute its texture from the views.
 
     Args:
         normals_N3: unit normals of the points.
-        size: side of the texture in pixels.
+        size: height and width of the texture in pixels.
 
     Raises:
-        DataError: the mesh cannot be unfolded.
+        DataError: the mesh cannot be unwrapped.
     """
     source_N, cut_F3, uvs_N2 = unfold(points_N3, faces_F3, size=size)
     texels_T2, faces_T, weights_T3 = cover_texels(uvs_N2[cut_F3] * size)
@@ -79,23 +79,23 @@ def bake(
 
 
 def unfold(points_N3: np.ndarray, faces_F3: np.ndarray, *, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut a mesh into charts and pack them: which point each new one is, the faces over them, and their UVs."""
+    """Cut a mesh into charts and pack them; returns the original index of each point, the faces and the UVs."""
     atlas = xatlas.Atlas()
     atlas.add_mesh(points_N3.astype(np.float32), faces_F3.astype(np.uint32))
     packing = xatlas.PackOptions()
     packing.resolution, packing.padding, packing.bilinear = size, PADDING, True
     atlas.generate(xatlas.ChartOptions(), packing)
     if atlas.atlas_count != 1:
-        raise DataError(f"the mesh does not fit one texture of {size} pixels; raise assets.texture, or set it to 0")
+        raise DataError(f"the mesh does not fit one texture of {size} pixels; increase assets.texture, or set it to 0")
     source_N, cut_F3, uvs_N2 = atlas[0]
     return source_N.astype(np.int64), cut_F3.astype(np.int64), uvs_N2.astype(np.float64)
 
 
 def cover_texels(triangles_F32: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which texels lie inside which triangle; texel (i, j) has its centre at (i + 0.5, j + 0.5).
+    """Find the texels inside each triangle; the centre of texel (i, j) is (i + 0.5, j + 0.5).
 
     Returns:
-        texels_T2 (column, row), the triangle of each, and its weights at the three corners.
+        texels_T2 (column, row), the triangle of each texel, and its barycentric weights.
     """
     low_F2 = np.floor(triangles_F32.min(axis=1) - 0.5).astype(np.int64).clip(0)
     spans_F2 = np.ceil(triangles_F32.max(axis=1) - 0.5).astype(np.int64) + 1 - low_F2
@@ -119,9 +119,9 @@ def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def colors_at(places_T3: np.ndarray, normals_T3: np.ndarray, views: DepthMaps) -> np.ndarray:
-    """The colour of places on the surface: the mean over the views that see them, those that face them counting most.
+    """Return the colours of surface points: a mean over the views that see them, with more weight for frontal views.
 
-    What no view sees takes the colour of the nearest place that one sees.
+    A point that no view sees gets the colour of the nearest visible point.
 
     Returns:
         (T, 3) sRGB in [0, 1].
@@ -136,7 +136,7 @@ def colors_at(places_T3: np.ndarray, normals_T3: np.ndarray, views: DepthMaps) -
     colors_T3 = (total_T3 / weights_T.clamp_min(LEAST_WEIGHT)[:, None]).cpu().numpy()
     seen_T = (weights_T > LEAST_WEIGHT).cpu().numpy()
     if not seen_T.any():
-        raise DataError("no camera sees the mesh's surface; raise assets.mesh_views")
+        raise DataError("no camera sees the mesh's surface; increase assets.mesh_views")
     if not seen_T.all():
         _, nearest = cKDTree(places_T3[seen_T]).query(places_T3[~seen_T])
         colors_T3[~seen_T] = colors_T3[seen_T][nearest]
@@ -144,7 +144,7 @@ def colors_at(places_T3: np.ndarray, normals_T3: np.ndarray, views: DepthMaps) -
 
 
 def _seen(places_T3: Tensor, normals_T3: Tensor, views: DepthMaps, view: int) -> tuple[Tensor, Tensor]:
-    """What one view says about places: its weight and the colour there."""
+    """Return the weight and the colour of one view at each point."""
     c2w_44 = views.c2w_V44[view]
     w2c_44 = torch.linalg.inv(c2w_44)
     camera_T3 = places_T3 @ w2c_44[:3, :3].T + w2c_44[:3, 3]
@@ -152,7 +152,7 @@ def _seen(places_T3: Tensor, normals_T3: Tensor, views: DepthMaps, view: int) ->
     size = views.alphas_V1HW.shape[-1]
     at_T2 = 2 * views.K_33[0, 0] / size * camera_T3[:, :2] / z_T[:, None]
     alpha, depth = views.alphas_V1HW[view], views.depths_V1HW[view]
-    # The worst of a pixel's neighbours, so that nothing takes the colour of what stands before it.
+    # Use the minimum over neighbouring pixels, so that a point does not get the colour of an object in front of it.
     neighbours = torch.cat([alpha, torch.where(alpha > 0.5, depth, torch.inf)])
     worst_2HW = -functional.max_pool2d(-neighbours[None], kernel_size=3, stride=1, padding=1)[0]
     grid = at_T2[None, None]

@@ -1,4 +1,4 @@
-"""A video of Gaussians that turn once before the camera.
+"""A video of Gaussians during one turn of the camera.
 
 Letters: V frames.
 """
@@ -17,7 +17,7 @@ from utils.cameras import intrinsics, orbit_cameras
 from utils.images import save_video
 from utils.settings.assets import AssetOptions
 
-CHUNK_PIXELS = 1 << 20  # rendered at once; bounds memory
+CHUNK_PIXELS = 1 << 20  # number of pixels that are rendered at once; limits memory
 
 
 def write_turntable(
@@ -29,15 +29,15 @@ def write_turntable(
     fov_deg: float,
     rasterizer: str = "auto",
 ) -> dict[str, Any]:
-    """Write one turn of one scene as `.mp4`, whole or not at all.
+    """Write one turn around one scene as `.mp4`, completely or not at all.
 
     Args:
-        distance: of the camera to the origin, unless the options name another.
-        fov_deg: field of view over the side of the square frames.
+        distance: distance of the camera to the origin, if the options do not set it.
+        fov_deg: field of view of the square frames.
         rasterizer: see models.gaussians.rendering.
 
     Returns:
-        What the file holds: frames, size, elevation.
+        Facts about the file: frames, size, elevation.
     """
     size = options.turntable_size
     c2w_V44 = orbit_cameras(

@@ -1,4 +1,4 @@
-"""A web page that shows Gaussians: one file, opens from disk, needs no network."""
+"""A web page that shows Gaussians: one file, which a browser can open from disk without a network."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 def write_viewer(
     path: Path, gaussians: Gaussians, *, c2w_44: Tensor, fov_deg: float, background: float, title: str
 ) -> None:
-    """Write one scene as a page, whole or not at all.
+    """Write one scene as a page, completely or not at all.
 
-    The page's address may name another first view: `viewer.html#azimuth=40&elevation=10&distance=1.5`, also
+    The page's address can set another first view: `viewer.html#azimuth=40&elevation=10&distance=1.5`, also
     `background=0` and `panel=0`.
 
     Args:
-        c2w_44: the camera of the first view, looking at the origin.
+        c2w_44: camera of the first view, which looks at the origin.
         fov_deg: field of view over the shorter side of the window.
-        background: grey, 0 to 1.
-        title: what the page is called.
+        background: grey value in [0, 1].
+        title: title of the page.
 
     Raises:
-        DataError: values that nothing draws, or nothing that could be seen.
+        DataError: a value is invalid, or no Gaussian is visible.
     """
     x, y, z = c2w_44[:3, 3].tolist()
     scene = {

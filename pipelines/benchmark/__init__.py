@@ -1,1 +1,1 @@
-"""What `tools/benchmark.py` measures, a file each; `runner` goes through them, `table` prints what comes out."""
+"""The measures of `tools/benchmark.py`, one per file; `runner` runs them, and `table` prints the results."""

@@ -1,4 +1,4 @@
-"""What a row of a table is measured on: a configuration, a setting, and the pipeline that they describe.
+"""The case of a row in a table: a configuration, a setting, and their pipeline.
 
 Letters: B batch, V views, C channels, H W pixels or latent pixels.
 """
@@ -31,13 +31,13 @@ WARMUP_STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One row's model and setting.
+    """Model and setting of one row.
 
     Attributes:
         model: name of the configuration file.
-        setting: the overrides as they were given; empty for the configuration as it is.
+        setting: the overrides; empty for the plain configuration.
         cfg: the configuration with the setting.
-        plain_cfg: the configuration without it.
+        plain_cfg: the configuration without the setting.
     """
 
     model: str
@@ -47,32 +47,32 @@ class Case:
 
     @property
     def takes_images(self) -> bool:
-        """Whether it is an image model."""
+        """Whether the model is an image model."""
         return self.cfg.takes_images
 
     @property
     def row(self) -> dict[str, Any]:
-        """How its rows begin."""
+        """The first columns of its rows."""
         setting = self.setting or "as configured"
         return {"model": self.model, "setting": setting, "weights": "files" if has_files(self.cfg) else "random"}
 
     @property
     def reference_cfg(self) -> RunConfig:
-        """What a setting is compared with: the same, in float32 and not compiled."""
+        """The reference for a setting: the plain configuration in float32, not compiled."""
         return dataclasses.replace(self.plain_cfg, precision="float32", compile=False)
 
 
 @dataclass(kw_only=True)
 class Bench:
-    """What all measures of a run share.
+    """Shared objects of all measures in a run.
 
     Attributes:
-        device: of all of them.
-        out: folder of the tables, and of pictures beside them.
-        repeats: calls that a median is taken of, at most.
-        num_samples: inputs of the configuration's list that solvers are compared on.
-        ceilings: matrix products of each precision in TFLOP/s; see pipelines.benchmark.ceiling.
-        references: what results are compared with, by configuration.
+        device: device of all measures.
+        out: output folder of tables and images.
+        repeats: maximum number of calls for a median.
+        num_samples: number of inputs for the comparison of solvers.
+        ceilings: TFLOP/s of matrix products in each precision; see pipelines.benchmark.ceiling.
+        references: reference results, by configuration.
     """
 
     device: torch.device
@@ -85,10 +85,10 @@ class Bench:
     _shared: dict[str, ViewsPipeline] = field(default_factory=dict)
 
     def pipeline(self, cfg: RunConfig, *, head: bool = False) -> ViewsPipeline:
-        """The pipeline of a configuration; one is held at a time.
+        """Return the pipeline of a configuration; only the last one is kept in memory.
 
         Args:
-            head: with its Gaussian head; without, nothing is reconstructed and the head takes no memory.
+            head: include the Gaussian head; if false, nothing is reconstructed and the head needs no memory.
         """
         cfg = cfg if head else without_head(cfg)
         if self._held is None or self._held[0] != cfg:
@@ -97,10 +97,10 @@ class Bench:
         return self._held[1]
 
     def shared_pipeline(self, cfg: RunConfig, *, role: str, head: bool = False) -> ViewsPipeline:
-        """The same for measures that need many: configurations that differ only in how they sample share their parts.
+        """Return a pipeline that shares its parts with the previous one, if only the sampling differs.
 
         Args:
-            role: one pipeline is held for each, until `pipeline` or `clear` is called.
+            role: one pipeline is kept for each role, until `pipeline` or `clear` is called.
         """
         cfg = cfg if head else without_head(cfg)
         self._held = None
@@ -115,7 +115,7 @@ class Bench:
         return pipeline
 
     def clear(self) -> None:
-        """Forget the pipelines and everything that was compiled for them."""
+        """Delete the pipelines and their compiled code."""
         self._held = None
         self._shared.clear()
         torch.compiler.reset()
@@ -123,17 +123,17 @@ class Bench:
 
 
 def without_head(cfg: RunConfig) -> RunConfig:
-    """The same, for plain views only."""
+    """Return the configuration without reconstruction, for plain views only."""
     return dataclasses.replace(cfg, reconstruction={}, refine=False)
 
 
 def parts_only(cfg: RunConfig) -> RunConfig:
-    """What decides how the parts are built: all but what a call of the pipeline reads."""
+    """Return the configuration with only the settings that change the parts, without those of a call."""
     return dataclasses.replace(cfg, sampler={}, guide_range=(0.0, 1.0))
 
 
 def build_pipeline(cfg: RunConfig) -> ViewsPipeline:
-    """From the configuration's files if all are there, else with random weights made on the device.
+    """Build a pipeline from the weight files if all exist, else with random weights that are made on the device.
 
     Raises:
         ConfigError, DataError: see `ViewsPipeline.from_config`.
@@ -146,7 +146,7 @@ def build_pipeline(cfg: RunConfig) -> ViewsPipeline:
 
 
 def has_files(cfg: RunConfig) -> bool:
-    """Whether every weight file that the configuration names is there."""
+    """Whether all weight files of the configuration exist."""
     paths = [cfg.test_model, cfg.auto_encoder.pretrained, cfg.embedder.pretrained]
     if cfg.reconstruction.pretrained:
         paths.append(cfg.reconstruction.pretrained)
@@ -154,12 +154,12 @@ def has_files(cfg: RunConfig) -> bool:
 
 
 def random_parts(cfg: RunConfig, *, device: torch.device, rest: torch.device, dtype: torch.dtype) -> Parts:
-    """The parts that a configuration describes, untrained; see models.random_weights.
+    """Build the parts of a configuration with random weights; see models.random_weights.
 
     Args:
-        device: where the numbers are made: quickly on a GPU.
-        rest: where the parts are left.
-        dtype: of the UNet and the autoencoder.
+        device: device for drawing the random numbers, which is fast on a GPU.
+        rest: device of the parts.
+        dtype: precision of the UNet and the autoencoder.
     """
     with torch.device("meta"):
         unet = cfg.UNet.build()
@@ -182,7 +182,7 @@ def random_parts(cfg: RunConfig, *, device: torch.device, rest: torch.device, dt
 
 
 def example_input(pipeline: ViewsPipeline) -> OrbitInput:
-    """What to sample from: a prompt, or for an image model a picture of random patches."""
+    """Return the input of a measurement: a prompt, or for an image model an image of random patches."""
     if not pipeline.cfg.takes_images:
         return PROMPT
     width, height = pipeline.cfg.resolution
@@ -191,17 +191,17 @@ def example_input(pipeline: ViewsPipeline) -> OrbitInput:
 
 
 def with_sampler(pipeline: ViewsPipeline, **options: Any) -> ViewsPipeline:
-    """The same parts, other options of the sampler."""
+    """Return a pipeline with the same parts and other options of the sampler."""
     other = copy.copy(pipeline)
     other.sampler = pipeline.cfg.sampler.changed(**options).build()
     return other
 
 
 def sample(pipeline: ViewsPipeline, **options: Any) -> Orbits:
-    """One orbit of the example, by default without 3D-aware sampling."""
+    """Sample one orbit of the example input, by default without 3D-aware sampling."""
     return pipeline(example_input(pipeline), **{"results": "plain", **options})
 
 
 def warm_up(pipeline: ViewsPipeline, **options: Any) -> None:
-    """A few steps, for everything that is done once."""
+    """Run a few steps, so that one-time work is done."""
     sample(with_sampler(pipeline, num_steps=WARMUP_STEPS), **options)

@@ -1,4 +1,4 @@
-"""What the device can do at best: large matrix products in each precision, and copies."""
+"""The maximum speed of the device: large matrix products in each precision, and copies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WITH_TF32 = "float32 (TF32)"
 
 
 def measure_ceiling(bench: Bench) -> list[dict[str, Any]]:
-    """TFLOP/s of square products and GB/s (read and written) of a copy; the products go to `bench.ceilings` too."""
+    """Measure TFLOP/s of square products, also for `bench.ceilings`, and GB/s (read and written) of a copy."""
     on_gpu = bench.device.type == "cuda"
     size = CUDA_SIZE if on_gpu else CPU_SIZE
     kinds = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -31,9 +31,9 @@ def measure_ceiling(bench: Bench) -> list[dict[str, Any]]:
 
 
 def ceiling_for(bench: Bench, dtype: torch.dtype) -> float | None:
-    """The ceiling of a precision, None where none was measured.
+    """Return the ceiling of a precision, or None if it was not measured.
 
-    For float32 it is that with TF32 where there is one, because cuDNN's convolutions use it.
+    For float32 it is that of TF32 if available, because the convolutions of cuDNN use TF32.
     """
     if not bench.ceilings:
         measure_ceiling(bench)

@@ -1,4 +1,4 @@
-"""Latents to views, and one refinement by the Gaussian head."""
+"""Measure decoding of latents, and one refinement with the Gaussian head."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.sampling.pipeline import ViewsPipeline
 
 @torch.no_grad()
 def measure_decode(bench: Bench, case: Case) -> list[dict[str, Any]]:
-    """All views of one orbit, `decoder_bs` at a time."""
+    """Decode all views of one orbit, `decoder_bs` at a time."""
     pipeline = bench.pipeline(case.cfg)
     latents_BCVHW = random_latents(pipeline, bench.device)
     held = reset_peak(bench.device)
@@ -24,7 +24,7 @@ def measure_decode(bench: Bench, case: Case) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def measure_refine(bench: Bench, case: Case) -> list[dict[str, Any]]:
-    """One x0: decode the head's views, reconstruct, render all views, encode. Published settings do it 6 times."""
+    """Refine one x0: decode the head's views, reconstruct, render all views, encode. Published: 6 times per orbit."""
     if not case.cfg.reconstruction:
         return []
     pipeline = bench.pipeline(case.cfg, head=True)
@@ -39,7 +39,7 @@ def measure_refine(bench: Bench, case: Case) -> list[dict[str, Any]]:
 
 
 def random_latents(pipeline: ViewsPipeline, device: torch.device) -> torch.Tensor:
-    """Latents of one orbit, of deviation one."""
+    """Draw latents of one orbit, with standard deviation 1."""
     num_views = len(pipeline.cfg.cameras.c2w())
     generators = [torch.Generator().manual_seed(0)]
     noise = pipeline.draw_noise(generators, num_views=num_views, resolution=tuple(pipeline.cfg.resolution))

@@ -1,4 +1,4 @@
-"""A step of diffusers' video UNet of the same size, for comparison. It has no cameras and its own temporal layers."""
+"""Measure a step of diffusers' video UNet of the same size. It has no cameras and other temporal layers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from utils.settings.run import RunConfig
 
 @torch.no_grad()
 def measure_diffusers(bench: Bench, case: Case) -> list[dict[str, Any]]:
-    """One call for both guidance branches, random weights and inputs; compiled as a whole with `compile=true`."""
+    """Measure one call with both guidance branches, random weights and inputs; `compile=true` compiles all of it."""
     if case.takes_images or not isinstance(case.cfg.UNet.options, UNetConfig):
-        return []  # diffusers' image model conditions in another way, and other backbones have other sizes
+        return []  # diffusers' image model has another kind of condition, and other backbones have other sizes
     bench.clear()
     dtype = pick_dtype(case.cfg)
     with torch.device(bench.device):
@@ -35,7 +35,7 @@ def measure_diffusers(bench: Bench, case: Case) -> list[dict[str, Any]]:
 
 
 def diffusers_unet(cfg: RunConfig) -> nn.Module:
-    """diffusers' UNet3DConditionModel with the widths, depth and heads of `cfg.UNet`."""
+    """Build diffusers' UNet3DConditionModel with the widths, depth and heads of `cfg.UNet`."""
     from diffusers import UNet3DConditionModel
 
     options = cfg.UNet.options

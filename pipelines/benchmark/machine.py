@@ -1,4 +1,4 @@
-"""What a table of figures was measured on."""
+"""Facts about the machine of a measurement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("diffusers", "gsplat", "xformers", "triton")
 
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
-    """Device, software and date."""
+    """Return device, software and date."""
     facts = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "device": cpu_name(),
@@ -39,7 +39,7 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor, as Linux names it, or as Python does."""
+    """Return the name of the processor, from Linux or from Python."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

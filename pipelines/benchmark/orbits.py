@@ -1,4 +1,4 @@
-"""From a prompt to files, with a warm model and from a cold start."""
+"""Measure the time from a prompt to files, with a warm model and from a cold start."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ FILES_OF = {"plain": "plain orbit.mp4", "both": "plain and 3D-aware orbit.mp4, g
 
 
 def measure_orbit(bench: Bench, case: Case) -> list[dict[str, Any]]:
-    """Prompt to a plain orbit.mp4; and to that, a 3D-aware one and gaussians.ply, of one trajectory; warm.
+    """Measure a warm model from prompt to a plain orbit.mp4, and to both orbit.mp4 files with gaussians.ply.
 
-    Columns: the whole, and its parts: conditions; denoising without the refinements; these; decoding; Gaussians; files.
+    Columns: total time, conditions, denoising without refinements, refinements, decoding, Gaussians, files.
     """
     pipeline = bench.pipeline(case.cfg)
     rows = [_orbit_row(bench, case, pipeline, "plain")]
@@ -58,7 +58,7 @@ def _orbit_row(bench: Bench, case: Case, pipeline: ViewsPipeline, results: str) 
 
 
 def write_orbits(pipeline: ViewsPipeline, folder: Path, results: str) -> dict[str, float]:
-    """Sample once; write a video of each result, and the Gaussians if there are any. Returns seconds by part."""
+    """Sample once, and write a video of each result and the Gaussians, if any. Returns the seconds of each part."""
     watch = Stopwatch(pipeline.placement.device)
     with watch.part("all"):
         orbits = sample(pipeline, results=results)
@@ -66,12 +66,12 @@ def write_orbits(pipeline: ViewsPipeline, folder: Path, results: str) -> dict[st
             write_files(folder, orbits, fps=pipeline.cfg.target_fps)
     total = watch.seconds.pop("all")
     seconds = orbits.seconds | watch.seconds
-    seconds["denoise"] -= seconds.get("refine", 0.0)  # counted within
+    seconds["denoise"] -= seconds.get("refine", 0.0)  # because denoise includes refine
     return seconds | {"other": total - sum(seconds.values())}
 
 
 def write_files(folder: Path, orbits: Orbits, *, fps: int) -> None:
-    """What a row says."""
+    """Write the files of a row, see FILES_OF."""
     videos = {"orbit": orbits.views_BVCHW, "orbit_gs": orbits.refined_views_BVCHW}
     writing = [
         partial(save_video, folder / f"{name}.mp4", views[0], fps=fps)
@@ -84,10 +84,10 @@ def write_files(folder: Path, orbits: Orbits, *, fps: int) -> None:
 
 
 def measure_cold(bench: Bench, case: Case) -> list[dict[str, Any]]:
-    """Load and compile, in this process but with nothing held: from files, through the first plain orbit.
+    """Measure loading, compilation and the first plain orbit, in this process but without cached objects.
 
-    Random weights are written first, as published files are: float32. Compiled code goes to an empty cache. The start
-    is what loading and the first orbit take more than a second orbit; it leaves out importing packages.
+    Random weights are first written to float32 files, like published weights. Compiled code goes to an empty cache. The
+    cold start is the time of loading and the first orbit, minus that of a second orbit; it does not include imports.
     """
     cfg = dataclasses.replace(case.cfg, reconstruction={})
     cfg = cfg if has_files(cfg) else with_random_files(bench, case.model, cfg)
@@ -107,7 +107,7 @@ def measure_cold(bench: Bench, case: Case) -> list[dict[str, Any]]:
 
 
 def with_random_files(bench: Bench, model: str, cfg: RunConfig) -> RunConfig:
-    """The configuration with untrained weights in files, written once for a model and gone when the process ends."""
+    """Return the configuration with random weights in temporary files, which are written once per model."""
     key = f"{model}, files"
     if key not in bench.references:
         bench.references[key] = tempfile.TemporaryDirectory()
@@ -122,7 +122,7 @@ def with_random_files(bench: Bench, model: str, cfg: RunConfig) -> RunConfig:
 
 
 def write_random_files(cfg: RunConfig, folder: Path, device: torch.device) -> None:
-    """Untrained weights in float32, as published ones are."""
+    """Write random weights in float32, like published weights."""
     log.info("writing random weights to %s", folder)
     parts = random_parts(cfg, device=device, rest=torch.device("cpu"), dtype=torch.float32)
     networks = {"unet_00000000": parts.unet, "auto_encoder": parts.autoencoder, "embedder": parts.embedder.model}
@@ -132,7 +132,7 @@ def write_random_files(cfg: RunConfig, folder: Path, device: torch.device) -> No
 
 @contextmanager
 def empty_compile_cache(folder: Path) -> Iterator[None]:
-    """Let torch.compile find nothing that it compiled before."""
+    """Use an empty cache for torch.compile."""
     names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
     before = {name: os.environ.get(name) for name in names}
     os.environ |= {name: str(folder / name.lower()) for name in names}

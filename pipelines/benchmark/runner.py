@@ -1,4 +1,4 @@
-"""Goes through models, settings and measures; every figure comes from one process on one device."""
+"""Run the measures for all models and settings, in one process on one device."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ SAVING = "precision=bfloat16 low_memory=true"
 class Measure:
     """
     Attributes:
-        rows: measures one case.
-        settings: those on a GPU when none are given.
-        cpu_settings: those on a CPU.
-        trains: whether it takes training configurations; the others take those of inference.
-        by_default: where it is measured when none is asked for.
+        rows: function that measures one case.
+        settings: default settings on a GPU.
+        cpu_settings: default settings on a CPU.
+        trains: whether it needs a training configuration; if false, it needs an inference configuration.
+        by_default: devices on which it is measured by default.
     """
 
     rows: Callable[[Bench, Case], list[Row]]
@@ -53,7 +53,7 @@ class Measure:
     by_default: tuple[str, ...] = ("cuda", "cpu")
 
 
-# In this order: what needs the Gaussian head comes last, so that a pipeline is built twice at most.
+# Measures with the Gaussian head come last, so that a pipeline is built at most twice.
 MEASURES = {
     "step": Measure(rows=measure_step, settings=(*PRECISIONS, COMPILED)),
     "decode": Measure(rows=measure_decode),
@@ -70,16 +70,16 @@ CEILING = "ceiling"
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """What `tools/benchmark.py` was told.
+    """Options of `tools/benchmark.py`.
 
     Attributes:
         cfgs: configuration files.
         measures: names in MEASURES, or `ceiling`; empty: all that fit the device and the files.
-        settings: overrides of a row each, separated by blanks; empty: those of each measure.
-        overrides: of every row.
-        repeats: calls that a median is taken of, at most.
-        num_samples: inputs that solvers are compared on, at most.
-        out: folder for the tables.
+        settings: overrides of each row, separated by blanks; empty: the default settings of each measure.
+        overrides: overrides for every row.
+        repeats: maximum number of calls for a median.
+        num_samples: maximum number of inputs for the comparison of solvers.
+        out: output folder.
     """
 
     cfgs: Sequence[str]
@@ -92,10 +92,10 @@ class BenchOptions:
 
 
 def run_benchmark(options: BenchOptions) -> str:
-    """Measure; returns the tables as text, and leaves benchmark.json and benchmark.md, also after each row.
+    """Measure, and write benchmark.json and benchmark.md after each row; returns the tables as text.
 
     Raises:
-        ConfigError: a setting or a measure does not fit; said before anything is measured.
+        ConfigError: a setting or a measure does not fit; raised before anything is measured.
     """
     device, jobs = plan(options)
     out = writable_folder(options.out, option="--out")
@@ -114,7 +114,7 @@ def run_benchmark(options: BenchOptions) -> str:
 
 
 def plan(options: BenchOptions) -> tuple[torch.device, list[tuple[str, Case]]]:
-    """The device and what is measured in which order: by model, then by setting, so that each is built once.
+    """Return the device and the ordered jobs: by model, then by setting, so that each pipeline is built once.
 
     Raises:
         ConfigError: see `run_benchmark`.
@@ -125,7 +125,7 @@ def plan(options: BenchOptions) -> tuple[torch.device, list[tuple[str, Case]]]:
     plain = {Path(path): load_config(path, options.overrides) for path in options.cfgs}
     devices = {pick_device(cfg.device) for cfg in plain.values()}
     if len(devices) != 1:
-        raise ConfigError("--cfg: all configurations must name the same device")
+        raise ConfigError("--cfg: all configurations must have the same device; set device=cuda or device=cpu")
     (device,) = devices
     wanted = options.measures or [name for name, one in MEASURES.items() if device.type in one.by_default]
     jobs = []
@@ -141,7 +141,7 @@ def plan(options: BenchOptions) -> tuple[torch.device, list[tuple[str, Case]]]:
     unmet = [name for name in options.measures if name != CEILING and name not in {job[0] for job in jobs}]
     if unmet:
         kind = "a training" if MEASURES[unmet[0]].trains else "an inference"
-        raise ConfigError(f"--measure {unmet[0]} needs {kind} configuration; name one with --cfg")
+        raise ConfigError(f"--measure {unmet[0]} needs {kind} configuration; add one with --cfg")
     return device, jobs
 
 
@@ -161,5 +161,5 @@ def _rows_or_failure(bench: Bench, name: str, case: Case) -> list[Row]:
 
 
 def names() -> list[str]:
-    """All measures."""
+    """List all measures."""
     return [CEILING, *MEASURES]

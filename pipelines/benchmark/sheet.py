@@ -1,4 +1,4 @@
-"""A picture for people: one line of views a row of a table, with what was set and what came out beside it.
+"""An image with the views of each row of a table, labelled with settings and results.
 
 Letters: V views, C channels, H W pixels.
 """
@@ -27,7 +27,7 @@ class SheetLine:
 
     Attributes:
         label: lines of text.
-        views_VCHW: all of its views in [0, 1], of which `NUM_VIEWS` are shown.
+        views_VCHW: all views in [0, 1]; `NUM_VIEWS` of them are shown.
     """
 
     label: tuple[str, ...]
@@ -35,7 +35,7 @@ class SheetLine:
 
 
 def write_sheet(path: Path, lines: Sequence[SheetLine]) -> None:
-    """Write the lines, one below the other, as a JPEG; whole or not at all."""
+    """Write the lines below each other as a JPEG file, completely or not at all."""
     strips = [_strip(line) for line in lines]
     sheet = Image.new("RGB", (max(strip.width for strip in strips), sum(strip.height for strip in strips)), "white")
     top = 0
@@ -47,7 +47,7 @@ def write_sheet(path: Path, lines: Sequence[SheetLine]) -> None:
 
 
 def _strip(line: SheetLine) -> Image.Image:
-    """Label and views; as high as the higher of the two."""
+    """Draw label and views side by side."""
     every = max(1, len(line.views_VCHW) // NUM_VIEWS)
     views = Image.fromarray(to_uint8(contact_sheet(line.views_VCHW[::every][:NUM_VIEWS], columns=NUM_VIEWS)))
     height = max(views.height, LINE_HEIGHT * len(line.label) + MARGIN)

@@ -1,4 +1,4 @@
-"""Other numbers of views and other resolutions: time and memory."""
+"""Measure time and memory for other numbers of views and other resolutions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUM_STEPS = 8
 
 
 def measure_sizes(bench: Bench, case: Case) -> list[dict[str, Any]]:
-    """Half, all and twice the views of the configuration, and all of them at twice its resolution; eight steps each."""
+    """Measure half, all and twice the views, and all views at twice the resolution, with eight steps each."""
     pipeline = with_sampler(bench.pipeline(case.cfg), num_steps=NUM_STEPS)
     cameras, (width, height) = case.cfg.cameras, case.cfg.resolution
     rows = []
@@ -32,7 +32,7 @@ def measure_sizes(bench: Bench, case: Case) -> list[dict[str, Any]]:
         orbits = pipeline(image, c2w_V44=c2w_V44, resolution=size, results="plain", on_step=marks.mark)
         row = {**case.row, "views": num_views, "pixels": f"{size[0]} x {size[1]}"}
         row["step_ms"] = statistics.median(marks.intervals_ms())
-        with torch.no_grad():  # once more: the first time at a size, kernels are compiled and chosen
+        with torch.no_grad():  # a second time, because the first call at a size compiles and selects kernels
             decode = partial(pipeline.decode, orbits.latents_BCVHW)
             row["decode_ms"] = median_ms(decode, device=bench.device, repeats=3)
         rows.append(row | {"held_gib": held, "peak_gib": peak_gib(bench.device)})

@@ -1,4 +1,4 @@
-"""How near a sampler comes to the samples of many small steps.
+"""Compare samplers with a reference of many small steps.
 
 Letters: V views, C channels, H W pixels.
 """
@@ -23,7 +23,7 @@ REFERENCE_STEPS = 200
 MAX_PSNR_DB = 60.0
 
 EVEN, ANGLE = "sampler.spacing=trailing", "sampler.spacing=angle"
-# Each is a row; the first is the bar.
+# Each setting is a row; the first is the baseline.
 SETTINGS = (
     f"sampler.type=DDIM sampler.num_steps=50 {EVEN}",
     f"sampler.type=DDIM sampler.num_steps=20 {EVEN}",
@@ -36,15 +36,15 @@ SETTINGS = (
 
 
 def measure_solvers(bench: Bench, case: Case) -> list[dict[str, Any]]:
-    """PSNR of decoded views, for the first inputs of the list, against two references from the same noise.
+    """Measure the PSNR of decoded views for the first inputs of the list, against two references from the same noise.
 
-    Both are in float32, not compiled. The first is DDIM in 200 steps, with the guidance of the configuration: what a
-    sampler is after. The second has the sampler of the row, so that it shows what the rest of the setting does; rows in
-    which there is nothing else have none. Settings of the reconstruction are measured on refined views, others on plain
-    ones. In the tables' folder solvers_MODEL.jpg shows the first input: the first reference, and the rows.
+    Both references are in float32 and not compiled. The first is DDIM in 200 steps with the guidance of the
+    configuration, which samplers should approximate. The second has the sampler of the row, so that it shows the effect
+    of the other settings; rows without other settings have no second reference. Settings of the reconstruction are
+    measured on refined views, others on plain views. solvers_MODEL.jpg in the output folder shows the first input.
     """
     if not has_files(case.cfg):
-        raise ConfigError(f"--measure solvers needs trained weights, but those of {case.model} are not there")
+        raise ConfigError(f"--measure solvers needs trained weights, but those of {case.model} are missing; add them")
     results = results_of(case)
     converged = reference_views(bench, case, converged_sampler(case), results)
     own_sampler = plain_sampler(case.cfg)
@@ -64,32 +64,32 @@ def measure_solvers(bench: Bench, case: Case) -> list[dict[str, Any]]:
 
 
 def results_of(case: Case) -> str:
-    """Refined views where the setting is about them."""
+    """Return `refined` if the setting changes refined views, else `plain`."""
     about = ("reconstruction.", "refine=true", "UNet.use_lgm_refine=true")
     return "refined" if any(part.startswith(about) for part in case.setting.split()) else "plain"
 
 
 def converged_sampler(case: Case) -> dict[str, Any]:
-    """DDIM in many steps, spaced as the configuration has it where DDIM can be."""
+    """Return DDIM with many steps, and with the spacing of the configuration if DDIM supports it."""
     spacing = case.plain_cfg.sampler.options.spacing
     spacing = "trailing" if spacing == "angle" else spacing
     return {"type": "DDIM", "num_steps": REFERENCE_STEPS, "spacing": spacing}
 
 
 def plain_sampler(cfg: RunConfig) -> dict[str, Any]:
-    """That of a configuration, running the whole network at every step."""
+    """Return the sampler of a configuration, without reuse of features."""
     return {name: value for name, value in cfg.sampler.given.items() if name not in ("reuse_steps", "reuse_outer")}
 
 
 def sets_more(case: Case, sampler: dict[str, Any]) -> bool:
-    """Whether a row does anything that its reference, in float32 with this sampler, does not."""
+    """Whether a row has other settings than its reference in float32 with this sampler."""
     precision = str(pick_dtype(case.cfg)).removeprefix("torch.")
     cfg = dataclasses.replace(case.cfg, precision=precision)
     return cfg != dataclasses.replace(case.reference_cfg, sampler=sampler)
 
 
 def reference_views(bench: Bench, case: Case, sampler: dict[str, Any], results: str) -> dict[str, Tensor]:
-    """Views by input, of a sampler in float32; made once for a model."""
+    """Return the views of a sampler in float32, by input; they are sampled once per model."""
     key = f"{case.model}, {results}, {sampler}"
     if key not in bench.references:
         cfg = dataclasses.replace(case.reference_cfg, sampler=sampler)
@@ -104,7 +104,7 @@ def reference_views(bench: Bench, case: Case, sampler: dict[str, Any], results: 
 
 
 def row_label(row: dict[str, Any]) -> tuple[str, ...]:
-    """What is set, a line each, and what came of it."""
+    """Return the settings, one per line, and the results."""
     figures = [f"{row['psnr_db']:.1f} dB to {REFERENCE_STEPS} steps, {row['denoise_s']:.2f} s"]
     if row["psnr_same_db"] is not None:
         figures.append(f"{row['psnr_same_db']:.1f} dB to the same in float32")
@@ -112,14 +112,14 @@ def row_label(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _show(bench: Bench, case: Case, label: tuple[str, ...], views: dict[str, Tensor]) -> None:
-    """Add the first input to the model's sheet, and write it as it is now."""
+    """Add the first input to the model's sheet, and write the sheet."""
     lines = bench.references.setdefault(f"{case.model}, sheet", [])
     lines.append(SheetLine(label=label, views_VCHW=next(iter(views.values()))))
     write_sheet(bench.out / f"solvers_{case.model.replace('/', '_')}.jpg", lines)
 
 
 def mean_psnr_db(views: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
-    """Over the inputs."""
+    """Compute the mean PSNR over the inputs."""
     return statistics.mean(_psnr_db(views[text], reference[text]) for text in reference)
 
 

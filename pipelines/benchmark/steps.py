@@ -1,4 +1,4 @@
-"""A denoising step of the UNet with guidance: time, share of the ceiling, memory, error against float32."""
+"""Measure a denoising step of the UNet with guidance: time, fraction of the ceiling, memory, error against float32."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ CONTEXT_LENGTH, TEXT_WIDTH = 77, 1024  # tokens of a text and their channels, as
 
 
 def measure_step(bench: Bench, case: Case) -> list[dict[str, Any]]:
-    """Sample one orbit as inference does, after a warm-up.
+    """Sample one orbit like inference, after a warm-up.
 
-    Columns: median time of a step; time from the prompt to the last latents; TFLOP of a step and the share of the
-    measured matmul ceiling; memory held before and at the peak (all parts of the pipeline but the Gaussian head);
-    relative errors against float32 of the same weights and noise: of x0 after one guided step from pure noise, and of
-    the latents at the end. The reference always has the sampler of the configuration without the setting.
+    Columns: median time of a step; time from the prompt to the last latents; TFLOP of a step, and the fraction of the
+    measured matmul ceiling; memory before sampling and at the peak (all parts except the Gaussian head); relative
+    errors against float32 with the same weights and noise: of x0 after one guided step from pure noise, and of the
+    latents at the end. The reference always has the sampler of the configuration without the setting.
     """
     if case.cfg.sampler.options.num_steps < MIN_STEPS:
         raise ConfigError(f"sampler.num_steps must be at least {MIN_STEPS} to measure a step")
@@ -56,7 +56,7 @@ def measure_step(bench: Bench, case: Case) -> list[dict[str, Any]]:
 
 
 def reference_latents(bench: Bench, case: Case) -> tuple[Tensor, Tensor]:
-    """In float32, not compiled: x0 after one step, and the latents of the whole run; made once for a model."""
+    """Return x0 after one step and the final latents, in float32 and not compiled; computed once per model."""
     if case.model not in bench.references:
         pipeline = bench.pipeline(case.reference_cfg)
         bench.references[case.model] = (one_step(pipeline), sample(pipeline).latents_BCVHW)
@@ -64,17 +64,17 @@ def reference_latents(bench: Bench, case: Case) -> tuple[Tensor, Tensor]:
 
 
 def one_step(pipeline: ViewsPipeline) -> Tensor:
-    """What a guided call of the network on pure noise says of x0."""
+    """Predict x0 from pure noise with one guided call of the network."""
     return sample(with_sampler(pipeline, type="DDIM", num_steps=1, spacing="trailing")).latents_BCVHW
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:
-    """Norm of the difference over the norm of the reference."""
+    """Divide the norm of the difference by the norm of the reference."""
     return float((value - reference).norm() / reference.norm())
 
 
 def step_flops(cfg: RunConfig) -> int:
-    """Floating-point operations of a step by shapes alone, on no device: the convolutions, products and attention."""
+    """Count the floating-point operations of a step from shapes only: convolutions, products and attention."""
     branches = 1 if cfg.guide_scale == 1 else 2
     with torch.device("meta"), torch.no_grad():
         unet = cfg.UNet.build().eval()
@@ -85,7 +85,7 @@ def step_flops(cfg: RunConfig) -> int:
 
 
 def unet_arguments(cfg: RunConfig, *, batch: int, num_views: int | None = None) -> dict[str, Tensor]:
-    """Arguments of the shapes that the UNet is given, on the current default device; views as in sampling if None."""
+    """Make empty arguments of the UNet on the default device. `num_views`: None means that of sampling."""
     autoencoder, text = cfg.auto_encoder.options, cfg.embedder.options.model_cfg.get("text_cfg", {})
     V = num_views or len(cfg.cameras.views) or cfg.cameras.num_views
     width, height = (side // autoencoder.reduction for side in cfg.resolution)

@@ -1,4 +1,4 @@
-"""Rows of figures as text, Markdown and JSON."""
+"""Format rows of figures as text, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ Row = dict[str, Any]
 
 
 def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of the columns in which any row has a figure."""
+    """Return headings and cells of all columns that are not empty."""
     shown = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
     body = [[_cell(row.get(name), COLUMNS[name][1]) for name in shown] for row in rows]
     return [COLUMNS[name][0] for name in shown], body
 
 
 def text_table(title: str, rows: Sequence[Row]) -> str:
-    """Aligned columns under a title."""
+    """Format aligned columns below a title."""
     heads, body = cells(rows)
     widths = [max(map(len, column)) for column in zip(heads, *body, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [heads, *body]]
@@ -66,14 +66,14 @@ def text_table(title: str, rows: Sequence[Row]) -> str:
 
 
 def markdown_table(title: str, rows: Sequence[Row]) -> str:
-    """The same as Markdown."""
+    """Format a Markdown table below a title."""
     heads, body = cells(rows)
     lines = [heads, ["---"] * len(heads), *body]
     return "\n".join([f"## {title}", "", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def write_tables(out: Path, facts: Row, tables: dict[str, list[Row]]) -> None:
-    """benchmark.json and benchmark.md in a folder, each whole or not at all."""
+    """Write benchmark.json and benchmark.md to a folder, each completely or not at all."""
     write_json(out / "benchmark.json", {"machine": facts, "tables": tables})
     parts = [machine_text(facts), *(markdown_table(name, rows) for name, rows in tables.items() if rows)]
     with atomic_path(out / "benchmark.md") as part:
@@ -81,7 +81,7 @@ def write_tables(out: Path, facts: Row, tables: dict[str, list[Row]]) -> None:
 
 
 def machine_text(facts: Row) -> str:
-    """One line."""
+    """Format the facts of the machine as one line."""
     return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
 
 

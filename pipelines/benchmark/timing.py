@@ -1,4 +1,4 @@
-"""Time and memory of calls on one device: CUDA events there, the clock on a CPU; medians after a warm-up."""
+"""Measure time and memory of calls on one device, with CUDA events or the clock of the CPU."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ MIN_REPEATS = 3
 
 
 class Marks:
-    """Moments in the work of a device, and the times between them.
+    """Time marks in the work of a device, and the intervals between them.
 
-    On a GPU a mark is an event in its queue: it takes no time and waits for nothing.
+    On a GPU a mark is an event in its queue, which needs no time and does not wait.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device, self._marks = device, []
 
     def mark(self) -> None:
-        """Now, in the order of the device's work."""
+        """Add a mark, in the order of the device's work."""
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record(torch.cuda.current_stream(self.device))
@@ -35,7 +35,7 @@ class Marks:
             self._marks.append(time.perf_counter())
 
     def intervals_ms(self) -> list[float]:
-        """Milliseconds between marks that follow each other; waits for the last."""
+        """Return the milliseconds between consecutive marks; this waits for the last mark."""
         synchronize(self.device)
         pairs = itertools.pairwise(self._marks)
         if self.device.type == "cuda":
@@ -44,12 +44,12 @@ class Marks:
 
 
 def median_ms(call: Callable[[], object], *, device: torch.device, repeats: int = 10, budget_s: float = 10.0) -> float:
-    """Median time of a call, after up to three that do not count.
+    """Measure the median time of a call, after up to three warm-up calls.
 
     Args:
-        call: what is measured.
-        repeats: calls that count.
-        budget_s: after that time fewer do, but at least three if `repeats` allows it.
+        call: the function to measure.
+        repeats: number of measured calls.
+        budget_s: stop after this time, but not before three calls if `repeats` allows them.
     """
     for _ in range(min(MIN_REPEATS, repeats)):
         call()
@@ -64,7 +64,7 @@ def median_ms(call: Callable[[], object], *, device: torch.device, repeats: int 
 
 
 def reset_peak(device: torch.device) -> float | None:
-    """Begin to watch memory anew; what is held now, in GiB, on a GPU."""
+    """Reset the peak of the memory; returns the memory in use in GiB, or None on a CPU."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
@@ -72,12 +72,12 @@ def reset_peak(device: torch.device) -> float | None:
 
 
 def peak_gib(device: torch.device) -> float | None:
-    """The most memory that tensors took since `reset_peak`, in GiB; None on a CPU."""
+    """Return the peak memory of tensors since `reset_peak` in GiB, or None on a CPU."""
     return torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else None
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what nothing refers to any more."""
+    """Free unused memory."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""A training step of the generator, on one random batch again and again.
+"""Measure a training step of the generator, always with the same random batch.
 
 Letters: B batch, V views, C channels, L tokens.
 """
@@ -31,7 +31,7 @@ WARMUP = 5
 
 
 class RandomOrbits(OrbitDenoising):
-    """The objective of a training run without its data and encoders: latents and words are random numbers."""
+    """The training objective without data and encoders: latents and text tokens are random numbers."""
 
     def __init__(self, cfg: RunConfig, *, device: torch.device) -> None:
         Objective.__init__(self, cfg, device=device, num_views=cfg.frame_lens[0])
@@ -48,21 +48,21 @@ class RandomOrbits(OrbitDenoising):
             self.inputs = {name: torch.randn(value.shape) for name, value in shapes.items()}
 
     def batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
-        """The same batch for ever."""
+        """Yield the same batch without end."""
         inputs = self.inputs
         ids_BL = torch.zeros(inputs["y"].shape[:2], dtype=torch.long, device=self.device)
         while True:
             yield DiffusionBatch(inputs["x"], ids_BL, inputs["camera_data"], inputs.get("image"))
 
     def words(self, batch: DiffusionBatch, drop_B: Tensor) -> Tensor:
-        """Of every caption."""
+        """Return random text tokens, the same for every caption."""
         return self.inputs["y"]
 
 
 def measure_train(bench: Bench, case: Case) -> list[dict[str, Any]]:
-    """Forward, backward and AdamW, as `cfg` trains: precision, checkpointing, slowed gradients, moving average.
+    """Measure forward pass, backward pass and AdamW with the settings of `cfg`.
 
-    Encoding is left out: caches of latents are the rule.
+    Encoding is left out, because training usually uses cached latents.
     """
     bench.clear()
     forget_precision()
@@ -76,7 +76,7 @@ def measure_train(bench: Bench, case: Case) -> list[dict[str, Any]]:
 
 
 def forget_precision() -> None:
-    """Else accelerate keeps that of the first training in a process, and refuses another."""
+    """Reset accelerate, which otherwise keeps the precision of the first training and raises an error for another."""
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

@@ -1,1 +1,1 @@
-"""What sampled views are worth: recognition of prompts, quality against true views, consistency in 3D."""
+"""Evaluation of sampled views: recognition of prompts, quality against true views, and consistency in 3D."""

@@ -1,9 +1,9 @@
-"""Whether the views of an orbit show one object: 3D Gaussians are fitted to half of them and held against the rest.
+"""Measure whether the views of an orbit show one object: fit 3D Gaussians to half of the views, test on the others.
 
-Held-out refit: one set is fitted to the even views and scored on the odd ones, one the other way round
-(arXiv:2210.04628, "3D consistency scoring", there with neural fields). Self-consistency: the two sets are rendered from
-the same cameras and compared with each other, and so are their surfaces (arXiv:2507.00006, MVGBench). Definitions and
-differences to the sources: pipelines/evaluation/README.md.
+Held-out refit: one set of Gaussians is fitted to the even views and scored on the odd views, a second set the other way
+round (arXiv:2210.04628, "3D consistency scoring", there with neural fields). Self-consistency: renders of the two sets
+from the same cameras are compared, and so are their surfaces (arXiv:2507.00006, MVGBench). Definitions and differences
+to the sources: pipelines/evaluation/README.md.
 
 Letters: B objects, V views, C channels, H W pixels, P points.
 """
@@ -38,22 +38,22 @@ from utils.settings.run import RunConfig
 log = logging.getLogger(__name__)
 
 NUM_SURFACE_POINTS = 4096
-SOLID = 0.5  # alpha from which a pixel shows a surface
+SOLID = 0.5  # minimum alpha of a pixel that shows a surface
 SHEET_COLUMNS = 8
 METRICS = ("psnr", "ssim", "lpips")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConsistencyOptions:
-    """What to measure.
+    """Options of the measurement.
 
     Attributes:
         held_out: folder of true orbits, for ceiling and floor.
-        runs: folders of samples; each result that the samples have becomes a row.
-        num_objects: of each row at most.
-        fit: how Gaussians are fitted.
-        batch_size: objects that are fitted at once; changes the speed, not the figures.
-        out: where results go.
+        runs: folders of samples; each kind of result is a row.
+        num_objects: maximum number of objects per row.
+        fit: options of the fit.
+        batch_size: number of objects that are fitted at once; it changes only the speed.
+        out: output folder.
     """
 
     held_out: Path
@@ -65,7 +65,7 @@ class ConsistencyOptions:
 
 
 def evaluate_consistency(cfg: RunConfig, options: ConsistencyOptions) -> dict[str, Any]:
-    """Fit, compare, write consistency.json and a sheet a row; objects that were done with the same options are kept.
+    """Fit, compare, and write consistency.json and one sheet per row; results with the same options are kept.
 
     Raises:
         ConfigError, DataError: a setting or a folder does not fit.
@@ -107,13 +107,13 @@ def evaluate_consistency(cfg: RunConfig, options: ConsistencyOptions) -> dict[st
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One object's result.
+    """The result of one object.
 
     Attributes:
-        held_out: each view against the render of the set that was not fitted to it.
-        own: each camera's render of one set against that of the other.
-        chamfer: between the two surfaces, world units; None when one of them shows nothing solid.
-        held_out_VCHW: the renders behind `held_out`.
+        held_out: scores of each view against the render of the set that was not fitted to it.
+        own: scores of each render of one set against that of the other set.
+        chamfer: distance between the two surfaces in world units; None if one set has no solid surface.
+        held_out_VCHW: the renders for `held_out`.
     """
 
     held_out: ViewScores
@@ -122,17 +122,17 @@ class Measured:
     held_out_VCHW: Tensor
 
     def record(self) -> dict[str, Any]:
-        """As JSON values, by view."""
+        """Return the scores by view, as JSON values."""
         return {"held_out": self.held_out.curves(), "self": self.own.curves(), "chamfer": self.chamfer}
 
 
 def measure(
     orbits: Sequence[OrbitViews], options: FitOptions, *, device: torch.device, lpips: Lpips | None, on_step: Any = None
 ) -> list[Measured]:
-    """Fit both halves of several orbits at once and compare.
+    """Fit both halves of several orbits at once, and compare.
 
     Args:
-        orbits: of one size, number of views, field of view and background.
+        orbits: orbits with the same size, number of views, field of view and background.
     """
     views_BVCHW = torch.stack([orbit.views_VCHW for orbit in orbits]).to(device)
     c2w_BV44 = torch.stack([orbit.c2w_V44 for orbit in orbits]).to(device)
@@ -161,12 +161,12 @@ def measure(
 
 
 def fit_halves(shots: Shots, options: FitOptions, *, on_step: Callable[[], object] | None = None) -> list[Gaussians]:
-    """Gaussians of the even views and of the odd ones; as one batch where both halves have as many views.
+    """Fit Gaussians to the even views and to the odd views; as one batch if both halves have the same size.
 
-    Scenes of a batch do not influence each other, and a GPU takes hardly longer for twice as many.
+    Scenes of a batch do not influence each other, and a GPU needs almost the same time for twice as many.
 
     Args:
-        on_step: called after every step, once for each half.
+        on_step: called after every step, once per half.
     """
     B = len(shots.views_BVCHW)
     views, cameras = ([values[:, half::2] for half in (0, 1)] for values in (shots.views_BVCHW, shots.c2w_BV44))
@@ -188,19 +188,20 @@ def fit_halves(shots: Shots, options: FitOptions, *, on_step: Callable[[], objec
 def surface_points(
     gaussians: Gaussians, c2w_BV44: Tensor, draw: Callable[..., tuple[Tensor, Tensor]], *, seed: int
 ) -> list[Tensor]:
-    """Points that each scene shows to its cameras, (P, 3) with P at most NUM_SURFACE_POINTS, world units.
+    """Return the visible surface points of each scene, (P, 3) with P at most NUM_SURFACE_POINTS, in world units.
 
-    A pixel's point is the mean of the centres, weighted as the colours are: positions are drawn as colours.
+    The point of a pixel is the mean of the centres with the weights of the colours, because positions are rendered as
+    colours.
 
     Args:
-        draw: `render_scenes` with all but the background.
+        draw: `render_scenes` with all arguments except the background.
     """
     placed = Gaussians(
         means_BN3=gaussians.means_BN3,
         opacities_BN1=gaussians.opacities_BN1,
         scales_BN3=gaussians.scales_BN3,
         quats_BN4=gaussians.quats_BN4,
-        colors_BN3=gaussians.means_BN3 / 4 + 0.5,  # positions within 2 of the origin as numbers in [0, 1]
+        colors_BN3=gaussians.means_BN3 / 4 + 0.5,  # maps coordinates in [-2, 2] to [0, 1]
     )
     colors, alphas = draw(placed, c2w_BV44, background=0.0)
     points = []
@@ -213,14 +214,14 @@ def surface_points(
 
 
 def chamfer(points_P3: Tensor, others_P3: Tensor) -> float | None:
-    """Chamfer distance of two sets of points; None when one is empty."""
+    """Compute the Chamfer distance of two sets of points, or return None if one is empty."""
     if not len(points_P3) or not len(others_P3):
         return None
     return chamfer_distance(points_P3.cpu().numpy(), others_P3.cpu().numpy())
 
 
 def one_sheet(orbit: OrbitViews, measured: Measured) -> Tensor:
-    """Views, and under each the render of the set that was not fitted to it."""
+    """Make a sheet of views, with the render of the set that was not fitted to each view below it."""
     # an odd stride shows views of both halves
     stride = max(1, len(orbit.views_VCHW) // SHEET_COLUMNS) | 1
     pick = list(range(0, len(orbit.views_VCHW), stride))
@@ -228,7 +229,7 @@ def one_sheet(orbit: OrbitViews, measured: Measured) -> Tensor:
 
 
 def row_figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One row of the result from its objects' records."""
+    """Compute one row of the result from the records of its objects."""
     figures: dict[str, Any] = {"num_objects": len(records)}
     for kind in ("held_out", "self"):
         scores = join([_scores(record[kind]) for record in records])
@@ -243,7 +244,7 @@ def row_figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def consistency_table(result: dict[str, Any]) -> str:
-    """The figures as text."""
+    """Format the figures as text."""
     width = max(len(name) for name in result["rows"]) + 2
     lines = [
         f"{'':<{width}}{'held-out refit':^33}{'self-consistency':^44}",

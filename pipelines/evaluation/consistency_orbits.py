@@ -1,4 +1,4 @@
-"""Which orbits are tested for consistency: samples, true views, and views of different objects mixed.
+"""The orbits whose consistency is measured: samples, true views, and mixed views of different objects.
 
 Letters: V views, C channels, H W pixels.
 """
@@ -21,18 +21,18 @@ from utils.errors import ConfigError, DataError
 from utils.settings.run import RunConfig
 
 CEILING, FLOOR = "true views (ceiling)", "views of different objects mixed (floor)"
-MIN_VIEWS = 4  # two for each half
+MIN_VIEWS = 4  # two views per half
 
 
 @dataclass(frozen=True, kw_only=True)
 class OrbitViews:
-    """Views that should be of one object.
+    """Views that should show one object.
 
     Attributes:
-        views_VCHW: in [0, 1].
+        views_VCHW: images in [0, 1].
         c2w_V44: cameras.
         fov_deg: field of view.
-        background: grey behind the object.
+        background: grey value behind the object.
     """
 
     views_VCHW: Tensor
@@ -42,17 +42,17 @@ class OrbitViews:
 
     @cached_property
     def digest(self) -> str:
-        """Of all that a fit depends on; views as they are written, 8 bits a channel."""
+        """Digest of all inputs of a fit; views have 8 bits per channel, as in their files."""
         content = self.views_VCHW.mul(255).round().to(torch.uint8).numpy().tobytes() + self.c2w_V44.numpy().tobytes()
         return hashlib.sha256(content + f"{self.fov_deg:.6f} {self.background:.6f}".encode()).hexdigest()
 
 
 class Row(Sequence[OrbitViews]):
-    """One line of the result: orbits that are read when they are asked for, all of one kind.
+    """One row of the result: orbits with equal sizes, which are read when they are needed.
 
     Args:
-        name: of the line.
-        readers: one an object.
+        name: name of the row.
+        readers: one function per object.
     """
 
     def __init__(self, name: str, readers: Sequence[Callable[[], OrbitViews]]) -> None:
@@ -61,41 +61,41 @@ class Row(Sequence[OrbitViews]):
 
     @property
     def slug(self) -> str:
-        """A folder's name."""
+        """A unique folder name."""
         return f"{slug_of(self.name)}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}"
 
     def __len__(self) -> int:
         return len(self.readers)
 
     def __getitem__(self, index: int) -> OrbitViews:
-        """Orbit `index`.
+        """Read orbit `index`.
 
         Raises:
-            DataError: it has too few views, or another number, size or field of view than others of the row.
+            DataError: it has too few views, or its number of views, size or field of view differs from the others.
         """
         orbit = self.readers[index]()
         if len(orbit.views_VCHW) < MIN_VIEWS or orbit.views_VCHW.shape[-1] != orbit.views_VCHW.shape[-2]:
             shape = tuple(orbit.views_VCHW.shape)
-            raise DataError(f"{self.name}: needs at least {MIN_VIEWS} square views, got {shape} of object {index}")
+            raise DataError(f"{self.name}: object {index} has views of shape {shape}; use {MIN_VIEWS} or more, square")
         kind = (len(orbit.views_VCHW), orbit.views_VCHW.shape[-1], round(orbit.fov_deg, 3))
         self._kind = self._kind or kind
         if kind != self._kind:
             raise DataError(
-                f"{self.name}: object {index} has {kind} views, pixels a side and degrees of field of view, but others "
-                f"have {self._kind}; give a folder of one run"
+                f"{self.name}: (number of views, size in pixels, field of view) of object {index} is {kind}, but "
+                f"that of others is {self._kind}; use a folder of one run"
             )
         return orbit
 
 
 def rows_of(cfg: RunConfig, *, held_out: Path, runs: Sequence[Path], num_objects: int, scratch: Path) -> list[Row]:
-    """A row for each result of each run, then ceiling and floor.
+    """Make a row for each kind of result of each run, then ceiling and floor.
 
     Raises:
-        ConfigError: two runs are one and the same.
-        DataError: a folder does not hold what it should.
+        ConfigError: a run is given twice.
+        DataError: a folder has no samples or no orbits.
     """
     if len({run.resolve() for run in runs}) < len(runs):
-        raise ConfigError(f"--runs names one folder twice: {', '.join(map(str, runs))}")
+        raise ConfigError(f"--runs has the same folder twice: {', '.join(map(str, runs))}; remove one")
     background = background_of(cfg)
     rows = []
     for run in runs:
@@ -111,20 +111,20 @@ def rows_of(cfg: RunConfig, *, held_out: Path, runs: Sequence[Path], num_objects
 
 
 def read_sample(folder: Path, views: str, *, background: float) -> OrbitViews:
-    """A result of a sample on disk.
+    """Read one result of a sample.
 
     Raises:
-        DataError: pictures or cameras are missing, or do not fit each other.
+        DataError: images or cameras are missing, or their numbers differ.
     """
     views_VCHW = read_views(folder / views)
     c2w_V44, fov_deg = read_cameras(folder)
     if len(c2w_V44) != len(views_VCHW):
-        raise DataError(f"{folder}: {len(views_VCHW)} pictures in {views}, but {len(c2w_V44)} cameras; sample again")
+        raise DataError(f"{folder}: {len(views_VCHW)} images in {views}, but {len(c2w_V44)} cameras; sample again")
     return OrbitViews(views_VCHW=views_VCHW, c2w_V44=c2w_V44, fov_deg=fov_deg, background=background)
 
 
 def mixed(true: Sequence[TrueOrbit] | TrueOrbits, index: int, background: float) -> OrbitViews:
-    """Each view of an object drawn at random, with its own camera: views that cannot be of one object."""
+    """Mix views: each view comes from a random object, with its own camera, so that they show no single object."""
     num_views = len(true[0].views_VCHW)
     drawn = torch.randint(len(true), (num_views,), generator=torch.Generator().manual_seed(index))
     orbits = [true[number] for number in drawn.tolist()]

@@ -1,7 +1,7 @@
-"""The Gaussian head against the truth: what it makes of true, or of sampled, views of held-out objects.
+"""Measure the Gaussian head with true views, or with sampled views, of held-out objects.
 
-Its Gaussians are rendered from the cameras of the views that it was not given, and their mesh is compared with the
-true one. Definitions: pipelines/evaluation/README.md.
+Its Gaussians are rendered from the cameras of the views that are not its input, and their mesh is compared with the
+true mesh. Definitions: pipelines/evaluation/README.md.
 
 Letters: O objects, V views, C channels, H W pixels.
 """
@@ -47,13 +47,13 @@ TRUE_ROW = "true views"
 
 @dataclass(frozen=True, kw_only=True)
 class HeadOptions:
-    """What to measure.
+    """Options of the measurement.
 
     Attributes:
-        held_out: folder of true orbits; true meshes are known where tools/make_zoo.py wrote it.
-        runs: folders of samples that evaluate.py made of these objects; each of their results becomes a row.
-        num_objects: at most.
-        out: where results go.
+        held_out: folder of true orbits; true meshes are known if tools/make_zoo.py wrote it.
+        runs: folders of samples that evaluate.py made of these objects; each kind of result is a row.
+        num_objects: maximum number of objects.
+        out: output folder.
     """
 
     held_out: Path
@@ -63,14 +63,14 @@ class HeadOptions:
 
 
 def evaluate_head(cfg: RunConfig, options: HeadOptions) -> dict[str, Any]:
-    """Reconstruct, compare, write head.json, and a sheet and the meshes of each row; returns head.json's content.
+    """Reconstruct, compare, and write head.json, and a sheet and meshes per row; returns the content of head.json.
 
     Raises:
         ConfigError, DataError: a setting or a folder does not fit.
     """
     device = pick_device(cfg.device)
     if not cfg.reconstruction:
-        raise ConfigError("--measure head needs a section reconstruction; see configs/mini/base.yaml")
+        raise ConfigError("--measure head needs a section reconstruction; copy it from configs/mini/base.yaml")
     check_reconstruction(cfg, device, needed=True)
     out = writable_folder(options.out, option="--out")
     orbits = TrueOrbits(options.held_out, cfg, limit=options.num_objects, scratch=out, option="--held-out")
@@ -103,25 +103,27 @@ def evaluate_head(cfg: RunConfig, options: HeadOptions) -> dict[str, Any]:
 
 
 def load_head_alone(cfg: RunConfig, device: torch.device) -> GaussianReconstruction:
-    """The head without a generator.
+    """Load the head without a generator.
 
     Raises:
-        ConfigError: no head is named.
+        ConfigError: the configuration has no head.
     """
     if not isinstance(cfg.reconstruction.options, GaussianReconstruction.Config):
-        raise ConfigError(f"--measure head: reconstruction.type={cfg.reconstruction.type} is no GaussianReconstruction")
+        raise ConfigError(
+            f"--measure head does not support reconstruction.type={cfg.reconstruction.type}; use GaussianReconstruction"
+        )
     head = load_network_of(cfg)
     if head is None:
-        raise ConfigError("--measure head needs a Gaussian head; name its weights with reconstruction.pretrained")
+        raise ConfigError("--measure head needs a Gaussian head; set reconstruction.pretrained to its weights")
     autoencoder = cfg.auto_encoder.build().to(device, pick_dtype(cfg)).eval()
     return build_reconstruction(cfg, head.to(device), autoencoder=autoencoder, placement=Placement(device))
 
 
 def true_meshes(folder: Path, cfg: RunConfig, *, num_objects: int) -> dict[int, RenderMesh]:
-    """The meshes behind the first objects of a folder of the zoo, drawn again; empty for other data.
+    """Generate the meshes of the first objects in a folder of the zoo again; returns nothing for other data.
 
     Raises:
-        DataError: the zoo no longer draws these objects.
+        DataError: the zoo no longer generates these objects.
     """
     if not any(folder.glob("orbits_*.safetensors")) and not (folder / "attributes.json").is_file():
         log.info("no mesh figures: %s was not made by tools/make_zoo.py", folder)
@@ -131,10 +133,10 @@ def true_meshes(folder: Path, cfg: RunConfig, *, num_objects: int) -> dict[int, 
 
 
 def sampled_views(runs: Sequence[Path], orbits: TrueOrbits) -> dict[str, dict[int, Path]]:
-    """Row's name -> number of the object -> folder of its sampled views, for each result of each run.
+    """Return the folders of sampled views, by the name of the row and the number of the object.
 
     Raises:
-        DataError: a sample is not of one of these objects, or does not begin at its view 0.
+        DataError: a sample does not show one of these objects, or does not start at its view 0.
     """
     rows: dict[str, dict[int, Path]] = {}
     for run in runs:
@@ -142,8 +144,8 @@ def sampled_views(runs: Sequence[Path], orbits: TrueOrbits) -> dict[str, dict[in
             record = read_json(sample / "result.json", option="--runs")
             if record.get("object") not in orbits.dataset.object_ids or record.get("start_view"):
                 raise DataError(
-                    f"--runs {sample}: no sample of an object of --held-out from its view 0; give a folder given_1 "
-                    "that evaluate.py wrote of this data without --random-start"
+                    f"--runs {sample}: this sample does not show an object of --held-out from its view 0; use a folder "
+                    "given_1 that evaluate.py wrote for this data without --random-start"
                 )
             number = orbits.dataset.object_ids.index(record["object"])
             if number < len(orbits):
@@ -154,18 +156,18 @@ def sampled_views(runs: Sequence[Path], orbits: TrueOrbits) -> dict[str, dict[in
 
 
 class Measure:
-    """Reconstructs an object from some of its views and compares it with the truth.
+    """Reconstructs an object from some of its views, and compares it with the true object.
 
     Args:
-        cfg: size of the views, background and options of the mesh.
+        cfg: the run's configuration, with background and options of the mesh.
         reconstruction: the head.
-        lpips: left out, there is no LPIPS.
+        lpips: the LPIPS network; None: no LPIPS.
     """
 
     def __init__(self, cfg: RunConfig, reconstruction: GaussianReconstruction, *, lpips: Lpips | None) -> None:
         self.cfg, self.reconstruction, self.lpips = cfg, reconstruction, lpips
         self.background = background_of(cfg)
-        # Only the surface is measured.
+        # A texture is not needed, because only the surface is measured.
         self.mesh_options = dataclasses.replace(cfg.assets, texture=0)
 
     @torch.no_grad()
@@ -173,10 +175,10 @@ class Measure:
         """Measure one object.
 
         Args:
-            views_VCHW: of which the head takes its inputs.
-            orbit: the truth.
-            true_mesh: its surface; None: no mesh is made.
-            glb: where the mesh goes.
+            views_VCHW: all views; some of them are the head's input.
+            orbit: the true views and cameras.
+            true_mesh: the true surface; None: no mesh is made.
+            glb: output file of the mesh.
         """
         gaussians = self.reconstruction.world_gaussians(views_VCHW[None], orbit.c2w_V44)
         device, size = gaussians.means_BN3.device, tuple(orbit.views_VCHW.shape[-2:])

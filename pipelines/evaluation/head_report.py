@@ -1,4 +1,4 @@
-"""What was measured of the Gaussian head: figures of a row, and the table of rows. See pipelines/evaluation/README.md.
+"""Figures, sheet and table for the quality of the Gaussian head, see pipelines/evaluation/README.md.
 
 Letters: O objects, V views, C channels, H W pixels.
 """
@@ -24,12 +24,12 @@ SURFACE = ("chamfer", "accuracy", "completeness", "floor")
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What the head made of one object.
+    """The result of the head for one object.
 
     Attributes:
-        scores: of all views.
-        renders_VCHW: the Gaussians from all cameras.
-        surface: of the mesh against the true one; None where one of them is missing.
+        scores: scores of all views.
+        renders_VCHW: renders of the Gaussians from all cameras.
+        surface: distance of the mesh to the true mesh; None if one of them is missing.
     """
 
     scores: ViewScores
@@ -38,11 +38,11 @@ class Measured:
 
 
 def row_figures(measured: Sequence[tuple[str, Measured]], unseen: Sequence[int]) -> dict[str, Any]:
-    """One row of the result.
+    """Compute one row of the result.
 
     Args:
-        measured: with the ids of the objects.
-        unseen: views that the head was not given.
+        measured: ids and results of the objects.
+        unseen: views that are not the head's input.
     """
     scores = join([one.scores for _, one in measured])
     surfaces = [one.surface for _, one in measured if one.surface is not None]
@@ -68,13 +68,13 @@ def row_figures(measured: Sequence[tuple[str, Measured]], unseen: Sequence[int])
 
 
 def one_sheet(orbit: TrueOrbit, measured: Measured, unseen: Sequence[int]) -> Tensor:
-    """Some of the views that the head was not given, and under each its render."""
+    """Make a sheet of some views that are not the head's input, with the render of each below it."""
     pick = list(unseen)[:: max(1, -(-len(unseen) // SHEET_COLUMNS))]
     return contact_sheet(torch.cat([orbit.views_VCHW[pick], measured.renders_VCHW[pick]]), columns=len(pick))
 
 
 def head_table(result: Mapping[str, Any]) -> str:
-    """The figures as text."""
+    """Format the figures as text."""
     rows = result["rows"]
     width = max(map(len, rows)) + 2
     views = f"unseen cameras ({len(result['unseen'])} views)"

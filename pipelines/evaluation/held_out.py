@@ -1,4 +1,4 @@
-"""Objects that training never saw, read from the folders that the tools write.
+"""Objects that are not in the training data, read from folders that the tools write.
 
 Letters: V views, C channels, H W pixels.
 """
@@ -25,13 +25,13 @@ WHITE = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class TrueOrbit:
-    """One object as it really looks.
+    """The true views of one object.
 
     Attributes:
         object_id: `<dictionary id>/<instance id>`.
-        start_view: which stored view is view 0 here.
-        views_VCHW: in [0, 1], over the background that the model knows.
-        masks_V1HW: coverage in [0, 1]; None where the pictures have no alpha.
+        start_view: index of the stored view that is view 0 here.
+        views_VCHW: images in [0, 1], over the background of the training data.
+        masks_V1HW: coverage in [0, 1]; None if the images have no alpha.
         c2w_V44: cameras.
         fov_deg: field of view.
     """
@@ -45,16 +45,16 @@ class TrueOrbit:
 
 
 class TrueOrbits:
-    """The first objects of a folder, each read when it is asked for.
+    """The first objects of a folder; each is read when it is needed.
 
     Args:
         folder: packed orbits, or the G-Objaverse layout, with or without an index.json.
-        cfg: says size, number of views and background.
-        limit: objects at most.
-        start_seed: let each orbit begin at a view drawn with this seed; images roll and cameras stay, as in the
-            training of an image model. None: at view 0.
-        scratch: a folder for the index of a data set that has none.
-        option: what named the folder, for messages.
+        cfg: the run's configuration, with size, number of views and background.
+        limit: maximum number of objects.
+        start_seed: seed for a random start view of each orbit; images are rolled, but cameras do not change, as in the
+            training of an image model. None: start at view 0.
+        scratch: a folder for the index of a data set without one.
+        option: the option with the folder, for messages.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class TrueOrbits:
 
     @property
     def object_ids(self) -> list[str]:
-        """Of all objects, in order."""
+        """Ids of all objects, in order."""
         return list(self.dataset.object_ids[: len(self)])
 
     def __getitem__(self, index: int) -> TrueOrbit:
@@ -94,15 +94,15 @@ class TrueOrbits:
 
 
 def background_of(cfg: RunConfig) -> float:
-    """The grey that a model's views lie on: that of its training data; white where no data set is named."""
+    """Return the grey background of the training data, or white without a data set."""
     return float(cfg.vid_dataset.options.background) if cfg.vid_dataset else WHITE
 
 
 def open_orbits(folder: Path, cfg: RunConfig, *, scratch: Path, option: str) -> OrbitData:
-    """A data set of a folder, without captions.
+    """Open a folder as a data set without captions.
 
     Raises:
-        DataError: the folder holds neither packed orbits nor the G-Objaverse layout.
+        DataError: the folder contains neither packed orbits nor the G-Objaverse layout.
     """
     options = {**_common(cfg), "empty_captions": True}
     if is_packed(folder):
@@ -111,24 +111,28 @@ def open_orbits(folder: Path, cfg: RunConfig, *, scratch: Path, option: str) -> 
     if not index.is_file():
         found = list(find_objects(folder)) if folder.is_dir() else []
         if not found:
-            raise DataError(f"{option} {folder}: holds no orbits; make some with tools/make_zoo.py or render_orbit.py")
+            raise DataError(
+                f"{option} {folder}: contains no orbits; make them with tools/make_zoo.py or render_orbit.py"
+            )
         index = scratch / f"{option.strip('-')}_index.json"
         write_json(index, found)
     return DATASETS.build({"type": "VideoDataset", **_layout(folder, index), **options}, where=option)
 
 
 def open_held_out(folder: Path, cfg: RunConfig) -> tuple[OrbitData, list[dict[str, Any]]]:
-    """The data set of a folder that make_zoo.py wrote, packed or not, and the attributes of its objects.
+    """Open a folder of tools/make_zoo.py, packed or not; returns the data set and the attributes of its objects.
 
     Raises:
-        DataError: the folder holds neither.
+        DataError: the folder contains no such data.
     """
     if is_packed(folder):
         options = {"data_dir_list": [str(folder)], **_common(cfg)}
         dataset = DATASETS.build({"type": "PackedOrbits", **options}, where="held-out")
         return dataset, dataset.attributes
     if not (folder / "attributes.json").is_file():
-        raise DataError(f"--held-out {folder}: no orbits_*.safetensors and no attributes.json; see tools/make_zoo.py")
+        raise DataError(
+            f"--held-out {folder}: no orbits_*.safetensors and no attributes.json; make it with tools/make_zoo.py"
+        )
     options = {**_layout(folder, folder / "index.json"), "caption_dir": str(folder / "captions.json"), **_common(cfg)}
     dataset = DATASETS.build({"type": "VideoDataset", **options}, where="held-out")
     attributes = read_json(folder / "attributes.json", option="--held-out")
@@ -136,12 +140,12 @@ def open_held_out(folder: Path, cfg: RunConfig) -> tuple[OrbitData, list[dict[st
 
 
 def mean_image(orbits: TrueOrbits) -> Tensor:
-    """The mean over all views of all objects: (3, H, W)."""
+    """Compute the mean over all views of all objects: (3, H, W)."""
     return torch.stack([orbit.views_VCHW.mean(dim=0) for orbit in orbits]).mean(dim=0)
 
 
 def is_packed(folder: Path) -> bool:
-    """Whether a folder holds packed orbits."""
+    """Whether a folder contains packed orbits."""
     return any(folder.glob("orbits_*.safetensors"))
 
 

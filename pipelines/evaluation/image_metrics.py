@@ -1,4 +1,4 @@
-"""How near views come to the true ones: PSNR, SSIM and LPIPS per view, and how they become one figure.
+"""Similarity of views and true views: PSNR, SSIM and LPIPS per view, and means over views and objects.
 
 Letters: O objects, V views, C channels, H W pixels.
 """
@@ -19,19 +19,19 @@ from utils.images import psnr_db
 
 log = logging.getLogger(__name__)
 
-# Views that agree to the bit would be infinitely good; rounding to 8 bits alone costs 58.9 dB.
+# Identical views would have infinite PSNR. Rounding to 8 bits limits it to 58.9 dB.
 MAX_PSNR_DB = 60.0
-MASK_MARGIN = 1 / 32  # of the picture's side, around the true object
+MASK_MARGIN = 1 / 32  # margin around the true object, as a fraction of the image size
 METRICS = ("psnr", "psnr_of_views", "masked_psnr", "ssim", "lpips")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewScores:
-    """Scores of each view of several objects; None where a metric has no value.
+    """Scores of each view of several objects; None if a metric has no value.
 
     Attributes:
-        psnr_OV: dB, of all pixels of the view, at most MAX_PSNR_DB.
-        masked_psnr_OV: dB, of the pixels within MASK_MARGIN of the true object.
+        psnr_OV: PSNR in dB over all pixels of the view, at most MAX_PSNR_DB.
+        masked_psnr_OV: PSNR in dB over the pixels within MASK_MARGIN of the true object.
         ssim_OV: structural similarity (Gaussian window of 11 pixels, sigma 1.5).
         lpips_OV: perceptual distance.
     """
@@ -42,10 +42,10 @@ class ViewScores:
     lpips_OV: Tensor | None
 
     def over(self, views: Sequence[int]) -> dict[str, float | None]:
-        """Metrics over some views, as pipelines/evaluation/README.md defines them; None where there is no value.
+        """Compute metrics over some views, see pipelines/evaluation/README.md; None if there is no value.
 
-        `psnr` and `masked_psnr`: the mean over the objects of the PSNR of an object's mean squared error over all the
-        views. `psnr_of_views`: the plain mean of the views' PSNR, which is never lower.
+        For `psnr` and `masked_psnr`, the squared error is averaged over the views of an object, converted to PSNR, and
+        averaged over the objects. `psnr_of_views` is the mean PSNR of single views, which is never lower.
         """
         if not len(views):
             return dict.fromkeys(METRICS)
@@ -61,18 +61,18 @@ class ViewScores:
         }
 
     def curves(self) -> dict[str, list[float] | None]:
-        """Each metric by view, mean over the objects."""
+        """Return each metric by view, as a mean over the objects."""
         values = {field.name.removesuffix("_OV"): getattr(self, field.name) for field in fields(self)}
         return {name: None if value is None else value.mean(dim=0).tolist() for name, value in values.items()}
 
 
 def pooled_psnr(psnr_OV: Tensor) -> Tensor:
-    """PSNR of the views' mean squared error: (O,)."""
+    """Compute the PSNR of the mean squared error over the views: (O,)."""
     return psnr_db((10 ** (-psnr_OV / 10)).mean(dim=-1))
 
 
 def near_object(masks_V1HW: Tensor) -> Tensor:
-    """Pixels that the object covers at all, and those within MASK_MARGIN of the side around them: (V, 1, H, W)."""
+    """Return a mask of the pixels of the object and of those within MASK_MARGIN around them: (V, 1, H, W)."""
     reach = max(1, round(MASK_MARGIN * masks_V1HW.shape[-1]))
     return functional.max_pool2d((masks_V1HW > 0).float(), 2 * reach + 1, stride=1, padding=reach)
 
@@ -84,10 +84,10 @@ def score_views(
     """Score the views of one object, as O = 1.
 
     Args:
-        views_VCHW: in [0, 1].
-        true_VCHW: the same views as they should be.
-        masks_V1HW: coverage of the true object; left out, there is no masked PSNR.
-        lpips: left out, there is no LPIPS.
+        views_VCHW: images in [0, 1].
+        true_VCHW: the true views.
+        masks_V1HW: coverage of the true object; None: no masked PSNR.
+        lpips: the LPIPS network; None: no LPIPS.
 
     Raises:
         ConfigError: the views are too small for the window of SSIM.
@@ -96,7 +96,7 @@ def score_views(
 
     assert views_VCHW.shape == true_VCHW.shape, (views_VCHW.shape, true_VCHW.shape)
     if min(views_VCHW.shape[-2:]) < 11:
-        raise ConfigError(f"resolution: views of {tuple(views_VCHW.shape[-2:])} are too small for SSIM, 11 at least")
+        raise ConfigError(f"resolution: views of {tuple(views_VCHW.shape[-2:])} are too small for SSIM; use 11 or more")
     views_VCHW, true_VCHW = views_VCHW.float().clamp(0, 1), true_VCHW.float()
     psnr_V = psnr_db((views_VCHW - true_VCHW).square().mean(dim=(1, 2, 3)))
     ssim_V = structural_similarity_index_measure(views_VCHW, true_VCHW, data_range=1.0, reduction="none")
@@ -114,7 +114,7 @@ def score_views(
 
 
 def join(scores: Sequence[ViewScores]) -> ViewScores:
-    """Scores of several objects as one; a metric that one of them lacks is left out."""
+    """Join the scores of several objects; a metric that is missing for one object is left out."""
 
     def column(name: str) -> Tensor | None:
         values = [getattr(one, name) for one in scores]

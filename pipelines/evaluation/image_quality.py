@@ -1,4 +1,4 @@
-"""An image model against the truth: held-out objects are sampled from one or more of their views, and compared.
+"""Measure an image model: sample held-out objects from one or more of their views, and compare with the true views.
 
 Letters: O objects, V views, C channels, H W pixels.
 """
@@ -28,21 +28,21 @@ from utils.images import save_png
 from utils.settings.run import RunConfig
 
 CEILING = "autoencoder (ceiling)"
-NUM_MEAN_OBJECTS = 1000  # of the training set, for the mean image
+NUM_MEAN_OBJECTS = 1000  # number of training objects for the mean image
 
 
 @dataclass(frozen=True, kw_only=True)
 class QualityOptions:
-    """What to measure.
+    """Options of the measurement.
 
     Attributes:
-        held_out: folder of objects that training never saw.
+        held_out: folder of objects that are not in the training data.
         train: folder of training objects, for the mean image.
-        num_objects: at most.
-        known: how many views are given, in further runs beside the one with view 0 alone.
+        num_objects: maximum number of objects.
+        known: numbers of given views, each for one more run in addition to the run with only view 0.
         start_seed: see `TrueOrbits`.
-        num_sheet: objects on the contact sheet.
-        out: where samples and results go.
+        num_sheet: number of objects on the contact sheet.
+        out: output folder of samples and results.
     """
 
     held_out: Path
@@ -55,13 +55,13 @@ class QualityOptions:
 
 
 def evaluate_quality(cfg: RunConfig, options: QualityOptions) -> dict[str, Any]:
-    """Sample what is missing, measure, and write metrics.json, azimuth.png and sheet.png; returns the first's content.
+    """Make missing samples, measure, and write metrics.json, azimuth.png and sheet.png; returns metrics.json's content.
 
     Raises:
         ConfigError, DataError: a setting or a folder does not fit.
     """
     if not cfg.takes_images:
-        raise ConfigError(f"UNet.type={cfg.UNet.type}: only views of an image model have a truth to compare with")
+        raise ConfigError(f"UNet.type={cfg.UNet.type} has no true views to compare with; use an image model")
     out = writable_folder(options.out, option="--out")
     given_by_run = {num: given_views(num, cfg.cameras.num_views) for num in dict.fromkeys((1, *options.known))}
     shared = {"scratch": out, "start_seed": options.start_seed}
@@ -97,10 +97,10 @@ def evaluate_quality(cfg: RunConfig, options: QualityOptions) -> dict[str, Any]:
 
 
 class MeanImages:
-    """The mean image: of the training objects where their folder is given, else of the other held-out objects.
+    """The mean image of the training objects, if there is a folder, else of the other held-out objects.
 
     Attributes:
-        name: of the row; empty when there is nothing to take a mean of.
+        name: name of the row; empty if there are no other objects.
     """
 
     def __init__(self, orbits: TrueOrbits, cfg: RunConfig, options: QualityOptions) -> None:
@@ -114,7 +114,7 @@ class MeanImages:
         self.mean_3HW = self.means_O3HW.mean(dim=0)
 
     def __call__(self, index: int) -> Tensor:
-        """The mean that held-out object `index` is compared with: (3, H, W)."""
+        """Return the mean image for held-out object `index`: (3, H, W)."""
         if self.means_O3HW is None:
             return self.mean_3HW
         num = len(self.means_O3HW)
@@ -122,7 +122,7 @@ class MeanImages:
 
 
 def sampled_rows(samples: dict[int, Path]) -> dict[str, Tensor]:
-    """Row's name -> views, for each number of given views and each result that its sample has."""
+    """Return the views by the name of the row, for each number of given views and each kind of result."""
     rows = {}
     for num, folder in samples.items():
         for views in views_folders(folder):
@@ -133,7 +133,7 @@ def sampled_rows(samples: dict[int, Path]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def through_autoencoder(pipeline: ViewsPipeline, orbit: TrueOrbit, *, seed: int) -> Tensor:
-    """The true views encoded and decoded: what a perfect model of latents would show. (V, 3, H, W)"""
+    """Encode and decode the true views, which is the result of a perfect latent model: (V, 3, H, W)."""
     pipeline.placement.bring(pipeline.autoencoder)
     parameter = next(pipeline.autoencoder.parameters())
     views_1VCHW = orbit.views_VCHW[None].to(parameter.device, parameter.dtype)

@@ -1,4 +1,4 @@
-"""Whether samples of captions look like the objects that the captions describe, such as one that was taught.
+"""Measure whether samples look like the objects of their captions, e.g. an object that a LoRA was trained on.
 
 Letters: N objects, V views, C channels, H W pixels.
 """
@@ -20,21 +20,22 @@ from utils.errors import DataError
 from utils.files import read_json, writable_folder, write_json
 from utils.settings.run import RunConfig
 
-# A channel differs this much from the background where the object is; what an autoencoder leaves there is less.
+# A pixel shows the object if a channel differs more than this from the background; errors of an autoencoder are
+# smaller.
 VISIBLE = 0.1
 SAME_CAMERA = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
 class LikenessOptions:
-    """What to measure.
+    """Options of the measurement.
 
     Attributes:
         held_out: folder of true orbits with captions.
-        among: folder of other objects, with the same cameras, that a sample is not to look like; None: none.
-        runs: samples of the captions.
-        num_objects: of each folder at most.
-        out: where likeness.json goes.
+        among: folder of other objects with the same cameras, for comparison; None: no comparison.
+        runs: folder of samples of the captions.
+        num_objects: maximum number of objects per folder.
+        out: output folder of likeness.json.
     """
 
     held_out: Path
@@ -45,22 +46,22 @@ class LikenessOptions:
 
 
 def silhouettes(views_VCHW: Tensor, *, background: float) -> Tensor:
-    """Where views show an object rather than the background: (V, H, W), boolean."""
+    """Return where views show an object and not the background: (V, H, W), boolean."""
     return ((views_VCHW - background).abs() > VISIBLE).any(dim=1)
 
 
 def overlap(mask_VHW: Tensor, true_VHW: Tensor) -> float:
-    """Intersection over union of silhouettes, mean over the views; two empty ones agree."""
+    """Compute the intersection over union of silhouettes, as a mean over views; it is 1 for two empty silhouettes."""
     both = (mask_VHW & true_VHW).flatten(1).sum(dim=1)
     either = (mask_VHW | true_VHW).flatten(1).sum(dim=1)
     return torch.where(either > 0, both / either.clamp(min=1), 1.0).mean().item()
 
 
 def evaluate_likeness(cfg: RunConfig, options: LikenessOptions) -> dict[str, Any]:
-    """Compare, write likeness.json; returns its content.
+    """Compare, and write likeness.json; returns its content.
 
     Raises:
-        DataError: a folder does not fit: no captions, no samples of them, or other cameras.
+        DataError: there are no captions, no samples of them, or the cameras differ.
     """
     out = writable_folder(options.out, option="--out")
     background = background_of(cfg)
@@ -85,7 +86,9 @@ def evaluate_likeness(cfg: RunConfig, options: LikenessOptions) -> dict[str, Any
                 figures["recognised"] = float(own > other)
             measured.append({"object": orbit.object_id, "prompt": caption, "sample": folder.name, **figures})
     if not measured:
-        raise DataError(f"--runs {options.runs}: no sample is of a caption of {options.held_out}; sample those first")
+        raise DataError(
+            f"--runs {options.runs}: no sample has a caption of {options.held_out}; sample these captions first"
+        )
     names = [name for name in ("psnr", "overlap", "overlap_other", "recognised") if measured[0].get(name) is not None]
     means = {name: sum(one[name] for one in measured) / len(measured) for name in names}
     result = {"num_samples": len(measured), "num_others": len(others), "means": means, "samples": measured}
@@ -94,7 +97,7 @@ def evaluate_likeness(cfg: RunConfig, options: LikenessOptions) -> dict[str, Any
 
 
 def likeness_text(result: dict[str, Any]) -> str:
-    """The figures as a table, a line a sample."""
+    """Format the figures as a table with one line per sample."""
     shown = {"psnr": "PSNR, dB", "overlap": "overlap", "overlap_other": "with another", "recognised": "recognised"}
     names = list(result["means"])
     lines = [
@@ -107,10 +110,10 @@ def likeness_text(result: dict[str, Any]) -> str:
 
 
 def captions_of(folder: Path, orbits: TrueOrbits) -> list[str]:
-    """The caption of each object, as it is stored.
+    """Return the stored caption of each object.
 
     Raises:
-        DataError: the folder has none, or one is missing.
+        DataError: a caption is missing.
     """
     if is_packed(folder):
         return orbits.dataset.captions[: len(orbits)]
@@ -133,4 +136,4 @@ def _samples_by_prompt(runs: Path, *, suffix: str) -> dict[str, list[Path]]:
 def _check_cameras(sample: Path, true_V44: Tensor) -> None:
     c2w_V44, _ = read_cameras(sample)
     if c2w_V44.shape != true_V44.shape or (c2w_V44 - true_V44).abs().max() > SAME_CAMERA:
-        raise DataError(f"{sample}: its cameras are not those of the true orbits; render or sample with the same ones")
+        raise DataError(f"{sample}: its cameras differ from those of the true orbits; use the same cameras for both")

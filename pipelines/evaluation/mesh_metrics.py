@@ -1,18 +1,18 @@
-"""How near two surfaces are: Chamfer distance and F-score.
+"""Distance between two surfaces: Chamfer distance and F-score.
 
-Both surfaces are sampled uniformly by area. With d(p, S) the distance of a point to the nearest sample of S:
+Both surfaces are sampled uniformly by area. d is the distance of a sample to the nearest sample of the other surface:
 
-- completeness: mean of d over the samples of the true surface (how far the truth is from what was made);
-- accuracy: mean of d over the samples of the made surface;
-- Chamfer distance: their mean. (Others publish the sum, or squared distances; the parts are here to convert.)
-- precision at t: share of the made surface's samples with d < t; recall at t: the same of the true one's; F-score:
-  2 · precision · recall / (precision + recall). Source: Knapitsch et al. 2017, Tanks and Temples, section 5.
+- completeness: mean of d over the samples of the true surface;
+- accuracy: mean of d over the samples of the measured surface;
+- Chamfer distance: the mean of both. (Others publish the sum, or squared distances; the parts allow a conversion.)
+- precision at t: fraction of the measured surface's samples with d < t; recall at t: the same for the true surface;
+  F-score: 2 · precision · recall / (precision + recall). Source: Knapitsch et al. 2017, Tanks and Temples, section 5.
 
-A true mesh may have surfaces that nobody can see, e.g. of parts that reach into each other; `outer` leaves them out: a
-point counts when some of 64 directions leads from it into the open.
+A true mesh may have invisible surfaces, e.g. where its parts overlap. `outer` leaves them out: a point is used if a ray
+in at least one of 64 directions does not hit the mesh.
 
-Lengths are in units of the bounding cube: the longest side of the true mesh's box is 1. Even two equal surfaces are
-apart by about half the distance between samples, 0.5 · sqrt(area / number); `floor` is the same measure between two
+Lengths are in units of the bounding cube: the longest side of the true mesh's box is 1. Even for two equal surfaces, d
+is about half the distance between samples, 0.5 · sqrt(area / number). `floor` is the Chamfer distance between two
 samplings of the true surface.
 
 Letters: N points, F faces.
@@ -31,20 +31,20 @@ from utils.cameras import sphere_directions
 from utils.errors import DataError
 
 THRESHOLDS = (0.01, 0.02, 0.05)
-NUM_DIRECTIONS = 64  # in which an outer point is looked for a way into the open
-OFF_SURFACE = 1e-3  # where a ray begins, in sides of the bounding cube: beyond the rounding of its own triangle
-MAX_DRAWS = 20  # of points, until there are enough outer ones
+NUM_DIRECTIONS = 64  # number of rays from a point, to test whether it is visible from outside
+OFF_SURFACE = 1e-3  # start of a ray in units of the bounding cube; larger than the rounding error of its own triangle
+MAX_DRAWS = 20  # maximum number of draws of points, to find enough outer points
 
 
 @dataclass(frozen=True, kw_only=True)
 class SurfaceDistance:
-    """See the head of this file.
+    """Distances of a measured surface to the true surface, as defined at the top of this file.
 
     Attributes:
         chamfer: mean of accuracy and completeness.
-        accuracy: made to true.
-        completeness: true to made.
-        f_scores: threshold -> F-score.
+        accuracy: mean distance from the measured to the true surface.
+        completeness: mean distance from the true to the measured surface.
+        f_scores: F-score by threshold.
         floor: Chamfer distance between two samplings of the true surface.
     """
 
@@ -56,7 +56,7 @@ class SurfaceDistance:
 
 
 def sample_surface(mesh: RenderMesh, *, num_points: int, seed: int) -> np.ndarray:
-    """Points spread uniformly by area: (N, 3).
+    """Draw points uniformly by area: (N, 3).
 
     Raises:
         DataError: the mesh has no area.
@@ -65,15 +65,15 @@ def sample_surface(mesh: RenderMesh, *, num_points: int, seed: int) -> np.ndarra
     faces_F3 = np.arange(3 * len(corners_F33)).reshape(-1, 3)
     surface = trimesh.Trimesh(corners_F33.reshape(-1, 3), faces_F3, process=False)
     if not surface.area > 0:
-        raise DataError("the mesh has no area: all its triangles are degenerate")
+        raise DataError("the mesh has no area, because all its triangles are degenerate; repair it")
     return np.asarray(trimesh.sample.sample_surface(surface, num_points, seed=seed)[0])
 
 
 def sample_outer_surface(mesh: RenderMesh, *, num_points: int, seed: int) -> np.ndarray:
-    """As `sample_surface`, but of what can be seen from outside.
+    """Draw points like `sample_surface`, but only on parts that are visible from outside.
 
     Raises:
-        DataError: the mesh has no area, or hardly any of it can be seen.
+        DataError: the mesh has no area, or almost nothing of it is visible.
     """
     found: list[np.ndarray] = []
     for number in range(MAX_DRAWS):
@@ -81,11 +81,11 @@ def sample_outer_surface(mesh: RenderMesh, *, num_points: int, seed: int) -> np.
         found.append(points_N3[is_outer(mesh, points_N3)])
         if sum(map(len, found)) >= num_points:
             return np.concatenate(found)[:num_points]
-    raise DataError(f"under 1/{MAX_DRAWS} of the mesh can be seen from outside; flip its normals, or repair it")
+    raise DataError(f"less than 1/{MAX_DRAWS} of the mesh is visible from outside; flip its normals, or repair it")
 
 
 def is_outer(mesh: RenderMesh, points_N3: np.ndarray) -> np.ndarray:
-    """Whether a straight line leads from each point of the surface into the open: (N,) bool."""
+    """Whether each point of the surface is visible from outside: (N,) bool."""
     from embreex.mesh_construction import TriangleMesh  # not needed by training machines
     from embreex.rtcore_scene import EmbreeScene
 
@@ -94,7 +94,7 @@ def is_outer(mesh: RenderMesh, points_N3: np.ndarray) -> np.ndarray:
     geometry = TriangleMesh(
         scene, points_F33.reshape(-1, 3), np.arange(3 * len(points_F33), dtype=np.int32).reshape(-1, 3)
     )
-    assert geometry is not None  # the scene does not keep it alive
+    assert geometry is not None  # the variable keeps the geometry alive, because the scene does not
     step = OFF_SURFACE * float(np.ptp(mesh.bounds_23, axis=0).max())
     outer_N = np.zeros(len(points_N3), dtype=bool)
     for direction_3 in sphere_directions(NUM_DIRECTIONS).numpy():
@@ -108,12 +108,12 @@ def is_outer(mesh: RenderMesh, points_N3: np.ndarray) -> np.ndarray:
 
 
 def nearest_distances(made_N3: np.ndarray, true_N3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distance of each made point to the nearest true one, and of each true point to the nearest made one."""
+    """Return the distance of each measured point to the nearest true point, and the other way round."""
     return cKDTree(true_N3).query(made_N3)[0], cKDTree(made_N3).query(true_N3)[0]
 
 
 def chamfer_distance(made_N3: np.ndarray, true_N3: np.ndarray) -> float:
-    """The mean of both mean nearest distances, in the points' units."""
+    """Compute the Chamfer distance, the mean of both mean nearest distances, in the units of the points."""
     return float(np.mean([distances.mean() for distances in nearest_distances(made_N3, true_N3)]))
 
 
@@ -126,12 +126,12 @@ def surface_distance(
     seed: int = 0,
     outer: bool = False,
 ) -> SurfaceDistance:
-    """Compare a mesh with the true one, where they stand: nothing is moved, turned or scaled to fit.
+    """Compare a mesh with the true mesh, without alignment.
 
     Args:
-        num_points: samples of each surface.
-        thresholds: of the F-score, in sides of the true mesh's bounding cube.
-        outer: compare with what of the true mesh can be seen from outside.
+        num_points: number of samples of each surface.
+        thresholds: distances of the F-score, in units of the true mesh's bounding cube.
+        outer: use only the parts of the true mesh that are visible from outside.
 
     Raises:
         DataError: a mesh has no area.

@@ -1,4 +1,4 @@
-"""What an evaluation of image models leaves to read: figures, a table, curves and a contact sheet.
+"""Report on the quality of an image model: figures, a table, curves and a contact sheet.
 
 Letters: O objects, V views, C channels, H W pixels.
 """
@@ -24,14 +24,14 @@ SHEET_COLUMNS = 8
 def summary(
     scores: Mapping[str, ViewScores], object_ids: Sequence[str], given_by_run: Mapping[int, Sequence[int]]
 ) -> dict[str, Any]:
-    """The figures of all rows, over three sets of views, and what further given views gain.
+    """Compute the figures of all rows over three sets of views, and the gain from more given views.
 
-    `unseen` are the views that no run was given, so that runs with more given views are compared on equal terms;
-    `back` are those of them at most 45 degrees from the one opposite the input (9 to 15 of 24); `all` are all.
+    `unseen` has the views that are given in no run, so that all runs are compared on the same views. `back` has those
+    of them within 45 degrees of the view opposite the input (9 to 15 of 24). `all` has all views.
 
     Args:
-        scores: row's name -> scores of the O objects.
-        given_by_run: number of given views -> which.
+        scores: scores of the O objects, by the name of the row.
+        given_by_run: the given views, by their number.
     """
     num_views = scores[MODEL_ROW].psnr_OV.shape[1]
     unseen = [view for view in range(num_views) if not any(view in given for given in given_by_run.values())]
@@ -59,14 +59,14 @@ def summary(
 
 
 def gain(psnr_O: Tensor, other_O: Tensor) -> dict[str, float | None]:
-    """By how many dB one row is better than another: mean over the objects, and its standard error."""
+    """Compute by how many dB one row is better than another: mean over the objects, and its standard error."""
     gain_O = psnr_O - other_O
     error = gain_O.std().item() / len(gain_O) ** 0.5 if len(gain_O) > 1 else None
     return {"mean_db": gain_O.mean().item(), "standard_error_db": error}
 
 
 def quality_table(result: Mapping[str, Any]) -> str:
-    """The figures as text."""
+    """Format the figures as text."""
     width = max(len(name) for name in result["rows"]) + 2
     lines = []
     for which, title in (("unseen", "over the orbit"), ("back", "the back")):
@@ -85,7 +85,7 @@ def quality_table(result: Mapping[str, Any]) -> str:
 
 
 def plot_curves(path: Path, result: Mapping[str, Any], *, azimuths_deg: Sequence[float]) -> None:
-    """Each metric by azimuth from the input, one line a row."""
+    """Plot each metric over the azimuth relative to the input, with one line per row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -101,7 +101,7 @@ def plot_curves(path: Path, result: Mapping[str, Any], *, azimuths_deg: Sequence
             if metric.endswith("psnr"):
                 highest = max([highest, *(values[view] for view in result["views"]["unseen"])])
             axes.plot(*zip(*points, strict=True), marker=".", label=name)
-        if highest:  # the given view itself may be exact, far above all others
+        if highest:  # the given view may be exact, with a much higher PSNR than all others
             axes.set_ylim(top=highest + 2)
         unit = ", dB" if metric.endswith("psnr") else ""
         axes.set(title=HEADINGS[metric] + unit, xlabel="azimuth from the input, degrees")
@@ -113,14 +113,14 @@ def plot_curves(path: Path, result: Mapping[str, Any], *, azimuths_deg: Sequence
 
 
 def spread_by_psnr(result: Mapping[str, Any], *, count: int) -> list[int]:
-    """Objects evenly spaced from the worst to the best of the model."""
+    """Select objects that are evenly spaced in the order from lowest to highest PSNR of the model."""
     order = sorted(range(result["num_objects"]), key=lambda index: result["psnr_by_object"][index][MODEL_ROW])
     count = min(count, len(order))
     return [order[round(place * (len(order) - 1) / max(1, count - 1))] for place in range(count)]
 
 
 def quality_sheet(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Three rows an object: truth, result and one minus their absolute difference; views evenly around the orbit.
+    """Make a sheet with three rows per object: true views, result, and 1 minus their absolute difference.
 
     Args:
         pairs: (true_VCHW, views_VCHW) in [0, 1].
@@ -149,7 +149,7 @@ def _gained(better: Mapping[str, float | None]) -> str:
 
 
 def _ranges(views: Sequence[int]) -> str:
-    """[1, 2, 3, 5] as "(1-3, 5)"."""
+    """Format [1, 2, 3, 5] as "(1-3, 5)"."""
     groups: list[list[int]] = []
     for view in views:
         if groups and view == groups[-1][-1] + 1:

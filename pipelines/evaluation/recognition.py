@@ -1,4 +1,6 @@
-"""How often the kind and colour that a prompt names are recognised in views, by a classifier nothing was trained with.
+"""Measure how often a classifier recognises the kind and colour of the prompt in views.
+
+The classifier is not used in the training of any generator.
 
 Letters: N objects, V views, C channels, H W pixels, K names.
 """
@@ -31,7 +33,7 @@ ATTRIBUTES = ("kind", "color")
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
-    """Which name won for each object, as indices: N of kinds and N of colours."""
+    """Recognised kind and colour of each object: N indices of kinds and N indices of colours."""
 
     kind: Tensor
     color: Tensor
@@ -39,10 +41,10 @@ class Recognition:
 
 @torch.no_grad()
 def recognise(classifier: ViewClassifier, orbits: Iterable[Tensor]) -> Recognition:
-    """Name each orbit by its mean logits over the views.
+    """Classify each orbit by its mean logits over the views.
 
     Args:
-        orbits: views_VCHW in [0, 1], one for each object, on any device.
+        orbits: views_VCHW in [0, 1] of each object, on any device.
     """
     device = next(classifier.parameters()).device
     logits = [classifier(views_VCHW.to(device)) for views_VCHW in orbits]
@@ -53,28 +55,28 @@ def recognise(classifier: ViewClassifier, orbits: Iterable[Tensor]) -> Recogniti
 
 
 def labels_of(classifier: ViewClassifier, records: Sequence[dict[str, Any]]) -> Recognition:
-    """What is true, in the classifier's numbers.
+    """Return the true kinds and colours as the classifier's indices.
 
     Raises:
-        DataError: an object is of a kind or colour that the classifier does not know.
+        DataError: an object has a kind or colour that the classifier does not know.
     """
     known = {"kind": classifier.kinds, "color": classifier.colors}
     for record in records:
         for key, names in known.items():
             if record.get(key) not in names:
-                raise DataError(f"the classifier knows no {key} {record.get(key)!r}; train it on a set that has it")
+                raise DataError(f"the classifier does not know {key} {record.get(key)!r}; train it on data with it")
     return Recognition(
         **{key: torch.tensor([names.index(record[key]) for record in records]) for key, names in known.items()}
     )
 
 
 def hit_rate(found_N: Tensor, true_N: Tensor) -> float:
-    """Share of objects named right."""
+    """Compute the fraction of correctly recognised objects."""
     return (found_N == true_N).float().mean().item()
 
 
 def shuffled_rate(found_N: Tensor, true_N: Tensor) -> float:
-    """Share named right when each object is held against the prompt of another, over all pairs."""
+    """Compute the fraction of correct objects if each is compared with the prompts of the others, over all pairs."""
     right_NN = (found_N[:, None] == true_N[None]).float()
     right_NN.fill_diagonal_(0)
     return (right_NN.sum() / max(1, len(found_N) * (len(found_N) - 1))).item()
@@ -83,9 +85,9 @@ def shuffled_rate(found_N: Tensor, true_N: Tensor) -> float:
 def recognition_table(
     *, generated: Recognition, rendered: Recognition, true: Recognition
 ) -> dict[str, dict[str, float]]:
-    """For kind, colour and both: rate in generated views, in true renders (ceiling), against shuffled prompts (floor).
+    """Compute rates for kind, colour and both: in generated views, true renders (ceiling), shuffled prompts (floor).
 
-    `of_ceiling` is the rate in generated views as a share of the ceiling.
+    `of_ceiling` is the rate in generated views divided by the ceiling.
     """
     table = {}
     for name in (*ATTRIBUTES, "both"):
@@ -101,7 +103,7 @@ def recognition_table(
 
 
 def _column(value: Recognition, name: str) -> Tensor:
-    """Kind, colour, or the two as one number."""
+    """Return kind, colour, or both combined into one number."""
     if name != "both":
         return getattr(value, name)
     return value.kind * 1000 + value.color
@@ -109,12 +111,12 @@ def _column(value: Recognition, name: str) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """An object that training never saw.
+    """An object that is not in the training data.
 
     Attributes:
-        prompt: its caption, without the suffix.
-        attributes: what is true of it, at least kind and color.
-        number: its place in the data set.
+        prompt: the caption, without the suffix.
+        attributes: known attributes, at least kind and color.
+        number: index in the data set.
     """
 
     prompt: str
@@ -123,7 +125,7 @@ class HeldOut:
 
 
 def held_out_objects(dataset: OrbitData, attributes: list[dict[str, Any]], *, limit: int) -> list[HeldOut]:
-    """The first `limit` objects whose captions differ."""
+    """Return the first `limit` objects with different captions."""
     objects: dict[str, HeldOut] = {}
     for number, record in enumerate(attributes):
         prompt = dataset.prompt(number)
@@ -134,10 +136,10 @@ def held_out_objects(dataset: OrbitData, attributes: list[dict[str, Any]], *, li
 def evaluate_recognition(
     cfg: RunConfig, *, held_out: Path, runs: Path | None, classifier: str, num_objects: int, out: Path
 ) -> dict[str, Any]:
-    """Sample where needed, measure, write recognition.json; returns its content.
+    """Sample if necessary, measure, and write recognition.json; returns its content.
 
     Args:
-        runs: measure the samples in this folder instead of sampling.
+        runs: folder of existing samples; None: sample now.
 
     Raises:
         ConfigError, DataError: a setting or a folder does not fit.
@@ -163,7 +165,7 @@ def evaluate_recognition(
     }
     objects = [one for one in objects if one.prompt in samples]
     if not objects:
-        raise DataError(f"--runs {runs}: no sample is of a prompt of {held_out}; leave --runs out to sample them")
+        raise DataError(f"--runs {runs}: no sample has a prompt of {held_out}; leave --runs out to sample them")
     true = labels_of(network, [one.attributes for one in objects])
     rendered = recognise(network, (dataset[one.number]["views_VCHW"] for one in objects))
     found = {}
@@ -185,7 +187,7 @@ def evaluate_recognition(
 
 
 def recognition_text(result: dict[str, Any]) -> str:
-    """The figures as a table."""
+    """Format the figures as a table."""
     lines = [
         f"{result['num_prompts']} held-out prompts",
         f"{'':8}{'generated':>11}{'ceiling':>9}{'floor':>8}{'of ceiling':>12}",

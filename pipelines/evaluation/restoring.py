@@ -1,4 +1,4 @@
-"""How well an autoencoder restores views, measured object by object.
+"""Measure how well an autoencoder restores the views of each object.
 
 Letters: O objects, V views, C channels, H W pixels.
 """
@@ -26,13 +26,13 @@ FIGURES = ("psnr", "psnr_of_views", "masked_psnr", "ssim")
 
 @dataclass(frozen=True, kw_only=True)
 class Restored:
-    """What came out for O objects.
+    """The results of O objects.
 
     Attributes:
-        folders: where each object lies.
-        attributes: what is known of each object.
-        scores: of all views of each object, O = 1.
-        color_shift_O: distance, of 255, of the mean colour over the object's pixels, a mean over views and channels.
+        folders: folder of each object.
+        attributes: known attributes of each object.
+        scores: scores of all views of each object, with O = 1.
+        color_shift_O: error of the mean colour over the object's pixels, from 0 to 255, a mean over views and channels.
         first_pairs: view 0 of each object, true and restored, (3, H, W).
     """
 
@@ -43,7 +43,7 @@ class Restored:
     first_pairs: list[tuple[Tensor, Tensor]]
 
     def rows(self, *, by: str = "") -> dict[str, dict[str, float]]:
-        """Figures of each folder, and of its objects with each value of the attribute `by`."""
+        """Compute the figures of each folder, and of its objects with each value of the attribute `by`."""
         places: dict[str, list[int]] = {}
         for index, (folder, attributes) in enumerate(zip(self.folders, self.attributes, strict=True)):
             places.setdefault(folder, []).append(index)
@@ -63,13 +63,13 @@ def measure_restoring(cfg: RunConfig, folders: Sequence[Path]) -> Restored:
     """Encode and decode every view of packed orbits, in float32.
 
     Args:
-        cfg: `auto_encoder` with its weights; `vid_dataset` says size, number of views and background.
+        cfg: `auto_encoder` with its weights, `resolution`, `cameras.num_views`, and `vid_dataset` with the background.
 
     Raises:
-        ConfigError, DataError: no weights are named, or a folder does not fit.
+        ConfigError, DataError: the weights are not set, or a folder does not fit.
     """
     if not cfg.auto_encoder.pretrained:
-        raise ConfigError("auto_encoder.pretrained is empty; give the weights that are to be measured")
+        raise ConfigError("auto_encoder.pretrained is empty; set it to the weights to measure")
     device = pick_device(cfg.device)
     autoencoder = cfg.auto_encoder.build().to(device).eval()
     found = Restored(folders=[], attributes=[], scores=[], color_shift_O=[], first_pairs=[])
@@ -98,13 +98,13 @@ def measure_restoring(cfg: RunConfig, folders: Sequence[Path]) -> Restored:
 
 
 def _restored(autoencoder: AutoencoderKL, views_VCHW: Tensor, *, chunk: int) -> Tensor:
-    """Views as a perfect generator would show them: those of the posterior's mean."""
+    """Decode the posterior's mean, which is the result of a perfect generator."""
     mean_BCVHW, _ = autoencoder.view_posteriors(views_VCHW[None], chunk=chunk)
     return autoencoder.decode_views(mean_BCVHW, chunk=chunk)[0]
 
 
 def color_shift(views_VCHW: Tensor, true_VCHW: Tensor, masks_V1HW: Tensor) -> float:
-    """Error, of 255, of the mean colour over the object's pixels: a mean over channels and the views that show it."""
+    """Compute the error of the mean colour over the object's pixels, from 0 to 255: a mean over channels and views."""
     solid_V1HW = (masks_V1HW > 0.5).float()
     pixels_V1 = solid_V1HW.sum(dim=(1, 2, 3))[:, None]
     shift_VC = ((views_VCHW - true_VCHW) * solid_V1HW).sum(dim=(2, 3)) / pixels_V1.clamp_min(1)
@@ -113,7 +113,7 @@ def color_shift(views_VCHW: Tensor, true_VCHW: Tensor, masks_V1HW: Tensor) -> fl
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """Figures as text."""
+    """Format the figures as text."""
     width = max(map(len, rows), default=0)
     head = f"{'':{width}} objects   PSNR  of views  near object   SSIM  colour shift"
     lines = [
@@ -125,7 +125,7 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 
 def restored_sheet(found: Restored, *, count: int) -> Tensor:
-    """View 0 of some objects, true above restored: (3, 2 H, count W)."""
+    """Make a sheet of view 0 of some objects, true above restored: (3, 2 H, count W)."""
     step = max(1, len(found.first_pairs) // count)
     pairs = found.first_pairs[::step][:count]
     return torch.cat([torch.cat(list(images), dim=2) for images in zip(*pairs, strict=True)], dim=1)

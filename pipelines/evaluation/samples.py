@@ -1,4 +1,4 @@
-"""Samples on disk: orbits made from true views, and what `inference.py` wrote.
+"""Samples on disk: sample orbits from true views, and read samples of `inference.py`.
 
 Letters: V views, C channels, H W pixels.
 """
@@ -33,19 +33,19 @@ log = logging.getLogger(__name__)
 
 
 def given_views(num_given: int, num_views: int) -> tuple[int, ...]:
-    """The views that a sample starts from: view 0 and others at even azimuths around the orbit.
+    """Return the given views of a sample: view 0 and others, evenly spaced around the orbit.
 
     Raises:
-        ConfigError: the orbit's views cannot be divided so.
+        ConfigError: this number does not divide the number of views.
     """
     if num_given < 1 or num_views % num_given or num_given == num_views:
-        raise ConfigError(f"--known {num_given}: must divide the {num_views} views of the orbit and be fewer")
+        raise ConfigError(f"--known {num_given} is not valid; use a divisor of the {num_views} views of the orbit")
     return tuple(range(0, num_views, num_views // num_given))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Wanted:
-    """A sample that is not there yet."""
+    """A missing sample."""
 
     orbit: TrueOrbit
     job: Job
@@ -56,15 +56,16 @@ def sample_orbits(
 ) -> list[Path]:
     """Sample the orbit of each object from some of its true views, with the object's own cameras.
 
-    Samples that were made with the same settings, from the same views, are kept.
+    Existing samples with the same settings and the same views are kept.
 
     Args:
-        given: places in the orbit, 0 among them: view 0 is the input, the others are held
-        (`pipelines.sampling.known_views`). out: gets a folder a sample: `views/`, `transforms.json` and `result.json`.
-        seed: of the noise, the same for every object.
+        given: indices of the given views, including 0. View 0 is the input, the others are known views (see
+            `pipelines.sampling.known_views`).
+        out: output folder, with one folder per sample: `views/`, `transforms.json` and `result.json`.
+        seed: seed of the noise, the same for every object.
 
     Returns:
-        One folder an object.
+        One folder per object.
     """
     settings = sample_settings(pipeline.cfg)
     folders, missing = [], []
@@ -90,10 +91,10 @@ def sample_orbits(
 
 
 def write_sample(folder: Path, results: dict[str, Tensor], *, orbit: TrueOrbit, record: dict[str, Any]) -> None:
-    """Write views and cameras as a folder, whole or not at all.
+    """Write a folder with views and cameras, completely or not at all.
 
     Args:
-        results: name of the folder, `views` or one that begins so -> (V, 3, H, W) in [0, 1].
+        results: views (V, 3, H, W) in [0, 1], by the name of their folder, which starts with `views`.
     """
     with atomic_folder(folder) as part:
         for name, views_VCHW in results.items():
@@ -105,14 +106,14 @@ def write_sample(folder: Path, results: dict[str, Tensor], *, orbit: TrueOrbit, 
 
 
 def read_views(folder: Path) -> Tensor:
-    """The pictures of a folder in the order of their names: (V, 3, H, W) in [0, 1].
+    """Read the images of a folder in the order of their names: (V, 3, H, W) in [0, 1].
 
     Raises:
-        DataError: there are none, they differ in size, or one cannot be read.
+        DataError: there are none, their sizes differ, or one cannot be read.
     """
     files = sorted(folder.glob("*.png"))
     if not files:
-        raise DataError(f"{folder} holds no pictures; sample again")
+        raise DataError(f"{folder} contains no images; sample again")
     try:
         views = [np.asarray(Image.open(file).convert("RGB"), dtype=np.float32) / 255 for file in files]
         return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
@@ -121,37 +122,37 @@ def read_views(folder: Path) -> Tensor:
 
 
 def views_folders(sample: Path) -> list[str]:
-    """Which results a sample has: `views`, and others whose names begin so, such as `views_gs`."""
+    """List the folders of results in a sample: `views`, and others that start with this, such as `views_gs`."""
     return sorted(path.name for path in sample.glob("views*") if path.is_dir())
 
 
 def sample_folders(runs: Path) -> list[Path]:
-    """The samples in a folder that inference.py or evaluate.py wrote.
+    """List the samples in a folder that inference.py or evaluate.py wrote.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no samples.
     """
     folders = sorted(path.parent for path in runs.glob(f"*/{RESULT_FILE}"))
     if not folders:
-        raise DataError(f"--runs {runs}: holds no samples; give the log_dir of a run of inference.py")
+        raise DataError(f"--runs {runs}: contains no samples; use the log_dir of a run of inference.py")
     return folders
 
 
 def read_cameras(sample: Path) -> tuple[Tensor, float]:
-    """c2w_V44 and the field of view in degrees of a sample.
+    """Read c2w_V44 and the field of view in degrees of a sample.
 
     Raises:
-        DataError: result.json lacks them.
+        DataError: they are missing in result.json.
     """
     result = read_json(sample / RESULT_FILE, option="--runs")
     try:
         return torch.tensor(result["c2w"], dtype=torch.float32).reshape(-1, 4, 4), float(result["fov_deg"])
     except (KeyError, TypeError, ValueError, RuntimeError) as err:
-        raise DataError(f"{sample / RESULT_FILE}: holds no cameras ({err}); sample again") from err
+        raise DataError(f"{sample / RESULT_FILE}: contains no cameras ({err}); sample again") from err
 
 
 def _job_of(orbit: TrueOrbit, index: int, *, given: Sequence[int], out: Path, seed: int) -> Job:
-    """Where the sample of an object goes, and what it is made from."""
+    """Make the job for an object, with its output folder and its input."""
     start_from = orbit.views_VCHW[list(given)].numpy().tobytes() + orbit.c2w_V44.numpy().tobytes()
     record = {
         "object": orbit.object_id,
@@ -165,7 +166,7 @@ def _job_of(orbit: TrueOrbit, index: int, *, given: Sequence[int], out: Path, se
 
 
 def _batches(wanted: Iterator[_Wanted], batch_size: int) -> Iterator[list[_Wanted]]:
-    """Neighbours that share their cameras, at most `batch_size` at once: a call of the pipeline has one orbit."""
+    """Yield batches of consecutive samples with equal cameras, because a call has one set of cameras."""
     batch: list[_Wanted] = []
     for one in wanted:
         if batch and (len(batch) == batch_size or not torch.equal(one.orbit.c2w_V44, batch[0].orbit.c2w_V44)):
@@ -177,7 +178,7 @@ def _batches(wanted: Iterator[_Wanted], batch_size: int) -> Iterator[list[_Wante
 
 
 def _sample(pipeline: ViewsPipeline, batch: list[_Wanted], *, given: Sequence[int], on_step: Any) -> dict[str, Tensor]:
-    """Results of a batch by the name of their folder: (B, V, 3, H, W) each."""
+    """Sample a batch; returns results (B, V, 3, H, W) by the name of their folder."""
     held = {view: [one.orbit.views_VCHW[view] for one in batch] for view in given if view > 0}
     orbits = pipeline(
         [one.orbit.views_VCHW[0] for one in batch],

@@ -1,4 +1,4 @@
-"""Settings side by side, with the same seeds on the same prompts or objects: how good views are, and how consistent.
+"""Compare settings with the same seeds and the same prompts or objects: quality and consistency of views.
 
 Letters: O objects.
 """
@@ -35,21 +35,21 @@ HEADINGS = {
     "refit": "refit", "gain": "over plain", "error": "s.e.", "self": "self", "chamfer": "Chamfer",
 }  # fmt: skip
 SHARES = ("kind", "color")
-REFINING = {"reconstruction", "results", "assets"}  # sections that plain samples do not depend on
+REFINING = {"reconstruction", "results", "assets"}  # settings that do not change plain samples
 PLACES = {"ssim": 4, "chamfer": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SettingsOptions:
-    """What to measure.
+    """Options of the measurement.
 
     Attributes:
-        held_out: folder of objects that training never saw.
-        classifier: weights that name kind and colour, for text models.
-        num_objects: of each setting at most.
-        fit: how Gaussians are fitted.
-        batch_size: objects that are fitted at once.
-        out: where samples and results go.
+        held_out: folder of objects that are not in the training data.
+        classifier: weights of the classifier of kind and colour, for text models.
+        num_objects: maximum number of objects per setting.
+        fit: options of the fit.
+        batch_size: number of objects that are fitted at once.
+        out: output folder of samples and results.
     """
 
     held_out: Path
@@ -61,10 +61,10 @@ class SettingsOptions:
 
 
 def evaluate_settings(cfgs: Mapping[str, RunConfig], options: SettingsOptions) -> dict[str, Any]:
-    """Sample and measure under each setting, in the order given; settings.json is whole after each of them.
+    """Sample and measure with each setting in order; settings.json is written after each of them.
 
     Args:
-        cfgs: setting, as it was given -> the configuration with it; at least one.
+        cfgs: configurations by the text of their setting; at least one.
 
     Raises:
         ConfigError, DataError: a setting or a folder does not fit.
@@ -86,7 +86,7 @@ def evaluate_settings(cfgs: Mapping[str, RunConfig], options: SettingsOptions) -
                 num_objects=options.num_objects,
                 fit=options.fit,
                 batch_size=options.batch_size,
-                out=out,  # one folder, so that true and mixed views are fitted once
+                out=out,  # the same folder for all settings, so that true and mixed views are fitted only once
             ),
         )
         rows = consistency["rows"]
@@ -107,13 +107,13 @@ def evaluate_settings(cfgs: Mapping[str, RunConfig], options: SettingsOptions) -
 
 
 def without_refining(cfg: RunConfig) -> str:
-    """All that decides about plain samples, as one string: settings that share it have the same plain samples."""
+    """Return the settings that change plain samples as a string; plain samples are equal if this string is equal."""
     settings = sample_settings(cfg)
     return json.dumps({name: value for name, value in settings.items() if name not in REFINING}, sort_keys=True)
 
 
 def figures_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One row of consistency.json in the names of this table."""
+    """Convert one row of consistency.json to the names in this table."""
     return {
         "num_objects": row["num_objects"],
         "refit": row["held_out"]["psnr"],
@@ -126,7 +126,7 @@ def figures_of(row: Mapping[str, Any]) -> dict[str, Any]:
 def _recognition(
     cfg: RunConfig, options: SettingsOptions, folder: Path
 ) -> tuple[Path, dict[str, dict[str, float | None]]]:
-    """The folder of samples, and shares of kinds and colours recognised in each result."""
+    """Return the folder of samples, and the fractions of recognised kinds and colours in each kind of result."""
     result = evaluate_recognition(
         cfg,
         held_out=options.held_out,
@@ -144,7 +144,7 @@ def _recognition(
 def _quality_of_images(
     cfg: RunConfig, options: SettingsOptions, folder: Path
 ) -> tuple[Path, dict[str, dict[str, float | None]]]:
-    """The folder of samples, and PSNR and SSIM of each result against the true views."""
+    """Return the folder of samples, and PSNR and SSIM of each kind of result against the true views."""
     result = evaluate_quality(
         cfg,
         QualityOptions(
@@ -165,7 +165,7 @@ def _quality_of_images(
 
 
 def settings_table(result: Mapping[str, Any]) -> str:
-    """The figures as text; columns that no row has are left out."""
+    """Format the figures as text; empty columns are left out."""
     rows: list[tuple[str, str, Mapping[str, Any]]] = []
     for one in result["settings"]:
         rows += [(one["setting"] or "as configured", name, row) for name, row in one["results"].items()]
@@ -186,11 +186,11 @@ def _cell(value: float | None, name: str) -> str:
 
 
 def settings_of(texts: Sequence[str]) -> list[str]:
-    """The settings asked for, each once.
+    """Return the given settings without duplicates.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no setting.
     """
     if not texts:
-        raise ConfigError('--measure settings needs --set "OVERRIDES" at least once; --set "" is the configuration')
+        raise ConfigError('--measure settings needs at least one --set "OVERRIDES"; --set "" is the configuration')
     return list(dict.fromkeys(texts))

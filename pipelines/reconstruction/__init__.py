@@ -1,1 +1,1 @@
-"""From views to 3D Gaussians."""
+"""Reconstruction: from views to 3D Gaussians."""

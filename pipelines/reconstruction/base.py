@@ -1,9 +1,10 @@
-"""What sampling and evaluation ask of a reconstruction: from the views of an orbit to 3D Gaussians.
+"""The interface of a reconstruction, which turns the views of an orbit into 3D Gaussians.
 
 A reconstruction is a subclass of `Reconstructor` with a nested `Config`, a subclass of `Reconstructor.Config`,
-registered in `RECONSTRUCTORS`. It must have `world_gaussians`; everything else has a default, 3D-aware sampling too.
+registered in `RECONSTRUCTORS`. It must have `world_gaussians`. Everything else has a default, including 3D-aware
+sampling.
 
-Letters: B batch, V views of an orbit, I of them that the reconstruction sees, C channels, H W pixels or latent pixels.
+Letters: B batch, V views of an orbit, I input views of the reconstruction, C channels, H W pixels or latent pixels.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ class ReconstructorConfig:
     """Options of every reconstruction. A subclass adds its own as fields.
 
     Attributes:
-        pretrained: weights of the network, where it has one.
+        pretrained: weights of the network, if the reconstruction has one.
         refine_at: fractions of the denoising steps at which x0 is refined; published: steps 20, 30 and 40 of 50.
-        guidance: `after` refines both branches and then mixes them, as published; `before` mixes them and refines once,
-            at half the cost.
-        render_size: pixels of a render's side.
-        resize: how renders come to the size of the views: `nearest` as published, or `area`, their means.
-        background: grey behind renders.
+        guidance: `after` refines both guidance branches and then mixes them, as published; `before` mixes them and
+            refines once, at half the cost.
+        render_size: height and width of a render in pixels.
+        resize: how renders are resized to the views: `nearest` as published, or `area` (mean over pixels).
+        background: grey value behind the renders, in [0, 1].
         fov_deg: field of view of the views; null: that of the data.
     """
 
@@ -59,29 +60,29 @@ class ReconstructorConfig:
             raise ConfigError(f"refine_at must lie in [0, 1), got {list(self.refine_at)}")
         if self.render_size < 8 or not 0 <= self.background <= 1:
             raise ConfigError(
-                f"render_size must be >= 8 and background lie in [0, 1], got {self.render_size}, {self.background}"
+                f"render_size must be >= 8 and background in [0, 1], got {self.render_size} and {self.background}"
             )
         if self.fov_deg is not None and not 0 < self.fov_deg < 180:
             raise ConfigError(f"fov_deg must lie in (0, 180), got {self.fov_deg}")
 
     @property
     def fov(self) -> float:
-        """Field of view in degrees."""
+        """Field of view in degrees, with the default applied."""
         return DATA_FOV_DEG if self.fov_deg is None else self.fov_deg
 
     @property
     def names_views(self) -> bool:
-        """Whether the user chose the views that are seen; a run then stops where they do not fit."""
+        """Whether the user chose the input views; if so, a run stops when they do not fit."""
         return False
 
     def views_of(self, num_views: int) -> list[int]:
-        """Which views of an orbit are seen; who sees fewer than all also has its own `Reconstructor.redrawn`."""
+        """List the input views; a subclass with fewer than all views must also override `Reconstructor.redrawn`."""
         return list(range(num_views))
 
     def obstacle(self, *, num_views: int, resolution: tuple[int, int]) -> str | None:
-        """Why orbits of so many views of that width and height cannot be reconstructed; None when they can.
+        """Return why orbits with these sizes cannot be reconstructed, or None when they can.
 
-        Renders are square, so views must be.
+        Views must be square, because renders are square.
         """
         width, height = resolution
         return None if width == height else f"resolution={[width, height]}, but a reconstruction needs square views"
@@ -89,14 +90,14 @@ class ReconstructorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Workshop:
-    """What a reconstruction works with.
+    """Objects and settings that a reconstruction needs at run time.
 
     Attributes:
-        autoencoder: of the latents, on the device or brought there.
-        placement: brings networks to the device.
-        rasterizer: draws Gaussians, see models.gaussians.rendering.
-        decode_chunk: images that are decoded, or rendered, at once.
-        encode_chunk: images that are encoded at once.
+        autoencoder: encodes views and decodes latents; None where no latents are used.
+        placement: moves networks to the device.
+        rasterizer: see models.gaussians.rendering.
+        decode_chunk: number of images to decode or render at once.
+        encode_chunk: number of images to encode at once.
     """
 
     autoencoder: AutoencoderKL | None
@@ -107,12 +108,12 @@ class Workshop:
 
 
 class Reconstructor(ABC):
-    """Turns views into objects, and objects into views that agree with each other.
+    """Reconstruct objects from views, and render consistent views of these objects.
 
     Args:
         config: the options.
-        network: what `load_network` returned.
-        workshop: what it works with.
+        network: the result of `load_network`.
+        workshop: objects and settings at run time.
     """
 
     Config = ReconstructorConfig
@@ -122,28 +123,28 @@ class Reconstructor(ABC):
 
     @abstractmethod
     def world_gaussians(self, views_BVCHW: Tensor, c2w_V44: Tensor) -> Gaussians:
-        """B objects in the world of utils.cameras.
+        """Reconstruct B objects in the world frame of utils.cameras.
 
         Args:
-            views_BVCHW: whole orbits, RGB in [0, 1].
-            c2w_V44: their cameras.
+            views_BVCHW: all views of each orbit, RGB in [0, 1].
+            c2w_V44: the cameras of the views.
         """
 
     @classmethod
     def build_network(cls, config: ReconstructorConfig) -> nn.Module:
-        """The network with random weights; an empty one where there is none."""
+        """Build the network with random weights, or an empty module for a reconstruction without a network."""
         return nn.Module()
 
     @classmethod
     def load_network(cls, config: ReconstructorConfig, *, test_model: str, needed: bool) -> nn.Module | None:
-        """The network with its weights, on the CPU; None where there are no weights, which the log says.
+        """Load the network with its weights on the CPU; without weights, log this and return None.
 
         Args:
-            test_model: the generator's weight file, which may hold this network too.
-            needed: the run cannot go on without it.
+            test_model: the generator's weight file, which may also contain this network.
+            needed: whether the run needs the network.
 
         Raises:
-            DataError: the weights do not fit, or are missing and needed.
+            DataError: the weights do not fit, or they are needed but missing.
         """
         network = cls.build_network(config)
         if config.pretrained:
@@ -151,21 +152,21 @@ class Reconstructor(ABC):
         return network.requires_grad_(False).eval()
 
     def parts_to_compile(self) -> list[nn.Module]:
-        """Modules of which each is worth compiling by itself."""
+        """List the modules to compile separately."""
         return []
 
     @torch.no_grad()
     def redrawn(self, views_BICHW: Tensor, c2w_V44: Tensor) -> Tensor:
-        """All views of the objects that some of the views show: (B, V, 3, H, W) in [0, 1].
+        """Reconstruct the objects from the input views and render all views: (B, V, 3, H, W) in [0, 1].
 
         Args:
-            views_BICHW: those that `config.views_of` names.
-            c2w_V44: cameras of the whole orbit.
+            views_BICHW: the views in `config.views_of`.
+            c2w_V44: the cameras of all views of the orbit.
         """
         return self.renders(self.world_gaussians(views_BICHW, c2w_V44), c2w_V44, size=views_BICHW.shape[-1])
 
     def renders(self, gaussians: Gaussians, c2w_V44: Tensor, *, size: int) -> Tensor:
-        """The objects from every camera: (B, V, 3, size, size) in [0, 1].
+        """Render the objects from every camera: (B, V, 3, size, size) in [0, 1].
 
         Args:
             gaussians: B scenes in the frame of the cameras.
@@ -187,29 +188,29 @@ class Reconstructor(ABC):
         return torch.cat(parts, dim=1)
 
     def refiner(self, c2w_V44: Tensor, generators: Sequence[torch.Generator]) -> OrbitRefiner:
-        """For one call of the sampler.
+        """Make the refiner for one call of the sampler.
 
         Args:
-            c2w_V44: cameras of the views that are sampled.
-            generators: one a sample; they draw the encoder's noise where its posterior is sampled.
+            c2w_V44: cameras of the sampled views.
+            generators: one per sample, for the noise of the encoder if its posterior is sampled.
         """
         return OrbitRefiner(reconstructor=self, c2w_V44=c2w_V44, generators=list(generators))
 
     def refine_steps(self, num_steps: int) -> set[int]:
-        """Indices of the steps at which to refine: the same fractions of the way for any number of steps."""
+        """Return the indices of the steps with refinement: the same fractions for any number of steps."""
         return {int(fraction * num_steps + 1e-6) for fraction in self.config.refine_at}
 
 
 @dataclass(kw_only=True)
 class OrbitRefiner:
-    """Decode x0, reconstruct, render, encode: another x0, whose views show one object (arXiv:2403.12010, section 3.3).
+    """Decode x0, reconstruct, render and encode: a new x0 whose views show one object (arXiv:2403.12010, section 3.3).
 
-    This is the `Refiner` of pipelines.sampling.guidance.
+    It implements the `Refiner` of pipelines.sampling.guidance.
 
     Attributes:
-        reconstructor: makes and draws the objects.
+        reconstructor: reconstructs and renders the objects.
         c2w_V44: cameras of the call.
-        generators: of its samples.
+        generators: one per sample.
     """
 
     reconstructor: Reconstructor
@@ -218,7 +219,7 @@ class OrbitRefiner:
 
     @property
     def after_guidance(self) -> bool:
-        """Guidance `before` the reconstruction leaves one x0 to refine."""
+        """Whether guidance comes first (`guidance=before`), so that there is only one x0 to refine."""
         return self.reconstructor.config.guidance == "before"
 
     def steps(self, num_steps: int) -> set[int]:
@@ -241,7 +242,7 @@ class OrbitRefiner:
 
 
 def resized(views_BVCHW: Tensor, size: int, *, mode: str) -> Tensor:
-    """Square views at another size; unchanged when they have it."""
+    """Resize square views; they are returned unchanged when they already have this size."""
     if views_BVCHW.shape[-1] == size:
         return views_BVCHW
     return functional.interpolate(views_BVCHW.flatten(0, 1), size=(size, size), mode=mode).unflatten(

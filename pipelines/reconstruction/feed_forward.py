@@ -1,6 +1,6 @@
-"""The Gaussian head (LGM): some views of an orbit to 3D Gaussians in one pass.
+"""The Gaussian head (LGM), which turns some views of an orbit into 3D Gaussians in one forward pass.
 
-Letters: B batch, V views of an orbit, I of them the head's input, C channels, H W pixels or latent pixels.
+Letters: B batch, V views of an orbit, I input views of the head, C channels, H W pixels or latent pixels.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class GaussianReconstruction(Reconstructor):
         """
         Attributes:
             head: sizes of the Gaussian head, see models.gaussians.lgm.
-            pretrained: its weights; null takes those that `test_model` holds under `lgm_big.`.
-            input_views: which views it sees; empty: evenly spaced, beginning with view 0.
-            fov_deg: field of view that the head was trained with; null: that of the data.
+            pretrained: weights of the head; null: the weights with the prefix `lgm_big.` in `test_model`.
+            input_views: the input views of the head; empty: evenly spaced, starting at view 0.
+            fov_deg: field of view with which the head was trained; null: that of the data.
             published_sampling_axes: see utils.cameras.head_cameras.
         """
 
@@ -48,11 +48,13 @@ class GaussianReconstruction(Reconstructor):
             super().__post_init__()
             wanted = self.head_config.num_input_views
             if self.input_views and len(self.input_views) != wanted:
-                raise ConfigError(f"input_views={list(self.input_views)}, but the head takes {wanted} views")
+                raise ConfigError(
+                    f"input_views={list(self.input_views)}, but the head takes {wanted} views; list as many"
+                )
 
         @cached_property
         def head_section(self) -> Section:
-            """The head as a checked section."""
+            """The checked section of the head."""
             return MODEL.section({"type": "LGM", **self.head}, where="reconstruction.head")
 
         @property
@@ -77,8 +79,8 @@ class GaussianReconstruction(Reconstructor):
             if not self.input_views:
                 return f"{num_views} views are sampled, but the Gaussian head needs {wanted} evenly spaced views"
             return (
-                f"reconstruction.input_views={views}, but {num_views} views are sampled: the Gaussian head needs "
-                f"{wanted} different ones from 0 to {num_views - 1}"
+                f"reconstruction.input_views={views}, but {num_views} views are sampled, and the Gaussian head needs "
+                f"{wanted} different views from 0 to {num_views - 1}"
             )
 
     @classmethod
@@ -93,10 +95,10 @@ class GaussianReconstruction(Reconstructor):
             if not read_weights(path, option=option).head:
                 if needed:
                     raise DataError(
-                        f"test_model={path} holds no Gaussian head (lgm_big.*), which refine=true needs; name its own "
-                        "file with reconstruction.pretrained, or set refine=false"
+                        f"test_model={path} contains no Gaussian head (lgm_big.*), but refine=true needs one; set "
+                        "reconstruction.pretrained to its weight file, or set refine=false"
                     )
-                log.info("no Gaussians: test_model holds no head, and reconstruction.pretrained names none")
+                log.info("no Gaussians: test_model contains no head, and reconstruction.pretrained is not set")
                 return None
         with torch.device("meta"):  # without drawing random weights first
             head = cls.build_network(config)
@@ -107,22 +109,22 @@ class GaussianReconstruction(Reconstructor):
         return self.network.parts_to_compile()
 
     def world_gaussians(self, views_BVCHW: Tensor, c2w_V44: Tensor) -> Gaussians:
-        """Described by true rotations, for files and viewers."""
+        """Reconstruct objects in the world frame, with true rotations as files and viewers need them."""
         placement = self.workshop.placement
         placement.bring(self.network)
         return self.gaussians(views_BVCHW.to(placement.device), c2w_V44).moved(head_to_world(c2w_V44))
 
     def gaussians(self, views_BVCHW: Tensor, c2w_V44: Tensor) -> Gaussians:
-        """Objects in the head's frame; gradients pass.
+        """Reconstruct objects in the head's frame, with gradients.
 
         Args:
-            views_BVCHW: whole orbits in [0, 1], on the head's device.
-            c2w_V44: their cameras.
+            views_BVCHW: all views of each orbit in [0, 1], on the head's device.
+            c2w_V44: the cameras of the views.
         """
         return self.from_inputs(views_BVCHW[:, self.config.views_of(views_BVCHW.shape[1])], c2w_V44)
 
     def from_inputs(self, views_BICHW: Tensor, c2w_V44: Tensor) -> Gaussians:
-        """The same from the input views alone; the cameras are those of the whole orbit."""
+        """Reconstruct from the input views only; the cameras are those of all views of the orbit."""
         inputs = self.config.views_of(len(c2w_V44))
         poses_I44 = self.poses(c2w_V44)[inputs].to(views_BICHW.device)
         poses_BI44 = poses_I44.expand(len(views_BICHW), -1, -1, -1)
@@ -130,22 +132,22 @@ class GaussianReconstruction(Reconstructor):
             return self.network(head_input(views_BICHW.float(), poses_BI44, fov_deg=self.config.fov))
 
     def poses(self, c2w_V44: Tensor) -> Tensor:
-        """Cameras in the head's frame: camera to world with OpenGL axes."""
+        """Convert cameras to the head's frame: camera to world with OpenGL axes."""
         return head_cameras(
             c2w_V44, fov_deg=self.config.fov, published_sampling_axes=self.config.published_sampling_axes
         ).poses_V44
 
     def views(self, gaussians: Gaussians, c2w_V44: Tensor, *, size: int) -> Tensor:
-        """Renders of objects in the head's frame from every camera of the world: (B, V, 3, size, size) in [0, 1]."""
+        """Render objects in the head's frame from cameras in the world frame: (B, V, 3, size, size) in [0, 1]."""
         return self.renders(gaussians, opencv_to_opengl(self.poses(c2w_V44)), size=size)
 
     @torch.no_grad()
     def redrawn(self, views_BICHW: Tensor, c2w_V44: Tensor) -> Tensor:
-        """In the head's frame, without the way through the world."""
+        """Reconstruct and render in the head's frame, which avoids the conversion to the world frame."""
         return self.views(self.from_inputs(views_BICHW, c2w_V44), c2w_V44, size=views_BICHW.shape[-1])
 
     def _precision(self) -> Any:
-        """The head's layers run in the autoencoder's precision where that is lower; its weights stay as they are."""
+        """Return an autocast to the autoencoder's precision if that is lower; the head's weights do not change."""
         parameter = next(self.workshop.autoencoder.parameters())
         if parameter.dtype == torch.float32:
             return contextlib.nullcontext()

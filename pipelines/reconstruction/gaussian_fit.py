@@ -1,9 +1,9 @@
 """Fit a fixed number of 3D Gaussians to views with known cameras.
 
-A scene starts from points in the views' visual hull and is optimised by Adam on the difference of renders and views.
-Nothing is added or removed on the way, so that every scene has the same capacity and costs the same.
+A scene starts from points in the visual hull of the views. Adam then minimises the difference between renders and
+views. No Gaussians are added or removed, so that every scene has the same capacity and the same cost.
 
-Letters: B scenes, V views of each, K of them in a step, C channels, H W pixels, N Gaussians, M candidate points.
+Letters: B scenes, V views per scene, K views per step, C channels, H W pixels, N Gaussians, M candidate points.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from models.gaussians.scene import Gaussians
 from utils.cameras import intrinsics
 from utils.errors import ConfigError
 
-BALL_RADIUS = 0.87  # no object reaches farther from the origin
-FOREGROUND = 0.05  # difference to the background, in any channel, that counts as object
-CANDIDATES = 32  # points drawn for each Gaussian
-# Adam's steps at the start, by the size of each parameter: world units, logarithms and logits.
+BALL_RADIUS = 0.87  # all objects lie within this distance of the origin
+FOREGROUND = 0.05  # a pixel with a larger difference to the background, in any channel, shows the object
+CANDIDATES = 32  # candidate points per Gaussian
+# Initial learning rates of Adam, for parameters in world units, logarithms and logits.
 LEARNING_RATES = {"means": 3e-3, "log_scales": 2e-2, "quats": 2e-2, "opacity_logits": 5e-2, "color_logits": 3e-2}
-LAST_RATE = 0.05  # as a share of the first
+LAST_RATE = 0.05  # the final learning rate as a fraction of the initial one
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """How a scene is fitted.
+    """Options of a fit.
 
     Attributes:
         num_gaussians: N.
-        num_steps: of Adam.
-        views_per_step: K, at most the views there are.
-        seed: of the points and of the order of views.
+        num_steps: number of steps of Adam.
+        views_per_step: K; at most V views are used.
+        seed: seed for the candidate points and the order of views.
         rasterizer: see models.gaussians.rendering.
     """
 
@@ -55,13 +55,13 @@ class FitOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Shots:
-    """Views of B scenes and how they were taken.
+    """Views of B scenes with their cameras.
 
     Attributes:
-        views_BVCHW: in [0, 1].
+        views_BVCHW: images in [0, 1].
         c2w_BV44: cameras.
-        fov_deg: field of view, of all.
-        background: grey that the objects stand before.
+        fov_deg: field of view of all views.
+        background: grey value behind the objects.
     """
 
     views_BVCHW: Tensor
@@ -71,7 +71,7 @@ class Shots:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width; square."""
+        """Height and width, which are equal."""
         return tuple(self.views_BVCHW.shape[-2:])
 
 
@@ -84,17 +84,17 @@ def render_scenes(
     background: float,
     rasterizer: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Every scene from its own cameras: colours (B, V, 3, H, W) and alphas (B, V, 1, H, W)."""
+    """Render every scene from its own cameras: colours (B, V, 3, H, W) and alphas (B, V, 1, H, W)."""
     K_33 = intrinsics(fov_deg, size[1])
     drawn = render(gaussians, c2w_BV44, K_33, size=size, background=background, backend=rasterizer)
     return drawn.colors_BV3HW, drawn.alphas_BV1HW
 
 
 def fit(shots: Shots, options: FitOptions, *, on_step: Callable[[], object] | None = None) -> Gaussians:
-    """Gaussians that render as the views show; the scenes of a batch do not influence each other.
+    """Fit Gaussians to the views; the scenes of a batch do not influence each other.
 
     Args:
-        shots: on the device where the fit runs, float32.
+        shots: the views, float32, on the device of the fit.
         on_step: called after every step.
     """
     generator = torch.Generator().manual_seed(options.seed)
@@ -116,7 +116,7 @@ def fit(shots: Shots, options: FitOptions, *, on_step: Callable[[], object] | No
             background=shots.background,
             rasterizer=options.rasterizer,
         )
-        # The sum over the scenes of each one's mean: no scene's gradient depends on how many there are.
+        # The mean within a scene, the sum over scenes: the gradient of a scene does not depend on the batch size.
         loss = (colors - shots.views_BVCHW[:, pick]).abs().mean(dim=(1, 2, 3, 4)).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -129,7 +129,7 @@ def fit(shots: Shots, options: FitOptions, *, on_step: Callable[[], object] | No
 
 
 def activated(parameters: dict[str, Tensor]) -> Gaussians:
-    """Parameters as Gaussians."""
+    """Convert the optimised parameters to Gaussians."""
     return Gaussians(
         means_BN3=parameters["means"],
         opacities_BN1=parameters["opacity_logits"].sigmoid(),
@@ -141,13 +141,13 @@ def activated(parameters: dict[str, Tensor]) -> Gaussians:
 
 @torch.no_grad()
 def start_values(shots: Shots, options: FitOptions, *, generator: torch.Generator) -> dict[str, Tensor]:
-    """Points inside the visual hull, with the mean colour of the pixels that they fall on."""
+    """Return start values: points inside the visual hull, with the mean colour of their pixels in all views."""
     views_BVCHW, N = shots.views_BVCHW, options.num_gaussians
     points_M3 = _ball(CANDIDATES * N, generator=generator).to(views_BVCHW)
     means, colors, log_scales = [], [], []
     for views_VCHW, c2w_V44 in zip(views_BVCHW, shots.c2w_BV44, strict=True):
         votes_M, colors_M3 = _look_up(points_M3, views_VCHW, c2w_V44, shots)
-        # Where the views agree, the best N lie in the hull; where they do not, in what most views call object.
+        # If the views agree, the best N points lie in the hull; if not, they lie where most views show the object.
         best = votes_M.argsort(descending=True, stable=True)[:N]
         share = (votes_M >= votes_M[best[-1]]).float().mean()
         spacing = BALL_RADIUS * (4 / 3 * math.pi * share / N) ** (1 / 3)
@@ -166,13 +166,13 @@ def start_values(shots: Shots, options: FitOptions, *, generator: torch.Generato
 
 
 def _ball(num_points: int, *, generator: torch.Generator) -> Tensor:
-    """Evenly distributed points of a ball: (M, 3)."""
+    """Draw points from a uniform distribution in the ball: (M, 3)."""
     direction_M3 = functional.normalize(torch.randn(num_points, 3, generator=generator), dim=-1)
     return BALL_RADIUS * direction_M3 * torch.rand(num_points, 1, generator=generator) ** (1 / 3)
 
 
 def _look_up(points_M3: Tensor, views_VCHW: Tensor, c2w_V44: Tensor, shots: Shots) -> tuple[Tensor, Tensor]:
-    """For each point, in how many views it falls on the object, and the mean colour where it falls."""
+    """Return for each point the number of views in which it lies on the object, and its mean colour over all views."""
     height, width = shots.size
     focal = intrinsics(shots.fov_deg, width)[0, 0].item()
     votes_M, colors_M3 = torch.zeros_like(points_M3[:, 0]), torch.zeros_like(points_M3)

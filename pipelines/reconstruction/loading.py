@@ -1,4 +1,4 @@
-"""The reconstruction of a run: whether it can be used, and its weights."""
+"""Check, load and build the reconstruction of a run."""
 
 from __future__ import annotations
 
@@ -19,32 +19,35 @@ log = logging.getLogger(__name__)
 
 
 def check_reconstruction(cfg: RunConfig, device: torch.device, *, needed: bool = False) -> None:
-    """Refuse, before anything is loaded, a reconstruction that is needed or told its views, and cannot work on what is
-    sampled.
+    """Check, before anything is loaded, that the reconstruction fits the sampled views.
 
-    Where only the files of the object depend on it, the run goes on without them; see `load_network_of`.
+    The check applies if the reconstruction is needed or if the user chose its input views. If only the 3D files depend
+    on it, the run continues without them; see `load_network_of`.
 
     Args:
-        needed: also where nothing is refined.
+        needed: whether the reconstruction is needed even with refine=false.
 
     Raises:
-        ConfigError: names the setting and what would do.
+        ConfigError: it does not fit; the message has the setting and the remedy.
     """
     if not cfg.reconstruction:
         if cfg.refine:
-            raise ConfigError("refine=true needs a section reconstruction; see configs/t2v_infer.yaml")
+            raise ConfigError("refine=true needs a section reconstruction; copy it from configs/t2v_infer.yaml")
         return
     pick_rasterizer(cfg.rasterizer, device)
     obstacle = _obstacle(cfg)
     if obstacle and (cfg.refine or needed):
-        raise ConfigError(f"{obstacle}; change that{', or set refine=false' if cfg.refine else ''}")
+        raise ConfigError(f"{obstacle}; change this setting{', or set refine=false' if cfg.refine else ''}")
     if obstacle and cfg.reconstruction.options.names_views:
-        raise ConfigError(f"{obstacle}; change that, or sample without it: reconstruction={{}}")
+        raise ConfigError(f"{obstacle}; change this setting, or set reconstruction={{}} to sample without 3D files")
 
 
 def load_network_of(cfg: RunConfig) -> nn.Module | None:
-    """The network of `cfg.reconstruction`, on the CPU; None when the run does without a reconstruction: none is named,
-    or it is not needed and has no weights or cannot work on what the run samples.
+    """Load the network of `cfg.reconstruction` on the CPU.
+
+    Returns:
+        The network, or None when the run has no reconstruction. This is so if the section is empty, or if the
+        reconstruction is not needed and has no weights or does not fit the sampled views.
 
     Raises:
         DataError: the weights are missing or do not fit.
@@ -61,7 +64,7 @@ def load_network_of(cfg: RunConfig) -> nn.Module | None:
 def build_reconstruction(
     cfg: RunConfig, network: nn.Module, *, autoencoder: AutoencoderKL, placement: Placement
 ) -> Reconstructor:
-    """What `cfg.reconstruction` describes, of loaded networks that the placement brings to the device."""
+    """Build the reconstruction from loaded networks, which the placement moves to the device."""
     if cfg.channels_last and placement.device.type == "cuda":
         channels_last(network)
     workshop = Workshop(
@@ -77,19 +80,19 @@ def build_reconstruction(
 def usable(
     reconstruction: Reconstructor | None, *, num_views: int, resolution: tuple[int, int], needed: bool
 ) -> Reconstructor | None:
-    """The reconstruction, if there is one and it can work on the views of a call.
+    """Return the reconstruction if it exists and fits the views of a call, else None.
 
     Args:
-        needed: refuse where it cannot; else the call goes on without Gaussians.
+        needed: raise an error if it does not fit; otherwise the call continues without Gaussians.
 
     Raises:
-        ConfigError: it cannot, and it is needed.
+        ConfigError: it is needed but does not fit.
     """
     obstacle = reconstruction and reconstruction.config.obstacle(num_views=num_views, resolution=resolution)
     if obstacle is None:
         return reconstruction
     if needed:
-        raise ConfigError(f"{obstacle}; ask for results=plain")
+        raise ConfigError(f"{obstacle}; change this setting, or set results=plain")
     log.warning("no Gaussians: %s", obstacle)
     return None
 

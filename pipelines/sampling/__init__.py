@@ -1,1 +1,1 @@
-"""From a prompt or a picture to an orbit."""
+"""Sampling: from a prompt or an image to an orbit."""

@@ -1,4 +1,4 @@
-"""What the user gives, as what the network takes. Text and image modes differ here and nowhere else.
+"""Turns prompts or images into conditions of the network. Text and image modes differ only in this file.
 
 Letters: B batch, V views, S tokens, C channels, H W pixels or latent pixels.
 """
@@ -22,7 +22,7 @@ from utils.object_image import input_view
 from utils.prompts import with_suffix
 from utils.settings.run import RunConfig
 
-# What a pipeline samples from: a sentence; or a picture, as a file or as (3, H, W) in [0, 1] over white.
+# An input of the pipeline: a prompt, or an image as a file or as (3, H, W) in [0, 1] over white.
 OrbitInput = str | Path | Tensor
 
 
@@ -31,7 +31,7 @@ class Conditions:
     """Arguments of the network for both guidance branches.
 
     Attributes:
-        conditional: name to tensor, batch first.
+        conditional: tensors by argument name, batch first.
         unconditional: the same names.
     """
 
@@ -40,20 +40,20 @@ class Conditions:
 
     @cached_property
     def both(self) -> dict[str, Tensor]:
-        """Conditional, then unconditional, as one batch."""
+        """Both branches as one batch, the conditional branch first."""
         return {name: torch.cat([value, self.unconditional[name]]) for name, value in self.conditional.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallOptions:
-    """What all samples of one call share.
+    """Options of one call of the pipeline, shared by all its samples.
 
     Attributes:
         c2w_V44: cameras.
         resolution: width and height of the views in pixels.
-        generators: one a sample, for whatever is drawn.
-        device: of the network's arguments.
-        dtype: of the network's arguments.
+        generators: one per sample, for all random numbers.
+        device: device of the network's arguments.
+        dtype: precision of the network's arguments.
     """
 
     c2w_V44: Tensor
@@ -63,7 +63,7 @@ class CallOptions:
     dtype: torch.dtype
 
     def shared_conditions(self, *, fps: int) -> dict[str, Tensor]:
-        """Cameras and frame rate, the same for every sample and in both branches."""
+        """Return cameras and frame rate, which are equal for all samples and both branches."""
         B = len(self.generators)
         camera_BV16 = camera_condition(self.c2w_V44).expand(B, -1, -1)
         return {
@@ -74,13 +74,13 @@ class CallOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TextConditioner:
-    """Prompts and cameras to conditions.
+    """Turns prompts and cameras into conditions.
 
     Attributes:
-        embedder: gives `encode_text(prompts) -> words_BSC`.
+        embedder: has `encode_text(prompts) -> words_BSC`.
         negative_prompt: text of the unconditional branch.
-        prompt_suffix: appended to a prompt unless it has it.
-        fps: the frame rate the network is told.
+        prompt_suffix: appended to a prompt if it does not end with it.
+        fps: frame rate, a condition of the network.
     """
 
     embedder: Any
@@ -89,7 +89,7 @@ class TextConditioner:
     fps: int
 
     def __call__(self, prompts: Sequence[str], call: CallOptions) -> Conditions:
-        """Embed the prompts; every sample of the batch gets the same cameras."""
+        """Encode the prompts; all samples of the batch have the same cameras."""
         words_BSC = self.embedder.encode_text([self.full_prompt(prompt) for prompt in prompts])
         negative_BSC = self.embedder.encode_text([self.negative_prompt]).expand_as(words_BSC)
         shared = call.shared_conditions(fps=self.fps)
@@ -99,23 +99,25 @@ class TextConditioner:
         )
 
     def full_prompt(self, prompt: str) -> str:
-        """The prompt with its suffix."""
+        """Append the suffix to a prompt."""
         return with_suffix(prompt, self.prompt_suffix)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConditioner:
-    """Pictures and cameras to conditions.
+    """Turns images and cameras into conditions.
 
     Attributes:
-        embedder: gives `encode_text` and `encode_image(images_B3HW) -> image_BC`.
-        autoencoder: gives `encode_views`.
-        text: beside the picture in the conditional branch; the published model has none.
+        embedder: has `encode_text` and `encode_image(images_B3HW) -> image_BC`.
+        autoencoder: has `encode_views`.
+        text: text of the conditional branch; empty for the published model.
         negative_prompt: text of the unconditional branch.
-        fps: the frame rate the network is told.
-        use_zero_infer: the unconditional branch has a zero image embedding, as published; else the picture's.
-        zero_local_image: the unconditional branch has a zero latent too; as published, it keeps the picture's.
-        recenter: cut out and centre the object of a file, unless it is centred already.
+        fps: frame rate, a condition of the network.
+        use_zero_infer: use a zero image embedding in the unconditional branch, as published; if false, use that of the
+            image.
+        zero_local_image: also use a zero latent in the unconditional branch; if false, use that of the image, as
+            published.
+        recenter: cut out and centre the object in an image file, unless it is already centred.
         object_share: see `utils.object_image.input_view`.
     """
 
@@ -130,7 +132,7 @@ class ImageConditioner:
     object_share: float
 
     def __call__(self, images: Sequence[OrbitInput], call: CallOptions) -> Conditions:
-        """Embed and encode the pictures; every sample of the batch gets the same cameras."""
+        """Embed and encode the images; all samples of the batch have the same cameras."""
         views_B3HW = self.views(images, call)
         image_BC = self.embedder.encode_image(views_B3HW.float())
         latents_BCVHW = self.encode(views_B3HW, call).expand(-1, -1, len(call.c2w_V44), -1, -1)
@@ -151,34 +153,36 @@ class ImageConditioner:
         )
 
     def views(self, images: Sequence[OrbitInput], call: CallOptions) -> Tensor:
-        """Pictures as the network knows views: (B, 3, H, W) in [0, 1] over white, on the device.
+        """Read and prepare the images: (B, 3, H, W) in [0, 1] over white, on the device.
 
         Raises:
             DataError: a file cannot be used.
-            ValueError: a tensor is not of the call's resolution.
+            ValueError: a tensor does not have the resolution of the call.
         """
         options = {"resolution": call.resolution, "recenter": self.recenter, "object_share": self.object_share}
         views = [image if isinstance(image, Tensor) else input_view(image, **options) for image in images]
         for view in views:
             if view.shape != (3, *call.resolution[::-1]):
-                raise ValueError(f"an image of shape {tuple(view.shape)} does not fit resolution {call.resolution}")
+                raise ValueError(
+                    f"an image of shape {tuple(view.shape)} does not fit resolution={call.resolution}; resize it"
+                )
         return torch.stack(views).to(call.device)
 
     def encode(self, views_B3HW: Tensor, call: CallOptions) -> Tensor:
-        """Scaled latents of pictures: (B, C, 1, h, w) float32; a sampled posterior takes each sample's own noise."""
+        """Encode images to scaled latents (B, C, 1, h, w) float32; noise comes from each sample's own generator."""
         dtype = next(self.autoencoder.parameters()).dtype
         return self.autoencoder.encode_views(views_B3HW[:, None].to(dtype), generator=list(call.generators)).float()
 
 
 def check_model_kind(unet: Backbone, embedder: Any, *, image: bool, option: str) -> None:
-    """Refuse a network that is not of the wanted kind, or that takes other image embeddings than the embedder gives.
+    """Check that a network is of the required kind and that its image embeddings fit the embedder.
 
     Args:
-        image: wanted is an image model.
-        option: the setting that wants it, for the message.
+        image: True: an image model is required; False: a text model.
+        option: the setting that requires it, for the message.
 
     Raises:
-        ConfigError: see above.
+        ConfigError: the network does not fit.
     """
     config = unet.config
     if config.takes_images != image:
@@ -186,13 +190,15 @@ def check_model_kind(unet: Backbone, embedder: Any, *, image: bool, option: str)
         raise ConfigError(f"{option} needs {'an image' if image else 'a text'} model; set UNet.type={name}")
     width, given = config.image_width, embedder.image_width
     if image and width not in (None, given):
-        raise ConfigError(f"UNet.image_dim is {width}, but the embedder's images have {given} channels; set it to that")
+        raise ConfigError(
+            f"UNet.image_dim={width}, but the embedder's image embedding has {given} channels; set UNet.image_dim to it"
+        )
 
 
 def conditioner_for(
     cfg: RunConfig, unet: Backbone, *, embedder: nn.Module, autoencoder: AutoencoderKL
 ) -> TextConditioner | ImageConditioner:
-    """The conditioner of the kind of model that the network is."""
+    """Make the conditioner for the kind of the network, text or image."""
     check_model_kind(unet, embedder, image=unet.config.takes_images, option="UNet")
     if not unet.config.takes_images:
         return TextConditioner(

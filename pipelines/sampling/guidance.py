@@ -1,4 +1,4 @@
-"""What happens to x0 between network and solver: guidance mixes both branches into one; a refiner may replace it.
+"""Changes to x0 between network and solver: guidance mixes both branches, and a refiner may replace the result.
 
 Letters: B batch, C channels, V views, H W latent pixels.
 """
@@ -13,20 +13,21 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierFreeGuidance:
-    """Move from the unconditional towards the conditional x0 and past it (arXiv:2207.12598).
+    """Extrapolate from the unconditional x0 to and beyond the conditional x0 (arXiv:2207.12598).
 
-    Guidance in a part of the way only (arXiv:2404.07724) saves the unconditional branch in the rest: half the work.
+    With guidance in a part of the steps only (arXiv:2404.07724), the other steps need no unconditional branch and cost
+    half.
 
     Attributes:
-        scale: 1 is the conditional prediction itself.
-        between: from which share of the steps on, and up to which; outside, the conditional prediction counts.
+        scale: guidance scale; 1 is the conditional prediction.
+        between: first and last fraction of the steps with guidance; other steps use the conditional prediction.
     """
 
     scale: float
     between: tuple[float, float] = (0.0, 1.0)
 
     def acts_at(self, step: int, num_steps: int) -> bool:
-        """Whether a step needs the second branch."""
+        """Whether a step needs the unconditional branch."""
         start, end = (round(share * num_steps) for share in self.between)
         return self.scale != 1.0 and start <= step < end
 
@@ -35,13 +36,13 @@ class ClassifierFreeGuidance:
 
 
 class Refiner(Protocol):
-    """Replaces x0 at some steps, e.g. by renders of a reconstruction (3D-aware sampling)."""
+    """Replaces x0 at some steps, e.g. with the encoded renders of a reconstruction (3D-aware sampling)."""
 
-    # Whether guidance mixes the branches first, so that there is one x0 to refine; else each branch is refined.
+    # If true, guidance mixes the branches first, and only the result is refined. If false, each branch is refined.
     after_guidance: bool
 
     def steps(self, num_steps: int) -> set[int]:
-        """Indices of the steps, out of num_steps, at which to refine."""
+        """Return the indices of the steps with refinement, in range(num_steps)."""
 
     def __call__(self, x0_BCVHW: Tensor, step: int) -> Tensor:
-        """Another x0 of the same shape."""
+        """Return a new x0 of the same shape."""

@@ -1,4 +1,4 @@
-"""The inference entrance: a list of prompts or pictures to a folder of orbits, resumable."""
+"""The inference task: sample every prompt or image of a list into a folder. It can be resumed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from utils.settings.sampling import SamplingConfig
 
 log = logging.getLogger(__name__)
 
-# Settings that may differ between two runs that make the same samples.
+# Settings that do not change a sample.
 NOT_IN_A_SAMPLE = (
     "log_dir", "device", "round", "seed", "batch_size", "test_list_path", "chunk_size", "decoder_bs",
     "visual_inference", "prompts", "images", "compile", "fused", "cuda_graph", "low_memory", "input_elevation_deg",
@@ -41,9 +41,9 @@ class Job:
     """One sample to make.
 
     Attributes:
-        source: what it starts from.
-        seed: of its noise.
-        folder: where it goes.
+        source: the prompt or image.
+        seed: the seed of the noise.
+        folder: the output folder.
     """
 
     source: Source
@@ -54,14 +54,14 @@ class Job:
 @INFER_ENGINE.register(name="inference_text2video_entrance", kind="prompt")
 @INFER_ENGINE.register(name="inference_i2vgen_entrance", kind="image")
 class OrbitInference:
-    """Sample every prompt or picture of a list; what is already there with the same settings is kept."""
+    """Sample every prompt or image of a list. Existing samples with the same settings are kept."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Set by the type's name; everything else is in the run's configuration.
+        """Options, set by the type's name; everything else is in the run's configuration.
 
         Attributes:
-            kind: what the list holds, prompt or image.
+            kind: kind of the inputs, prompt or image.
         """
 
         kind: str = "prompt"
@@ -70,13 +70,13 @@ class OrbitInference:
         self.config, self.cfg = config, cfg
 
     def run(self) -> list[Path]:
-        """Make what is missing.
+        """Make the missing samples.
 
         Returns:
             The folders of all samples of the run.
 
         Raises:
-            ConfigError, DataError: something does not fit; said before any weight is loaded wherever possible.
+            ConfigError, DataError: a setting or a file does not fit. Most checks come before weights are loaded.
         """
         cfg = self.cfg
         sources = sources_of(cfg, kind=self.config.kind)
@@ -94,11 +94,11 @@ class OrbitInference:
     def _make(self, jobs: list[Job], known: dict[int, str], settings: dict[str, Any]) -> None:
         started = time.perf_counter()
         pipeline = ViewsPipeline.from_config(self.cfg)
-        log.info("built and loaded in %.1f s", time.perf_counter() - started)
+        log.info("networks built and loaded in %.1f s", time.perf_counter() - started)
         options = {"assets": self.cfg.assets, "rasterizer": self.cfg.rasterizer}
         writer = self.cfg.visual_inference.build(**options)
         batches = [jobs[start : start + self.cfg.batch_size] for start in range(0, len(jobs), self.cfg.batch_size)]
-        seconds = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
+        seconds = 0.1 if sys.stderr.isatty() else 10.0  # fewer lines in a log file
         with tqdm(total=len(batches) * pipeline.steps_per_call, unit="step", mininterval=seconds) as bar:
             for batch in batches:
                 name = batch[0].source.slug[:40]
@@ -120,22 +120,22 @@ class OrbitInference:
 
 
 def count_step(bar: tqdm, *, steps_per_call: int, name: str) -> None:
-    """Move the bar on; after the last step of a call, say what goes on meanwhile."""
+    """Advance the progress bar; after the last step of a call, show that decoding has started."""
     bar.update()
     if bar.n % steps_per_call == 0:
         bar.set_description(f"{name}: decoding")
 
 
 def contents_of(folder: Path) -> list[str]:
-    """Names of what lies in a folder, folders with a slash."""
+    """List the names in a folder; names of folders end with a slash."""
     return sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
 
 
 def cost_of(orbits: Orbits, *, num_steps: int) -> str:
-    """One line about the time and, on a GPU, the memory that a call took."""
+    """Return one line with the time of a call and, on a GPU, its memory."""
     seconds = {"refine": 0.0, **orbits.seconds}
     step = 1000 * (seconds["denoise"] - seconds["refine"]) / num_steps
-    line = f"denoising {seconds['denoise']:.2f} s ({step:.0f} ms a step"
+    line = f"denoising {seconds['denoise']:.2f} s ({step:.0f} ms per step"
     line += f", {seconds['refine']:.2f} s for 3D-aware sampling)" if seconds["refine"] else ")"
     line += f", decoding {seconds['decode']:.2f} s"
     if "reconstruct" in seconds:
@@ -146,7 +146,7 @@ def cost_of(orbits: Orbits, *, num_steps: int) -> str:
 
 
 def plan_jobs(sources: list[Source], *, num_rounds: int, seed: int, out: Path) -> list[Job]:
-    """Round r of every source uses seed + r, wherever the source stands in the list."""
+    """List all jobs. Round r of every source uses seed + r, so the order of the sources does not matter."""
     slugs = [source.slug for source in sources]
     jobs = []
     for number in range(num_rounds):
@@ -158,14 +158,14 @@ def plan_jobs(sources: list[Source], *, num_rounds: int, seed: int, out: Path) -
 
 
 def sample_settings(cfg: RunConfig) -> dict[str, Any]:
-    """The settings that decide what a sample looks like, as plain JSON values."""
+    """Return the settings that change a sample, as plain JSON values."""
     names = {field.name for field in dataclasses.fields(SamplingConfig)} - {*NOT_IN_A_SAMPLE}
     values = {name: value for name, value in cfg.as_dict().items() if name in names}
     return json.loads(json.dumps(values))
 
 
 def is_done(job: Job, settings: dict[str, Any]) -> bool:
-    """Whether the folder holds this sample, made with these settings."""
+    """Whether the folder contains this sample, made with these settings."""
     path = job.folder / RESULT_FILE
     if not path.is_file():
         return False
@@ -174,10 +174,10 @@ def is_done(job: Job, settings: dict[str, Any]) -> bool:
     except json.JSONDecodeError:
         return False
     same = all(result.get(name) == value for name, value in {**job.source.record, "seed": job.seed}.items())
-    # What else is there does not count: earlier versions wrote settings of training down too. What is missing came
-    # later; its default does not change the sample.
+    # Extra settings in the file are ignored, because earlier versions also saved settings of training. Settings that
+    # are missing in the file are newer than the sample, and their defaults do not change it.
     found = {**sample_settings(RunConfig()), **with_present_names(result.get("settings", {}))}
     same = same and all(found[name] == value for name, value in settings.items())
     if not same:
-        log.info("%s was made with other settings and is made again", job.folder)
+        log.info("%s was made with other settings and will be made again", job.folder)
     return same

@@ -1,4 +1,4 @@
-"""Views of the object that are given, held while the others are sampled.
+"""Known views of the object, which are fixed while the other views are sampled.
 
 Letters: B batch, C channels, V views, K known views, H W latent pixels.
 """
@@ -20,16 +20,16 @@ AZIMUTH_TOLERANCE_DEG = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class KnownViews:
-    """Puts the known latents in place of x0 at every step.
+    """Replaces x0 of the known views with their latents at every step.
 
-    A solver that takes one and the same x0 at every step moves along the straight line from its noise to that x0: the
-    known views stay on their trajectory, and the others attend to them there, as noisy as they are themselves. To a
-    network that was trained so (`objective.p_known`) they are shown clean instead.
+    If x0 is the same at every step, the solver moves on a straight line from the noise to this x0. The known views
+    therefore stay on their trajectory, and the other views attend to them at the same noise level. A network that was
+    trained with clean views (`objective.p_known`) receives them without noise instead.
 
     Attributes:
-        views: K places in the orbit.
-        latents_BCKHW: scaled latents of those views.
-        clean: the network sees them without noise, and they come out as they are.
+        views: the K indices of the views.
+        latents_BCKHW: scaled latents of these views.
+        clean: the network receives them without noise, and they are part of the result unchanged.
     """
 
     views: tuple[int, ...]
@@ -38,33 +38,33 @@ class KnownViews:
 
     @classmethod
     def of(cls, given: Mapping[int, Conditions], *, clean: bool = False) -> KnownViews:
-        """The inputs of these conditions, at their places in the orbit."""
+        """Take the latents from the conditions of each view, by the index of the view."""
         latents = [conditions.conditional["local_image"][:, :, :1].float() for conditions in given.values()]
         return cls(views=tuple(given), latents_BCKHW=torch.cat(latents, dim=2), clean=clean)
 
     def __call__(self, x0_BCVHW: Tensor) -> Tensor:
-        """x0 with the known views in their places."""
+        """Return x0 with the known views replaced."""
         held_BCVHW = x0_BCVHW.clone()
         held_BCVHW[:, :, list(self.views)] = self.latents_BCKHW.to(x0_BCVHW)
         return held_BCVHW
 
     def shown(self, x_t_BCVHW: Tensor) -> Tensor:
-        """The latents as the network meets them."""
+        """Return the latents that the network receives."""
         return self(x_t_BCVHW) if self.clean else x_t_BCVHW
 
 
 def relative_azimuths(c2w_V44: Tensor) -> Tensor:
-    """Azimuth of each camera from that of view 0, degrees, counter-clockwise seen from above, in (-360, 360)."""
+    """Return the azimuth of each camera relative to view 0 in degrees, counter-clockwise from above, in (-360, 360)."""
     angle_V = torch.atan2(c2w_V44[:, 1, 3], c2w_V44[:, 0, 3]).double()
     return torch.rad2deg(angle_V - angle_V[0])
 
 
 def view_at(c2w_V44: Tensor, azimuth_deg: float, *, where: str) -> int:
-    """The view of an orbit at an azimuth.
+    """Return the index of the view at an azimuth.
 
     Args:
-        azimuth_deg: relative to view 0, counter-clockwise seen from above, any multiple of a turn more or less.
-        where: the setting, for the message.
+        azimuth_deg: azimuth relative to view 0, counter-clockwise from above, modulo 360.
+        where: name of the setting, for the message.
 
     Raises:
         ConfigError: no view has this azimuth.
@@ -74,6 +74,6 @@ def view_at(c2w_V44: Tensor, azimuth_deg: float, *, where: str) -> int:
     if not math.isfinite(azimuth_deg) or float(off_V.min()) > AZIMUTH_TOLERANCE_DEG:
         angles = ", ".join(f"{angle % 360:g}" for angle in relative_V.round(decimals=2).tolist())
         raise ConfigError(
-            f"{where}={azimuth_deg:g}: no view of the orbit has this azimuth; views are at {angles} degrees"
+            f"{where}={azimuth_deg:g}: no view of the orbit has this azimuth; use one of {angles} degrees"
         )
     return int(off_V.argmin())

@@ -1,4 +1,4 @@
-"""Prompts or pictures to orbits: the main path as a list of verbs.
+"""The sampling pipeline: from prompts or images to orbits and 3D Gaussians.
 
 Letters: B batch, V views, C channels, H W pixels or latent pixels.
 """
@@ -37,22 +37,22 @@ from utils.torch_settings import channels_last, compile_parts
 
 @dataclass(frozen=True, kw_only=True)
 class Orbits:
-    """What a call of the pipeline returns.
+    """Result of a call of the pipeline.
 
     Attributes:
-        inputs: B sentences or pictures, as given.
+        inputs: the B prompts or images.
         seeds: one per sample.
-        views_BVCHW: (B, V, 3, H, W) float32 in [0, 1], on the CPU; sampled without 3D-aware sampling, or with it when
-            only that was asked for.
+        views_BVCHW: (B, V, 3, H, W) float32 in [0, 1], on the CPU; sampled without 3D-aware sampling, or with it for
+            results=refined.
         latents_BCVHW: (B, C, V, h, w) float32, scaled, on the CPU.
         c2w_V44: the cameras, see utils.cameras.
         fov_deg: field of view of the views.
-        seconds: what the call took, by part: conditions, denoise (of that refine), decode, reconstruct.
-        refined_views_BVCHW: the same samples with 3D-aware sampling, when both were asked for.
-        refined_latents_BCVHW: their latents.
-        gaussians: the objects, B scenes on the head's device in the world of `c2w_V44`, from the refined views if there
-            are any; None without a head.
-        gaussians_fov_deg: field of view with which they look like the views (the published head has its own).
+        seconds: duration of each part: conditions, denoise (which includes refine), decode, reconstruct.
+        refined_views_BVCHW: the same samples with 3D-aware sampling, for results=both.
+        refined_latents_BCVHW: the latents of the refined views.
+        gaussians: the objects, B scenes on the head's device in the world frame of `c2w_V44`, from the refined views if
+            there are any; None without a head.
+        gaussians_fov_deg: field of view for rendering the Gaussians like the views (the published head has its own).
     """
 
     inputs: list[OrbitInput]
@@ -69,22 +69,22 @@ class Orbits:
 
     @property
     def best_views_BVCHW(self) -> Tensor:
-        """The refined views, or the plain ones where there are no others."""
+        """The refined views if there are any, else the plain views."""
         return self.views_BVCHW if self.refined_views_BVCHW is None else self.refined_views_BVCHW
 
 
 class ViewsPipeline:
-    """Networks, sampler and reconstruction as a configuration arranges them; a call samples.
+    """Samples orbits with the networks, the sampler and the reconstruction of a configuration.
 
     Args:
-        cfg: settings of the run, the defaults of every call.
+        cfg: settings of the run, which are the defaults of every call.
         unet: the network, on its device and in its dtype.
-        autoencoder: decodes latents, same device and dtype.
-        embedder: text and image encoder, same device.
-        diffusion: the process that the network was trained for.
-        sampler: denoising loop.
-        reconstruction: makes the Gaussians, and 3D-aware sampling with `cfg.refine`; None: views only.
-        placement: brings the networks to the device; None: they all are where the UNet is.
+        autoencoder: decodes latents; same device and dtype.
+        embedder: text and image encoder; same device.
+        diffusion: the diffusion process with which the network was trained.
+        sampler: the denoising loop.
+        reconstruction: makes the Gaussians, also for 3D-aware sampling with `cfg.refine`; None: views only.
+        placement: moves the networks to the device; None: all networks are on the device of the UNet.
     """
 
     def __init__(
@@ -111,17 +111,17 @@ class ViewsPipeline:
 
     @classmethod
     def from_config(cls, cfg: RunConfig) -> Self:
-        """Build and load every part that a configuration names.
+        """Build and load all parts of a configuration.
 
         Raises:
-            ConfigError, DataError: a setting or a weight file does not fit; nothing has been sampled then.
+            ConfigError, DataError: a setting or a weight file does not fit.
         """
         check_fit(cfg, pick_device(cfg.device))
         return cls.from_parts(cfg, load_parts(cfg, device=resting_place(cfg), dtype=pick_dtype(cfg)))
 
     @classmethod
     def from_parts(cls, cfg: RunConfig, parts: Parts) -> Self:
-        """Lay out and compile parts as a configuration says, and join them."""
+        """Make a pipeline of loaded parts, with the memory format and compilation of the configuration."""
         unet, autoencoder = parts.unet, parts.autoencoder
         if cfg.channels_last:
             unet, autoencoder = channels_last(unet), channels_last(autoencoder)
@@ -146,7 +146,7 @@ class ViewsPipeline:
 
     @classmethod
     def from_folder(cls, folder: str | Path, *overrides: str) -> Self:
-        """Build from a folder that `save` wrote: its config.yaml and its weights.
+        """Load a pipeline from a folder that `save` wrote, with its config.yaml and its weights.
 
         Args:
             overrides: `key=value` strings, as on the command line.
@@ -156,7 +156,7 @@ class ViewsPipeline:
         return cls.from_config(weights_in(cfg, folder))
 
     def save(self, folder: str | Path) -> None:
-        """Write the parts and the settings as a folder that `from_folder` opens, weights as float16 safetensors."""
+        """Write a folder for `from_folder`, with the settings and the weights as float16 safetensors."""
         parts = Parts(
             unet=self.unet,
             autoencoder=self.autoencoder,
@@ -177,25 +177,26 @@ class ViewsPipeline:
         results: str | None = None,
         on_step: Callable[[], None] | None = None,
     ) -> Orbits:
-        """Sample one orbit an input.
+        """Sample one orbit per input.
 
         Args:
-            inputs: one or several: sentences for a text model; for an image model pictures, as files or as (3, H, W)
+            inputs: one or several inputs: prompts for a text model, images for an image model, as files or as (3, H, W)
                 in [0, 1] over white.
-            seeds: one for all, or one an input; a sample depends on its own seed only. The config's when left out.
-            c2w_V44: cameras; the config's when left out.
-            guide_scale: the config's when left out.
-            resolution: width and height in pixels; the config's when left out.
-            known_views: place in the orbit -> pictures of that view, one an input; these views are held, and with them
-                the input itself as view 0. Image models only. See `hold_views` of the config.
-            results: `plain`, `refined` (by 3D-aware sampling) or `both`; the config's when left out.
+            seeds: one seed for all inputs, or one per input; a sample depends only on its own seed. Default: that of
+                the config, as for all following arguments.
+            c2w_V44: cameras.
+            guide_scale: guidance scale.
+            resolution: width and height in pixels.
+            known_views: images of known views by the index of the view, one image per input. These views and the input
+                (view 0) are fixed. For image models only. See `hold_views` of the config.
+            results: `plain`, `refined` (with 3D-aware sampling) or `both`.
             on_step: called after every denoising step.
 
         Raises:
-            ValueError: no input, another number of seeds than inputs, or known views for a text model.
-            ConfigError: refined results without a head, or an input view of the head that is not sampled, or
-                a resolution that the networks cannot take.
-            DataError: a picture cannot be used.
+            ValueError: there is no input, the numbers of seeds and inputs differ, or a text model has known views.
+            ConfigError: refined results need a head, an input view of the head is not sampled, or the resolution does
+                not fit the networks.
+            DataError: an image cannot be used.
         """
         inputs, seeds = self._lists(inputs, seeds)
         results = self.results_of(results)
@@ -221,22 +222,22 @@ class ViewsPipeline:
         )
 
     def results_of(self, asked: str | None = None) -> str:
-        """Which results a call gives: what is asked for, or the config's where 3D-aware sampling is on.
+        """Return the kind of results of a call: `asked`, or the setting of the config with refine=true, else plain.
 
         Raises:
-            ConfigError: an unknown name, or refined results without a head.
+            ConfigError: the name is unknown, or refined results need a head.
         """
         if asked is None:
             asked = self.cfg.results if self.cfg.refine else "plain"
         if asked not in RESULTS:
             raise ConfigError(f"results={asked} is unknown; valid: {', '.join(RESULTS)}")
         if asked != "plain" and self.reconstruction is None:
-            raise ConfigError(f"results={asked} needs a Gaussian head; name one with reconstruction.pretrained")
+            raise ConfigError(f"results={asked} needs a Gaussian head; set reconstruction.pretrained, or results=plain")
         return asked
 
     @property
     def steps_per_call(self) -> int:
-        """How often `on_step` is called."""
+        """Number of times that a call with default arguments calls `on_step`."""
         results = self.results_of()
         steps = self.reconstruction.refine_steps(self.sampler.config.num_steps) if results != "plain" else set()
         return self.sampler.num_calls(refiner_steps=steps, both=results == "both")
@@ -244,7 +245,7 @@ class ViewsPipeline:
     def draw_noise(
         self, generators: Sequence[torch.Generator], *, num_views: int, resolution: tuple[int, int]
     ) -> Tensor:
-        """Start of each sample from its own generator: (B, C, V, h, w) float32 on the CPU, the same on any device."""
+        """Draw the noise of each sample from its own generator: (B, C, V, h, w) float32, always on the CPU."""
         width, height = (side // self.autoencoder.reduction for side in resolution)
         shape = (self.autoencoder.latent_channels, num_views, height, width)
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
@@ -256,12 +257,12 @@ class ViewsPipeline:
     def _lists(
         self, inputs: OrbitInput | Sequence[OrbitInput], seeds: int | Sequence[int] | None
     ) -> tuple[list[OrbitInput], list[int]]:
-        """One seed for each input."""
+        """Return inputs and seeds as lists of equal length."""
         inputs = [inputs] if isinstance(inputs, OrbitInput) else list(inputs)
         seeds = self.cfg.seed if seeds is None else seeds
         seeds = [seeds] * len(inputs) if isinstance(seeds, int) else list(seeds)
         if not inputs or len(inputs) != len(seeds):
-            raise ValueError(f"need as many seeds as inputs and at least one, got {len(seeds)} and {len(inputs)}")
+            raise ValueError(f"got {len(seeds)} seeds and {len(inputs)} inputs; give at least one, and a seed for each")
         return inputs, seeds
 
     def _call_options(
@@ -281,11 +282,11 @@ class ViewsPipeline:
     def _given(
         self, inputs: list[OrbitInput], known_views: Mapping[int, Sequence[OrbitInput]], call: CallOptions
     ) -> dict[int, Conditions]:
-        """Conditions from each known view, and from the input as view 0 unless that is among them."""
+        """Return the conditions of the input (view 0) and of each known view, by the index of the view."""
         self.placement.bring(self.conditioner.embedder, self.autoencoder)
         conditions = self.conditioner(inputs, call)
         if known_views and not isinstance(self.conditioner, ImageConditioner):
-            raise ValueError("known views need an image model; this one samples from text")
+            raise ValueError("known_views need an image model, but this is a text model; leave known_views out")
         return {0: conditions, **{view: self.conditioner(images, call) for view, images in known_views.items()}}
 
     def _denoising(
@@ -298,7 +299,7 @@ class ViewsPipeline:
         on_step: Callable[[], None] | None,
         watch: Stopwatch,
     ) -> Denoising:
-        """What the sampler works with in this call."""
+        """Collect the arguments of the sampler for this call."""
         scale = self.cfg.guide_scale if guide_scale is None else guide_scale
         return Denoising(
             network=self.network,
@@ -313,32 +314,32 @@ class ViewsPipeline:
         )
 
     def _denoise(self, noise: Tensor, run: Denoising, results: str) -> list[Tensor]:
-        """Latents on the CPU: one result, or the plain and the refined one."""
+        """Sample latents and return them on the CPU: one result, or the plain and the refined result."""
         sample = self.sampler.both if results == "both" else self.sampler
         latents = sample(noise.to(self.placement.device), run)
         return [one.cpu() for one in (latents if results == "both" else [latents])]
 
     def _held(self, given: dict[int, Conditions]) -> KnownViews | None:
-        """The given views in the way that the network was trained for; the input alone is only held when clean."""
+        """Return the views to fix, as set in `hold_views`; the input alone is fixed only with hold_views=clean."""
         clean = self.cfg.hold_views == "clean" and isinstance(self.conditioner, ImageConditioner)
         return KnownViews.of(given, clean=clean) if clean or len(given) > 1 else None
 
     def decode(self, latents_BCVHW: Tensor) -> Tensor:
-        """Latents to views in [0, 1], `decoder_bs` views at a time."""
+        """Decode latents to views in [0, 1], `decoder_bs` views at a time."""
         self.placement.bring(self.autoencoder)
         return self.autoencoder.decode_views(latents_BCVHW.to(*self._place), chunk=self.cfg.decoder_bs)
 
     def _reconstruct(
         self, head: Reconstructor | None, views_BVCHW: Tensor, call: CallOptions, watch: Stopwatch
     ) -> Gaussians | None:
-        """The objects, if there is a head that can make them."""
+        """Reconstruct the objects, or return None without a head."""
         if head is None:
             return None
         with watch.part("reconstruct"):
             return head.world_gaussians(views_BVCHW, call.c2w_V44)
 
     def _orbits(self, views: list[Tensor], latents: list[Tensor], gaussians: Gaussians | None, **call: Any) -> Orbits:
-        """One result, or the plain and the refined one, with the objects and what is known of the call."""
+        """Collect the results and the facts of the call."""
         return Orbits(
             views_BVCHW=views[0],
             latents_BCVHW=latents[0],

@@ -1,4 +1,4 @@
-"""What a run leaves on disk for people and for other tools."""
+"""The output folder of a sample, for people and for other tools."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ RESULT_FILE = "result.json"
 
 @VISUAL.register
 class VisualGeneratedVideos:
-    """One folder a sample: orbit.mp4, sheet.png, views/, transforms.json and result.json; whole or not at all.
+    """Writes one folder per sample: orbit.mp4, sheet.png, views/, transforms.json and result.json.
 
-    Where there are results without and with 3D-aware sampling, the second are orbit_gs.mp4, sheet_gs.png and views_gs/.
+    A folder is written completely or not at all. If there are results without and with 3D-aware sampling, those with it
+    are orbit_gs.mp4, sheet_gs.png and views_gs/.
 
-    A sample that has Gaussians also gets the files of pipelines.assets.files; one of these that cannot be made is named
-    in result.json, with the reason.
+    A sample with Gaussians also gets the files of pipelines.assets.files. If one of them cannot be made, result.json
+    has the reason.
 
     Args:
-        assets: which of them, and how.
-        rasterizer: draws them, see models.gaussians.rendering.
+        assets: options of these files.
+        rasterizer: see models.gaussians.rendering.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class VisualGeneratedVideos:
         """Options.
 
         Attributes:
-            columns: views in a row of the contact sheet.
+            columns: number of views in a row of the contact sheet.
         """
 
         columns: int = 6
@@ -49,11 +50,11 @@ class VisualGeneratedVideos:
         self.config, self.assets, self.rasterizer = config, assets or AssetOptions(), rasterizer
 
     def write(self, folder: Path, orbits: Orbits, index: int, *, fps: int, record: dict[str, Any]) -> None:
-        """Write sample `index` of a batch as `folder`, replacing an older one.
+        """Write sample `index` of a batch to `folder`; an older folder is replaced.
 
         Args:
-            fps: of the video.
-            record: what the sample was made from and with; begins result.json.
+            fps: frame rate of the video.
+            record: input and settings of the sample, the first entries of result.json.
         """
         results = {"": orbits.views_BVCHW}
         if orbits.refined_views_BVCHW is not None:
@@ -68,7 +69,7 @@ class VisualGeneratedVideos:
     def _pictures(
         self, part: Path, results: dict[str, Tensor], index: int, *, fps: int
     ) -> Iterator[Callable[[], None]]:
-        """What writes videos, sheets and views, a file each: compressing is most of the work, and goes side by side."""
+        """Yield a function per file (video, sheet, view) that writes it; they run in parallel: compression is slow."""
         for suffix, views_BVCHW in results.items():
             views_VCHW = views_BVCHW[index]
             sheet = contact_sheet(views_VCHW, columns=self.config.columns)
@@ -80,7 +81,7 @@ class VisualGeneratedVideos:
     def _write_object(self, folder: Path, orbits: Orbits, index: int, *, title: str) -> dict[str, Any]:
         if orbits.gaussians is None:
             return {}
-        from pipelines.assets.files import write_assets  # meshes need packages that training does not
+        from pipelines.assets.files import write_assets  # imported here, because training does not need its packages
 
         facts = write_assets(
             folder,
@@ -103,10 +104,11 @@ class VisualGeneratedVideos:
 
 
 def nerf_transforms(c2w_V44: Tensor, fov_deg: float, size: tuple[int, int]) -> dict[str, Any]:
-    """The `transforms.json` that NeRF and Gaussian-splatting tools read: OpenGL camera-to-world, world z up.
+    """Return the `transforms.json` of NeRF and Gaussian-splatting tools: OpenGL camera-to-world, world z up.
 
     Args:
-        size: height and width of the views in pixels; fov_deg belongs to the width.
+        fov_deg: horizontal field of view.
+        size: height and width of the views in pixels.
     """
     height, width = size
     focal = 0.5 * width / math.tan(math.radians(fov_deg) / 2)

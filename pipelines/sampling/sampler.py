@@ -1,7 +1,7 @@
-"""From noise to latents: one loop for every solver.
+"""The denoising loop, from noise to latents, for every solver.
 
-In a step, `Denoising` goes from latents to x0, with guidance and refinement as objects that it is given; a solver (from
-diffusers) takes x0 and makes the next latents.
+In each step, `Denoising` predicts x0 from the latents, with guidance and refinement. A solver of diffusers then
+computes the next latents from x0.
 
 Letters: B batch, C channels, V views, H W latent pixels.
 """
@@ -33,18 +33,18 @@ Network = Callable[..., Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Denoising:
-    """What a run of the sampler works with.
+    """The arguments of a run of the sampler.
 
     Attributes:
         network: maps (latents, timesteps, **conditions) to a prediction.
-        conditions: of both guidance branches.
-        diffusion: says what the prediction means.
-        guidance: mixes the two x0.
-        refiner: replaces x0 at its steps, in each branch before they are mixed (as published) or after.
-        known_views: holds given views by replacing their x0 at every step, after guidance.
+        conditions: conditions of both guidance branches.
+        diffusion: converts the prediction to x0.
+        guidance: mixes the x0 of both branches.
+        refiner: replaces x0 at some steps, in each branch before guidance (as published) or after it.
+        known_views: replaces x0 of the known views at every step, after guidance.
         generators: one per sample, for eta > 0.
         on_step: called after every call of the network.
-        stopwatch: counts what the refiner takes, as `refine`.
+        stopwatch: measures the time of the refiner as `refine`.
     """
 
     network: Network
@@ -58,10 +58,10 @@ class Denoising:
     stopwatch: Stopwatch = field(default_factory=lambda: Stopwatch(torch.device("cpu")))
 
     def predict_x0(self, x_t: Tensor, t: int, *, guided: bool, **more: Any) -> list[Tensor]:
-        """x0 of the conditional and, where guidance acts, of the unconditional branch, in one call of the network.
+        """Predict x0 of the conditional branch and, with guidance, of the unconditional one, in one network call.
 
         Args:
-            more: arguments of the network besides the conditions.
+            more: further arguments of the network.
         """
         copies = 2 if guided else 1
         x_both = torch.cat([self.shown(x_t)] * copies)
@@ -71,15 +71,15 @@ class Denoising:
         return [self.shown(x0) for x0 in self.diffusion.to_x0(prediction, x_both, t_B).chunk(copies)]
 
     def shown(self, latents: Tensor) -> Tensor:
-        """Latents with those views in their places that are given clean."""
+        """Return the latents with the known views replaced, if they are given without noise."""
         return self.known_views.shown(latents) if self.known_views else latents
 
     def mixed(self, branches: list[Tensor]) -> Tensor:
-        """One x0, with the known views in their places."""
+        """Apply guidance and replace the known views; returns one x0."""
         return self._held(self._guided(branches))
 
     def refined(self, branches: list[Tensor], step: int) -> Tensor:
-        """As `mixed`, by way of the refiner."""
+        """Do the same as `mixed`, with refinement."""
         with self.stopwatch.part("refine"):
             if self.refiner.after_guidance:
                 return self._held(self.refiner(self._guided(branches), step))
@@ -97,7 +97,7 @@ class SamplerConfig:
     """Options of every sampler. A subclass adds its own as fields.
 
     Attributes:
-        num_steps: denoising steps, each a call of the network with both guidance branches.
+        num_steps: number of denoising steps; each is one network call with both guidance branches.
     """
 
     num_steps: int = 50
@@ -109,8 +109,10 @@ class SamplerConfig:
 
 
 class OrbitSampler(ABC):
-    """What the pipeline asks of a sampler: a subclass registered in SAMPLERS, with a nested `Config`, a subclass of
-    `OrbitSampler.Config`. It must have `__call__`; everything else has a default.
+    """The interface of a sampler.
+
+    A sampler is a subclass that is registered in SAMPLERS, with a nested `Config`, a subclass of `OrbitSampler.Config`.
+    It must have `__call__`; everything else has a default.
     """
 
     Config = SamplerConfig
@@ -122,24 +124,24 @@ class OrbitSampler(ABC):
     def __call__(self, noise_BCVHW: Tensor, run: Denoising) -> Tensor:
         """Sample latents.
 
-        Call `run.predict_x0` once a step, then `run.refined` at the steps of `run.refiner.steps(num_steps)` and
-        `run.mixed` at the others, and `run.on_step` at the end of each; `run.shown` of the last latents is the result.
+        In each step, call `run.predict_x0` once, then `run.refined` at the steps in `run.refiner.steps(num_steps)` or
+        `run.mixed` at the other steps, and at the end `run.on_step`. Return `run.shown` of the last latents.
 
         Args:
-            noise_BCVHW: float32 start.
-            run: what to sample with.
+            noise_BCVHW: the noise, float32.
+            run: the arguments.
 
         Returns:
-            latents_BCVHW float32.
+            latents_BCVHW, float32.
         """
 
     def both(self, noise_BCVHW: Tensor, run: Denoising) -> tuple[Tensor, Tensor]:
-        """Without and with the refiner. The generators of the run end where the refined result leaves them."""
+        """Sample without and with the refiner. Only the refined result advances the generators of the run."""
         plain = dataclasses.replace(run, refiner=None, generators=copies_of(run.generators))
         return self(noise_BCVHW, plain), self(noise_BCVHW, run)
 
     def num_calls(self, *, refiner_steps: set[int], both: bool) -> int:
-        """How often `run.on_step` is called for one result, or for both."""
+        """Return the number of calls of `run.on_step` for one result, or for both."""
         return self.config.num_steps * (2 if both else 1)
 
 
@@ -147,21 +149,21 @@ class OrbitSampler(ABC):
 @SAMPLERS.register(name="DPMSolver++", solver="dpmsolver++", spacing="trailing", num_steps=20)
 @SAMPLERS.register(name="UniPC", solver="unipc", spacing="trailing", num_steps=20)
 class Sampler(OrbitSampler):
-    """Denoise with a diffusers scheduler. DDIM with 50 steps is how the published models are sampled."""
+    """Denoise with a scheduler of diffusers. The published models are sampled with DDIM and 50 steps."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(OrbitSampler.Config):
         """Options.
 
         Attributes:
-            solver: ddim, dpmsolver++, unipc or another of pipelines.sampling.solvers; normally set by the type's name.
-            eta: stochasticity of DDIM, 0 is deterministic.
-            spacing: leading (published: 981, 961, ..., 1), trailing (starts at pure noise), linspace; or
-                for multistep solvers angle: see pipelines.sampling.solvers.
-            warp: of `angle` spacing; 1 is even, more is denser at the noisy end.
-            reuse_steps: the inner part of the network runs at every Nth step; the steps in between use its last output
-                again (arXiv:2312.00858). 1: at every step.
-            reuse_outer: blocks at either end of the network that run at every step.
+            solver: ddim, dpmsolver++, unipc or another solver in pipelines.sampling.solvers; usually set by the type.
+            eta: stochasticity of DDIM; 0 is deterministic.
+            spacing: leading (published: 981, 961, ..., 1), trailing (starts at pure noise) or linspace; for multistep
+                solvers also angle, see pipelines.sampling.solvers.
+            warp: power of the `angle` spacing; 1 is even, larger values are denser near pure noise.
+            reuse_steps: the inner part of the network runs at every Nth step; the other steps reuse its last output
+                (arXiv:2312.00858). 1: it runs at every step.
+            reuse_outer: number of blocks at each end of the network that run at every step.
         """
 
         solver: str = "ddim"
@@ -178,7 +180,7 @@ class Sampler(OrbitSampler):
                 if getattr(self, name) not in valid:
                     raise ConfigError(f"sampler.{name}={getattr(self, name)} is unknown; valid: {', '.join(valid)}")
             if self.eta and self.solver != "ddim":
-                raise ConfigError(f"sampler.eta={self.eta} belongs to DDIM; set it to 0 for {self.solver}")
+                raise ConfigError(f"sampler.eta={self.eta} is only for DDIM; set sampler.eta=0 for {self.solver}")
             for name in ("reuse_steps", "reuse_outer"):
                 if getattr(self, name) < 1:
                     raise ConfigError(f"sampler.{name} must be at least 1, got {getattr(self, name)}")
@@ -192,7 +194,7 @@ class Sampler(OrbitSampler):
             return self.reuse_steps > 1
 
     def scheduler(self, diffusion: DiffusionDDIM) -> Any:
-        """A fresh diffusers scheduler of this run's options."""
+        """Make a new diffusers scheduler with the options of this sampler."""
         config = self.config
         return make_scheduler(
             diffusion, solver=config.solver, num_steps=config.num_steps, spacing=config.spacing, warp=config.warp
@@ -205,12 +207,13 @@ class Sampler(OrbitSampler):
 
     @torch.no_grad()
     def both(self, noise_BCVHW: Tensor, run: Denoising) -> tuple[Tensor, Tensor]:
-        """Without and with the refiner, to the bit as in two calls, at the cost of one until the first refinement.
+        """Sample without and with the refiner. The results equal those of two calls, bit for bit.
 
-        The generators of the run end where the refined result leaves them. Arguments as of a call.
+        Both results share the steps before the first refinement. Only the refined result advances the generators of the
+        run.
         """
         start = self._start(noise_BCVHW, run)
-        start.refined = False  # until it forks
+        start.refined = False  # until the first refinement, where the trajectory is copied
         ends = self._run(start, run)
         return run.shown(ends[0].x_t), run.shown(ends[-1].x_t)
 
@@ -241,7 +244,7 @@ class Sampler(OrbitSampler):
         return tracks
 
     def _deep(self, track: _Trajectory, step: int, guided: bool) -> dict[str, DeepFeatures]:
-        """What the network may take again, or is to remember."""
+        """Return the features for the network to reuse, or an empty `DeepFeatures` for it to fill."""
         if self.config.reuse_steps == 1:
             return {}
         if step % self.config.reuse_steps == 0 or track.deep_is_guided != guided:
@@ -259,15 +262,15 @@ class Sampler(OrbitSampler):
 
 @dataclass
 class _Trajectory:
-    """Where one run of the loop stands.
+    """The state of one trajectory in the loop.
 
     Attributes:
-        scheduler: with the x0 that it remembers.
-        x_t: latents.
-        generators: of the samples.
-        refined: whether the refiner acts on it.
-        deep: what the inner part of the network gave last.
-        deep_is_guided: whether with both branches of guidance.
+        scheduler: the scheduler, which stores earlier x0 of this trajectory.
+        x_t: the current latents.
+        generators: one per sample.
+        refined: whether the refiner applies to this trajectory.
+        deep: the last output of the inner part of the network.
+        deep_is_guided: whether `deep` contains both guidance branches.
     """
 
     scheduler: Any
@@ -278,13 +281,13 @@ class _Trajectory:
     deep_is_guided: bool | None = None
 
     def copy(self) -> _Trajectory:
-        """One that goes on by itself."""
+        """Return an independent copy."""
         generators = copies_of(self.generators)
         return dataclasses.replace(self, scheduler=copy.deepcopy(self.scheduler), generators=generators)
 
 
 def copies_of(generators: list[Generator] | None) -> list[Generator] | None:
-    """Generators that draw the same numbers from here on."""
+    """Copy generators; the copies draw the same numbers as the originals."""
     if generators is None:
         return None
     copies = [Generator(one.device) for one in generators]

@@ -1,1 +1,1 @@
-"""The trainer, and what it needs."""
+"""Training: the training loop, its state on disk, its data and its objectives."""

@@ -1,4 +1,4 @@
-"""The weight files of a training: on the way in the published format, in the end as safetensors."""
+"""The weight files of a training: checkpoints in the published format, final weights as safetensors."""
 
 from __future__ import annotations
 
@@ -23,29 +23,30 @@ from utils.processes import is_main, largest
 
 @contextmanager
 def saving(log_dir: Path, what: str) -> Iterator[None]:
-    """Say in one line why files could not be written.
+    """Turn errors of writing files into one line.
 
     Raises:
-        DataError: the disk is full or cannot be written. What was there before is untouched.
+        DataError: the disk is full or cannot be written. Existing files do not change.
     """
     try:
         yield
-    except torch.OutOfMemoryError:  # a RuntimeError that no disk is to blame for
+    except torch.OutOfMemoryError:  # also a RuntimeError, but not an error of the disk
         raise
     except (OSError, RuntimeError, SafetensorError) as err:
-        # safetensors and torch.save report a full disk by errors of their own
+        # safetensors and torch.save have their own errors for a full disk
         last, free_mb = latest(log_dir / "state"), shutil.disk_usage(log_dir).free / 1e6
         raise DataError(
             f"log_dir={log_dir}: {what} cannot be saved ({first_line(err)}; {free_mb:.0f} MB are free); "
-            f"{f'{last} is whole' if last else 'nothing was saved before'}; make room and run the same command again"
+            f"{f'{last} is complete' if last else 'there is no earlier state'}; free disk space and run the same "
+            "command again"
         ) from err
 
 
 class MainProcessWriter:
-    """Writes on the main process what all have gathered.
+    """Writes on the main process what all processes have gathered.
 
-    After a failure it writes no more, but gathering goes on to its end: a process that gave up in between would leave
-    the others waiting for it.
+    After a failure it writes nothing more, but gathering continues to its end. If one process stopped early, the other
+    processes would wait for it forever.
     """
 
     def __init__(self, log_dir: Path, what: str) -> None:
@@ -53,7 +54,7 @@ class MainProcessWriter:
         self.problem: DataError | None = None
 
     def __call__(self, write: Callable[[], None]) -> None:
-        """Write, unless this is another process or something failed before."""
+        """Write, if this is the main process and nothing has failed before."""
         if not is_main() or self.problem:
             return
         try:
@@ -63,33 +64,33 @@ class MainProcessWriter:
             self.problem = err
 
     def raise_if_failed(self) -> None:
-        """Tell all processes how it went; all of them call together.
+        """Raise an error on all processes if one could not write; all processes must call this together.
 
         Raises:
             DataError: something could not be written.
         """
         if any(largest(self.problem is not None)):
-            raise self.problem or DataError(f"{self.what} was not saved: the main process says why")
+            raise self.problem or DataError(f"{self.what} was not saved; see the error message of the main process")
 
 
 log = logging.getLogger(__name__)
 
 
 def checkpoint_path(folder: Path, objective: Objective, step: int) -> Path:
-    """Of the weights to sample with."""
+    """Path of the weights for sampling."""
     return folder / "checkpoints" / f"{objective.stem}_{step:08d}.pth"
 
 
 def _trained_path(path: Path) -> Path:
-    """Of the trained weights beside averaged ones."""
+    """Path of the trained weights, if `path` has the averaged ones."""
     return path.with_name(f"non_ema_{path.name}")
 
 
 def make_room(folder: Path, objective: Objective, *, keep: int, every: int) -> None:
-    """Remove states that are too old (see `old_states`), and the weight files that were written with each.
+    """Remove states that are too old (see `old_states`), and the weight files of the same steps.
 
-    What has no state in `log_dir/state` stays: another training wrote it. The state goes last, so that after a kill in
-    between both are found again.
+    Weight files without a state in `log_dir/state` are kept, because another training wrote them. The state is removed
+    last, so that after an interruption the next call finds both again.
     """
     for step, state in old_states(folder / "state", keep=keep, every=every).items():
         path = checkpoint_path(folder, objective, step)
@@ -101,7 +102,7 @@ def make_room(folder: Path, objective: Objective, *, keep: int, every: int) -> N
 def save_checkpoint(
     folder: Path, objective: Objective, average: MovingAverage | None, step: int, *, writer: MainProcessWriter
 ) -> None:
-    """Write the weights to sample with; with a moving average also the trained ones, as `non_ema_...`."""
+    """Write the weights for sampling; with a moving average also the trained weights, as `non_ema_...`."""
     path = checkpoint_path(folder, objective, step)
     if average:
         _save(_trained_path(path), objective, step, writer)
@@ -117,7 +118,7 @@ def _save(path: Path, objective: Objective, step: int, writer: MainProcessWriter
 
 
 def final_path(folder: Path, objective: Objective) -> Path:
-    """Of the finished network."""
+    """Path of the finished network."""
     return folder / f"{objective.stem}.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""One process for each device, started by the command itself where no launcher did; signals and precision of each."""
+"""Start one training process per device, unless a launcher has done it; handle signals and set up accelerate."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ log = logging.getLogger(__name__)
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 STARTED_HERE = "VIDEOMV_STARTED_HERE"
 BY_A_LAUNCHER = ("RANK", "LOCAL_RANK")
-BY_ACCELERATE = "ACCELERATE_DYNAMO_BACKEND"  # set by `accelerate launch` only, also where it starts a single process
+BY_ACCELERATE = "ACCELERATE_DYNAMO_BACKEND"  # set only by `accelerate launch`, also for a single process
 ENGINES_OF_ACCELERATE = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 # The main process writes files and samples previews while the others wait.
 PATIENCE = timedelta(hours=12)
-BACKENDS = "cpu:gloo,cuda:nccl"  # decisions are taken together on the CPU, so that none waits for a GPU
-TURN_S = 0.5  # for threads that want the interpreter
-REPEAT_S = 2.0  # in which a signal may come twice
-GRACE_S = 5.0  # between the first failure and the end of the other processes
+BACKENDS = "cpu:gloo,cuda:nccl"  # processes exchange decisions on the CPU, so that none waits for a GPU
+TURN_S = 0.5  # time for other threads to get the interpreter
+REPEAT_S = 2.0  # the same signal within this time counts once
+GRACE_S = 5.0  # time between the first failure and killing the other processes
 
 
 def processes_to_start(cfg: RunConfig) -> int:
-    """How many processes this command has to start; 1 when it trains by itself, as a launcher's process does.
+    """Return the number of processes that this command must start; 1: it trains itself, e.g. under a launcher.
 
     Raises:
-        ConfigError: `num_processes` and `device` do not fit each other or the machine, or accelerate was told to divide
-            the model, which would not reach the files that are written here.
+        ConfigError: `num_processes` and `device` do not fit each other or the machine, or accelerate is set to divide
+            the model, which the files written here do not support.
     """
     engines = [name for name in ENGINES_OF_ACCELERATE if os.environ.get(name, "").lower() in ("1", "true", "yes")]
     if engines:
-        raise ConfigError(f"accelerate launch has set {engines[0]}; launch without it and set use_fsdp=true here")
+        raise ConfigError(f"accelerate launch has set {engines[0]}; launch without it and set use_fsdp=true instead")
     if any(name in os.environ for name in BY_A_LAUNCHER):
         return 1
     if BY_ACCELERATE in os.environ and not cfg.num_processes:
@@ -57,7 +57,8 @@ def processes_to_start(cfg: RunConfig) -> int:
     num_devices = torch.cuda.device_count() if cfg.device in ("auto", "cuda") and not on_cpu else 1
     if cfg.num_processes > num_devices and not on_cpu:
         raise ConfigError(
-            f"num_processes={cfg.num_processes}, but device={cfg.device} has {num_devices}; set it to 0 for all of them"
+            f"num_processes={cfg.num_processes}, but device={cfg.device} has only {num_devices} here; set "
+            "num_processes=0 for one process per device"
         )
     return cfg.num_processes or num_devices
 
@@ -65,10 +66,11 @@ def processes_to_start(cfg: RunConfig) -> int:
 def run_processes(num: int, command: Sequence[str]) -> int:
     """Run the command `num` times as one group, and wait.
 
-    By hand, because torch.distributed.run kills its processes on the first signal: here each of them ends its step and
-    saves, and all of them end when this one is killed.
+    torch.distributed.run is not used, because it kills its processes on the first signal. Here each process finishes
+    its step and saves.
 
-    Signals are passed on once each. When a process fails, the others end too; when this one is killed, all do.
+    Each signal is passed on once. When one process fails, the others are stopped. When this process is killed, all of
+    them end.
 
     Returns:
         The exit code of the first process that failed, else 0.
@@ -82,8 +84,8 @@ def run_processes(num: int, command: Sequence[str]) -> int:
         subprocess.Popen(
             command,
             env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdin=subprocess.PIPE,  # its end tells the process that this one is gone
-            start_new_session=True,  # else Ctrl-C would come twice
+            stdin=subprocess.PIPE,  # end of file tells the process that this one has ended
+            start_new_session=True,  # otherwise Ctrl-C would arrive twice
         )
         for rank in range(num)
     ]
@@ -102,10 +104,10 @@ def run_processes(num: int, command: Sequence[str]) -> int:
 
 
 def join_processes(cfg: RunConfig) -> torch.device:
-    """Become one of the processes that train together, if there are several; the device of this one.
+    """Join the group of training processes, if there are several, and return the device of this process.
 
     Raises:
-        ConfigError: the device does not exist here.
+        ConfigError: the device does not exist.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return pick_device(cfg.device)
@@ -119,26 +121,26 @@ def join_processes(cfg: RunConfig) -> torch.device:
 
 
 def _end_with_parent() -> None:
-    """Standard input ends with the process that started this one."""
-    while os.read(0, 1):  # not through sys.stdin, whose lock would be held when this process ends
+    """End this process when its parent has ended, which closes standard input."""
+    while os.read(0, 1):  # sys.stdin would hold its lock when this process ends
         pass
     os._exit(1)
 
 
 def check_tracker(cfg: RunConfig) -> None:
-    """Refuse a tracker whose package is not there; accelerate would train without it.
+    """Check that the package of the tracker is installed, because accelerate would silently train without it.
 
     Raises:
-        ConfigError: see above.
+        ConfigError: it is not installed.
     """
     if cfg.tracker != "none" and cfg.tracker not in [str(tracker.value) for tracker in get_available_trackers()]:
         raise ConfigError(
-            f"tracker={cfg.tracker} is not installed here; run `pip install {cfg.tracker}`, or use tensorboard or none"
+            f"tracker={cfg.tracker} is not installed; run `pip install {cfg.tracker}`, or use tensorboard or none"
         )
 
 
 def make_accelerator(cfg: RunConfig, objective: Objective, *, folder: Path) -> Accelerator:
-    """Accelerate's view of the run: device, precision, tracker."""
+    """Set up accelerate with the device, precision and tracker of the run."""
     precision = cfg.precision
     if precision == "auto":
         precision = "bfloat16" if objective.device.type == "cuda" else "float32"
@@ -153,16 +155,17 @@ def make_accelerator(cfg: RunConfig, objective: Objective, *, folder: Path) -> A
         kwargs_handlers=[exchange],
     )
     if cfg.tracker != "none":
-        # TensorBoard's is a folder in the run's, the others' a project
+        # for TensorBoard the name is a folder in log_dir, for other trackers it is a project
         accelerator.init_trackers("log" if cfg.tracker == "tensorboard" else folder.resolve().name)
     return accelerator
 
 
 def leave_processes(accelerator: Accelerator) -> None:
-    """End the group of processes; whoever holds a wrapped model lets go of it before.
+    """End the group of processes. The caller must first delete its references to the wrapped model.
 
-    Gloo's threads need the interpreter to let go of their last task (torch 2.10). Whoever takes the group apart holds
-    the interpreter and waits for them: so no wrapped model may be the last owner of the group, and they get their turn.
+    Gloo's threads need the interpreter to release their last task (torch 2.10). Destroying the group holds the
+    interpreter and waits for these threads, which is a deadlock. Therefore no wrapped model may be the last owner of
+    the group, and the sleep gives the threads time.
     """
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1:
@@ -173,9 +176,10 @@ def leave_processes(accelerator: Accelerator) -> None:
 
 @contextmanager
 def watch_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM fill the list instead of ending the program; a second one ends it at once.
+    """Collect Ctrl-C and SIGTERM in a list instead of ending the program; a second signal ends it at once.
 
-    The same signal again within REPEAT_S is the first one: a launcher passes on what Slurm sends to all processes.
+    The same signal again within REPEAT_S is ignored, because it can arrive twice: Slurm sends it to all processes, and
+    a launcher passes it on.
     """
     received: list[int] = []
     since: dict[int, float] = {}

@@ -1,4 +1,4 @@
-"""How a network is arranged for training: compiled, fused, or as it is, and who averages gradients over processes."""
+"""Prepare a network for training: compile or fuse it, and choose how processes average gradients."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ log = logging.getLogger(__name__)
 
 
 def exchanges_afterwards(cfg: RunConfig, objective: Objective, accelerator: Accelerator) -> bool:
-    """Whether gradients are averaged after the backward pass (pipelines/training/parallel.py), not by DDP or
-    FSDP.
+    """Whether gradients are averaged after the backward pass (pipelines/training/parallel.py), not by DDP or FSDP.
 
-    `use_ddp` decides. Left open, they are where the passes can be CUDA graphs and GPUs are close to each other.
+    `use_ddp` decides. With null, this is true if the passes can be CUDA graphs and all GPUs are in one machine.
     """
     if accelerator.num_processes == 1 or cfg.use_fsdp:
         return False
@@ -30,22 +29,22 @@ def exchanges_afterwards(cfg: RunConfig, objective: Objective, accelerator: Acce
 
 
 def prepare_network(cfg: RunConfig, objective: Objective, accelerator: Accelerator) -> None:
-    """Compile the network's parts, or let the UNet run fused, as the settings say; in place, before it is divided."""
+    """Compile or fuse the network in place, as set in the configuration; this must come before FSDP divides it."""
     if cfg.compile:
         compile_parts(objective.parts_to_compile(), only_forward=cfg.use_fsdp)
     elif cfg.fused:
         fuse_for_training(objective.parts_to_compile())
-    # DDP and FSDP hang their exchange of gradients on nodes of the backward pass, which a graph has not.
+    # DDP and FSDP attach their gradient exchange to nodes of the backward pass, which a CUDA graph does not have.
     afterwards = exchanges_afterwards(cfg, objective, accelerator)
     if (afterwards or accelerator.num_processes == 1) and _can_be_graphed(cfg, objective, accelerator):
         graph_for_training(objective.network)
     if afterwards:
-        log.info("gradients are exchanged after each pass; with use_ddp=true while it goes on, but no CUDA graphs")
+        log.info("gradients are exchanged after each pass; use_ddp=true exchanges them during it, without CUDA graphs")
 
 
 def _can_be_graphed(cfg: RunConfig, objective: Objective, accelerator: Accelerator) -> bool:
     chosen = cfg.cuda_graph and cfg.fused and not cfg.compile
     half = accelerator.mixed_precision != "no" and accelerator.device.type == "cuda"
-    # A second backward pass would overwrite the first one's gradients, and images have another shape than orbits.
+    # A second backward pass would overwrite the gradients of the first, and images have another shape than orbits.
     one_pass = cfg.grad_accumulation == 1 and not cfg.is_joint
     return chosen and half and one_pass and objective.can_be_graphed

@@ -1,4 +1,4 @@
-"""Learning rate over the steps, and the moving average of weights."""
+"""The learning rate, the parameter groups and the moving average of weights."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from utils.settings.run import RunConfig
 
 
 def learning_rate(cfg: RunConfig, *, own_step: int, first_step: int, time_share: float = 0.0) -> float:
-    """The learning rate of a step.
+    """Compute the learning rate of a step.
 
-    As in the original, warm-up and decay count the run's own steps, not those of the checkpoint that it started from,
-    while `num_steps` includes these: a fine-tuning begins at `lr` and ends before the decay is over. With
-    `decay_over: own_steps` the decay ends with the run. By hand, because LambdaLR counts steps only and a run may
-    also end by time.
+    As in the original code, warm-up and decay count only the steps of this run, but `num_steps` also includes the steps
+    of the checkpoint. Fine-tuning therefore starts at `lr` and ends before the decay is complete. With
+    `decay_over: own_steps` the decay ends with the run. LambdaLR is not used, because it counts only steps, but a run
+    may also end by time.
 
     Args:
-        own_step: steps done since the checkpoint.
-        first_step: steps of the checkpoint.
-        time_share: fraction of `max_minutes` that has passed, in [0, 1]; the decay follows it where it is further.
+        own_step: number of steps since the checkpoint.
+        first_step: number of steps of the checkpoint.
+        time_share: elapsed fraction of `max_minutes`, in [0, 1]; the decay uses the larger of both fractions.
     """
     warmup = min(1.0, (own_step + 1) / cfg.warmup_steps) if cfg.warmup_steps > 0 else 1.0
     total = cfg.num_steps - first_step if cfg.decay_over == "own_steps" else cfg.num_steps
@@ -34,7 +34,7 @@ def learning_rate(cfg: RunConfig, *, own_step: int, first_step: int, time_share:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Trainable parameters for AdamW; gains, biases and other vectors do not decay."""
+    """Group the trainable parameters for AdamW; weight decay does not apply to gains, biases and other vectors."""
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},
@@ -43,11 +43,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
 
 
 class MovingAverage:
-    """A moving average of a module's trainable parameters in float32, divided among processes as they are.
+    """A moving average of a module's trainable parameters in float32, sharded like the parameters.
 
-    By hand, because torch's AveragedModel copies the whole module: frozen parts, and forward passes that were fused.
+    AveragedModel of torch is not used, because it copies the whole module, including frozen parts and fused forward
+    passes.
 
-    Early on the average looks back over few steps only, so that it forgets the random start.
+    At the start the average covers only a few steps, so that it forgets the random initialisation.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -57,12 +58,12 @@ class MovingAverage:
         self._averages = [parameter.detach().float().clone() for parameter in self._parameters]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The averages themselves by parameter name; whoever fills them goes on from there."""
+        """Return the averages by parameter name, without a copy: writing to them changes the average."""
         return dict(zip(self._names, self._averages, strict=True))
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move towards the present weights."""
+        """Update the average with the present weights."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         present = [local(parameter.detach()).float() for parameter in self._parameters]
@@ -75,7 +76,7 @@ class MovingAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within the block the module has the averaged weights."""
+        """Use the averaged weights in the module within a `with` block."""
         with torch.no_grad():
             trained = [parameter.detach().clone() for parameter in self._parameters]
             self.write()

@@ -1,8 +1,8 @@
-"""One network divided among the processes that train it: FSDP2, chosen by `use_fsdp`.
+"""Training on several processes: sharding with FSDP2 (`use_fsdp`), and averaging gradients without DDP.
 
-Each process keeps a slice of every parameter, of its gradient, of what the optimizer keeps of it and of its moving
-average; a block's weights are whole only while it works. Files hold whole tensors, so a training can go on with or
-without division, on any number of processes.
+With FSDP2 each process stores a slice of every parameter, its gradient, its optimizer state and its moving average. The
+weights of a block are complete only while it runs. Files contain complete tensors, so a training can continue with or
+without FSDP, on any number of processes.
 """
 
 from __future__ import annotations
@@ -17,33 +17,34 @@ from utils.errors import ConfigError
 from utils.processes import is_main, num_processes, take_from_main
 from utils.settings.run import RunConfig
 
-# Elsewhere FSDP2 waits until it is asked for: importing it takes two seconds.
+# FSDP2 is imported only where it is used, because the import takes two seconds.
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
 def check_sharding(cfg: RunConfig, entrance: str, *, can_be_sharded: bool) -> None:
-    """Refuse `use_fsdp` where it does not go.
+    """Check that `use_fsdp` fits the other settings.
 
     Raises:
-        ConfigError: see above.
+        ConfigError: it does not.
     """
     if not cfg.use_fsdp:
         return
     if not can_be_sharded:
         raise ConfigError(f"use_fsdp=true supports only UNet training, but TASK_TYPE={entrance}; set use_fsdp=false")
     if cfg.precision == "float16":
-        raise ConfigError("use_fsdp=true does not go with precision=float16; set precision=bfloat16")
+        raise ConfigError("use_fsdp=true does not support precision=float16; set precision=bfloat16")
 
 
 def shard(network: nn.Module, blocks: Iterable[nn.Module]) -> None:
-    """Divide a network among all processes, in place; one process keeps it whole.
+    """Shard a network over all processes, in place; nothing changes with one process.
 
-    Parameters are new objects then: whoever holds the old ones (an optimizer, an average) is to be made afterwards.
+    This replaces the parameters, so optimizers and averages must be made afterwards.
 
     Args:
-        network: is called as a whole; on its device. What the main process has counts.
-        blocks: parts of it whose weights are gathered together, each called by itself.
+        network: the network on its device, with a forward pass as a whole. All processes get the main process's
+            weights.
+        blocks: parts of the network; the weights of each are gathered together for its forward pass.
     """
     if num_processes() == 1:
         return
@@ -51,17 +52,17 @@ def shard(network: nn.Module, blocks: Iterable[nn.Module]) -> None:
     from torch.distributed.fsdp import fully_shard
 
     for parameter in network.parameters():
-        parameter.data = parameter.data.contiguous()  # FSDP takes no other memory format
+        parameter.data = parameter.data.contiguous()  # FSDP supports no other memory format
     take_from_main(network)
     mesh = init_device_mesh(next(network.parameters()).device.type, (num_processes(),))
     for block in blocks:
         fully_shard(block, mesh=mesh)
-    # The rest of the network too gives its memory back between the passes: files and averages read slices then.
+    # The rest of the network is also resharded after each pass, because files and averages need slices.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Whether the network is divided."""
+    """Whether the network is sharded."""
     return any(_is_divided(parameter) for parameter in network.parameters())
 
 
@@ -70,14 +71,15 @@ def _is_divided(value: Any) -> TypeGuard[DTensor]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's slice; of a tensor that is not divided, the tensor."""
+    """Return this process's slice of a sharded tensor, or the tensor itself if it is not sharded."""
     return tensor.to_local() if _is_divided(tensor) else tensor
 
 
 def put_together(content: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Replace divided tensors in a dict (of dicts) by whole ones on the CPU.
+    """Replace sharded tensors in a dict (of dicts) with complete tensors on the CPU.
 
-    All processes call it with the same keys in the same order; only the main one keeps what comes out.
+    All processes must call this with the same keys in the same order. Only the main process gets the result; the others
+    get an empty dict.
     """
     whole = {key: _whole(value) for key, value in content.items()}
     return whole if is_main() else {}
@@ -91,42 +93,42 @@ def _whole(value: Any) -> Any:
 
 
 def like(whole: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor, the same on all processes, placed and divided as `target` is.
+    """Place and shard a complete tensor, equal on all processes, like `target`.
 
-    Its numbers also lie in the same order: AdamW's kernels refuse moments that lie otherwise than their parameters.
+    The memory format is also that of `target`, because AdamW's kernels need moments in the format of their parameters.
     """
     if _is_divided(target):
         from torch.distributed.tensor import distribute_tensor
 
-        whole = whole.to(target.device).contiguous()  # as FSDP keeps them
+        whole = whole.to(target.device).contiguous()  # the memory format of FSDP
         return distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
     return torch.empty_like(target, dtype=whole.dtype).copy_(whole)
 
 
-BUCKET = 32 << 20  # elements that travel together, at least
+BUCKET = 32 << 20  # minimum number of elements that are exchanged together
 
 
 def check_exchange(cfg: RunConfig) -> None:
-    """Refuse `use_ddp=false` where processes may have gradients of other parameters.
+    """Check that `use_ddp=false` is possible: all processes must have gradients of the same parameters.
 
     Raises:
-        ConfigError: see above.
+        ConfigError: they do not.
     """
     if cfg.is_joint and cfg.use_ddp is False:
         raise ConfigError(
-            f"use_ddp=false does not go with frame_lens={list(cfg.frame_lens)}: images leave layers over views out; "
-            "set use_ddp=null"
+            f"use_ddp=false does not support frame_lens={list(cfg.frame_lens)}, because images do not use the layers "
+            "over views; set use_ddp=null"
         )
 
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace gradients by their means over all processes, in place; all have gradients of the same parameters."""
+    """Replace gradients by their means over all processes; all processes must have the same set of gradients."""
     before = None
     for bucket in _buckets([_as_stored(parameter.grad) for parameter in parameters if parameter.grad is not None]):
         joined = torch.cat(bucket)
         work = distributed.all_reduce(joined, async_op=True)
-        if before:  # is spread while this one travels
+        if before:  # copy the previous bucket while this one is exchanged
             _spread(*before)
         before = work, joined, bucket
     if before:
@@ -152,6 +154,6 @@ def _spread(work: distributed.Work, joined: Tensor, bucket: list[Tensor]) -> Non
 
 
 def _as_stored(gradient: Tensor) -> Tensor:
-    """The same memory as one row of numbers, in the order in which they lie there."""
+    """View a gradient as one dimension in the order of its memory, without a copy."""
     by_stride = sorted(range(gradient.dim()), key=gradient.stride, reverse=True)
     return gradient.permute(by_stride).view(-1)

@@ -1,4 +1,4 @@
-"""What fine-tuning does to weights that come from an image model ("SD keys")."""
+"""Fine-tuning from a checkpoint, with special treatment of weights from an image model ("SD keys")."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ SPATIAL_LAYERS = ("in_layers", "emb_layers", "out_layers", "skip_connection", "c
 
 
 def is_sd_key(name: str) -> bool:
-    """Whether a parameter of the UNet exists in the image model (Stable Diffusion 2.1) that it grew from.
+    """Whether a parameter of the UNet comes from its image model (Stable Diffusion 2.1).
 
-    These are the first convolution, the spatial parts of residual blocks, up- and down-sampling, spatial transformers
-    and the output head; what is temporal, the timestep and camera embeddings and the image condition are not.
+    These parameters are the first convolution, the spatial parts of residual blocks, up- and downsampling, spatial
+    transformers and the output head. Temporal layers, the embeddings of timestep and camera, and the image condition
+    are not among them.
     """
     top, *parts = name.split(".")
     if top == "out":
@@ -33,28 +34,29 @@ def is_sd_key(name: str) -> bool:
         return False
     if top != "middle_block":
         block, *parts = parts
-        if top == "input_blocks" and block == "0":  # the first convolution; the transformer beside it is temporal
+        if top == "input_blocks" and block == "0":  # the first convolution; the transformer in this block is temporal
             return parts[0] == "0"
     if parts[0] in SPATIAL_LAYERS:
         return True
-    # Within a block: 0 residual, 1 spatial transformer (or up-sampling), 2 temporal transformer, then the rest.
+    # Within a block: 0 residual, 1 spatial transformer (or upsampling), 2 temporal transformer, then the rest.
     return parts[1] in SPATIAL_LAYERS or parts[0] == "1"
 
 
 @PRETRAIN.register(name="pretrain_specific_strategies")
 class SpatialWeights:
-    """Starts from a checkpoint and slows or stops the training of SD keys."""
+    """Starts from a checkpoint, and slows down or stops the training of SD keys."""
 
-    retired_keys = {"sd_keys_path": "the names follow from the architecture"}
+    retired_keys = {"sd_keys_path": "the architecture determines the names"}
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """
         Attributes:
-            resume_checkpoint: weights to start from, and the step to go on from; null starts fresh.
-            fix_weight: SD keys do not train.
-            grad_scale: gradients of SD keys are multiplied by this.
-            new_parts: what the checkpoint may lack: a text-to-video model without cameras is where VideoMV started.
+            resume_checkpoint: weight file for the start; its step count continues. null: random weights.
+            fix_weight: freeze SD keys.
+            grad_scale: factor for the gradients of SD keys.
+            new_parts: modules that may be missing in the checkpoint; VideoMV started from a text-to-video model without
+                cameras.
         """
 
         resume_checkpoint: str | None = None
@@ -71,10 +73,10 @@ class SpatialWeights:
         self._network: nn.Module | None = None
 
     def apply(self, network: nn.Module) -> int:
-        """Load the checkpoint, freeze what is frozen.
+        """Load the checkpoint, and freeze SD keys with `fix_weight`.
 
         Returns:
-            The step to go on from.
+            The step of the checkpoint, at which training continues; 0 without one.
 
         Raises:
             DataError: the checkpoint is missing or does not fit.
@@ -97,13 +99,13 @@ class SpatialWeights:
         return step or 0
 
     def after_backward(self) -> None:
-        """Scale the gradients that the last backward pass left."""
+        """Scale the gradients of SD keys with `grad_scale`."""
         grads = [local(parameter.grad) for parameter in self._slowed if parameter.grad is not None]
         if grads:
             torch._foreach_mul_(grads, self.config.grad_scale)
 
     @cached_property
     def _slowed(self) -> list[nn.Parameter]:
-        """Looked up after the first backward pass: dividing a network among processes replaces its parameters."""
+        """The slowed parameters, found after the first backward pass because FSDP replaces parameters."""
         named = self._network.named_parameters() if self._network else ()
         return [parameter for name, parameter in named if is_sd_key(name)]

@@ -1,4 +1,4 @@
-"""Orbits that show how far training is: fixed prompts or pictures, fixed seeds."""
+"""Previews during training: orbits of fixed prompts or images with fixed seeds."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ log = logging.getLogger(__name__)
 
 @VISUAL.register
 class VisualTrainTextImageToVideo:
-    """Samples some inputs with the network in training; a contact sheet and a video each."""
+    """Samples some inputs with the network in training, and writes a contact sheet and a video for each."""
 
     retired_keys = {
-        "partial_keys": "the conditioner gives the network all that it was built for",
-        "use_offset_noise": "sampling starts from plain noise",
+        "partial_keys": "the conditioner always uses all conditions of the network",
+        "use_offset_noise": "sampling starts from noise without an offset",
     }
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """
         Attributes:
-            prompts: what a text model samples; none means no previews.
-            images: the same for an image model: picture files.
-            guide_scale: guidance of the previews.
+            prompts: prompts for a text model; empty: no previews.
+            images: image files for an image model; empty: no previews.
+            guide_scale: guidance scale of the previews.
         """
 
         prompts: list[str] = field(default_factory=list)
@@ -46,7 +46,7 @@ class VisualTrainTextImageToVideo:
         """Sample and write `{input}_{step}.png` and `.mp4`.
 
         Args:
-            parts: unet, autoencoder, embedder and diffusion, as `ViewsPipeline` takes them.
+            parts: unet, autoencoder, embedder and diffusion, as in `ViewsPipeline`.
         """
         of_images = parts["unet"].config.takes_images
         inputs = self.config.images if of_images else self.config.prompts
@@ -54,7 +54,7 @@ class VisualTrainTextImageToVideo:
             return
         pipeline = ViewsPipeline(cfg, sampler=cfg.sampler.build(), **parts)
         orbits = pipeline(inputs, guide_scale=self.config.guide_scale)
-        if not is_main():  # of a divided network all processes sample, for its layers to be gathered
+        if not is_main():  # all processes must sample, because FSDP gathers layers from all of them
             return
         for text, views_VCHW in zip(inputs, orbits.views_BVCHW, strict=True):
             stem = f"{slug_of(Path(text).stem if of_images else text)}_{step:08d}"

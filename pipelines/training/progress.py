@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class ProgressReport:
-    """One line at intervals, and a bar on a terminal."""
+    """Writes a log line at intervals, and shows a progress bar on a terminal."""
 
     def __init__(self, cfg: RunConfig, *, views_per_batch: float, first_step: int) -> None:
         self.views_per_batch = views_per_batch
@@ -41,7 +41,7 @@ class ProgressReport:
         self.bar.close()
 
     def add(self, figures: dict[str, Tensor], *, step_ends: bool = True) -> None:
-        """Count one batch; nothing waits for the device."""
+        """Add the figures of one batch, without waiting for the device."""
         for name, value in figures.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.num_added += 1
@@ -54,7 +54,7 @@ class ProgressReport:
         """Log the means since the last call, over all processes, and return them.
 
         Args:
-            summary: makes of the means what is said.
+            summary: turns the means into the figures of the log.
         """
         names = sorted(self.sums)
         means = mean_over_processes(torch.stack([self.sums[name].float() for name in names]) / self.num_added)
@@ -75,7 +75,7 @@ class ProgressReport:
 
 
 def memory_gb() -> dict[str, float]:
-    """The most device memory so far, of tensors and with what the allocator keeps; nothing on a CPU."""
+    """Return the peak device memory in GB, of tensors and as reserved by the allocator; empty on a CPU."""
     if not torch.cuda.is_initialized():
         return {}
     peaks = {"peak_memory": torch.cuda.max_memory_allocated(), "peak_reserved": torch.cuda.max_memory_reserved()}
@@ -83,7 +83,7 @@ def memory_gb() -> dict[str, float]:
 
 
 class BadLoss(NamedTuple):
-    """Where a loss first was no number: the step, the number of its global batch, the part of the step, the process."""
+    """The place of the first NaN or infinite loss: step, number of the global batch, part of the step, process."""
 
     step: int
     number: int
@@ -91,7 +91,7 @@ class BadLoss(NamedTuple):
     rank: int
 
     def message(self, names: list[str], *, last_state: Path | None) -> str:
-        """The error message: step, samples and remedy."""
+        """Return the error message with step, samples and remedy."""
         shown = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
         way_on = (
             f"continue with resume={last_state} and another log_dir"
@@ -105,7 +105,7 @@ class BadLoss(NamedTuple):
 
 
 class LossWatch:
-    """Keeps the losses since the last look, so that nothing waits for the device in between."""
+    """Stores the losses since the last check, so that training does not wait for the device in between."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -113,12 +113,12 @@ class LossWatch:
         self.places: list[tuple[int, int, int]] = []
 
     def add(self, loss: Tensor, *, step: int, number: int, part: int) -> None:
-        """Keep the loss of one part of a step."""
+        """Store the loss of one part of a step."""
         self.losses.append(loss.detach().float())
         self.places.append((step, number, part))
 
     def check(self) -> BadLoss | None:
-        """The first loss since the last look that is no finite number, on any process. All processes look together."""
+        """Return the place of the first NaN or infinite loss on any process; all processes must call this together."""
         if not self.losses:
             return None
         losses_PN = self.accelerator.gather(torch.stack(self.losses)[None]).tolist()

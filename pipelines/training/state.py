@@ -1,8 +1,8 @@
-"""All that has state in a training, in one folder: `log_dir/state/step_00001000/`.
+"""The full state of a training in one folder: `log_dir/state/step_00001000/`.
 
-A folder is written beside the others and renamed into place, so that one that can be seen is whole. Order of data and
-random numbers are functions of seed and step (pipelines/training/data/global_batch.py), so numbers stand for them here.
-Tensors are safetensors or are read with `weights_only`: no code in a file is ever run.
+A folder is written under another name and then renamed, so that every visible folder is complete. The order of the data
+and random numbers are functions of seed and step (pipelines/training/data/global_batch.py), so the state contains only
+these numbers. Tensors are safetensors, or are read with `weights_only`, so that no code in a file can run.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from utils.files import atomic_folder, write_json
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 1  # raise it when the content of the folder changes
+LAYOUT = 1  # increase it when the content of the folder changes
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """What a training goes on from.
+    """The full state of a training.
 
     Attributes:
-        step: steps done.
-        num_samples: samples dealt, which is the position in the data.
-        elapsed_s: time spent, for `max_minutes`.
-        model: trained parameters, and buffers, by name.
-        average: moving averages by parameter name; empty without.
-        num_averaged: updates of the average.
-        optimizer: what the optimizer keeps of each parameter.
+        step: number of completed steps.
+        num_samples: number of used samples, which is the position in the data.
+        elapsed_s: elapsed time in seconds, for `max_minutes`.
+        model: trained parameters and buffers, by name.
+        average: moving averages by parameter name; empty without a moving average.
+        num_averaged: number of updates of the average.
+        optimizer: the optimizer's state of each parameter.
         scaler: the gradient scaler's state dict; empty unless precision is float16.
-        settings: those that make the run what it is.
-        per_step: samples of the last step; 0: a state that does not say.
+        settings: the settings that identify the run, see pipelines/training/resume.py.
+        per_step: number of samples in the last step; 0: unknown.
     """
 
     step: int
@@ -61,17 +61,17 @@ class TrainingState:
     per_step: int = 0
 
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW; each has its parameter's shape
+MOMENTS = ("exp_avg", "exp_avg_sq")  # moments of AdamW; each has the shape of its parameter
 NUMBERS = ("step", "num_samples", "elapsed_s", "num_averaged", "scaler", "settings", "per_step")
 
 
 def snapshot(
     network: nn.Module, optimizer: Any, average: MovingAverage | None, *, scaler: Any, **numbers: Any
 ) -> TrainingState:
-    """The state as it is now, whole on the main process; of a divided network all processes take it together.
+    """Take the present state, complete on the main process; with FSDP, all processes must call this together.
 
     Args:
-        scaler: of gradients, or None.
+        scaler: the gradient scaler, or None.
         numbers: step, num_samples, elapsed_s, settings and per_step.
     """
     return TrainingState(
@@ -88,17 +88,17 @@ def snapshot(
 def restore(
     state: TrainingState, network: nn.Module, optimizer: Any, average: MovingAverage | None, *, source: str
 ) -> None:
-    """Fill network, optimizer and average.
+    """Copy a state into network, optimizer and average.
 
     Args:
-        source: what error messages call the state.
+        source: name of the state in error messages.
 
     Raises:
-        DataError: it is of another architecture, or of a run with other trainable parts.
+        DataError: the state belongs to another architecture, or to a run with other trainable parts.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     kept = {f"of parameter {number}": value["exp_avg"] for number, value in state.optimizer.items()}
-    # a parameter that the loss does not reach has nothing kept
+    # parameters without a gradient have no optimizer state
     wanted = {
         name: parameters[number] for number, name in zip(state.optimizer, kept, strict=True) if number < len(parameters)
     }
@@ -110,7 +110,7 @@ def restore(
         number: {name: like(value, parameters[number]) if name in MOMENTS else value for name, value in entries.items()}
         for number, entries in state.optimizer.items()
     }
-    # its settings are those of this run
+    # param_groups keep the settings of this run
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     if average:
         _restore_average(state, average, source=source)
@@ -118,8 +118,8 @@ def restore(
 
 def _restore_average(state: TrainingState, average: MovingAverage, *, source: str) -> None:
     found = state.average
-    if not found:  # the run before had use_ema=false
-        log.info("%s holds no moving average: it begins with the weights", source)
+    if not found:  # the earlier run had use_ema=false
+        log.info("%s contains no moving average, so it starts with the weights", source)
         found = {name: state.model[name] for name in average.tensors()}
     check_tensors(found, average.tensors(), source=source, owner="the moving average")
     for name, tensor in average.tensors().items():
@@ -128,18 +128,18 @@ def _restore_average(state: TrainingState, average: MovingAverage, *, source: st
 
 
 def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """What training changes; frozen parameters are loaded again as they were at the start."""
+    """Return all tensors that training changes; frozen parameters are loaded from their own files again."""
     trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     return trained | dict(network.named_buffers())
 
 
 def state_path(folder: Path, step: int) -> Path:
-    """Of the state of a step, in `log_dir/state`."""
+    """Folder of the state of a step, in `log_dir/state`."""
     return folder / f"step_{step:08d}"
 
 
 def save_state(folder: Path, state: TrainingState) -> None:
-    """Write `folder/step_XXXXXXXX`; one step of one run has one state.
+    """Write `folder/step_XXXXXXXX`, unless it already exists.
 
     Args:
         folder: `log_dir/state`.
@@ -157,11 +157,11 @@ def save_state(folder: Path, state: TrainingState) -> None:
 
 
 def old_states(folder: Path, *, keep: int, every: int) -> dict[int, Path]:
-    """States that make room, by step.
+    """List the states to remove, by step.
 
     Args:
         folder: `log_dir/state`.
-        keep: newest states that stay.
+        keep: number of newest states to keep.
         every: also keep the states of every Nth step; 0: none.
     """
     old = {_step_of(path): path for path in _steps(folder)[:-keep]}
@@ -172,13 +172,13 @@ def read_state(folder: Path, *, device: torch.device | str = "cpu") -> TrainingS
     """Read a state.
 
     Raises:
-        DataError: it is missing, broken, of another layout, or carries code.
+        DataError: it is missing or broken, was written by another version, or contains code.
     """
-    remedy = "delete it to go on from the one before, or set resume=never to begin anew"
+    remedy = "delete it to continue from the previous state, or set resume=never to start again"
     try:
         numbers = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if numbers.pop("layout") != LAYOUT:
-            raise DataError(f"resume: {folder} was written by another version; set resume=never to begin anew")
+            raise DataError(f"resume: {folder} was written by another version; set resume=never to start again")
         return TrainingState(
             model=load_file(folder / "model.safetensors", device=str(device)),
             average=load_file(folder / "average.safetensors", device=str(device)),
@@ -187,7 +187,7 @@ def read_state(folder: Path, *, device: torch.device | str = "cpu") -> TrainingS
         )
     except pickle.UnpicklingError as err:
         raise DataError(
-            f"resume: {folder / 'optimizer.pt'} is refused: its pickle holds more than tensors, and loading it could "
+            f"resume: {folder / 'optimizer.pt'} is not loaded, because its pickle contains more than tensors and could "
             f"run code; {remedy}"
         ) from err
     except (OSError, RuntimeError, SafetensorError, EOFError, KeyError, TypeError, json.JSONDecodeError) as err:
@@ -195,7 +195,7 @@ def read_state(folder: Path, *, device: torch.device | str = "cpu") -> TrainingS
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest state in a folder of states."""
+    """Return the newest state in a folder of states, or None."""
     return (_steps(folder) or [None])[-1]
 
 
@@ -209,12 +209,12 @@ def _step_of(path: Path) -> int:
 
 
 def _own(value: Tensor) -> Tensor:
-    """A copy on the CPU with memory of its own: safetensors refuses tensors that share it."""
+    """Copy a tensor to the CPU with its own memory, because safetensors refuses tensors that share memory."""
     return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _to_disk(folder: Path) -> None:
-    """Wait until files are on the disk, so that a power cut after the rename leaves them whole."""
+    """Flush files to the disk, so that they are complete after the rename even if the power fails."""
     for path in folder.iterdir():
         with path.open("r+b") as file:
             os.fsync(file.fileno())

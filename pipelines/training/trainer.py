@@ -1,7 +1,8 @@
-"""The training loop, one for everything that can be trained.
+"""The training loop, which is the same for all objectives.
 
-An objective brings network, data and loss; the loop owns steps, precision, learning rate, moving average, checkpoints
-and the log. Devices go through accelerate: on several of them `prepare` wraps the objective, and nothing else changes.
+An objective defines network, data and loss. The loop is responsible for steps, precision, learning rate, moving
+average, checkpoints and the log. It uses accelerate: with several devices, `prepare` wraps the objective, and nothing
+else changes.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ log = logging.getLogger(__name__)
 
 
 def train(cfg: RunConfig) -> Path:
-    """Train what `cfg.TASK_TYPE` names.
+    """Run the training task `cfg.TASK_TYPE`.
 
     Returns:
         The final weight file.
 
     Raises:
-        ConfigError, DataError: a setting, the data or a weight file does not fit; said before the first step.
+        ConfigError, DataError: a setting, the data or a weight file does not fit; raised before the first step.
     """
     training = cfg.training
     check_tracker(cfg)
@@ -75,16 +76,16 @@ class Trainer:
     """Trains one objective.
 
     Args:
-        cfg: the run.
-        objective: what is trained.
-        folder: where weights, states, previews and the log go.
-        state: the folder of the state to go on from; None begins.
+        cfg: the run's configuration.
+        objective: network, data and loss.
+        folder: output folder of weights, states, previews and the log.
+        state: folder of the state from which training continues; None: it starts from the beginning.
 
     Attributes:
-        step: steps done, those of a checkpoint that training started from included.
-        first_step: steps that the checkpoint brought.
+        step: number of completed steps, including those of the checkpoint.
+        first_step: number of steps of the checkpoint.
         exchanges: whether gradients are averaged here, not by DDP or FSDP.
-        num_samples: samples dealt since the training began: the position in the data.
+        num_samples: number of samples used since training began, which is the position in the data.
     """
 
     def __init__(self, cfg: RunConfig, objective: Objective, *, folder: Path, state: Path | None = None) -> None:
@@ -101,22 +102,22 @@ class Trainer:
         self.started = time.monotonic() - self.elapsed_s
 
     def _load_checkpoint(self, *, begins: bool) -> None:
-        """Start from the weights of the section Pretrain, whose steps count on, then let the objective change them.
+        """Load the weights of the section Pretrain, continue their step count, then call `objective.adapt`.
 
-        LoRA and the head's own weights come after: they are added to what was loaded.
+        The order matters, because LoRA and the head are added to the loaded weights.
         """
         cfg, objective = self.cfg, self.objective
         self.pretrain = cfg.Pretrain.build() if cfg.Pretrain else None
         self.first_step = self.step = self.pretrain.apply(objective.pretrained_part) if self.pretrain else 0
         if begins and self.first_step >= cfg.num_steps:
             raise ConfigError(
-                f"num_steps={cfg.num_steps}, but steps count on from the {self.first_step} of "
-                f"Pretrain.resume_checkpoint={cfg.checkpoint}; set num_steps above them"
+                f"num_steps={cfg.num_steps}, but the step count continues from {self.first_step} of "
+                f"Pretrain.resume_checkpoint={cfg.checkpoint}; set num_steps to a larger number"
             )
         objective.adapt()
 
     def _set_up_network(self) -> None:
-        """Move the network to the device, then compile or fuse it, then divide it: FSDP wraps what is compiled."""
+        """Move the network to the device, then compile or fuse it, then shard it, because FSDP wraps compiled parts."""
         cfg, objective = self.cfg, self.objective
         self.accelerator = make_accelerator(cfg, objective, folder=self.folder)
         objective.to(objective.device)
@@ -127,7 +128,7 @@ class Trainer:
         self.sharded = is_sharded(objective.network)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW and the moving average, over parameters as they are divided now: FSDP has replaced them."""
+        """Make AdamW and the moving average; this must come after FSDP, which replaces parameters."""
         cfg, network = self.cfg, self.objective.network
         self.average = MovingAverage(network, cfg.ema_decay) if cfg.use_ema else None
         return torch.optim.AdamW(
@@ -139,7 +140,7 @@ class Trainer:
         )
 
     def _restore(self, state: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
-        """Go on from a state: it replaces the weights of the checkpoint."""
+        """Load a state, which replaces the weights of the checkpoint."""
         saved = read_state(state)
         restore(saved, self.objective.network, optimizer, self.average, source=f"resume: {state}")
         self.step, self.num_samples, self.elapsed_s = saved.step, saved.num_samples, saved.elapsed_s
@@ -147,22 +148,22 @@ class Trainer:
         return saved
 
     def _join_processes(self, optimizer: torch.optim.Optimizer, saved: TrainingState | None) -> None:
-        """Let all processes train one network: last, because wrapping for DDP copies the main process's weights."""
+        """Connect all processes; this must come last, because DDP copies the main process's weights when it wraps."""
         accelerator, network = self.accelerator, self.objective.network
         self.exchanges = exchanges_afterwards(self.cfg, self.objective, accelerator)
         if self.exchanges:
             take_from_main(network)
-        # Without `evaluation_mode` accelerate would wrap the network for DDP, copied to every process.
+        # Without `evaluation_mode`, accelerate would wrap the network with DDP and copy it to every process.
         self.model = accelerator.prepare_model(self.objective, evaluation_mode=self.sharded or self.exchanges)
         self.optimizer = accelerator.prepare(optimizer)
         if saved is not None and accelerator.scaler and saved.scaler:
             accelerator.scaler.load_state_dict(saved.scaler)
 
     def run(self) -> Path:
-        """Train to the end, or until a signal; weights and state are saved in both cases.
+        """Train to the end or until a signal; weights and state are saved in both cases.
 
         Raises:
-            DataError: the loss is no longer a number, too many samples are broken, or the disk is full.
+            DataError: the loss is NaN or infinite, too many samples are broken, or the disk is full.
         """
         num_parameters = sum(p.numel() for p in self.objective.network.parameters() if p.requires_grad)
         log.info("training %s: %.2f M parameters, from step %d", self.objective.stem, num_parameters / 1e6, self.step)
@@ -172,28 +173,28 @@ class Trainer:
                 batches = self.objective.batches(self.number) if self.progress < 1 else iter(())
                 while self.progress < 1 and not stopped:
                     self.train_step(batches)
-                    # one clock and one decision for all processes
+                    # all processes must agree on the time and on when to stop
                     self.elapsed_s, stopped = largest(time.monotonic() - self.started, bool(signals))
                     self._at_intervals()
             return self._finish(interrupted=bool(stopped) and self.progress < 1)
 
     @property
     def number(self) -> int:
-        """Of the global batch that comes next."""
+        """Number of the next global batch."""
         return self.num_samples // self.objective.global_batch.per_step
 
     @property
     def progress(self) -> float:
-        """Share of the training that is done, by steps or by `max_minutes`, whichever is further."""
+        """Completed fraction of the training, by steps or by `max_minutes`, whichever is larger."""
         return max(self.step / self.cfg.num_steps, self.time_share)
 
     @property
     def time_share(self) -> float:
-        """Fraction of `max_minutes` that has passed; 0 without such a limit."""
+        """Elapsed fraction of `max_minutes`; 0 without this limit."""
         return self.elapsed_s / 60 / self.cfg.max_minutes if self.cfg.max_minutes > 0 else 0.0
 
     def train_step(self, batches: Iterator[Any]) -> None:
-        """Change the weights once, by the next `grad_accumulation` batches."""
+        """Update the weights once, with the next `grad_accumulation` batches."""
         cfg, parts = self.cfg, self.cfg.grad_accumulation
         lr = learning_rate(
             cfg, own_step=self.step - self.first_step, first_step=self.first_step, time_share=self.time_share
@@ -214,7 +215,7 @@ class Trainer:
         self.num_samples += self.objective.global_batch.per_step
 
     def _backward(self, batches: Iterator[Any], part: int, *, last: bool) -> None:
-        """Add the gradients of one part of a step; processes exchange them after the last."""
+        """Add the gradients of one part of a step; processes exchange gradients after the last part."""
         self.objective.global_batch.begin(self.number, part)
         batch = next(batches)
         with nullcontext() if last else self.accelerator.no_sync(self.model):
@@ -242,7 +243,7 @@ class Trainer:
             self._preview()
 
     def _check_losses(self) -> None:
-        """Refuse to go on, or to save, after a loss that is no number."""
+        """Raise an error after a NaN or infinite loss, before training continues or saves."""
         bad = self.watch.check()
         if bad is None:
             return
@@ -250,7 +251,7 @@ class Trainer:
         raise DataError(bad.message(names, last_state=latest(self.folder / "state")))
 
     def save(self) -> None:
-        """Write weights and the whole state, unless the weights are spoilt."""
+        """Write weights and the full state, unless a loss was NaN or infinite."""
         self._check_losses()
         writer = MainProcessWriter(self.folder, f"step {self.step}")
         if self.takes_part:
@@ -276,17 +277,17 @@ class Trainer:
 
     @property
     def takes_part(self) -> bool:
-        """In what needs all weights: the main process has them, or all have slices."""
+        """Whether this process takes part in saving and sampling: the main process, or with FSDP all processes."""
         return self.sharded or is_main()
 
     def _finish(self, *, interrupted: bool) -> Path:
-        """Save; when training is complete, also finish the network and write the final file."""
+        """Save; if training is complete, also finish the network and write the final file."""
         self.save()
         writer = MainProcessWriter(self.folder, "the finished network")
         last = final_path(self.folder, self.objective)
         if interrupted:
             last = checkpoint_path(self.folder, self.objective, self.step)
-            log.info("stopped at step %d; run the same command again to go on", self.step)
+            log.info("stopped at step %d; run the same command again to continue", self.step)
         elif self.takes_part:
             if self.average:
                 self.average.write()
@@ -304,7 +305,7 @@ class Trainer:
         if not self.takes_part:
             return
         network = self.objective.network.eval()
-        # Compiling again for sampling would take longer than the preview.
+        # Recompiling for sampling would take longer than the preview.
         with torch.compiler.set_stance("force_eager"):
             if self.average and averaged:
                 with self.average.in_place():

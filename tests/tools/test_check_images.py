@@ -27,7 +27,7 @@ def test_shards_are_checked_by_their_filters(tmp_path, capsys):
     assert check(tmp_path, section, "--strict") == 1
     output = capsys.readouterr().out
     assert "00001.tar: the shard is truncated after 4 images" in output
-    assert "00002.tar/noise: broken image" in output
+    assert "00002.tar/noise cannot be decoded" in output
     assert "13 images to train on, 1 left out by the filters, 2 broken" in output
     assert check(tmp_path, section, "img_dataset.min_aesthetic=null") == 0
     assert "14 images to train on, 0 left out" in capsys.readouterr().out
@@ -38,7 +38,7 @@ def test_lists_are_checked(tmp_path, capsys):
     (tmp_path / "4.jpg").write_bytes(b"")
     assert check(tmp_path, section, "--strict") == 1
     output = capsys.readouterr().out
-    assert "4.jpg: zero bytes" in output
+    assert "4.jpg has zero bytes" in output
     assert "5 images to train on, 0 left out by the filters, 1 broken" in output
     with pytest.raises(ConfigError, match="no section img_dataset"):
         check(tmp_path, {})

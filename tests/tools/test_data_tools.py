@@ -154,11 +154,11 @@ def test_a_bad_mesh_leaves_its_shard_without_it(meshes, tmp_path, capfd):
 
 def test_lists_that_do_not_fit_are_refused(meshes, tmp_path):
     listed = write_list(tmp_path / "list.jsonl", {"file": "ball.ply", "split": "train"})
-    with pytest.raises(DataError, match=r"names none of the meshes.*split=val"):
+    with pytest.raises(DataError, match=r"contains none of the meshes.*split=val"):
         render(meshes, tmp_path / "out", *listed, "--where", "split=val")
     with pytest.raises(ConfigError, match="split must be KEY=VALUE"):
         render(meshes, tmp_path / "out", *listed, "--where", "split")
-    with pytest.raises(ConfigError, match="give --list"):
+    with pytest.raises(ConfigError, match="add --list"):
         render(meshes, tmp_path / "out", "--where", "split=val")
     with pytest.raises(ConfigError, match="--elevation"):
         render(meshes, tmp_path / "out", "--elevation", "40", "0")

@@ -1,4 +1,4 @@
-"""What a run writes of the object itself, and how: the section `assets` of a configuration."""
+"""The section `assets` of a configuration: the 3D files that a run writes."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ from dataclasses import dataclass
 
 from utils.errors import ConfigError
 
-# A texture side beyond this is more than any view of the project shows.
+# No view of this project resolves a larger texture.
 MAX_TEXTURE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class AssetOptions:
-    """3D files of a sample.
+    """Options of the 3D files of a sample.
 
     Attributes:
-        ply: write gaussians.ply, every Gaussian in the layout of 3D Gaussian viewers.
-        splat: write gaussians.splat, the 32-byte form of web viewers.
+        ply: write gaussians.ply, all Gaussians in the format of 3D Gaussian viewers.
+        splat: write gaussians.splat, the format of web viewers with 32 bytes per Gaussian.
         glb: write mesh.glb, a coloured triangle mesh.
-        html: write viewer.html, which opens from disk.
+        html: write viewer.html, which a browser can open from disk.
         turntable: write turntable.mp4, a video of the Gaussians.
-        faces: triangles of the mesh, at most.
-        grid: voxels along the longest side of the object, from which its surface is taken.
-        mesh_views: cameras all around the object, from which the mesh takes its depth and its colours.
-        mesh_lowest_deg: height angle under which none of these cameras stands. What an orbit never showed, a head makes
-            up: from below, one looks through a missing bottom into the object. Unseen places count as solid.
-        mesh_view_size: their height and width in pixels.
+        faces: maximum number of triangles in the mesh.
+        grid: number of voxels along the longest side of the object, for extracting the surface.
+        mesh_views: number of cameras around the object, for the depth and the colours of the mesh.
+        mesh_lowest_deg: lowest height angle of these cameras in degrees. A head invents the parts that the orbit does
+            not show. Cameras further down would look through a missing bottom into the object. Points that no camera
+            sees count as solid.
+        mesh_view_size: height and width of these views in pixels.
         texture: side of the mesh's texture in pixels; 0 colours the vertices instead.
-        unlit: say in the .glb that its colours contain the light already, as those of the views do.
-        turntable_frames: of one turn.
+        unlit: mark the material in the .glb as unlit, because the colours already contain the light of the views.
+        turntable_frames: number of frames in one turn.
         turntable_size: height and width in pixels, even.
-        turntable_elevation_deg: height angle of its camera.
-        turntable_distance: of its camera to the origin; null means that of the first view.
-        turntable_fps: frames a second.
-        background: grey of the turntable and of the viewer's first page, 0 black to 1 white.
+        turntable_elevation_deg: height angle of the camera.
+        turntable_distance: distance of the camera to the origin; null: the distance of the first view.
+        turntable_fps: frames per second.
+        background: grey value of the turntable and of the viewer's first page, from 0 (black) to 1 (white).
     """
 
     ply: bool = True
@@ -83,5 +84,5 @@ class AssetOptions:
             raise ConfigError(f"assets.turntable_distance must be positive, got {self.turntable_distance}")
 
 
-# For samples that are only read as views.
+# For samples of which only the views are used.
 NO_FILES = AssetOptions(ply=False, splat=False, glb=False, html=False, turntable=False)

@@ -1,4 +1,4 @@
-"""Low-rank additions to the UNet, in training and in sampling: the section `lora` of a configuration."""
+"""The section `lora` of a configuration: low-rank updates of the UNet, in training and in sampling."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from utils.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class LoraOptions:
-    """What is added to the weights of the UNet.
+    """Options of the low-rank update that is added to the weights of the UNet.
 
     Attributes:
-        rank: training: inner width of the factors, which then are all that trains; 0 trains the weights themselves.
-        alpha: training: the product of the factors is multiplied by alpha / rank; 0 stands for rank.
-        targets: training: ends of the names of the linear layers and 2D convolutions that get factors.
-        path: sampling: the file that a training left.
-        weight: sampling: by which the addition is multiplied; 1 is as trained, 0 leaves it out.
+        rank: for training: inner width of the factors, which are then the only trained weights; 0 trains all weights
+            of the UNet without LoRA.
+        alpha: for training: the product of the factors is multiplied by alpha / rank; 0 means alpha = rank.
+        targets: for training: endings of the names of the linear layers and 2D convolutions that get factors.
+        path: for sampling: a LoRA file that a training has written.
+        weight: for sampling: scale of the update; 1 is the update as trained, 0 is no update.
     """
 
     rank: int = 0
@@ -30,4 +31,4 @@ class LoraOptions:
             if getattr(self, name) < 0:
                 raise ConfigError(f"lora.{name} must not be negative, got {getattr(self, name)}")
         if self.rank and not self.targets:
-            raise ConfigError("lora.targets is empty; name layers, e.g. [to_q, to_k, to_v, to_out.0]")
+            raise ConfigError("lora.targets is empty; list layer names, e.g. [to_q, to_k, to_v, to_out.0]")

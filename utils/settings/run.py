@@ -1,6 +1,4 @@
-"""The top level of a run's configuration: what training is told beside utils/settings/sampling.py, and the keys of the
-original that are no longer there.
-"""
+"""The top level of a run's configuration: the settings of training, added to those of utils/settings/sampling.py."""
 
 from __future__ import annotations
 
@@ -12,13 +10,13 @@ from utils.errors import ConfigError
 from utils.registry import ENGINE, Section, nearest
 from utils.settings.sampling import SamplingConfig, SectionField, one_of, section
 
-# those of accelerate that need no more than a name; all but tensorboard are packages of their own
+# Trackers of accelerate that need only a name. All except tensorboard need their own package.
 TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "aim", "comet_ml", "clearml", "dvclive", "swanlab", "trackio")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(SamplingConfig):
-    """Everything a run is told: what only training reads, and the rest. See configs/base.yaml."""
+    """All settings of a run; configs/base.yaml explains them. Only training reads the fields of this class."""
 
     img_dataset: SectionField = section("DATASETS")
     Pretrain: SectionField = section("PRETRAIN")
@@ -67,7 +65,7 @@ class RunConfig(SamplingConfig):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.resume:
-            raise ConfigError("resume is empty; give auto, never or the folder of a state")
+            raise ConfigError("resume is empty; set it to auto, never or the folder of a state")
         if self.lr <= 0:
             raise ConfigError(f"lr must be positive, got {self.lr}")
         for name in ("p_zero", "ema_decay"):
@@ -80,22 +78,22 @@ class RunConfig(SamplingConfig):
 
     @property
     def is_joint(self) -> bool:
-        """Whether training takes single images beside orbits."""
+        """Whether training uses both single images and orbits."""
         return len(set(self.frame_lens)) == 2
 
     @property
     def checkpoint(self) -> str | None:
-        """The weight file that a training starts from."""
+        """The weight file with which training starts."""
         return self.Pretrain.options.resume_checkpoint if self.Pretrain else None
 
     @cached_property
     def training(self) -> Section:
-        """What trains, and its options: TASK_TYPE and `objective`.
+        """The training task and its options, from TASK_TYPE and `objective`.
 
-        With `refine`, the entrance of a generator tunes the Gaussian head instead, as in the original.
+        With `refine`, a task that trains a generator tunes the Gaussian head instead, as in the original code.
 
         Raises:
-            ConfigError: TASK_TYPE is not a training, or has no such option.
+            ConfigError: TASK_TYPE is not a training task, or `objective` has an option that the task does not know.
         """
         if self.TASK_TYPE not in ENGINE.names():
             raise ConfigError(
@@ -109,10 +107,10 @@ class RunConfig(SamplingConfig):
         kinds = set(self.frame_lens)
         if not kinds or min(kinds) < 1 or len(kinds) > 2 or (len(kinds) == 2 and 1 not in kinds):
             raise ConfigError(
-                f"frame_lens={list(self.frame_lens)}: give one number of views, and 1 beside it for processes that "
+                f"frame_lens={list(self.frame_lens)} is not valid; use one number of views, plus 1 for processes that "
                 "train on images, e.g. [1, 24, 24, 24]"
             )
         if self.is_joint and not self.img_dataset:
             raise ConfigError(
-                f"frame_lens={list(self.frame_lens)} has a 1, for images: name them in a section img_dataset"
+                f"frame_lens={list(self.frame_lens)} has a 1 for images, but img_dataset is empty; add this section"
             )

@@ -1,6 +1,6 @@
-"""What sampling is told, and what training shares with it: one part of a run's configuration.
+"""The settings of sampling, and those that training and sampling share.
 
-Published VideoMV names are kept. A section (a dict with a `type`) is checked by the registry in its metadata.
+Names published with VideoMV are kept. A section (a dict with a `type`) is checked by the registry in its metadata.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from utils.settings.assets import AssetOptions
 from utils.settings.lora import LoraOptions
 
 ELEVATION_TOLERANCE_DEG = 0.5
-# What a run with 3D-aware sampling gives for each input: without it, with it, or both as published.
+# Results of a run with 3D-aware sampling for each input: without it, with it, or both (as published).
 RESULTS = ("plain", "refined", "both")
-# How given views are held, and from which of them the network is asked.
+# How known views are fixed during sampling: on their noisy trajectory, or as clean latents.
 HOLD_VIEWS = ("trajectory", "clean")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CamerasConfig:
-    """Cameras of a sampling run.
+    """The cameras of a sampling run.
 
     Attributes:
-        num_views: V of an orbit.
-        elevation_deg: height angle.
-        distance: to the origin, world units.
+        num_views: V, the number of views of an orbit.
+        elevation_deg: height angle, in (-90, 90).
+        distance: distance to the origin in world units.
         azimuth_start_deg: azimuth of view 0.
-        azimuth_span_deg: angle that the views divide evenly.
-        fov_deg: field of view written to the camera files; null means the data's.
-        views: {azimuth_deg, elevation_deg, distance} per view, replacing the orbit; left-out values are those above.
+        azimuth_span_deg: angle over which the views are evenly spaced.
+        fov_deg: field of view in the camera files; null: that of the data.
+        views: {azimuth_deg, elevation_deg, distance} for each view, instead of an orbit; missing values are those
+            above.
     """
 
     num_views: int = 24
@@ -63,10 +64,10 @@ class CamerasConfig:
                 )
 
     def c2w(self) -> Tensor:
-        """The cameras, (V, 4, 4), in the convention of utils.cameras.
+        """Return the cameras, (V, 4, 4), in the convention of utils.cameras.
 
         Raises:
-            ConfigError: a view of the list is out of range.
+            ConfigError: a value in `views` is out of range.
         """
         if not self.views:
             return orbit_cameras(
@@ -89,18 +90,18 @@ class CamerasConfig:
 
 if TYPE_CHECKING:
     SectionField = Section
-else:  # what OmegaConf reads; `__post_init__` makes a Section of it
+else:  # OmegaConf reads a dict; `__post_init__` turns it into a Section
     SectionField = dict[str, Any]
 
 
 def section(name: str, **default: Any) -> Any:
-    """A field that the registry `name` checks; with a default it need not appear in YAML."""
+    """Declare a field that the registry `name` checks; with a default, YAML may leave it out."""
     return field(default_factory=lambda: dict(default), metadata={"registry": name})
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """See configs/base.yaml for the values and their meaning."""
+    """Settings of sampling; configs/base.yaml explains them."""
 
     TASK_TYPE: str = ""
     seed: int = 8888
@@ -114,7 +115,7 @@ class SamplingConfig:
     cuda_graph: bool = True
     low_memory: bool = False
 
-    # The parts, each checked and built by its registry.
+    # Each part is checked and built by its registry.
     UNet: SectionField = section("MODEL")
     auto_encoder: SectionField = section("AUTO_ENCODER")
     embedder: SectionField = section("EMBEDDER")
@@ -167,7 +168,7 @@ class SamplingConfig:
                 raise ConfigError(f"known_views[{index}] must be {{image: FILE, azimuth_deg: NUMBER}}, got {view}")
         start, end = self.guide_range
         if not 0 <= start < end <= 1:
-            raise ConfigError(f"guide_range must be two shares of the steps, 0 <= from < to <= 1, got [{start}, {end}]")
+            raise ConfigError(f"guide_range must be two fractions with 0 <= start < end <= 1, got [{start}, {end}]")
         self._check_input_camera()
         one_of("precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
         one_of("results", self.results, RESULTS)
@@ -179,12 +180,12 @@ class SamplingConfig:
             )
 
     def _resolve_sections(self) -> None:
-        """Let each section's registry check it."""
+        """Replace each section by a `Section` that its registry has checked."""
         for entry in fields(self):
             given = getattr(self, entry.name)
             if "registry" in entry.metadata and not isinstance(given, Section):
                 own = getattr(registry, entry.metadata["registry"])
-                # the class is frozen for everybody else
+                # the class is frozen, so a plain assignment would fail
                 object.__setattr__(self, entry.name, own.section(given, where=entry.name))
 
     @property
@@ -193,11 +194,11 @@ class SamplingConfig:
         return self.UNet.options.takes_images
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, sections as they were given: what `load_config` reads back."""
+        """Return plain values that `load_config` can read; sections have the options that were given."""
         return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
 
     def _check_input_camera(self) -> None:
-        """The picture is view 0, so the two elevations are one."""
+        """Check that the elevation of the input agrees with the camera of view 0, because the input is view 0."""
         if self.input_elevation_deg is None:
             return
         elevation_deg = float(camera_elevations_deg(self.cameras.c2w()[:1])[0])
@@ -205,7 +206,7 @@ class SamplingConfig:
             raise ConfigError(
                 f"input_elevation_deg={self.input_elevation_deg:g}, but the input is view 0, "
                 f"whose elevation is {elevation_deg:g}; set cameras.elevation_deg={self.input_elevation_deg:g} too (or "
-                "cameras.views, with view 0 as the picture was taken)"
+                "cameras.views, with the camera of the input as view 0)"
             )
 
 
@@ -222,10 +223,10 @@ def _plain(value: Any) -> Any:
 
 
 def one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
-    """Refuse a value that is not in a list.
+    """Check that a value is one of the valid values.
 
     Raises:
-        ConfigError: names the valid ones.
+        ConfigError: it is not; the message lists the valid values.
     """
     if value not in valid:
         raise ConfigError(f"{name}={value} is unknown; valid: {', '.join(valid)}")

@@ -1,1 +1,1 @@
-"""From data sets to training batches."""
+"""Training data: from data sets to batches."""

@@ -1,7 +1,7 @@
-"""Order and random numbers of training as functions of the seed and of numbers: nothing of it needs to be saved.
+"""The order of the data and the random numbers of training, as functions of seed and step.
 
-One step works on one global batch: `size` rows for each process and each part of a step. A process takes its rows of
-it; what is drawn for a row does not depend on which process has it.
+Therefore no generator needs to be saved. One step uses one global batch, with `size` rows for each process and each
+part of a step. The random numbers of a row do not depend on its process.
 
 Letters: G rows of the global batch, B rows of one process in one part of a step.
 """
@@ -20,18 +20,18 @@ from utils.processes import num_processes, process_rank
 
 
 def mixed_seed(*numbers: int | str) -> int:
-    """One seed out of several numbers, as good as independent of that of any others."""
+    """Mix several numbers into one seed, which is practically independent of the seeds of other numbers."""
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def epoch_order(num_items: int, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Tensor]:
-    """Index batches without end, on the CPU: every pass in a new order, incomplete batches left out.
+    """Yield index batches without end, on the CPU: a new order for every pass, without incomplete batches.
 
-    With fewer items than a batch has, they are drawn again and again.
+    If there are fewer items than a batch needs, they are drawn with replacement.
 
     Args:
-        start: number of the first batch; batch n is the same wherever one begins.
+        start: number of the first batch; batch n is the same for any start.
     """
     generator, number, in_order = torch.Generator(), start, None
     per_epoch = num_items // batch_size
@@ -49,16 +49,16 @@ def epoch_order(num_items: int, batch_size: int, *, seed: int, start: int = 0) -
 
 
 class GlobalBatch:
-    """The rows that this process works on, and random numbers for them.
+    """The rows of this process, and random numbers for them.
 
     Args:
         size: B.
-        parts: of a step (gradient accumulation).
-        device: where random numbers are made.
+        parts: number of parts of a step (gradient accumulation).
+        device: device of the random numbers.
 
     Attributes:
-        generator: draws for the whole global batch, alike on all processes.
-        own: draws for this process alone; what comes from it depends on the number of processes.
+        generator: for the whole global batch; it draws the same numbers on all processes.
+        own: for this process only; its numbers depend on the number of processes.
     """
 
     def __init__(self, *, size: int, parts: int, seed: int, device: torch.device) -> None:
@@ -70,16 +70,16 @@ class GlobalBatch:
 
     @property
     def total(self) -> int:
-        """G."""
+        """G, the number of rows of the global batch."""
         return self.size * self.num_processes * self.parts
 
     @property
     def per_step(self) -> int:
-        """How far a step moves the position in the data."""
+        """By how much a step advances the position in the data."""
         return self.total
 
     def begin(self, number: int, part: int) -> None:
-        """Seed everything for one part of one step, torch's own generators (which dropout draws from) included."""
+        """Seed everything for one part of one step, including the global generators of torch (for dropout)."""
         self.part = part
         torch.manual_seed(self._seed(number, part, self.rank))
 
@@ -92,33 +92,33 @@ class GlobalBatch:
 
     @property
     def first_row(self) -> int:
-        """Of those that this process has in this part of the step."""
+        """Index of the first row of this process in this part of the step."""
         return (self.part * self.num_processes + self.rank) * self.size
 
     def rows(self, values_G: Tensor) -> Tensor:
-        """This process's rows of something that was made for all."""
+        """Return this process's rows of values for the global batch."""
         return values_G[self.first_row : self.first_row + self.size]
 
     def order(self, num_items: int, *, start: int) -> Iterator[Tensor]:
-        """Endless indices of this process's samples (B,), part by part, from the step with the number `start`."""
+        """Yield the indices (B,) of this process's samples without end, part by part, from step `start` on."""
         for index_G in epoch_order(num_items, self.total, seed=self.seed, start=start):
             parts = index_G.view(self.parts, self.num_processes, self.size)
             yield from parts[:, self.rank]
 
     def samples_at(self, num_items: int, number: int, part: int, rank: int) -> list[int]:
-        """Indices of the samples that a process has in one part of one step."""
+        """Return the indices of the samples of a process in one part of one step."""
         index_G = next(epoch_order(num_items, self.total, seed=self.seed, start=number))
         return index_G.view(self.parts, self.num_processes, self.size)[part, rank].tolist()
 
     def single_views(self, num_orbits: int, num_views: int, *, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Endless pairs (orbits_B, views_B) on the CPU: every orbit equally often, one random view of it."""
+        """Yield pairs (orbits_B, views_B) on the CPU without end: each orbit equally often, with one random view."""
         for orbits_B in self.order(num_orbits, start=start):
             yield orbits_B, self.randint(num_views, len(orbits_B)).cpu()
 
     def draw(self, make: Callable[..., Tensor], like_B: Tensor) -> Tensor:
-        """This process's rows of `make(like, generator=...)` for the whole global batch.
+        """Draw `make(like, generator=...)` for the whole global batch, and return this process's rows.
 
-        Another number of rows than B (a preview's) is drawn for this process alone.
+        If `like_B` does not have B rows (as in a preview), draw for this process only.
         """
         if len(like_B) != self.size:
             return make(like_B, generator=self.own)
@@ -126,20 +126,20 @@ class GlobalBatch:
         return self.rows(make(like_G, generator=self.generator))
 
     def rand(self, *shape: int) -> Tensor:
-        """Uniform numbers; the first dimension is the rows."""
+        """Draw uniform numbers in [0, 1); the first dimension is the rows."""
         return self.draw(_like(torch.rand), torch.empty((), device=self.device).expand(shape))
 
     def randn(self, *shape: int) -> Tensor:
-        """Normal numbers; the first dimension is the rows."""
+        """Draw normal numbers; the first dimension is the rows."""
         return self.draw(_like(torch.randn), torch.empty((), device=self.device).expand(shape))
 
     def randint(self, high: int, *shape: int) -> Tensor:
-        """Integers below `high`; the first dimension is the rows."""
+        """Draw integers from 0 to `high` - 1; the first dimension is the rows."""
         make = _like(functools.partial(torch.randint, high))
         return self.draw(make, torch.empty((), device=self.device).expand(shape))
 
     def row_generators(self) -> list[torch.Generator]:
-        """A fresh generator for each row."""
+        """Make a new generator for each row."""
         seeds = [mixed_seed(self.seed, self.number, "row", self.first_row + row) for row in range(self.size)]
         return [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
 
@@ -149,16 +149,16 @@ def _like(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class JointBatch(GlobalBatch):
-    """A global batch whose parts have samples of one kind each.
+    """A global batch of slots; the samples of a slot are of one kind, images or orbits.
 
-    What a slot's rows are, and what is drawn for them, follows from the slot's number, whichever process has it.
+    The rows of a slot and their random numbers depend only on the number of the slot, not on its process.
 
     Args:
-        frame_lens: views of a sample, slot after slot, again and again.
+        frame_lens: number of views of a sample in each slot, repeated periodically.
         sizes: B by number of views.
 
     Attributes:
-        num_views: of the samples of the present slot.
+        num_views: number of views of a sample in the present slot.
     """
 
     def __init__(
@@ -170,12 +170,12 @@ class JointBatch(GlobalBatch):
 
     @property
     def total(self) -> int:
-        """B: rows that are drawn for at once."""
+        """B, because random numbers are drawn for one slot at a time."""
         return self.size
 
     @property
     def per_step(self) -> int:
-        """Slots of a step, which are what the position in the data counts here."""
+        """Number of slots in a step; here the position in the data counts slots."""
         return self.num_processes * self.parts
 
     @property
@@ -189,21 +189,21 @@ class JointBatch(GlobalBatch):
         torch.manual_seed(self._seed(slot, "slot"))
 
     def slot(self, number: int, part: int, rank: int) -> int:
-        """The number of a slot."""
+        """Return the number of a slot."""
         return (number * self.parts + part) * self.num_processes + rank
 
     def kind_of(self, slot: int) -> int:
-        """Views of its samples."""
+        """Return the number of views of a sample in a slot."""
         return self.frame_lens[slot % len(self.frame_lens)]
 
     def number_in_kind(self, slot: int) -> int:
-        """How many slots of the same kind come before."""
+        """Return the number of earlier slots of the same kind."""
         rounds, place = divmod(slot, len(self.frame_lens))
         num_views = self.frame_lens[place]
         return rounds * self.frame_lens.count(num_views) + self.frame_lens[:place].count(num_views)
 
     def kind(self, num_views: int) -> KindOfBatch:
-        """The same, as whoever reads samples of one kind sees it."""
+        """Return the slots of one kind, for reading samples of this kind."""
         return KindOfBatch(self, num_views)
 
     def samples_at(self, num_items: int, number: int, part: int, rank: int) -> list[int]:
@@ -213,13 +213,13 @@ class JointBatch(GlobalBatch):
 
 
 class KindOfBatch:
-    """Slots of one kind: what deals their samples."""
+    """The slots of one kind, which determine the samples of each batch of this kind."""
 
     def __init__(self, joint: JointBatch, num_views: int) -> None:
         self.joint, self.num_views, self.size = joint, num_views, joint.sizes[num_views]
 
     def numbers(self, *, start: int) -> Iterator[int]:
-        """Without end: of this process's slots of this kind, how many of the kind come before each."""
+        """Yield without end, for this process's slots of this kind, their numbers within the kind."""
         joint = self.joint
         for number in count(start):
             for part in range(joint.parts):
@@ -228,11 +228,11 @@ class KindOfBatch:
                     yield joint.number_in_kind(slot)
 
     def all_batches(self, num_items: int, *, start: int) -> Iterator[Tensor]:
-        """Index batches (B,) of all slots of this kind, as `epoch_order` makes them."""
+        """Yield the index batches (B,) of all slots of this kind, see `epoch_order`."""
         return epoch_order(num_items, self.size, seed=mixed_seed(self.joint.seed, self.num_views), start=start)
 
     def order(self, num_items: int, *, start: int) -> Iterator[Tensor]:
-        """As GlobalBatch.order."""
+        """Yield the indices (B,) of this process's samples of this kind, as GlobalBatch.order does."""
         batches, at = None, 0
         for number in self.numbers(start=start):
             if batches is None:
@@ -241,6 +241,6 @@ class KindOfBatch:
             at = number + 1
 
     def ranges(self, *, start: int) -> Iterator[Tensor]:
-        """The same for data that come in an endless order of their own."""
+        """Yield consecutive indices (B,), for data sets that are endless streams."""
         for number in self.numbers(start=start):
             yield torch.arange(number * self.size, (number + 1) * self.size)

@@ -1,4 +1,4 @@
-"""Single images as batches for a text model: orbits of one view that have no camera.
+"""Batches of single images for a text model: orbits of one view without a camera.
 
 Letters: B batch, L tokens, C channels.
 """
@@ -19,12 +19,14 @@ from utils.settings.run import RunConfig
 
 
 class ImageBatches:
-    """Makes the batches of a data set of images. They are encoded when they are needed: there may be millions.
+    """Makes the batches of a data set of images.
+
+    Images are encoded when they are used, because there may be millions of them.
 
     Args:
-        dataset: has samples by number, and `name_of` them; `endless`: in an order of its own.
+        dataset: the images, see `ImageData`.
         global_batch: random numbers for the rows of this process.
-        dealer: deals the samples.
+        dealer: determines the samples of each batch.
         autoencoder, embedder: frozen, on the device.
     """
 
@@ -43,7 +45,7 @@ class ImageBatches:
         self.autoencoder, self.embedder, self.device = autoencoder, embedder, device
 
     def batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
-        """Without end; `start` as in Objective.batches."""
+        """Yield batches without end; for `start` see Objective.batches."""
         endless = self.dataset.endless
         order = self.dealer.ranges(start=start) if endless else self.dealer.order(len(self.dataset), start=start)
         samples = read_samples(
@@ -66,7 +68,7 @@ class ImageBatches:
             yield DiffusionBatch(latents_BC1HW.float(), self.embedder.tokenize(list(sample["caption"])), None)
 
     def names(self, number: int) -> list[str]:
-        """What the samples of a batch are called, by its number among all of images."""
+        """Return the names of the samples of a batch, by its number among all batches of images."""
         size = self.dealer.size
         if self.dataset.endless:
             indices = range(number * size, (number + 1) * size)

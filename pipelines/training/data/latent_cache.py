@@ -1,8 +1,8 @@
-"""Latents and words of a whole data set, encoded once and kept beside what made them;
-pipelines/training/data/latent_cache.py reads them.
+"""A cache of the latents and text tokens of a whole data set, which are encoded once.
 
-A cache folder holds safetensors shards, `samples.json` and `fingerprint.json`. The fingerprint is written last and
-names the weights of the encoders, the data set, its index and files: when any of it differs, the cache is made again.
+A cache folder contains safetensors shards, `samples.json` and `fingerprint.json`. The fingerprint is written last and
+identifies the weights of the encoders, the data set, its index and its files. If any of them changes, the cache is made
+again.
 
 Letters: B samples, V views, C channels, H W latent pixels, L text tokens.
 """
@@ -35,24 +35,24 @@ from utils.processes import is_main, num_processes, process_rank, seen_by_all, w
 
 log = logging.getLogger(__name__)
 
-SHARD_SIZE = 128  # samples
-BEGUN = "begun.json"  # the fingerprint of what is being encoded
-LAYOUT = 3  # raise it when the content of shards changes
+SHARD_SIZE = 128  # samples per shard
+BEGUN = "begun.json"  # the fingerprint of an incomplete cache
+LAYOUT = 3  # increase it when the content of shards changes
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedChunk:
-    """Some samples on their way into the cache.
+    """Some encoded samples for the cache.
 
     Attributes:
-        first: number of the first one in the data set.
-        mean_BCVHW: scaled posterior means.
-        std_BCVHW: scaled deviations, or None when the mode is taken.
+        first: index of the first sample in the data set.
+        mean_BCVHW: scaled means of the posterior.
+        std_BCVHW: scaled standard deviations of the posterior, or None if its mode is used.
         c2w_BV44: cameras.
-        captions: B sentences.
+        captions: B captions.
         object_ids: B names.
-        words_BLC: text tokens of the captions, as the network takes them.
-        image_BVC: image embedding of every view, or None when the network takes none.
+        words_BLC: text tokens of the captions for the network.
+        image_BVC: image embedding of every view, or None for a text model.
     """
 
     first: int
@@ -74,15 +74,15 @@ def fingerprint(
     encoder: nn.Module,
     with_images: bool,
 ) -> dict[str, Any]:
-    """What latents, words and image embeddings depend on, as plain values.
+    """Return everything on which latents, text tokens and image embeddings depend, as plain values.
 
     Args:
-        autoencoder: its weights, scale and kind of posterior count.
-        options: of the data set.
-        index: whatever names the samples and their captions, in order.
-        pictures: what tells that pictures were made anew: `stamp_of` some of their files.
-        encoder: of text and images (`visual`).
-        with_images: image embeddings are kept too.
+        autoencoder: its weights, scale and kind of posterior are included.
+        options: options of the data set.
+        index: values that identify the samples and their captions, in order.
+        pictures: `stamp_of` some image files, to detect changed images.
+        encoder: the encoder of text and images (`visual`).
+        with_images: whether the cache also contains image embeddings.
     """
     embeddings = {"image_weights": digest_of(encoder.visual)} if with_images else {}
     return embeddings | {
@@ -98,7 +98,7 @@ def fingerprint(
 
 
 def stamp_of(file: Path) -> tuple[int, int] | None:
-    """Size and time of change of a file, which is not opened; None when it is not there."""
+    """Return the size and the modification time of a file, without opening it; None if it is missing."""
     try:
         found = os.stat(file)
     except OSError:
@@ -111,7 +111,7 @@ def _digest_of_list(values: Iterable[Any]) -> str:
 
 
 def digest_of(module: nn.Module, *, without: str | None = None) -> str:
-    """SHA-256 of a module's weights, the same on any device; `without` those whose names begin so."""
+    """Return the SHA-256 of a module's weights, equal on all devices; names starting with `without` are left out."""
     weights = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         if without is None or not name.startswith(without):
@@ -121,7 +121,7 @@ def digest_of(module: nn.Module, *, without: str | None = None) -> str:
 
 
 def is_current(folder: str | Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether a complete cache with this fingerprint lies in the folder; says what differs when it does not."""
+    """Whether the folder contains a complete cache with this fingerprint; if not, log the differences."""
     file = Path(folder) / "fingerprint.json"
     if not file.is_file():
         return False
@@ -139,18 +139,18 @@ def write_cache(
     *,
     num_samples: int,
 ) -> None:
-    """Fill the folder, all processes together; until the last file is written it counts as empty.
+    """Write the cache with all processes together; without its last file it counts as empty.
 
-    A shard holds SHARD_SIZE samples of the data set, less what is broken. Shards that a stopped run left under the same
-    fingerprint stay.
+    A shard contains SHARD_SIZE samples of the data set, without broken ones. Shards of an interrupted run with the same
+    fingerprint are kept.
 
     Args:
-        encode: gives the samples of some ranges, in order, no chunk from two of them.
-        wanted: the fingerprint, which the main process has.
-        num_samples: of the whole data set.
+        encode: encodes the samples of some ranges, in order; no chunk has samples of two ranges.
+        wanted: the fingerprint, which only the main process needs.
+        num_samples: number of samples in the whole data set.
 
     Raises:
-        DataError: the folder cannot be written, or is not the same on all machines, or the disk is full.
+        DataError: the folder cannot be written, is not the same on all machines, or the disk is full.
     """
     folder = writable_folder(folder, option="cache_dir")
     if is_main():
@@ -161,7 +161,7 @@ def write_cache(
     ranges = {number: range(first, min(first + SHARD_SIZE, num_samples)) for number, first in starts}
     own = {number: rows for number, rows in ranges.items() if number % num_processes() == process_rank()}
     todo = {number: rows for number, rows in own.items() if _samples_in(_shard_file(folder, number)) is None}
-    log.info("%d of %d parts are to be encoded", len(todo), len(own))
+    log.info("%d of %d shards to encode", len(todo), len(own))
     for number, chunks in groupby(encode(list(todo.values())), key=lambda chunk: chunk.first // SHARD_SIZE):
         _write_shard(_shard_file(folder, number), list(chunks))
     wait_for_all()
@@ -175,13 +175,13 @@ def write_cache(
 
 
 def check_shared(folder: str | Path, name: str) -> None:
-    """Refuse a folder in which not all processes see a file of the main one. All of them call together.
+    """Check that all processes see a file of the main process; all of them must call this together.
 
     Raises:
-        DataError: see above.
+        DataError: they do not.
     """
     if not seen_by_all(Path(folder) / name):
-        raise DataError(f"cache_dir={folder}: not all processes see {name}; put it on a disk that all machines share")
+        raise DataError(f"cache_dir={folder}: not all processes see {name}; use a folder on a disk that all share")
 
 
 def _shard_file(folder: Path, number: int) -> Path:
@@ -189,7 +189,7 @@ def _shard_file(folder: Path, number: int) -> Path:
 
 
 def _begin(folder: Path, wanted: Mapping[str, Any]) -> None:
-    """Remove what was made by something else."""
+    """Start a cache; remove the files of a cache with another fingerprint."""
     begun = folder / BEGUN
     if begun.is_file() and read_json(begun, option="cache_dir") == dict(wanted):
         return
@@ -215,7 +215,7 @@ def _write_shard(file: Path, chunks: list[EncodedChunk]) -> None:
 
 
 def _samples_in(file: Path) -> list[list[str]] | None:
-    """Object id and caption of each sample in a shard; None when it is not there, or not whole."""
+    """Return the object id and caption of each sample in a shard; None if it is missing or incomplete."""
     try:
         with safe_open(str(file), framework="pt") as shard:
             return json.loads(shard.metadata()["samples"])
@@ -225,14 +225,14 @@ def _samples_in(file: Path) -> list[list[str]] | None:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Say in one line why files could not be written."""
+    """Turn errors of writing files into one line."""
     try:
         yield
     except (OSError, SafetensorError) as err:
         free_mb = shutil.disk_usage(folder).free / 1e6
         raise DataError(
-            f"cache_dir={folder}: latents cannot be saved ({err}; {free_mb:.0f} MB are free); make room and run the "
-            "same command again: it goes on there"
+            f"cache_dir={folder}: latents cannot be saved ({err}; {free_mb:.0f} MB are free); free disk space and run "
+            "the same command again, which continues from here"
         ) from err
 
 
@@ -245,11 +245,11 @@ class LatentRows:
     """Some encoded samples.
 
     Attributes:
-        mean_BCVHW: scaled posterior means, float16.
+        mean_BCVHW: scaled means of the posterior, float16.
         c2w_BV44: cameras, float32.
         words_BLC: text tokens of the captions, float16.
-        std_BCVHW: scaled deviations, or None when the mode is taken.
-        image_BVC: image embedding of every view, float16, or None when the network takes none.
+        std_BCVHW: scaled standard deviations of the posterior, or None if its mode is used.
+        image_BVC: image embedding of every view, float16, or None for a text model.
     """
 
     mean_BCVHW: Tensor
@@ -259,10 +259,10 @@ class LatentRows:
     image_BVC: Tensor | None = None
 
     def draw(self, *, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
-        """Latents (B, C, V, H, W) float32: a fresh sample of the posterior, or its mode.
+        """Draw latents (B, C, V, H, W) float32 from the posterior, or return its mode.
 
         Args:
-            generator: one, or one for each sample.
+            generator: one generator, or one per sample.
         """
         mean_BCVHW = self.mean_BCVHW.float()
         if self.std_BCVHW is None:
@@ -270,11 +270,11 @@ class LatentRows:
         return mean_BCVHW + self.std_BCVHW.float() * draw_like(mean_BCVHW, generator)
 
     def at(self, index_B: Tensor) -> LatentRows:
-        """Some of them."""
+        """Select samples by index."""
         return self._each(lambda value: value[index_B.to(value.device)])
 
     def to(self, device: torch.device) -> LatentRows:
-        """The same on another device."""
+        """Move all tensors to a device."""
         return self._each(lambda value: value.to(device))
 
     def _each(self, change: Any) -> LatentRows:
@@ -283,12 +283,12 @@ class LatentRows:
 
 
 class CachedLatents:
-    """A complete cache. Files are opened when a row of them is asked for; the system pages them in and out.
+    """A complete cache. A file is opened when one of its rows is needed, and is read through memory mapping.
 
     Attributes:
-        captions: N sentences.
+        captions: N captions.
         object_ids: N names.
-        num_bytes: of all tensors.
+        num_bytes: size of all tensors in bytes.
 
     Raises:
         DataError: the folder is empty, or shards are missing or broken.
@@ -314,12 +314,12 @@ class CachedLatents:
         return len(self.captions)
 
     def keep(self, device: torch.device) -> None:
-        """Hold everything on a device from now on."""
+        """Load all samples and keep them on a device."""
         self._kept = self.rows(torch.arange(len(self))).to(device)
         self._open.clear()
 
     def rows(self, index_B: Tensor) -> LatentRows:
-        """Samples by number: on the device if they are kept, else on the CPU.
+        """Return samples by index, on the device after `keep`, else on the CPU.
 
         Raises:
             DataError: a file cannot be read.
@@ -342,7 +342,7 @@ class CachedLatents:
 
 
 def _runs(indices: list[int], starts: list[int], *, total: int) -> list[tuple[int, int, int]]:
-    """Rows to read together, in order: the file's number, the first row in it, and the one after the last."""
+    """Group consecutive rows in order: (number of the file, its first row, the row after the last)."""
     ends, runs = [*starts[1:], total], []
     for index in indices:
         number = bisect_right(starts, index) - 1
@@ -355,7 +355,7 @@ def _runs(indices: list[int], starts: list[int], *, total: int) -> list[tuple[in
 
 
 def _num_rows(file: Path) -> int:
-    """Samples in a shard. Reads its header only, which a shard that is cut off does not get through."""
+    """Return the number of samples in a shard. This reads only the header, which also fails for a truncated shard."""
     try:
         with safe_open(str(file), framework="pt") as shard:
             return shard.get_slice("mean").get_shape()[0]

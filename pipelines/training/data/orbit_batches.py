@@ -1,4 +1,4 @@
-"""Orbits as batches for a generator: read, encoded now or before, described.
+"""Batches of orbits for a generator, encoded during training or taken from the cache.
 
 Letters: N samples of a data set, B batch, V views, C channels, L tokens.
 """
@@ -31,18 +31,18 @@ from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
 
-READ_SIZE = 16  # orbits that are read and encoded together for the cache: 0.3 GB at full size
+READ_SIZE = 16  # number of orbits that are read and encoded together for the cache: 0.3 GB at full size
 
 
 class DiffusionBatch(NamedTuple):
-    """One step's data.
+    """The data of one step.
 
     Attributes:
         latents_BCVHW: scaled latents.
-        token_ids_BL: token numbers of the captions.
+        token_ids_BL: token ids of the captions.
         camera_data_BV16: camera conditions; None for images, which have no camera.
         image_B1C: image embedding of view 0; None for a text model.
-        words_BLC: text tokens of the captions, where they were encoded before.
+        words_BLC: text tokens of the captions from the cache; None without a cache.
     """
 
     latents_BCVHW: Tensor
@@ -56,14 +56,15 @@ class OrbitBatches:
     """Makes the batches of a data set of orbits.
 
     Args:
-        cfg: names the data set, and whether its latents are cached.
+        cfg: the run's configuration, with the settings of the cache.
+        dataset: the orbits.
         global_batch: random numbers for the rows of this process.
-        dealer: deals the samples; the global batch itself, where all batches are of orbits.
+        dealer: determines the samples of each batch; it is the global batch if all batches are orbits.
         autoencoder, embedder: frozen, on the device.
-        of_images: the generator is an image model: batches have the image embedding of view 0.
+        of_images: whether the generator is an image model; batches then have the image embedding of view 0.
 
     Attributes:
-        source: has the `object_ids` of the samples.
+        source: the data set or the cache, with the `object_ids` of the samples.
     """
 
     def __init__(
@@ -80,21 +81,22 @@ class OrbitBatches:
     ) -> None:
         self.cfg, self.dataset, self.global_batch, self.dealer = cfg, dataset, global_batch, dealer
         self.autoencoder, self.embedder, self.of_images, self.device = autoencoder, embedder, of_images, device
-        # Latents roll here, after encoding, for all ways of reading: encoding works image by image.
+        # Views are rolled here, after encoding, for all ways of reading; this is possible because encoding is per
+        # image.
         self.random_start_view = cfg.vid_dataset.options.random_start_view
         self.source = dataset
 
     def batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
-        """Without end; `start` as in Objective.batches."""
+        """Yield batches without end; for `start` see Objective.batches."""
         if self.cfg.cache_latents:
             return self.cached_batches(self.cached_latents(), start)
         return self.encoded_batches(start)
 
     def cached_latents(self) -> CachedLatents:
-        """The whole data set as latents, encoded now unless the cache is up to date."""
+        """Return the latents of the whole data set; encode it first if the cache is not up to date."""
         options = {name: value for name, value in self.cfg.vid_dataset.given.items() if name != "random_start_view"}
         wanted, outdated = {}, False
-        if is_main():  # copies of the data on other machines may have other times
+        if is_main():  # copies of the data on other machines may have other modification times
             wanted = fingerprint(
                 self.autoencoder,
                 options=options,
@@ -111,11 +113,13 @@ class OrbitBatches:
         cached = CachedLatents(self.cfg.cache_dir)
         if len(cached) < len(self.dataset):
             left_out = len(self.dataset) - len(cached)
-            log.warning("%d broken orbits are not in %s; delete it once they are whole", left_out, self.cfg.cache_dir)
+            log.warning(
+                "%d broken orbits are not in %s; delete this folder after repairing them", left_out, self.cfg.cache_dir
+            )
         return cached
 
     def cached_batches(self, cached: CachedLatents, start: int = 0) -> Iterator[DiffusionBatch]:
-        """Out of the cache, which is kept on the device if it fits into `cache_memory_gb`, else read as needed."""
+        """Yield batches from the cache, which stays on the device if it fits into `cache_memory_gb`."""
         self.source = cached
         token_ids_NL = None
         if cached.num_bytes <= self.cfg.cache_memory_gb * 1e9:
@@ -143,7 +147,7 @@ class OrbitBatches:
             yield self._batch(latents_BCVHW.float(), self.embedder.tokenize(captions), camera_data_BV16, image_BVC)
 
     def _batch(self, latents_BCVHW, token_ids_BL, camera_data_BV16, image_BVC) -> DiffusionBatch:
-        """The batch; with `random_start_view` its images roll, each sample's by its own number, and cameras stay."""
+        """Make a batch; with `random_start_view` each sample's images are rolled at random, but not the cameras."""
         if self.random_start_view:
             start_B = self.global_batch.randint(latents_BCVHW.shape[2], len(latents_BCVHW))
             latents_BCVHW = roll_views(latents_BCVHW.transpose(1, 2), start_B).transpose(1, 2)
@@ -152,7 +156,7 @@ class OrbitBatches:
         return DiffusionBatch(latents_BCVHW, token_ids_BL, camera_data_BV16, image_B1C)
 
     def embed_views(self, views_BVCHW: Tensor) -> Tensor | None:
-        """Image embedding of every view, (B, V, C), if the network takes one."""
+        """Compute the image embedding of every view, (B, V, C), for an image model; else return None."""
         if not self.of_images:
             return None
         parts = [self.embedder.encode_image(part) for part in views_BVCHW.flatten(0, 1).split(self.cfg.chunk_size)]
@@ -160,7 +164,7 @@ class OrbitBatches:
 
     @torch.no_grad()
     def _encode(self, ranges: list[range]) -> Iterator[EncodedChunk]:
-        """Parts of the data set, in order."""
+        """Encode ranges of the data set, in order."""
         keep_std = self.autoencoder.config.posterior == "sample"
         for views_BVCHW, c2w_BV44, captions, object_ids, first in self._views(ranges):
             parts = [
@@ -179,10 +183,10 @@ class OrbitBatches:
             )
 
     def _views(self, start: int | list[range]) -> Iterator[tuple[Tensor, Tensor, list[str], list[str], int]]:
-        """Views in [0, 1] on the device, cameras, prompts, object ids, and the number of the first sample.
+        """Yield views in [0, 1] on the device, cameras, prompts, object ids, and the index of the first sample.
 
         Args:
-            start: the step to begin with, shuffled and without end; or parts of the data set, once and in order.
+            start: the first step, for shuffled batches without end; or ranges of the data set, once and in order.
         """
         if not self.dataset.in_memory:
             for sample in self.loader(start):
@@ -201,13 +205,13 @@ class OrbitBatches:
         return (index_B for rows in start for index_B in torch.tensor(list(rows)).split(READ_SIZE))
 
     def loader(self, start: int | list[range]) -> Iterable[dict[str, Any]]:
-        """Batches of samples that are read file by file; `start` as in `_views`."""
+        """Yield batches of samples that are read from single files; for `start` see `_views`."""
         return read_samples(
             self.dataset,
             (index_B.tolist() for index_B in self._order(start)),
             replace=isinstance(start, int),
             max_bad=self.cfg.max_bad_samples,
-            tool="tools/index_dataset.py",  # it also lists the whole ones
+            tool="tools/index_dataset.py",  # it also writes an index without broken samples
             num_workers=self.cfg.num_workers,
             prefetch_factor=self.cfg.prefetch_factor,
             pin_memory=self.device.type == "cuda",
@@ -215,7 +219,7 @@ class OrbitBatches:
 
 
 def roll_views(values_BV: Tensor, start_B: Tensor) -> Tensor:
-    """Let each sample's dimension 1 begin at its own place and go round."""
+    """Roll dimension 1 of each sample cyclically, so that it starts at its own index."""
     B, V = values_BV.shape[:2]
     order_BV = (start_B[:, None] + torch.arange(V, device=start_B.device)) % V
     return values_BV[torch.arange(B, device=start_B.device)[:, None], order_BV]

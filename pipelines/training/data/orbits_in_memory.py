@@ -1,4 +1,4 @@
-"""Whole orbits kept in memory as bytes, on the device when they fit: small models train faster than files are read.
+"""Orbits kept in memory as bytes, on the device if they fit. Small models train faster than files can be read.
 
 Letters: N orbits, V views, B batch, C channels, H W pixels.
 """
@@ -21,8 +21,8 @@ from utils.images import over_background
 
 log = logging.getLogger(__name__)
 
-ZOOM_CHUNK = 512  # images that are scaled at once; bounds memory
-MEMORY_SHARE = 0.6  # of the device's free memory that data may take; the rest is for training
+ZOOM_CHUNK = 512  # number of images that are scaled at once; limits memory
+MEMORY_SHARE = 0.6  # maximum fraction of the device's free memory for data; the rest is for training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,11 @@ class OrbitPixels:
         rgba_NVHW4: uint8 with straight alpha.
         c2w_NV44: cameras.
         object_ids: N names.
-        captions: N sentences.
-        attributes: N records of what is true of the object; empty when unknown.
-        background: grey value that is put behind the objects.
-        device: where batches go; the images may stay on the CPU.
-        scale_N: factors by which the images are scaled on the way; None: they are not.
+        captions: N captions.
+        attributes: N records of known attributes of the objects; empty records if unknown.
+        background: grey value behind the objects.
+        device: device of the batches; the images may stay on the CPU.
+        scale_N: factors for scaling the images; None: no scaling.
     """
 
     rgba_NVHW4: Tensor
@@ -54,20 +54,20 @@ class OrbitPixels:
 
     @property
     def num_orbits(self) -> int:
-        """N."""
+        """N, the number of orbits."""
         return len(self.rgba_NVHW4)
 
     @property
     def num_views(self) -> int:
-        """V."""
+        """V, the number of views per orbit."""
         return self.rgba_NVHW4.shape[1]
 
     def views(self, orbits_B: Tensor, views_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Images over the background, and their masks, on the device.
+        """Return images over the background and their masks, on the device.
 
         Args:
-            orbits_B: which orbits.
-            views_B: one view of each; all views when left out.
+            orbits_B: indices of the orbits.
+            views_B: index of one view of each orbit; default: all views.
 
         Returns:
             (..., 3, H, W) and (..., 1, H, W), float32 in [0, 1]; the leading shape is B, or B V.
@@ -75,7 +75,7 @@ class OrbitPixels:
         return composite(self.rgba(orbits_B, views_B), self.background)
 
     def rgba(self, orbits_B: Tensor, views_B: Tensor | None = None) -> Tensor:
-        """Bytes (..., H, W, 4) on the device; the two indices may have any shape that they share."""
+        """Return bytes (..., H, W, 4) on the device; both indices may have any shape, but it must be the same."""
         source = self.rgba_NVHW4.device
         index = (orbits_B.to(source),) if views_B is None else (orbits_B.to(source), views_B.to(source))
         rgba_HW4 = self.rgba_NVHW4[index].to(self.device, non_blocking=True)
@@ -89,10 +89,10 @@ class OrbitPixels:
 
 
 def composite(rgba_HW4: Tensor, background: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Straight-alpha bytes (..., H, W, 4) to images (..., 3, H, W) and masks (..., 1, H, W), in [0, 1].
+    """Convert straight-alpha bytes (..., H, W, 4) to images (..., 3, H, W) and masks (..., 1, H, W), in [0, 1].
 
     Args:
-        background: grey value, or colours of a shape that broadcasts to the images.
+        background: grey value, or colours with a shape that broadcasts to the images.
     """
     rgba = rgba_HW4.movedim(-1, -3).float() / 255
     rgb, alpha = rgba[..., :3, :, :], rgba[..., 3:, :, :]
@@ -100,20 +100,20 @@ def composite(rgba_HW4: Tensor, background: float | Tensor) -> tuple[Tensor, Ten
 
 
 def load_orbits(dataset: OrbitData, *, device: torch.device) -> OrbitPixels:
-    """Take a data set of packed orbits into memory.
+    """Load a data set of packed orbits into memory.
 
     Raises:
-        DataError: the data set reads single files, is empty, or holds images of another size than was asked for.
+        DataError: the data set reads single files, is empty, or its images do not have the required size.
     """
     if not dataset.in_memory:
-        raise DataError(f"vid_dataset.type={type(dataset).__name__} is read file by file; use PackedOrbits here")
+        raise DataError(f"vid_dataset.type={type(dataset).__name__} reads single files; use PackedOrbits for this task")
     if not len(dataset):
-        raise DataError("vid_dataset holds no orbits")
+        raise DataError("vid_dataset contains no orbits; check vid_dataset.data_dir_list")
     shape = (len(dataset), *dataset.stored(0)[0].shape)
     if list(shape[2:4]) != list(dataset.config.resolution)[::-1]:
         raise DataError(
             f"vid_dataset.resolution={list(dataset.config.resolution)}, but the packed images are "
-            f"{shape[3]} x {shape[2]}; set that size or pack them again"
+            f"{shape[3]} x {shape[2]}; set this size, or pack the images again"
         )
     rgba_NVHW4 = torch.empty(shape, dtype=torch.uint8, device=_roomy_device(shape, device))
     c2w_NV44 = torch.empty(*shape[:2], 4, 4)
@@ -137,7 +137,7 @@ def load_orbits(dataset: OrbitData, *, device: torch.device) -> OrbitPixels:
 
 
 def _roomy_device(shape: tuple[int, ...], device: torch.device) -> torch.device:
-    """The device, when bytes of this shape leave it room for training; else the CPU."""
+    """Return the device if bytes of this shape leave enough memory for training, else the CPU."""
     if device.type == "cuda" and math.prod(shape) < MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
         return device
     return torch.device("cpu")

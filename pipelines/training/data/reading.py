@@ -1,4 +1,4 @@
-"""Samples that are read file by file, in worker processes; broken ones are left out, counted and named."""
+"""Read samples from single files in worker processes; broken samples are skipped, counted and named."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from utils.errors import DataError
 
 log = logging.getLogger(__name__)
 
-# A run of broken samples this long is a broken folder.
+# With this number of consecutive broken samples, the whole folder is considered broken.
 MAX_TRIES = 100
 
 
 class WholeSamples(Dataset):
-    """The samples of a data set, or what is wrong with them.
+    """The samples of a data set, or the problems of broken ones.
 
     Args:
-        replace: the place of a broken sample goes to the next whole one, so that all batches have one size; else it
-            stays empty.
+        replace: replace a broken sample with the next good one, so that all batches have the same size; if false, the
+            sample is left out.
     """
 
     def __init__(self, dataset: TrainingData, *, replace: bool) -> None:
@@ -35,7 +35,7 @@ class WholeSamples(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[dict[str, Any] | None, list[str]]:
-        """The sample with its `index`, and a line for each broken one that was met."""
+        """Return the sample with its `index`, and one line for each broken sample that was found."""
         problems: list[str] = []
         for _ in range(min(MAX_TRIES, len(self)) if self.replace else 1):
             try:
@@ -47,11 +47,11 @@ class WholeSamples(Dataset):
 
 
 class BadSamples:
-    """Names each broken sample once, and stops when there are too many.
+    """Logs each broken sample once, and raises an error when there are too many.
 
     Args:
-        limit: so many may be skipped.
-        tool: finds all of them before a training.
+        limit: maximum number of skipped samples.
+        tool: a command that finds all broken samples before training.
     """
 
     def __init__(self, *, limit: int, tool: str) -> None:
@@ -59,10 +59,10 @@ class BadSamples:
         self.seen: set[str] = set()
 
     def note(self, problems: Iterable[str]) -> None:
-        """Count.
+        """Log and count new problems.
 
         Raises:
-            DataError: more than the limit.
+            DataError: there are more than `limit`.
         """
         for problem in problems:
             if problem in self.seen:
@@ -87,13 +87,13 @@ def read_samples(
     prefetch_factor: int,
     pin_memory: bool,
 ) -> Iterator[dict[str, Any]]:
-    """Batches of samples in a given order; `replace` as in WholeSamples, `tool` as in BadSamples.
+    """Yield batches of samples in a given order; for `replace` see WholeSamples, for `tool` see BadSamples.
 
     Args:
-        num_workers: at most; there are no more than the process has cores.
+        num_workers: maximum number of workers; there are never more than cores.
 
     Raises:
-        DataError: more than `max_bad` samples are broken, or no whole one is found.
+        DataError: more than `max_bad` samples are broken, or no good sample is found.
     """
     bad = BadSamples(limit=max_bad, tool=tool)
     num_workers = min(num_workers, num_cores())
@@ -116,7 +116,7 @@ def read_samples(
 
 
 def num_cores() -> int:
-    """Those that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux only
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -129,7 +129,7 @@ def _collate(samples: list[tuple[dict[str, Any] | None, list[str]]]) -> tuple[An
 
 
 def _leave_signals_to_training(_worker: int) -> None:
-    """Ctrl-C, and SIGTERM of `timeout`, systemd or Slurm, reach workers too; the training decides when they end."""
+    """Ignore Ctrl-C and SIGTERM (of `timeout`, systemd or Slurm) in workers; training decides when they end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS lacks it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -137,7 +137,7 @@ def _leave_signals_to_training(_worker: int) -> None:
 
 
 def _end_by_training() -> None:
-    """SIGTERM counts from the training itself only, which so ends workers that do not end when they are asked to."""
+    """Accept SIGTERM only from the training process, which uses it for workers that do not end otherwise."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

@@ -1,1 +1,1 @@
-"""What can be trained: a network, its data and its loss."""
+"""Training objectives: a network, its data and its loss."""

@@ -1,4 +1,4 @@
-"""The autoencoder learns to restore views, and ends with latents of mean 0 and deviation 1.
+"""Train an autoencoder on views; at the end its latents have mean 0 and standard deviation 1.
 
 Letters: B batch, C channels, H W pixels.
 """
@@ -25,12 +25,12 @@ from utils.settings.run import RunConfig
 log = logging.getLogger(__name__)
 
 NUM_PREVIEWS = 8
-LEAST_ERROR = 1e-6  # mean square, 60 dB: a picture that is nearly right must not take all of the gradient
+LEAST_ERROR = 1e-6  # mean squared error, 60 dB: an image with almost no error must not dominate the gradient
 
 
 @ENGINE.register(name="train_autoencoder_entrance")
 class RestoreViews(Objective):
-    """Absolute error of pixels and of their differences at several scales, decibels, and a small divergence."""
+    """Loss of absolute errors of pixels and of their differences at several scales, PSNR, and a small KL divergence."""
 
     stem = "autoencoder"
 
@@ -38,15 +38,17 @@ class RestoreViews(Objective):
     class Config:
         """
         Attributes:
-            kl_weight: of the divergence from the normal distribution, a mean over latent values.
-            edge_weight: of the error of neighbouring pixels' differences, which keeps thin parts sharp.
-            num_scales: at which differences are compared; each halves the image.
-            object_weight: how much more a pixel of the object counts than one of the background.
-            decibel_weight: of the pictures' mean PSNR, taken off; a picture with little error counts like any other.
-            color_spread: above 0, half of the pictures exchange their colour channels at random, and each channel is
-                raised to a power whose logarithm has this deviation; white and black stay.
-            mirror: turn half of the pictures left to right.
-            num_whitening: images by which the latents are whitened in the end; 0 leaves them.
+            kl_weight: weight of the KL divergence from the normal distribution, a mean over latent values.
+            edge_weight: weight of the error of differences between neighbouring pixels, which keeps thin parts sharp.
+            num_scales: number of scales for the differences; each scale halves the image.
+            object_weight: additional weight of the pixels of the object, relative to those of the background.
+            decibel_weight: weight of the mean PSNR of the images, which is subtracted; an image with a small error then
+                counts as much as any other.
+            color_spread: if above 0, half of the images get a random permutation of the colour channels, and each
+                channel of all images is raised to a power whose logarithm has this standard deviation; white and black
+                do not change.
+            mirror: flip half of the images horizontally.
+            num_whitening: number of images for whitening the latents at the end; 0: no whitening.
         """
 
         kl_weight: float = 1e-4
@@ -83,8 +85,8 @@ class RestoreViews(Objective):
         self.network = cfg.auto_encoder.build()
         if config.num_whitening and self.network.scale_factor != 1:
             raise ConfigError(
-                f"auto_encoder.scale_factor={self.network.scale_factor}, but this run ends with latents of deviation "
-                "1: set it to 1.0, or objective.num_whitening to 0"
+                f"auto_encoder.scale_factor={self.network.scale_factor}, but objective.num_whitening gives the latents "
+                "standard deviation 1; set scale_factor to 1.0, or num_whitening to 0"
             )
         self.orbits = load_orbits(cfg.vid_dataset.build(), device=device)
 
@@ -99,7 +101,7 @@ class RestoreViews(Objective):
             yield self.varied(*self.orbits.views(orbits_B, views_B))
 
     def varied(self, images_B3HW: Tensor, masks_B1HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures in colours drawn anew, and turned left to right, as the options say."""
+        """Change colours at random and flip images horizontally, according to the options."""
         num = len(images_B3HW)
         if self.config.mirror:
             turned_B111 = (self.global_batch.rand(num) < 0.5).view(-1, 1, 1, 1)
@@ -138,11 +140,11 @@ class RestoreViews(Objective):
         if self.config.num_whitening:
             mean_C, std_C = self.latent_moments()
             self.network.whiten(mean_C, std_C)
-            log.info("latents whitened: they had mean %s, deviation %s", *(_short(v) for v in (mean_C, std_C)))
+            log.info("latents whitened: they had mean %s, standard deviation %s", *(_short(v) for v in (mean_C, std_C)))
 
     @torch.no_grad()
     def latent_moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of each latent channel over random training views."""
+        """Return mean and standard deviation of each latent channel over random training views."""
         latents, generator = [], torch.Generator().manual_seed(self.cfg.seed)
         for orbits_B in epoch_order(self.orbits.num_orbits, 32, seed=self.cfg.seed):
             views_B = torch.randint(self.orbits.num_views, orbits_B.shape, generator=generator)
@@ -155,7 +157,7 @@ class RestoreViews(Objective):
 
     @torch.no_grad()
     def preview(self, folder: Path, step: int) -> None:
-        """Views above, restored views below."""
+        """Write an image with views above and restored views below."""
         numbers = torch.arange(min(NUM_PREVIEWS, self.orbits.num_orbits))
         images_B3HW, _ = self.orbits.views(numbers, torch.zeros_like(numbers))
         restored_B3HW = self.network.decode(self.network.encode(images_B3HW * 2 - 1).mean) / 2 + 0.5
@@ -164,7 +166,7 @@ class RestoreViews(Objective):
 
 
 def edge_error(restored_B3HW: Tensor, images_B3HW: Tensor, weight_B1HW: Tensor, *, num_scales: int) -> Tensor:
-    """Mean absolute error of differences between neighbouring pixels, over the image and its reductions."""
+    """Return the mean absolute error of differences between neighbouring pixels, at `num_scales` scales."""
     error, total = restored_B3HW - images_B3HW, restored_B3HW.new_zeros(())
     for _ in range(num_scales):
         across = (error[..., :, 1:] - error[..., :, :-1]).abs() * weight_B1HW[..., :, 1:]

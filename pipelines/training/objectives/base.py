@@ -1,4 +1,4 @@
-"""What the trainer asks of everything that can be trained."""
+"""The interface of a training objective."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from utils.settings.run import RunConfig
 
 
 class Objective(nn.Module):
-    """A network, its data and its loss. The trainer owns the steps.
+    """A network, its data and its loss. The trainer controls the steps.
 
-    A module, so that one call of it is one forward pass whatever wraps it (precision, several devices).
+    It is a module, so that one call is one forward pass in any wrapper (precision, several devices).
 
     Args:
-        cfg: the run.
-        device: where batches are made.
-        num_views: of one sample; its batch size is `cfg.batch_sizes` of that number.
+        cfg: the run's configuration.
+        device: device of the batches.
+        num_views: number of views of one sample; `cfg.batch_sizes` has the batch size for this number.
 
     Attributes:
-        stem: begins the names of weight files.
-        network: what trains and what is saved.
-        can_be_sharded: whether `use_fsdp` may divide the network: forward passes call it as a whole.
-        reaches_all: whether every trainable parameter has a part in the loss.
-        global_batch: which rows of the global batch this process has, and random numbers for them.
-        generator: draws for this process alone, on the device.
+        stem: first part of the names of weight files.
+        network: the network that is trained and saved.
+        can_be_sharded: whether `use_fsdp` is possible, which needs forward passes of the network as a whole.
+        reaches_all: whether every trainable parameter has a gradient.
+        global_batch: the rows of this process, and random numbers for them.
+        generator: random numbers for this process only, on the device.
     """
 
     stem: str
@@ -48,23 +48,23 @@ class Objective(nn.Module):
 
     @classmethod
     def weight_files(cls, options: Any, cfg: RunConfig) -> dict[str, str | None]:
-        """Weight files that training loads, by the setting that names each; None or "" where it names none.
+        """Return the weight files that training loads, by setting; None or "" if the setting is empty.
 
         Args:
-            options: the objective's own.
+            options: options of the objective.
         """
         return {"Pretrain.resume_checkpoint": cfg.checkpoint}
 
     def batches(self, start: int = 0) -> Iterator[Any]:
-        """Batches on the device, without end; `cfg.grad_accumulation` of them make a step.
+        """Yield batches on the device without end; a step uses `cfg.grad_accumulation` of them.
 
         Args:
-            start: how many steps of data to leave out: those that were made before.
+            start: number of earlier steps, whose data are skipped.
         """
         raise NotImplementedError
 
     def sample_names(self, number: int, part: int, rank: int) -> list[str]:
-        """Object ids of what a process had in one part of a step; a sample that was skipped is still named."""
+        """Return the object ids of a process in one part of a step, including skipped samples."""
         dataset = self.sample_source
         if dataset is None:
             return []
@@ -72,37 +72,39 @@ class Objective(nn.Module):
 
     @property
     def sample_source(self) -> Any:
-        """What has the `object_ids` of the samples."""
+        """The object with the `object_ids` of the samples, or None."""
         raise NotImplementedError
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and figures for the log."""
+        """Return the loss of a batch, and figures for the log."""
         raise NotImplementedError
 
     def summary(self, figures: dict[str, float]) -> dict[str, float]:
-        """What the log says, out of means over all batches of an interval."""
+        """Turn means over all batches of an interval into the figures of the log."""
         return figures
 
     def parts_to_compile(self) -> list[nn.Module]:
-        """Modules whose forward pass is worth compiling."""
+        """List the modules whose forward pass is compiled."""
         return [self.network]
 
     @property
     def can_be_graphed(self) -> bool:
-        """Whether both passes of the network can be CUDA graphs, see `Backbone.can_be_graphed`."""
+        """Whether the forward and backward passes can be CUDA graphs, see `Backbone.can_be_graphed`."""
         return False
 
     def adapt(self) -> None:
-        """Change the network once, when its first weights are loaded, before training.
+        """Change the network once, after its first weights are loaded and before training.
 
         Raises:
-            ConfigError: a setting does not go with this objective.
+            ConfigError: a setting does not fit this objective.
         """
         if self.cfg.lora.rank:
-            raise ConfigError(f"lora.rank={self.cfg.lora.rank}: TASK_TYPE={self.cfg.TASK_TYPE} trains no UNet; set 0")
+            raise ConfigError(
+                f"lora.rank={self.cfg.lora.rank}, but TASK_TYPE={self.cfg.TASK_TYPE} trains no UNet; set lora.rank=0"
+            )
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """What files written on the way hold."""
+        """Return the weights for checkpoints."""
         return self.network.state_dict()
 
     def finish(self) -> None:
@@ -110,26 +112,26 @@ class Objective(nn.Module):
 
     @property
     def pretrained_part(self) -> nn.Module:
-        """What the section Pretrain loads and slows."""
+        """The module to which the section Pretrain applies."""
         return self.network
 
     def final_state(self) -> dict[str, Tensor]:
-        """What the final file holds."""
+        """Return the weights for the final file."""
         return self.checkpoint_state()
 
     def metadata(self) -> dict[str, str]:
-        """Strings for the header of the final file."""
+        """Return strings for the header of the final file."""
         return {}
 
     def preview(self, folder: Path, step: int) -> None:
-        """Write pictures that show how far training is."""
+        """Write images that show the progress of training."""
 
 
 def batch_size_for(cfg: RunConfig, num_views: int) -> int:
-    """The batch size of samples with so many views.
+    """Return the batch size of samples with this number of views.
 
     Raises:
-        ConfigError: the config has none.
+        ConfigError: the config has no such batch size.
     """
     size = cfg.batch_sizes.get(str(num_views), 0)
     if size < 1:

@@ -1,4 +1,4 @@
-"""The classifier of evaluation learns kind and colour of single views.
+"""Train the classifier of evaluation, which recognises kind and colour in single views.
 
 Letters: B batch, H W pixels.
 """
@@ -21,7 +21,7 @@ from utils.settings.run import RunConfig
 
 @ENGINE.register(name="train_classifier_entrance")
 class NameViews(Objective):
-    """Cross-entropy of kind and colour on disturbed views, so that small flaws of a generator do not decide."""
+    """Cross-entropy of kind and colour on augmented views, so that small flaws of a generator do not matter."""
 
     stem = "classifier"
 
@@ -29,8 +29,8 @@ class NameViews(Objective):
     class Config:
         """
         Attributes:
-            zoom: a view is shrunk or enlarged by up to this factor.
-            noise: largest standard deviation of the noise that is added to pixels.
+            zoom: maximum factor by which a view is made smaller or larger.
+            noise: maximum standard deviation of the noise that is added to pixels.
         """
 
         zoom: float = 1.25
@@ -57,7 +57,9 @@ class NameViews(Objective):
     def _labels(self, key: str, names: list[str]) -> Tensor:
         unknown = sorted({record[key] for record in self.orbits.attributes} - set(names))
         if unknown:
-            raise ConfigError(f"classifier lacks the {key} {unknown[0]}, which the data set has; leave its names out")
+            raise ConfigError(
+                f"classifier does not list the {key} {unknown[0]}, but the data set has it; add it, or remove the list"
+            )
         return torch.tensor([names.index(record[key]) for record in self.orbits.attributes], device=self.device)
 
     @property
@@ -76,7 +78,7 @@ class NameViews(Objective):
             )
 
     def disturb(self, images_B3HW: Tensor) -> Tensor:
-        """Zoom, mirror, soften and add noise, each image by its own amount; borders repeat."""
+        """Zoom, mirror, blur and add noise, at random for each image; pixels outside repeat the border."""
         B, *_, side = images_B3HW.shape
         random_B4 = self.global_batch.rand(B, 4)
         zoom_B = self.config.zoom ** (2 * random_B4[:, 0] - 1)

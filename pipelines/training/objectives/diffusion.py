@@ -1,4 +1,4 @@
-"""The UNet learns to denoise the latents of orbits.
+"""Train the UNet to denoise the latents of orbits.
 
 Letters: B batch, V views, C channels, L tokens.
 """
@@ -33,15 +33,15 @@ log = logging.getLogger(__name__)
 @ENGINE.register(name="train_t2v_entrance")
 @ENGINE.register(name="train_i2v_entrance", image=True)
 class OrbitDenoising(Objective):
-    """Text or an image, and cameras, to orbits, as published.
+    """Denoising of orbits, conditioned on text or an image and on cameras, as published.
 
     For an image model, view 0 of each sample is the image: its latent and its image embedding are conditions.
 
-    With 1 among `frame_lens`, a text model learns from single images too, as orbits of one view without a camera.
+    With 1 in `frame_lens`, a text model also learns from single images, as orbits of one view without a camera.
 
     Attributes:
         data: makes the batches of orbits.
-        images: makes those of images; None without.
+        images: makes the batches of images, or None.
     """
 
     stem = "t2v"
@@ -53,7 +53,7 @@ class OrbitDenoising(Objective):
         """
         Attributes:
             dropped_prompt: the text that replaces a prompt with probability `p_zero`.
-            image: train an image model; set by the type's name.
+            image: whether to train an image model; set by the type's name.
         """
 
         dropped_prompt: str = ""
@@ -79,17 +79,17 @@ class OrbitDenoising(Objective):
         if self.dataset.config.num_views != max(cfg.frame_lens):
             raise ConfigError(
                 f"frame_lens={list(cfg.frame_lens)}, but vid_dataset.num_views={self.dataset.config.num_views}; "
-                "they say the same thing, so set both"
+                "set both to the same number"
             )
         size = list(self.dataset.config.resolution)
         if size != list(cfg.resolution):
             raise ConfigError(
-                f"resolution={list(cfg.resolution)}, but vid_dataset.resolution={size}; training and previews would "
-                "differ in size, so set both"
+                f"resolution={list(cfg.resolution)}, but vid_dataset.resolution={size}, so training and previews would "
+                "differ in size; set both to the same size"
             )
         images = cfg.img_dataset.build() if joint else None
         self.diffusion = cfg.Diffusion.build()
-        with device:  # random weights are drawn there: 1.4 billion take a CPU 15 s
+        with device:  # draw random weights on the device, because a CPU needs 15 s for 1.4 billion
             self.network = cfg.UNet.build()
             self.autoencoder = _frozen(cfg.auto_encoder.build(), device)
             self.embedder = _frozen(cfg.embedder.build(), device)
@@ -114,7 +114,7 @@ class OrbitDenoising(Objective):
         cfg = self.cfg
         if self.of_images or not self.takes_images:
             raise ConfigError(
-                f"frame_lens={list(cfg.frame_lens)}: only the text model trains on images too; give one number of views"
+                f"frame_lens={list(cfg.frame_lens)}: only a text model trains on images too; use one number of views"
             )
         sizes = {num_views: batch_size_for(cfg, num_views) for num_views in set(cfg.frame_lens)}
         self.global_batch = JointBatch(
@@ -160,7 +160,7 @@ class OrbitDenoising(Objective):
         return loss, self._figures(loss.detach(), of_an_image=x0.shape[2] == 1) if self.images else {}
 
     def _figures(self, loss: Tensor, *, of_an_image: bool) -> dict[str, Tensor]:
-        """The loss of each kind. Means over all batches, which `summary` turns into means over those of the kind."""
+        """Return the loss of each kind. `summary` turns means over all batches into means over those of the kind."""
         share = torch.full_like(loss, float(of_an_image))
         return {"loss_images": loss * share, "loss_orbits": loss * (1 - share), "image_batches": share}
 
@@ -169,23 +169,23 @@ class OrbitDenoising(Objective):
             return figures
         share = figures["image_batches"]
         of_kinds = {"loss_images": share, "loss_orbits": 1 - share}
-        # an interval may have had no batch of a kind
+        # an interval may have no batch of a kind
         means = {name: figures[name] / part for name, part in of_kinds.items() if part}
         return {name: value for name, value in figures.items() if name not in of_kinds} | means
 
     def predict(
         self, batch: DiffusionBatch, t_B: Tensor, known_BV: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The network's prediction for noised latents, some of its conditions dropped; those latents; their noise.
+        """Add noise, drop some conditions, and return the prediction, the noised latents and the noise.
 
         Args:
-            known_BV: views that are given without noise.
+            known_BV: views without noise.
         """
         x0 = batch.latents_BCVHW
         noise = self.global_batch.draw(self.diffusion.make_noise, x0)
         x_t = give_clean(self.diffusion.add_noise(x0, noise, t_B), x0, known_BV)
         if (self.cfg.Pretrain and self.cfg.Pretrain.options.fix_weight) or self.cfg.lora.rank:
-            # A group norm of channels_last data that needs no gradient crashes on the CPU (torch 2.10).
+            # On the CPU, a group norm crashes if its channels_last input needs no gradient (torch 2.10).
             x_t.requires_grad_()
         drop_B = self.global_batch.rand(len(x0)) < self.cfg.p_zero
         prediction = self.unet(
@@ -194,28 +194,28 @@ class OrbitDenoising(Objective):
             self.words(batch, drop_B),
             **self.image_conditions(batch, drop_B),
             camera_data=batch.camera_data_BV16,
-            # published: single images have frame rate 1
+            # as published, single images have frame rate 1
             fps=torch.full_like(t_B, 1 if x0.shape[2] == 1 else self.cfg.target_fps),
         )
         return prediction, x_t, noise
 
     @torch.no_grad()
     def words(self, batch: DiffusionBatch, drop_B: Tensor) -> Tensor:
-        """Text tokens (B, L, C); where `drop_B` is true those of the dropped prompt, for guidance."""
+        """Return text tokens (B, L, C); where `drop_B` is true, those of the dropped prompt, for guidance."""
         if batch.words_BLC is not None:
             return torch.where(drop_B[:, None, None], self._dropped_words().to(batch.words_BLC), batch.words_BLC)
         ids_BL = torch.where(drop_B[:, None], self.dropped_ids_1L.to(batch.token_ids_BL), batch.token_ids_BL)
         return self.embedder.embed_tokens(ids_BL)[1]
 
     def _dropped_words(self) -> Tensor:
-        """Those of the dropped prompt, encoded once, and rounded as the cache rounds the others."""
+        """Return the text tokens of the dropped prompt, encoded once and rounded like those in the cache."""
         if self.dropped_words_1LC is None:
             with torch.autocast(self.device.type, enabled=False):
                 self.dropped_words_1LC = self.embedder.embed_tokens(self.dropped_ids_1L)[1].half()
         return self.dropped_words_1LC
 
     def image_conditions(self, batch: DiffusionBatch, drop_B: Tensor) -> dict[str, Tensor]:
-        """Embedding and latent of view 0, dropped just as sampling leaves them out of its unconditional branch."""
+        """Return embedding and latent of view 0, dropped in the same way as in the unconditional branch of sampling."""
         if not self.of_images:
             return {}
         kept_B1C, kept_BCVHW = batch.image_B1C, batch.latents_BCVHW[:, :, :1]
@@ -226,12 +226,12 @@ class OrbitDenoising(Objective):
         return {"image": kept_B1C, "local_image": kept_BCVHW.expand_as(batch.latents_BCVHW)}
 
     def adapt(self) -> None:
-        """With `lora.rank`, only low-rank factors train from now on."""
+        """With `lora.rank`, add low-rank factors, which are then the only trained weights."""
         lora = self.cfg.lora
         if not lora.rank:
             return
         if self.unet is not self.network:
-            raise ConfigError(f"lora.rank={lora.rank} does not go with refine=true in training; set 0")
+            raise ConfigError(f"lora.rank={lora.rank} does not support refine=true in training; set lora.rank=0")
         if not self.cfg.checkpoint:
             if not self.cfg.test_model:
                 raise ConfigError(f"lora.rank={lora.rank} needs a trained model; set test_model to its weights")

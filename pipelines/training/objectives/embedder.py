@@ -1,4 +1,4 @@
-"""The text and image encoder learns which caption belongs to which view (CLIP, arXiv:2103.00020).
+"""Train the text and image encoder to match captions and views (CLIP, arXiv:2103.00020).
 
 Letters: B batch, L tokens, C channels.
 """
@@ -22,17 +22,17 @@ MAX_LOGIT_SCALE = 100.0  # as in CLIP, section 2.5
 
 @ENGINE.register(name="train_embedder_entrance")
 class MatchCaptions(Objective):
-    """Each view finds its caption among those of the batch, and each caption its views.
+    """Contrastive loss: each view is matched with its caption in the batch, and each caption with its views.
 
-    Equal captions in a batch count as equally right.
+    If captions in a batch are equal, all of them are correct.
     """
 
     stem = "embedder"
-    reaches_all = False  # the layers after the one whose output is taken have none
+    reaches_all = False  # layers after the one that gives the output have no gradient
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """No options of its own: everything is in the run's configuration."""
+        """There are no options."""
 
     @classmethod
     def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:

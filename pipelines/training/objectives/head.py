@@ -1,6 +1,6 @@
-"""The Gaussian head learns to reconstruct objects from a few of their views.
+"""Train the Gaussian head to reconstruct objects from a few true views.
 
-Letters: B batch, K views of a sample of which the first I are the head's input, C channels, H W pixels.
+Letters: B batch, K views of a sample, the first I of which are the head's input, C channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FOV_TOLERANCE_DEG = 0.1
 
 
 class HeadBatch(NamedTuple):
-    """One step's data: bytes with straight alpha, and cameras; the first I views are the input."""
+    """The data of one step: bytes with straight alpha, and cameras; the first I views are the input."""
 
     rgba_BKHW4: Tensor
     c2w_BK44: Tensor
@@ -39,7 +39,7 @@ class HeadBatch(NamedTuple):
 
 @ENGINE.register(name="train_head_entrance")
 class ObjectFromViews(Objective):
-    """Input views evenly around the orbit from a random start, as at sampling; loss at these and other views."""
+    """Reconstruction from evenly spaced input views with a random start, with a loss at these and other views."""
 
     stem = "head"
 
@@ -47,11 +47,11 @@ class ObjectFromViews(Objective):
     class Config(LossConfig):
         """
         Attributes:
-            p_distort: share of samples whose input views, but the first, are distorted.
-            distortion: size of it, as a share of the picture.
-            p_jitter: share of samples whose input cameras, but the first, are off.
-            jitter_deg: by about so much.
-            p_autoencoded: share of steps whose input views went through the autoencoder.
+            p_distort: fraction of samples with distorted input views (except the first).
+            distortion: size of the distortion, as a fraction of the image size.
+            p_jitter: fraction of samples with rotated input cameras (except the first).
+            jitter_deg: standard deviation of the rotation angle about each axis, in degrees.
+            p_autoencoded: fraction of steps in which the input views are encoded and decoded by the autoencoder.
         """
 
         lambda_lpips: float = 0.0
@@ -114,7 +114,8 @@ class ObjectFromViews(Objective):
         for fov_deg in dataset.fovs:
             if abs(fov_deg - self.fov_deg) > FOV_TOLERANCE_DEG:
                 raise ConfigError(
-                    f"reconstruction.fov_deg={self.fov_deg:.4g}, but vid_dataset was rendered with {fov_deg:.4g}"
+                    f"reconstruction.fov_deg={self.fov_deg:.4g}, but vid_dataset was rendered with {fov_deg:.4g}; "
+                    "set both to the same value"
                 )
 
     @property
@@ -134,7 +135,7 @@ class ObjectFromViews(Objective):
             yield self.draw(orbits_B, views_BK)
 
     def draw(self, orbits_B: Tensor, views_BK: Tensor) -> HeadBatch:
-        """The images and cameras of those views."""
+        """Return the images and cameras of these views."""
         orbits_BK = orbits_B[:, None].expand_as(views_BK)
         cameras = (orbits_BK.to(self.device), views_BK.to(self.device))
         return HeadBatch(self.orbits.rgba(orbits_BK, views_BK), self.c2w_NV44[cameras])
@@ -145,11 +146,11 @@ class ObjectFromViews(Objective):
         return self.loss(gaussians, poses_BK44, batch.rgba_BKHW4, generator=self.generator)
 
     def inputs(self, batch: HeadBatch, poses_BK44: Tensor) -> Tensor:
-        """The head's input: views over the generator's background, as flawed as generated ones are."""
+        """Make the head's input: views over the generator's background, with flaws like those of generated views."""
         config, num_inputs = self.config, self.num_inputs
         views_BICHW, _ = composite(batch.rgba_BKHW4[:, :num_inputs], self.orbits.background)
         poses_BI44 = poses_BK44[:, :num_inputs]
-        # torch's CPU generator decides, without asking the device
+        # a random number of the CPU generator avoids waiting for the device
         if self.autoencoder is not None and float(torch.rand(())) < config.p_autoencoded:
             views_BICHW = self._through_autoencoder(views_BICHW)
         if config.p_distort:
@@ -164,7 +165,7 @@ class ObjectFromViews(Objective):
 
     @torch.no_grad()
     def _through_autoencoder(self, views_BICHW: Tensor) -> Tensor:
-        """Encoded and decoded, as a generator's views are decoded."""
+        """Encode and decode views, because a generator's views are decoded too."""
         mean_FCHW = self.autoencoder.encode(views_BICHW.flatten(0, 1) * 2 - 1).mean
         restored_FCHW = self.autoencoder.decode(mean_FCHW).float() / 2 + 0.5
         return restored_FCHW.clamp(0, 1).view_as(views_BICHW)
@@ -174,7 +175,7 @@ class ObjectFromViews(Objective):
 
     @torch.no_grad()
     def preview(self, folder: Path, step: int) -> None:
-        """True views that the head has not seen, and its renders there."""
+        """Write an image of true views that are not the head's input, with the renders of the head below."""
         inputs, shown = preview_views(self.orbits.num_views, self.num_inputs)
         numbers_B = torch.linspace(0, self.orbits.num_orbits - 1, NUM_PREVIEWS).round().long().unique()
         batch = self.draw(numbers_B, torch.tensor([inputs + shown]).expand(len(numbers_B), -1))

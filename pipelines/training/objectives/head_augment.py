@@ -1,4 +1,4 @@
-"""Flaws of generated views, put into true ones, so that the head learns to bear them.
+"""Augmentations that give true views the flaws of generated views, so that the head becomes robust to them.
 
 Letters: B batch, I input views, C channels, H W pixels.
 """
@@ -14,17 +14,17 @@ from torch.nn import functional
 from models.gaussians.scene import rotation_formula
 from models.gaussians.splatting import multiply
 
-CELLS = 6  # a distortion is a smooth field with so many independent values along a side
+CELLS = 6  # number of independent values along each side of the smooth distortion field
 
 
 def disturb_views(views_BICHW: Tensor, *, fraction: float, strength: float, generator: torch.Generator) -> Tensor:
-    """Bend input views differently, so that they do not fit each other (arXiv:2402.05054, section 3.4).
+    """Distort each input view in another way, so that views are inconsistent (arXiv:2402.05054, section 3.4).
 
-    The first view stays: its frame is the object's.
+    The first view does not change, because it defines the frame of the object.
 
     Args:
-        fraction: of samples that are bent.
-        strength: largest typical shift, as a share of the picture's side.
+        fraction: fraction of samples with distortion.
+        strength: largest typical shift, as a fraction of the image size.
     """
     B, num_views, C, H, W = views_BICHW.shape
     device = views_BICHW.device
@@ -39,10 +39,10 @@ def disturb_views(views_BICHW: Tensor, *, fraction: float, strength: float, gene
 
 
 def jitter_poses(poses_BI44: Tensor, *, fraction: float, angle_deg: float, generator: torch.Generator) -> Tensor:
-    """Turn input cameras a little around the object, about random axes; the first one stays.
+    """Rotate input cameras slightly around the object, about random axes; the first camera does not change.
 
     Args:
-        fraction: of samples whose cameras are turned.
+        fraction: fraction of samples with rotated cameras.
         angle_deg: standard deviation of the angle about each axis.
     """
     B, num_views = poses_BI44.shape[:2]
@@ -55,7 +55,7 @@ def jitter_poses(poses_BI44: Tensor, *, fraction: float, angle_deg: float, gener
 
 
 def _chosen(B: int, num_views: int, fraction: float, generator: torch.Generator) -> Tensor:
-    """(B, I): 1 for views that are changed; never the first of a sample."""
+    """Return (B, I): 1 for views to change, else 0; the first view of a sample is always 0."""
     device = generator.device
     chosen_B1 = (torch.rand(B, 1, generator=generator, device=device) < fraction).float()
     later_I = torch.ones(num_views, device=device)

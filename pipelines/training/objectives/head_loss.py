@@ -1,6 +1,6 @@
-"""What both ways of teaching the Gaussian head share: which views, the loss, and pictures of progress.
+"""The loss, the choice of views and the previews of both objectives that train the Gaussian head.
 
-Letters: B batch, V views of an orbit, K views of a sample of which the first I are the head's input, C channels,
+Letters: B batch, V views of an orbit, K views of a sample, the first I of which are the head's input, C channels,
 H W pixels.
 """
 
@@ -26,12 +26,12 @@ from utils.settings.run import RunConfig
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Options of the loss; those of an objective lie beside them.
+    """Options of the loss; an objective adds its own options.
 
     Attributes:
-        num_output_views: K, rendered and compared; the input views are among them.
-        alpha_weight: of the squared error of the masks.
-        lambda_lpips: of LPIPS at 256 x 256; 0 leaves it out and needs no weights.
+        num_output_views: K, the number of rendered views in the loss, including the input views.
+        alpha_weight: weight of the squared error of the masks.
+        lambda_lpips: weight of LPIPS at 256 x 256; with 0, LPIPS is not used and needs no weights.
     """
 
     num_output_views: int = 8
@@ -44,10 +44,10 @@ class LossConfig:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
 
     def check_views(self, *, num_inputs: int, num_views: int) -> None:
-        """Refuse numbers of views that do not fit each other.
+        """Check that the numbers of views fit each other.
 
         Raises:
-            ConfigError: see above.
+            ConfigError: they do not.
         """
         if not num_inputs <= self.num_output_views <= num_views:
             raise ConfigError(
@@ -57,10 +57,10 @@ class LossConfig:
 
 
 def head_options(cfg: RunConfig) -> GaussianReconstruction.Config:
-    """The options of the reconstruction whose head is trained.
+    """Return the options of the reconstruction whose head is trained.
 
     Raises:
-        ConfigError: it has no such head.
+        ConfigError: the reconstruction has no Gaussian head.
     """
     options = cfg.reconstruction.options
     if not isinstance(options, GaussianReconstruction.Config):
@@ -72,12 +72,12 @@ def head_options(cfg: RunConfig) -> GaussianReconstruction.Config:
 
 
 class HeadLoss(nn.Module):
-    """Errors of colour and mask of renders over random backgrounds (arXiv:2402.05054, section 3.3).
+    """Squared errors of colour and mask in renders over random backgrounds (arXiv:2402.05054, section 3.3).
 
     Args:
         fov_deg: field of view of the renders.
-        size: pixels of a render's side.
-        num_inputs: I; the figures tell the other views apart.
+        size: height and width of a render in pixels.
+        num_inputs: I; the log also has the PSNR of the other views.
         rasterizer: see models.gaussians.rendering.
     """
 
@@ -100,12 +100,12 @@ class HeadLoss(nn.Module):
     def forward(
         self, gaussians: Gaussians, poses_BK44: Tensor, rgba_BKHW4: Tensor, *, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and figures for the log.
+        """Return the loss, and figures for the log.
 
         Args:
             poses_BK44: camera to world with OpenGL axes, in the head's frame.
             rgba_BKHW4: true views, bytes with straight alpha.
-            generator: draws the backgrounds.
+            generator: for the random backgrounds.
         """
         background_B3 = torch.rand(len(rgba_BKHW4), 3, generator=generator, device=poses_BK44.device)
         truth_BKCHW, masks_BK1HW = sized(rgba_BKHW4, background_B3[:, None, :, None, None], self.size)
@@ -124,13 +124,13 @@ class HeadLoss(nn.Module):
         return loss, figures
 
     def render(self, gaussians: Gaussians, poses_BK44: Tensor, *, background: float | Tensor) -> Rendering:
-        """Renders of the objects from cameras in the head's frame."""
+        """Render the objects from cameras in the head's frame."""
         cameras_BK44 = opencv_to_opengl(poses_BK44)
         size = (self.size, self.size)
         return render(gaussians, cameras_BK44, self.K_33, size=size, background=background, backend=self.rasterizer)
 
     def comparison(self, gaussians: Gaussians, poses_BK44: Tensor, rgba_BKHW4: Tensor, *, background: float) -> Tensor:
-        """A picture: per object a row of true views and a row of renders; (3, 2·B·H, K·W)."""
+        """Make an image with a row of true views and a row of renders for each object: (3, 2·B·H, K·W)."""
         truth_BKCHW, _ = sized(rgba_BKHW4, background, self.size)
         drawn_BKCHW = self.render(gaussians, poses_BK44, background=background).colors_BV3HW
         pairs = zip(truth_BKCHW, drawn_BKCHW, strict=True)
@@ -139,7 +139,7 @@ class HeadLoss(nn.Module):
 
 
 def sized(rgba_HW4: Tensor, background: float | Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Images over a background and their masks, brought to a size by area mean (bilinear when they grow)."""
+    """Return images over a background and their masks, resized by area means (bilinear if they become larger)."""
     images, masks = composite(rgba_HW4, background)
     if images.shape[-1] == size:
         return images, masks
@@ -152,10 +152,10 @@ def sized(rgba_HW4: Tensor, background: float | Tensor, size: int) -> tuple[Tens
 def draw_views(
     num_samples: int, *, num_views: int, num_inputs: int, num_outputs: int, even: bool, generator: torch.Generator
 ) -> Tensor:
-    """Which views (B, K): the head's inputs, then others.
+    """Draw the indices (B, K) of views: first the head's inputs, then others.
 
     Args:
-        even: inputs stand evenly around the orbit from a random one, as at sampling; else they are random.
+        even: input views are evenly spaced with a random start, as in sampling; if false, they are random.
     """
     device = generator.device
     order_BV = torch.rand(num_samples, num_views, generator=generator, device=device)
@@ -168,7 +168,7 @@ def draw_views(
 
 
 def preview_views(num_views: int, num_inputs: int, *, num_shown: int = 6) -> tuple[list[int], list[int]]:
-    """The input views of a preview, and some that the head does not see (or the inputs, where it sees all)."""
+    """Return the input views of a preview, and some other views (or the inputs, if there are no others)."""
     inputs = evenly_spaced(num_views, num_inputs)
     unseen = [view for view in range(num_views) if view not in inputs]
     return inputs, unseen[:: max(1, len(unseen) // num_shown)][:num_shown] or inputs

@@ -1,6 +1,6 @@
-"""The Gaussian head learns to reconstruct what a generator predicts: tuning for 3D-aware sampling.
+"""Tune the Gaussian head on the predictions of a generator, for 3D-aware sampling.
 
-Letters: B batch, V views of an orbit, K views of a sample of which the first I are the head's input, C channels,
+Letters: B batch, V views of an orbit, K views of a sample, the first I of which are the head's input, C channels,
 H W pixels.
 """
 
@@ -43,10 +43,10 @@ NUM_PREVIEWS = 4
 
 
 class TuningBatch(NamedTuple):
-    """One step's data.
+    """The data of one step.
 
     Attributes:
-        generator: what the generator is given.
+        generator: inputs of the generator.
         rgba_BVHW4: the true views, bytes with straight alpha.
         c2w_BV44: cameras.
     """
@@ -57,10 +57,10 @@ class TuningBatch(NamedTuple):
 
 
 class GeneratorWithHead(nn.Module):
-    """Both networks; their state dict has the published layout: the generator's names, and the head's with a prefix.
+    """Generator and head. The state dict has the published names: those of the generator, and a prefix for the head.
 
     Args:
-        trains_unet: otherwise the generator stays as it is, in evaluation mode.
+        trains_unet: also train the generator; if false, it is frozen and in evaluation mode.
     """
 
     def __init__(self, unet: nn.Module, head: LGM, *, trains_unet: bool) -> None:
@@ -84,9 +84,9 @@ def _publish_names(module: nn.Module, state: dict[str, Tensor], prefix: str, _me
 @ENGINE.register(name="tune_t2v_entrance")
 @ENGINE.register(name="tune_i2v_entrance", image=True)
 class HeadTuning(OrbitDenoising):
-    """x0 predicted at a random step, a few of its views decoded and reconstructed, renders compared with the truth.
+    """Predict x0 at a random step, decode and reconstruct a few of its views, and compare renders with true views.
 
-    Source: arXiv:2403.12010, section 3.3. Training entrances become this with `refine: true`.
+    Source: arXiv:2403.12010, section 3.3. With `refine: true`, the training tasks of generators become this objective.
     """
 
     stem = "t2v"
@@ -97,9 +97,9 @@ class HeadTuning(OrbitDenoising):
     class Config(LossConfig, OrbitDenoising.Config):
         """
         Attributes:
-            input_views: `random` as published, or `even`: around the orbit from a random one, as at sampling.
-            t_max: noise levels are drawn from this share of the steps, beginning with the least noise.
-            train_unet: train the generator too, through the decoder; otherwise it stays as it is.
+            input_views: `random` as published, or `even`: evenly spaced with a random start, as in sampling.
+            t_max: timesteps are drawn from this fraction of the schedule, starting with the least noise.
+            train_unet: also train the generator, through the decoder; if false, it is frozen.
         """
 
         input_views: str = "random"
@@ -120,7 +120,7 @@ class HeadTuning(OrbitDenoising):
         option, path = generator_file(cfg)
         found[option] = path
         head_file = cfg.reconstruction.pretrained
-        # a tuned generator brings its head; looking into it takes time, and is for where no other head is found
+        # A tuned generator's file contains its head. Reading the file is slow, so look only if there is no other head.
         missing = head_file and not Path(head_file).exists()
         if not (missing and path and Path(path).is_file() and read_weights(path, option=option).head):
             found["reconstruction.pretrained"] = head_file
@@ -130,7 +130,7 @@ class HeadTuning(OrbitDenoising):
         options = check_tuning(cfg)
         cfg = dataclasses.replace(cfg, vid_dataset=cfg.vid_dataset.changed(prepare_lgm=True))
         num_inputs = options.head_config.num_input_views
-        loss = HeadLoss(  # first, because it may refuse
+        loss = HeadLoss(  # first, because it can raise an error and the rest is slow
             config,
             fov_deg=options.fov,
             size=options.render_size,
@@ -173,7 +173,7 @@ class HeadTuning(OrbitDenoising):
 
     @torch.no_grad()
     def _tuning_batch(self, rgba_BVHW4: Tensor, c2w_BV44: Tensor, captions: list[str]) -> TuningBatch:
-        """Encode the views; with `random_start_view` bytes roll, each sample's by its own number, and cameras stay."""
+        """Encode the views; with `random_start_view` each sample's views are rolled at random, but not the cameras."""
         B, V = rgba_BVHW4.shape[:2]
         if self.data.random_start_view:
             start_B = torch.randint(V, (B,), generator=self.generator, device=self.device)
@@ -210,7 +210,7 @@ class HeadTuning(OrbitDenoising):
         return self.loss(gaussians, poses_BK44, batch.rgba_BVHW4[rows_B1, views_BK], generator=self.generator)
 
     def predicted_views(self, given: DiffusionBatch, t_B: Tensor, views_BI: Tensor) -> Tensor:
-        """Some views (B, I, 3, H, W) of the x0 that the generator predicts from noised latents."""
+        """Predict x0 from noised latents, and decode some of its views: (B, I, 3, H, W)."""
         x0 = given.latents_BCVHW
         known_BV = self.options.draw_known(self.global_batch, batch_size=len(x0), num_views=x0.shape[2])
         prediction, x_t, _ = self.predict(given, t_B, known_BV)
@@ -218,12 +218,12 @@ class HeadTuning(OrbitDenoising):
         chosen_BICHW = x0.transpose(1, 2)[torch.arange(len(t_B), device=t_B.device)[:, None], views_BI]
         if not torch.is_grad_enabled():
             return self.autoencoder.decode_views(chosen_BICHW.transpose(1, 2), chunk=self.cfg.decoder_bs).float()
-        # Unclamped, so that every pixel has a gradient; recomputed, because decoders keep much.
+        # Without clamping, every pixel has a gradient. Recomputation saves memory, because decoders store much.
         decode = functools.partial(self.autoencoder.decode_views, chunk=self.cfg.decoder_bs, clamp=False)
         return checkpoint(decode, chosen_BICHW.transpose(1, 2), use_reentrant=False).float()
 
     def reconstruct(self, views_BICHW: Tensor, poses_BK44: Tensor) -> Gaussians:
-        """Objects in the frame of the first input view."""
+        """Reconstruct objects in the frame of the first input view."""
         poses_BI44 = poses_BK44[:, : views_BICHW.shape[1]]
         return self.network.head(head_input(views_BICHW, poses_BI44, fov_deg=self.fov_deg))
 
@@ -235,12 +235,12 @@ class HeadTuning(OrbitDenoising):
         return False
 
     def final_state(self) -> dict[str, Tensor]:
-        """The head alone, unless the generator was trained too."""
+        """Return the weights of the head, or of both networks if the generator was trained too."""
         return (self.network if self.config.train_unet else self.network.head).state_dict()
 
     @torch.no_grad()
     def preview(self, folder: Path, step: int) -> None:
-        """True views, and renders of what the head makes of views predicted half-way."""
+        """Write an image of true views and renders; the head's input is predicted at half of the timesteps."""
         given, rgba_BVHW4, c2w_BV44 = self._first_samples()
         inputs, shown = preview_views(c2w_BV44.shape[1], self.num_inputs)
         t_B = torch.full((len(c2w_BV44),), self.diffusion.num_timesteps // 2, device=self.device)
@@ -260,19 +260,19 @@ class HeadTuning(OrbitDenoising):
 
 
 def _bytes_of(sample: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor, list[str]]:
-    """Bytes with straight alpha, cameras and captions of a loaded batch."""
+    """Return bytes with straight alpha, cameras and captions of a loaded batch."""
     rgba_BV4HW = sample["full_rgba_V4HW"].to(device, non_blocking=True)
     return (rgba_BV4HW * 255).round().byte().movedim(2, -1), sample["c2w_V44"], list(sample["caption"])
 
 
 def check_tuning(cfg: RunConfig) -> GaussianReconstruction.Config:
-    """The options of the reconstruction.
+    """Check the settings of head tuning, and return the options of the reconstruction.
 
     Raises:
-        ConfigError: there is none, sizes do not fit, or no trained generator is named.
+        ConfigError: there is no reconstruction or no trained generator, or sizes do not fit.
     """
     if not cfg.reconstruction:
-        raise ConfigError("tuning needs a section reconstruction; see configs/t2v_train.yaml")
+        raise ConfigError("tuning needs a section reconstruction; copy it from configs/t2v_train.yaml")
     options = head_options(cfg)
     size = options.head_config.input_size
     for name, resolution in (
@@ -280,24 +280,28 @@ def check_tuning(cfg: RunConfig) -> GaussianReconstruction.Config:
         ("vid_dataset.resolution", cfg.vid_dataset.options.resolution),
     ):
         if list(resolution) != [size, size]:
-            raise ConfigError(f"{name}={list(resolution)}, but the Gaussian head takes views of {size} x {size}")
+            raise ConfigError(
+                f"{name}={list(resolution)}, but the Gaussian head takes views of {size} x {size}; use this size"
+            )
     if not cfg.checkpoint and not cfg.test_model:
         raise ConfigError(
-            "tuning needs a trained generator: name it with test_model, or with Pretrain.resume_checkpoint, which also "
-            "counts its steps on"
+            "tuning needs a trained generator; set test_model, or Pretrain.resume_checkpoint, which also continues the "
+            "step count"
         )
     return options
 
 
 def generator_file(cfg: RunConfig) -> tuple[str, str]:
-    """The setting that names the generator's weights, and their path."""
+    """Return the setting with the generator's weights, and their path."""
     resumed = cfg.checkpoint
     return ("Pretrain.resume_checkpoint", resumed) if resumed else ("test_model", cfg.test_model)
 
 
 def load_start(unet: nn.Module, head: LGM, *, cfg: RunConfig, head_file: str | None) -> None:
-    """Weights to start from. The generator's come from `test_model`, unless Pretrain loads them later; the head's from
-    the same file, if it was tuned before, else from `head_file`, else it starts untrained.
+    """Load the weights for the start of tuning.
+
+    The generator's weights come from `test_model`, unless Pretrain loads them later. The head's weights come from the
+    same file if it contains a head, else from `head_file`; without both, the head starts untrained.
 
     Raises:
         DataError: a file is missing or does not fit.
@@ -310,4 +314,4 @@ def load_start(unet: nn.Module, head: LGM, *, cfg: RunConfig, head_file: str | N
     elif head_file:
         load_head(head, head_file, option="reconstruction.pretrained")
     else:
-        log.warning("the Gaussian head starts untrained; name its weights with reconstruction.pretrained")
+        log.warning("the Gaussian head starts untrained; set reconstruction.pretrained to use trained weights")

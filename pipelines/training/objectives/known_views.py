@@ -1,4 +1,4 @@
-"""Some views of a training sample are given clean, and the network learns the others from them.
+"""Train with known views: some views of a sample have no noise, and the network predicts the others from them.
 
 Letters: B batch, V views, C channels, H W latent pixels.
 """
@@ -16,12 +16,12 @@ from utils.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class KnownViewOptions:
-    """Options of an objective that can give clean views, all off as published.
+    """Options of an objective with known views; they are off by default, as published.
 
     Attributes:
-        p_known: share of samples of which some views carry no noise; by that the network sees which are given.
-        max_known: views that such a sample has given at most, view 0 (an image model's input) always among them;
-            fewer are drawn more often: with 4, half of the samples have view 0 alone, an eighth have 4.
+        p_known: fraction of samples with known views. The network recognises known views by the missing noise.
+        max_known: maximum number of known views of such a sample. View 0, an image model's input, is always one of
+            them. Smaller numbers are more frequent: with 4, half of these samples have only view 0, an eighth have 4.
     """
 
     p_known: float = 0.0
@@ -34,18 +34,20 @@ class KnownViewOptions:
             raise ConfigError(f"objective.max_known must be >= 1, got {self.max_known}")
 
     def check_known(self, *, image: bool, num_views: int) -> None:
-        """Refuse what cannot be sampled from, or leaves nothing to learn.
+        """Check that the model supports known views and that each sample has unknown views.
 
         Raises:
-            ConfigError: see above.
+            ConfigError: a check fails.
         """
         if self.p_known and not image:
-            raise ConfigError(f"objective.p_known={self.p_known:g}: a text model has no view to be given; set 0")
+            raise ConfigError(
+                f"objective.p_known={self.p_known:g} needs an image model; set objective.p_known=0 for a text model"
+            )
         if self.p_known and self.max_known >= num_views:
             raise ConfigError(f"objective.max_known={self.max_known} must be below the {num_views} views of a sample")
 
     def draw_known(self, global_batch: GlobalBatch, *, batch_size: int, num_views: int) -> Tensor | None:
-        """Which views are given, (B, V) bool; None, with nothing drawn, where no sample can have any."""
+        """Draw which views are known, (B, V) bool; with p_known=0 return None and draw nothing."""
         if not self.p_known:
             return None
         given_B = global_batch.rand(batch_size) < self.p_known
@@ -57,16 +59,16 @@ class KnownViewOptions:
 
 
 def give_clean(x_t_BCVHW: Tensor, x0_BCVHW: Tensor, known_BV: Tensor | None) -> Tensor:
-    """x_t with its known views without noise."""
+    """Replace the known views in x_t with their x0."""
     if known_BV is None:
         return x_t_BCVHW
     return torch.where(known_BV[:, None, :, None, None], x0_BCVHW, x_t_BCVHW)
 
 
 def weights_of_unknown(known_BV: Tensor | None) -> Tensor | None:
-    """What each view counts in the loss, (B, 1, V, 1, 1): known ones nothing, the others of a sample one on average.
+    """Return the weight of each view in the loss, (B, 1, V, 1, 1): 0 for known views, with a mean of 1 over a sample.
 
-    So a sample counts as much with known views as without, and the loss keeps its scale.
+    A sample therefore has the same weight with and without known views, and the loss keeps its scale.
     """
     if known_BV is None:
         return None

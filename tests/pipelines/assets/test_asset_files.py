@@ -53,7 +53,11 @@ def test_no_surface_does_not_lose_the_rest(tmp_path, caplog):
     assert {path.name for path in tmp_path.iterdir()} == {PLY_FILE, TURNTABLE_FILE}
     assert "opaque enough" in facts[MESH_FILE]["error"]
     assert "transparent" in facts[SPLAT_FILE]["error"]
-    assert [record.message for record in caplog.records if record.message.startswith("no mesh.glb: fewer than 4")]
+    assert [
+        record.message
+        for record in caplog.records
+        if record.message.startswith("mesh.glb was not written: fewer than 4")
+    ]
 
 
 @pytest.mark.parametrize("made", ["glb", "turntable"])

@@ -248,9 +248,9 @@ def test_refusals(tmp_path, things):
     cfg = write_data(tmp_path, things)
     (tmp_path / "empty").mkdir()
     for changes, kind, message in (
-        ({"runs": [tmp_path / "run", tmp_path / "empty" / ".." / "run"]}, ConfigError, "names one folder twice"),
-        ({"runs": [tmp_path / "empty"]}, DataError, "empty: holds no samples"),
-        ({"held_out": tmp_path / "empty"}, DataError, "empty: holds no orbits"),
+        ({"runs": [tmp_path / "run", tmp_path / "empty" / ".." / "run"]}, ConfigError, "has the same folder twice"),
+        ({"runs": [tmp_path / "empty"]}, DataError, "empty: contains no samples"),
+        ({"held_out": tmp_path / "empty"}, DataError, "empty: contains no orbits"),
         ({"batch_size": 0}, ConfigError, "--fit-batch"),
     ):
         with pytest.raises(kind, match=message):
@@ -259,13 +259,13 @@ def test_refusals(tmp_path, things):
         FitOptions(num_steps=0)
     sample = tmp_path / "run" / "1_seed1"
     (sample / "views" / "007.png").unlink()
-    with pytest.raises(DataError, match="7 pictures in views, but 8 cameras"):
+    with pytest.raises(DataError, match="7 images in views, but 8 cameras"):
         read_sample(sample, "views", background=1.0)
     orbit = TrueOrbit(
         object_id="x", start_view=0, views_VCHW=things[0][0][:6], masks_V1HW=None, c2w_V44=C2W[:6], fov_deg=FOV
     )
     write_sample(sample, {"views": things[0][0][:6]}, orbit=orbit, record={})
-    with pytest.raises(DataError, match=r"object 1 has \(6, 32, 39.6\) views, pixels a side"):
+    with pytest.raises(DataError, match=r"of object 1 is \(6, 32, 39.6\), but that of others"):
         evaluate_consistency(cfg, options(tmp_path))
 
 

@@ -110,11 +110,11 @@ def test_what_cannot_be_measured_is_refused(tmp_path, zoo):
     orbit = TrueOrbits(zoo, cfg, limit=1, scratch=tmp_path, option="--held-out")[0]
     for record in ({"object": "7/7"}, {"object": orbit.object_id, "start_view": 3}, {"prompt": "a cat"}):
         write_sample(tmp_path / "run" / "one", {"views": orbit.views_VCHW}, orbit=orbit, record=record)
-        with pytest.raises(DataError, match="no sample of an object of --held-out from its view 0"):
+        with pytest.raises(DataError, match="does not show an object of --held-out from its view 0"):
             evaluate_head(cfg, options)
     with pytest.raises(ConfigError, match="--measure head needs a section reconstruction"):
         evaluate_head(dataclasses.replace(cfg, reconstruction={}), options)
-    with pytest.raises(ConfigError, match=re.escape("name its weights with reconstruction.pretrained")):
+    with pytest.raises(ConfigError, match=re.escape("set reconstruction.pretrained")):
         evaluate_head(
             dataclasses.replace(cfg, reconstruction=cfg.reconstruction.changed(pretrained=None)),
             dataclasses.replace(options, runs=[]),

@@ -171,13 +171,13 @@ def test_refusals_come_before_any_weight_is_read(tmp_path, family):
     cfg = load(tmp_path, family | {"test_model": "nowhere.pth"})
     (tmp_path / "empty").mkdir()
     for changes, kind, message in (
-        ({"held_out": tmp_path / "empty"}, DataError, "--held-out .*/empty: holds no orbits"),
-        ({"train": tmp_path / "gone"}, DataError, "--train .*/gone: holds no orbits"),
-        ({"known": (3,)}, ConfigError, "--known 3: must divide the 8 views"),
+        ({"held_out": tmp_path / "empty"}, DataError, "--held-out .*/empty: contains no orbits"),
+        ({"train": tmp_path / "gone"}, DataError, "--train .*/gone: contains no orbits"),
+        ({"known": (3,)}, ConfigError, "--known 3 is not valid; use a divisor of the 8 views"),
     ):
         with pytest.raises(kind, match=message):
             evaluate_quality(cfg, options(tmp_path, **changes))
     text = tmp_path / "text"
     text.mkdir()
-    with pytest.raises(ConfigError, match="only views of an image model"):
+    with pytest.raises(ConfigError, match="has no true views to compare with"):
         evaluate_quality(load(text, write_family(text)), options(tmp_path))

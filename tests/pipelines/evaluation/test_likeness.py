@@ -75,9 +75,9 @@ def test_what_cannot_be_compared_is_refused(measure, tmp_path):
     records = {file: json.loads(file.read_text()) for file in (tmp_path / "run").glob("*/result.json")}
     for file, record in records.items():
         write_json(file, {**record, "c2w": (torch.tensor(record["c2w"]) + 0.1).tolist()})
-    with pytest.raises(DataError, match="its cameras are not those"):
+    with pytest.raises(DataError, match="its cameras differ from those"):
         measure("orbits", None)
     for file, record in records.items():
         write_json(file, {**record, "prompt": "a house"})
-    with pytest.raises(DataError, match="no sample is of a caption"):
+    with pytest.raises(DataError, match="no sample has a caption"):
         measure("orbits", None)

@@ -66,7 +66,7 @@ def test_both_needs_kind_and_colour():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(DataError, match="knows no kind 'car'"):
+    with pytest.raises(DataError, match="does not know kind 'car'"):
         labels_of(ByMeanColor(), [{"kind": "car", "color": "red"}])
 
 
@@ -91,11 +91,11 @@ def test_sampling_and_measuring_end_to_end(tmp_path):
     assert both["rates_of_other_results"] == {"views_gs": result["rates"]}
     assert "\nviews_gs:\nkind " in recognition_text(both)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no samples"):
+    with pytest.raises(DataError, match="contains no samples"):
         evaluate_recognition(cfg, **options, runs=tmp_path / "empty", num_objects=3)
     (tmp_path / "empty" / "other").mkdir()
     (tmp_path / "empty" / "other" / "result.json").write_text('{"prompt": "a cat"}')
-    with pytest.raises(DataError, match="no sample is of a prompt"):
+    with pytest.raises(DataError, match="no sample has a prompt"):
         evaluate_recognition(cfg, **options, runs=tmp_path / "empty", num_objects=3)
 
 

@@ -82,5 +82,5 @@ def test_prompts_are_counted_by_what_is_recognised(tmp_path):
 
 def test_a_table_needs_settings():
     assert settings_of(["a=1", "", "a=1"]) == ["a=1", ""]
-    with pytest.raises(ConfigError, match="--measure settings needs --set"):
+    with pytest.raises(ConfigError, match="--measure settings needs at least one --set"):
         settings_of([])

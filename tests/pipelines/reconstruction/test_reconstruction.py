@@ -226,7 +226,7 @@ def test_named_input_views_that_are_not_sampled_are_refused_without_refinement_t
 
 
 def test_refuses_weights_that_are_no_head(tmp_path, family):
-    with pytest.raises(DataError, match=r"holds no Gaussian head \(lgm_big"):
+    with pytest.raises(DataError, match=r"contains no Gaussian head \(lgm_big"):
         pipeline_of(tmp_path, family, "reconstruction.pretrained=null")
     with pytest.raises(DataError, match="contains no Gaussian head"):
         pipeline_of(tmp_path, family, f"reconstruction.pretrained={tmp_path / 't2v_00000007.pth'}")

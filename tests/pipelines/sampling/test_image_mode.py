@@ -217,7 +217,7 @@ def test_known_pictures_come_out_as_they_are(tmp_path, family, caplog):
     config = {**family, "known_views": [known], "sampler": sampler, "auto_encoder": auto_encoder}
     cfg = load(tmp_path, {**config, "images": [str(tmp_path / "square.png")]})
     (folder,) = run(cfg)
-    assert "give recenter=false" in caplog.text
+    assert "set recenter=false" in caplog.text
     pipeline = ViewsPipeline.from_config(cfg)
     for view, name in ((0, "square.png"), (2, "disc.png")):
         image = input_view(tmp_path / name, resolution=(32, 32), recenter=True, object_share=cfg.object_share)
@@ -233,10 +233,10 @@ def test_the_elevation_of_the_picture_is_that_of_view_0(tmp_path, family, caplog
     assert load(tmp_path, family).input_elevation_deg is None
     one = {**family, "images": [str(tmp_path / "disc.png")], "input_elevation_deg": 40.0}
     run(load(tmp_path, one, "cameras.elevation_deg=40"))
-    assert "other elevations" not in caplog.text
+    assert "another elevation" not in caplog.text
     views = [{"elevation_deg": 40}, {"elevation_deg": 10, "azimuth_deg": 90}]
     (folder,) = run(load(tmp_path, {**one, "cameras": {"views": views}}))
-    assert "other elevations than view 0" in caplog.text
+    assert "another elevation than view 0" in caplog.text
     centres = np.array(json.loads((folder / "result.json").read_text())["c2w"])[:, :3, 3]
     assert np.degrees(np.arcsin(centres[:, 2] / 2)) == pytest.approx([40, 10], abs=1e-4)
 
@@ -244,7 +244,7 @@ def test_the_elevation_of_the_picture_is_that_of_view_0(tmp_path, family, caplog
 def test_azimuths_count_from_the_input():
     c2w_V44 = orbit_cameras(num_views=24, elevation_deg=-20, radius=2, azimuth_start_deg=70)
     assert [view_at(c2w_V44, angle, where="x") for angle in (0, 90, -15, 360, 345.2)] == [0, 6, 23, 0, 23]
-    with pytest.raises(ConfigError, match=r"x=50: no view of the orbit has this azimuth; views are at 0, 15, 30"):
+    with pytest.raises(ConfigError, match=r"x=50: no view of the orbit has this azimuth; use one of 0, 15, 30"):
         view_at(c2w_V44, 50, where="x")
 
 
@@ -253,11 +253,11 @@ def test_azimuths_count_from_the_input():
     [
         ({"images": ["gone.png"]}, "gone.png: no such file"),
         ({"images": ["plain.png"]}, "plain.png: has no alpha channel"),
-        ({"prompts": ["a mug"]}, "prompts (--prompt) belong to text models"),
+        ({"prompts": ["a mug"]}, "prompts (--prompt) is only for text models"),
         ({"TASK_TYPE": "inference_text2video_entrance"}, "use inference_i2vgen_entrance"),
         ({"known_views": [{"image": "gone.png", "azimuth_deg": 120}], "images": ["ok.png"]}, "gone.png: no such file"),
         ({"known_views": [{"image": "ok.png", "azimuth_deg": 50}], "images": ["ok.png"]}, "azimuth_deg=50: no view"),
-        ({"known_views": [{"image": "ok.png", "azimuth_deg": 120}]}, "give one --image"),
+        ({"known_views": [{"image": "ok.png", "azimuth_deg": 120}]}, "give only one --image"),
         ({"known_views": [{"image": "ok.png", "azimut": 120}]}, "known_views[0] must be {image: FILE"),
         ({"known_views": [{"image": "ok.png", "azimuth_deg": a} for a in (120, 480)], "images": ["ok.png"]}, "already"),
         (
@@ -265,7 +265,7 @@ def test_azimuths_count_from_the_input():
             "the input is view 0, whose elevation is 15; set cameras.elevation_",
         ),
         ({"object_share": 1.5}, "object_share must lie in (0, 1]"),
-        ({"test_list_path": "gone.txt"}, "with one image a line, or --image"),
+        ({"test_list_path": "gone.txt"}, "with one image per line, or --image"),
     ],
 )
 def test_refuses_in_one_line_before_any_weight_is_read(tmp_path, family, change, message, monkeypatch):
@@ -304,12 +304,12 @@ def test_odd_pictures_become_orbits(tmp_path, family):
 
 def test_pictures_and_known_views_are_refused_by_a_text_model(tmp_path):
     family = write_family(tmp_path)
-    with pytest.raises(ConfigError, match="belong to image models"):
+    with pytest.raises(ConfigError, match="only for image models"):
         run(load(tmp_path, {**family, "images": ["x.png"]}))
     with pytest.raises(ConfigError, match="input_elevation_deg"):
         run(load(tmp_path, {**family, "input_elevation_deg": 15.0}))
     pipeline = ViewsPipeline.from_config(load(tmp_path, family))
-    with pytest.raises(ValueError, match="known views need an image model"):
+    with pytest.raises(ValueError, match="known_views need an image model"):
         pipeline("a mug", known_views={1: [torch.zeros(3, 32, 32)]})
 
 
@@ -320,7 +320,7 @@ def test_an_embedding_of_another_width_is_refused(tmp_path, family):
     parts = vars(ViewsPipeline.from_config(load(tmp_path, write_image_family(tmp_path))))
     parts["unet"].config = type(parts["unet"].config)(**{**vars(parts["unet"].config), "image_dim": 24})
     names = ("unet", "autoencoder", "diffusion", "sampler")
-    with pytest.raises(ConfigError, match=r"UNet.image_dim is 24, but the embedder's images have 16 channels"):
+    with pytest.raises(ConfigError, match=r"UNet.image_dim=24, but the embedder's image embedding has 16 channels"):
         ViewsPipeline(parts["cfg"], embedder=parts["conditioner"].embedder, **{name: parts[name] for name in names})
 
 

@@ -235,7 +235,7 @@ def test_offset_noise_is_constant_inside_a_view():
         ({"num_steps": 0}, "num_steps must lie"),
         ({"num_stpes": 5}, "num_steps"),
         ({"type": "DDMI"}, "did you mean DDIM"),
-        ({"type": "UniPC", "eta": 0.5}, "belongs to DDIM"),
+        ({"type": "UniPC", "eta": 0.5}, "is only for DDIM"),
         ({"type": "DDIM", "spacing": "angle"}, "sampler.spacing=angle is for DPMSolver"),
         ({"type": "UniPC", "warp": 0}, "sampler.warp must be positive"),
     ],

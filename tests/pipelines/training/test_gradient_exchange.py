@@ -86,5 +86,5 @@ def test_left_open_it_follows_the_pass_where_that_can_be_a_graph(tmp_path, monke
 def test_images_beside_orbits_are_refused(tmp_path):
     write_orbits(tmp_path / "orbits")
     images = {"img_dataset": write_shards(tmp_path / "shards"), "frame_lens": [1, 3], "batch_sizes": {"1": 2, "3": 2}}
-    with pytest.raises(ConfigError, match="use_ddp=false does not go with frame_lens"):
+    with pytest.raises(ConfigError, match="use_ddp=false does not support frame_lens"):
         train(load(tmp_path, TASK_TYPE="train_t2v_entrance", **images, use_ddp=False))

@@ -171,8 +171,10 @@ def test_a_full_disk_ends_all_in_one_line_each(folder, divided):
     assert "Traceback" not in done.stderr
     errors = sorted(line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert len(errors) == 2
-    assert re.search(r"step 1 cannot be saved \(.* MB are free\); nothing was saved before; make room", errors[0])
-    assert errors[1] == "error: step 1 was not saved: the main process says why"
+    assert re.search(
+        r"step 1 cannot be saved \(.* MB are free\); there is no earlier state; free disk space", errors[0]
+    )
+    assert errors[1] == "error: step 1 was not saved; see the error message of the main process"
     assert not list((folder / "run").rglob("*.part*"))
 
 
@@ -193,7 +195,7 @@ def test_processes_that_go_on_from_different_steps_are_refused(folder, monkeypat
     found = latest(folder / "one" / "state")
     # as if another process had found the state of step 0
     monkeypatch.setattr(resume, "largest", lambda *values: tuple(max(value, 0) for value in values))
-    with pytest.raises(DataError, match=r"find the state of step 1 there, others the one of step 0; put it on a disk"):
+    with pytest.raises(DataError, match=r"find the state of step 1, others the one of step 0; use a log_dir on a disk"):
         resume.check_agreement(found, folder / "one")
     monkeypatch.setattr(resume, "largest", lambda *values: values)
     resume.check_agreement(found, folder / "one")
@@ -204,7 +206,7 @@ def test_a_log_dir_that_machines_do_not_share_is_refused(folder):
     first, second = (config_file(folder, name, num_steps=3) for name in ("first", "second"))
     train_here(load_config(config_file(folder, "one", num_steps=1, log_dir=str(folder / "first"))))
     for said in on_two_machines(folder, first, second):
-        assert "some processes find the state of step 1 there, others none; put it on a disk that all" in said
+        assert "some processes find the state of step 1, others none; use a log_dir on a disk that all" in said
         assert "Traceback" not in said
 
 
@@ -257,7 +259,7 @@ def test_numbers_of_processes(folder, monkeypatch):
         assert processes_to_start(load(folder)) == 1
         assert processes_to_start(load(folder, num_processes=3)) == 3
         by_accelerate.setenv("ACCELERATE_USE_FSDP", "true")
-        with pytest.raises(ConfigError, match="ACCELERATE_USE_FSDP; launch without it and set use_fsdp=true here"):
+        with pytest.raises(ConfigError, match="ACCELERATE_USE_FSDP; launch without it and set use_fsdp=true instead"):
             processes_to_start(load(folder))
     monkeypatch.setenv("RANK", "0")
     assert processes_to_start(load(folder, num_processes=3)) == 1

@@ -53,7 +53,7 @@ def test_the_time_left_counts_from_where_this_run_began(folder, caplog, monkeypa
 
 def test_a_tracker_that_is_not_there_is_refused(folder, monkeypatch):
     monkeypatch.setattr("pipelines.training.launch.get_available_trackers", list)
-    with pytest.raises(ConfigError, match="tracker=wandb is not installed here; run `pip install wandb`"):
+    with pytest.raises(ConfigError, match="tracker=wandb is not installed; run `pip install wandb`"):
         train(load(folder, TASK_TYPE="train_t2v_entrance", tracker="wandb"))
     assert not (folder / "run").exists()
     with pytest.raises(ConfigError, match="tracker"):

@@ -129,7 +129,7 @@ def test_a_state_of_other_settings_is_refused(folder):
     train(load(folder, **CLASSIFIER, num_steps=1))
     wider = {**CLASSIFIER, "classifier": {"type": "ViewClassifier", "width": 16}}
     with pytest.raises(
-        DataError, match=r"another run \(classifier.width is 8 there, 16 here\).*resume=never"
+        DataError, match=r"another run \(classifier.width is 8 in the state, 16 now\).*resume=never"
     ) as caught:
         train(load(folder, **wider, num_steps=2))
     assert "\n" not in str(caught.value)
@@ -153,7 +153,7 @@ def test_an_average_begins_with_the_weights_of_a_state_without(folder, caplog):
     train(load(folder, **CLASSIFIER, num_steps=2))
     given = {"resume": str(folder / "run"), "log_dir": str(folder / "other"), "lr": 1e-9}  # the weights stay
     train(load(folder, **CLASSIFIER, **given, num_steps=3, use_ema=True))
-    assert "holds no moving average: it begins with the weights" in caplog.text
+    assert "contains no moving average, so it starts with the weights" in caplog.text
     state = final_state(folder, "other")
     assert state.num_averaged == 1
     for name, value in state.average.items():
@@ -167,7 +167,7 @@ def test_another_global_batch_is_said(folder, caplog):
     train(load(folder, **given, num_steps=3))
     assert "global batch" not in caplog.text
     train(load(folder, **given, num_steps=4, grad_accumulation=2))
-    assert "the global batch is 4 now, 2 in the state" in caplog.text
+    assert "the global batch size is now 4, but was 2 in the state" in caplog.text
     assert (final_state(folder, "run").num_samples, final_state(folder, "run").per_step) == (10, 4)
     state = latest(folder / "run" / "state") / "state.json"
     numbers = json.loads(state.read_text())
@@ -181,7 +181,7 @@ def test_never_puts_the_old_states_aside(folder):
     for _ in range(2):
         train(load(folder, **CLASSIFIER, num_steps=1, resume="never"))
     assert latest(folder / "run" / "state_before_1").name == latest(folder / "run" / "state").name == "step_00000001"
-    with pytest.raises(DataError, match="no state there"):
+    with pytest.raises(DataError, match="contains no state; use a folder step_"):
         find_state(load(folder, resume=str(folder / "orbits")), folder)
 
 
@@ -224,7 +224,7 @@ def test_a_full_disk_leaves_the_last_state(folder, monkeypatch):
             raise OSError(28, "No space left on device")
 
         patch.setattr(training_state, "save_file", full)
-        with pytest.raises(DataError, match=r"step 2 cannot be saved .*No space left.*step_00000001 is whole"):
+        with pytest.raises(DataError, match=r"step 2 cannot be saved .*No space left.*step_00000001 is complete"):
             train(load(folder, **CLASSIFIER, num_steps=2))
     for path in set(before) - {folder / "run" / "config.yaml"}:
         assert path.read_bytes() == before[path]

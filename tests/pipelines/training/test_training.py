@@ -193,7 +193,7 @@ def test_steps_that_a_checkpoint_has_done_already_are_refused(folder):
     write_family(folder)
     pretrain = {"type": "pretrain_specific_strategies", "resume_checkpoint": str(folder / "t2v_00000007.pth")}
     given = {"TASK_TYPE": "train_t2v_entrance", "Pretrain": pretrain}
-    with pytest.raises(ConfigError, match=r"num_steps=7, but .* the 7 of .*_00000007.pth; set") as caught:
+    with pytest.raises(ConfigError, match=r"num_steps=7, but .* continues from 7 of .*_00000007.pth; set") as caught:
         train(load(folder, **given, num_steps=7))
     assert "\n" not in str(caught.value)
     assert not (folder / "run" / "checkpoints").exists()
@@ -269,7 +269,7 @@ def test_a_loss_that_is_no_number_stops(folder, monkeypatch):
         ({"TASK_TYPE": "train_autoencoder_entrance", "objective": {"kl": 1}}, "objective.kl is unknown"),
         (
             {"TASK_TYPE": "train_autoencoder_entrance", "auto_encoder": {"type": "AutoencoderKL"}},
-            "set it to 1.0, or objective.num_whitening to 0",
+            "set scale_factor to 1.0, or num_whitening to 0",
         ),
     ],
 )

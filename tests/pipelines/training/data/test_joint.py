@@ -168,9 +168,9 @@ def test_a_bad_loss_names_the_images(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"frame_lens": [1, 12, 24]}, "give one number of views, and 1 beside it"),
-        ({"img_dataset": {}}, "name them in a section img_dataset"),
-        ({"TASK_TYPE": "train_i2v_entrance"}, "only the text model trains on images too"),
+        ({"frame_lens": [1, 12, 24]}, "use one number of views, plus 1 for processes"),
+        ({"img_dataset": {}}, "img_dataset is empty; add this section"),
+        ({"TASK_TYPE": "train_i2v_entrance"}, "only a text model trains on images too"),
         ({"batch_sizes": {"3": 2}}, "batch_sizes has no positive entry for 1 views"),
     ],
 )

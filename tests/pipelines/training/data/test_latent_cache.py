@@ -258,7 +258,7 @@ def test_a_full_disk_while_encoding_is_named(folder, limit):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-        with pytest.raises(DataError, match=r"latents cannot be saved .* MB are free.*make room") as caught:
+        with pytest.raises(DataError, match=r"latents cannot be saved .* MB are free.*free disk space") as caught:
             task.data.cached_latents()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

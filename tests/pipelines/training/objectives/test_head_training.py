@@ -233,7 +233,7 @@ def test_tuning_starts_from_the_heads_own_file(folder):
         (["test_model=''"], "tuning needs a trained generator"),
         (["reconstruction={}"], "tuning needs a section reconstruction"),
         (["reconstruction.head.input_size=64", "reconstruction.head.splat_size=32"], "takes views of 64 x 64"),
-        (["objective.lambda_lpips=1.0"], "the weights of LPIPS are missing: put https"),
+        (["objective.lambda_lpips=1.0"], "the weights of LPIPS are missing; put https"),
     ],
 )  # fmt: skip
 def test_tuning_refuses(folder, monkeypatch, overrides, message):

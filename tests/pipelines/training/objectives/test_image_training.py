@@ -171,7 +171,7 @@ def test_previews_start_from_pictures(folder):
     ("changes", "message"),
     [
         ({"UNet": UNET}, "TASK_TYPE=train_i2v_entrance needs an image model; set UNet.type=UNetSD_I2VGen"),
-        ({"UNet": {**IMAGE_UNET, "image_dim": None}}, "UNet.image_dim is 24, but the embedder's images have 16"),
+        ({"UNet": {**IMAGE_UNET, "image_dim": None}}, "UNet.image_dim=24, but the embedder's image embedding has 16"),
         ({"TASK_TYPE": "train_t2v_entrance"}, "TASK_TYPE=train_t2v_entrance needs a text model"),
     ],
 )

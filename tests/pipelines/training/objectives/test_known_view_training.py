@@ -119,5 +119,7 @@ def test_unusable_options_are_refused(folder, options, message):
 
 def test_a_text_model_has_no_view_to_be_given(folder):
     cfg = load_text(folder, TASK_TYPE="train_t2v_entrance")
-    with pytest.raises(ConfigError, match=re.escape("objective.p_known=0.5: a text model has no view to be given")):
+    with pytest.raises(
+        ConfigError, match=re.escape("objective.p_known=0.5 needs an image model; set objective.p_known=0")
+    ):
         ENGINE.build({"type": cfg.TASK_TYPE, "p_known": 0.5}, cfg=cfg, device=CPU)
