@@ -47,11 +47,14 @@ def pytest_configure(config):
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also the long form of tests that have one")
-    parser.addoption("--kills", type=int, default=1, help="how often tests/pipelines/training/test_kill_storm.py kills")
+    parser.addoption("--kills", type=int, help="how often tests/pipelines/training/test_kill_storm.py kills")
 
 
-def pytest_collection_modifyitems(items):
-    """Tests with the marker `gpu` need a CUDA device; without one they are skipped, and say so."""
+def pytest_collection_modifyitems(config, items):
+    """Tests with the marker `gpu` need a CUDA device; without one they are skipped, and say so. So are slow ones."""
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="--slow"))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +34,39 @@ EMBEDDER_ = {
         "text_cfg": {"context_length": 16, "width": 24, "heads": 2, "layers": 2},
     },
 }
+IMAGE_UNET = {**UNET, "type": "UNetSD_I2VGen", "image_dim": EMBEDDER_["model_cfg"]["embed_dim"]}
+HEAD = {
+    "input_size": 32,
+    "splat_size": 16,
+    "down_channels": [32, 32, 32],
+    "down_attention": [False, False, True],
+    "up_channels": [32, 32],
+    "up_attention": [True, False],
+    "rotation": "per_gaussian",
+    "anchor": "pixels",
+}
 V_DIFFUSION = {
     "type": "DiffusionDDIM", "schedule": "cosine", "mean_type": "v", "noise_strength": 0.1,
     "schedule_param": {"zero_terminal_snr": True},
 }  # fmt: skip
 
 
-def write_family(folder: Path) -> dict[str, Any]:
-    """Write untrained weights to `folder` and return the configuration that loads them."""
+@cache
+def _made(write: Callable[..., None], *args: Any) -> tuple[tempfile.TemporaryDirectory, torch.Tensor]:
+    folder = tempfile.TemporaryDirectory(prefix="tiny_")
+    write(Path(folder.name), *args)
+    return folder, torch.get_rng_state()
+
+
+def _copy(write: Callable[..., None], folder: Path, *args: Any) -> None:
+    """What `write` writes and the random state that it leaves; it is called once in a process."""
+    made, random_state = _made(write, *args)
+    for file in Path(made.name).iterdir():
+        shutil.copyfile(file, folder / file.name)
+    torch.set_rng_state(random_state)
+
+
+def _write_family(folder: Path) -> None:
     torch.manual_seed(0)
     unet = MODEL.build(UNET)
     torch.nn.init.normal_(unet.out[-1].weight, std=0.1)
@@ -47,6 +76,11 @@ def write_family(folder: Path) -> dict[str, Any]:
     torch.save({"state_dict": state | {"loss.logvar": torch.zeros(())}}, folder / "autoencoder.pth")
     save_safetensors(folder / "embedder.safetensors", EMBEDDER.build(EMBEDDER_).model.state_dict())
     (folder / "prompts.txt").write_text("# two prompts\na red mug\n\na blue chair, 3d asset\n")
+
+
+def write_family(folder: Path) -> dict[str, Any]:
+    """Write untrained weights to `folder` and return the configuration that loads them."""
+    _copy(_write_family, folder)
     return {
         "TASK_TYPE": "inference_text2video_entrance",
         "UNet": UNET,
@@ -65,25 +99,19 @@ def write_family(folder: Path) -> dict[str, Any]:
     }
 
 
-def write_head(folder: Path, *, seed: int = 3, **changes: Any) -> dict[str, Any]:
-    """Write an untrained Gaussian head and return what a configuration needs to sample 8 views with it."""
-    options = {
-        "input_size": 32,
-        "splat_size": 16,
-        "down_channels": [32, 32, 32],
-        "down_attention": [False, False, True],
-        "up_channels": [32, 32],
-        "up_attention": [True, False],
-        "rotation": "per_gaussian",
-        "anchor": "pixels",
-    }
+def _write_head(folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
-    head = MODEL.build({"type": "LGM", **options})
+    head = MODEL.build({"type": "LGM", **HEAD})
     with torch.no_grad():
         head.conv.bias[3] = 2.0  # opaque enough to be seen
+    save_safetensors(folder / "model.safetensors", head.state_dict())
+
+
+def write_head(folder: Path, *, seed: int = 3, **changes: Any) -> dict[str, Any]:
+    """Write an untrained Gaussian head and return what a configuration needs to sample 8 views with it."""
+    _copy(_write_head, folder, seed)
     path = folder / "model.safetensors"
-    save_safetensors(path, head.state_dict())
-    section = {"type": "GaussianReconstruction", "head": options, "pretrained": str(path), "render_size": 32}
+    section = {"type": "GaussianReconstruction", "head": HEAD, "pretrained": str(path), "render_size": 32}
     return {
         "reconstruction": section | changes,
         "cameras": {"num_views": 8},
@@ -91,11 +119,9 @@ def write_head(folder: Path, *, seed: int = 3, **changes: Any) -> dict[str, Any]
     }
 
 
-def write_image_family(folder: Path) -> dict[str, Any]:
-    """The same for an image model, with two pictures to start from: a red square and a blue disc, off the middle."""
-    config = write_family(folder)
-    network = {**UNET, "type": "UNetSD_I2VGen", "image_dim": EMBEDDER_["model_cfg"]["embed_dim"]}
-    unet = MODEL.build(network)
+def _write_image_family(folder: Path) -> None:
+    _copy(_write_family, folder)
+    unet = MODEL.build(IMAGE_UNET)
     torch.nn.init.normal_(unet.out[-1].weight, std=0.1)
     save_published(folder / "i2v_00000005.pth", unet.state_dict(), 5)
     y, x = np.mgrid[:60, :80]
@@ -103,10 +129,16 @@ def write_image_family(folder: Path) -> dict[str, Any]:
     shapes["disc.png"] = (np.hypot(x - 50, y - 20) < 15, (30, 30, 220))
     for name, (inside, rgb) in shapes.items():
         Image.fromarray((inside[..., None] * np.array([*rgb, 255])).astype(np.uint8)).save(folder / name)
+
+
+def write_image_family(folder: Path) -> dict[str, Any]:
+    """The same for an image model, with two pictures to start from: a red square and a blue disc, off the middle."""
+    config = write_family(folder)
+    _copy(_write_image_family, folder)
     (folder / "images.txt").write_text(f"# two pictures\n{folder / 'square.png'}\n\n{folder / 'disc.png'}\n")
     return config | {
         "TASK_TYPE": "inference_i2vgen_entrance",
-        "UNet": network,
+        "UNet": IMAGE_UNET,
         "Diffusion": V_DIFFUSION,
         "test_model": str(folder / "i2v_00000005.pth"),
         "test_list_path": str(folder / "images.txt"),

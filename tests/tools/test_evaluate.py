@@ -19,27 +19,11 @@ from utils.errors import ConfigError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_an_image_model_is_measured_against_the_truth(tmp_path):
-    family = write_image_family(tmp_path) | {"cameras": {"num_views": 8}}
-    cfg = write_config(tmp_path / "run.yaml", family)
-    write_turning_orbits(tmp_path / "held_out", elevations=(10.0, 20.0))
-    line = [sys.executable, str(ROOT / "tools" / "evaluate.py"), "--cfg", str(cfg), "--held-out", "held_out"]
-    line += ["--num", "2", "sampler.num_steps=1", "--known", "2", "--out", "out"]
-    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "2 objects, over the orbit: 6 views that were not given (1-3, 5-7)" in done.stdout
-    assert "model, 2 given views:" in done.stdout
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "given_1", "given_2", "metrics.json", "azimuth.png", "sheet.png"
-    }  # fmt: skip
-
-
-def test_samples_are_tested_for_consistency_and_mistakes_are_named(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def measure(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    cfg = write_config(tmp_path / "run.yaml", write_image_family(tmp_path) | {"cameras": {"num_views": 8}})
-    held_out = write_turning_orbits(tmp_path / "held_out", elevations=(10.0, 20.0))
-    orbit = TrueOrbits(held_out, load_config(cfg), limit=1, scratch=tmp_path, option="--held-out")[0]
-    write_sample(tmp_path / "run" / "one", {"views": orbit.views_VCHW}, orbit=orbit, record={})
+    write_config(tmp_path / "run.yaml", write_image_family(tmp_path) | {"cameras": {"num_views": 8}})
+    write_turning_orbits(tmp_path / "held_out", elevations=(10.0, 20.0))
 
     def measure(*options):
         line = ["evaluate.py", "--cfg", "run.yaml", "--held-out", "held_out", "--out", "out", *options]
@@ -47,6 +31,31 @@ def test_samples_are_tested_for_consistency_and_mistakes_are_named(tmp_path, mon
         main()
         return capsys.readouterr().out
 
+    return measure
+
+
+def test_an_image_model_is_measured_against_the_truth(tmp_path, measure):
+    table = measure("--num", "2", "sampler.num_steps=1", "--known", "2")
+    assert "2 objects, over the orbit: 6 views that were not given (1-3, 5-7)" in table
+    assert "model, 2 given views:" in table
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "given_1", "given_2", "metrics.json", "azimuth.png", "sheet.png"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_it_is_started_as_a_file(tmp_path, measure):
+    line = [sys.executable, str(ROOT / "tools" / "evaluate.py"), "--cfg", "run.yaml", "--held-out", "held_out"]
+    line += ["--num", "2", "sampler.num_steps=1", "--known", "2", "--out", "out"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "model, 2 given views:" in done.stdout
+
+
+def test_samples_are_tested_for_consistency_and_mistakes_are_named(tmp_path, measure):
+    cfg = load_config(tmp_path / "run.yaml")
+    orbit = TrueOrbits(tmp_path / "held_out", cfg, limit=1, scratch=tmp_path, option="--held-out")[0]
+    write_sample(tmp_path / "run" / "one", {"views": orbit.views_VCHW}, orbit=orbit, record={})
     consistency = ("--measure", "consistency", "--fit-steps", "2", "--fit-gaussians", "50", "--fit-batch", "1")
     table = measure(*consistency, "--runs", "run", "seed=3")
     assert all(name in table for name in ("run ", "true views (ceiling)", "mixed (floor)", "Chamfer"))

@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 from tests.odd_pictures import BAD, GOOD, square
 from tests.reference_cases import REFERENCE, load_case
 from utils.errors import DataError
-from utils.object_image import cut_out, input_view, is_centred, object_box, open_picture, over_white, recentre
+from utils.object_image import cut_out, fit, input_view, is_centred, object_box, open_picture, over_white, recentre
 from utils.recenter_i2v import add_to_list, background_remover, find_pictures, recentre_files
 
 
@@ -58,6 +58,21 @@ def test_what_recentring_made_is_left_alone():
     straight = over_white(rgba_HW4)
     assert straight[3, 6].tolist() == [round(c * 100 / 255 + 155) for c in (200, 40, 40)]
     assert straight[0, 0].tolist() == [255, 255, 255]
+
+
+def test_a_colour_may_be_one_darker_than_the_white_that_shows_through():
+    rgba_HW4 = np.full((2, 2, 4), (100, 120, 140, 154), dtype=np.uint8)
+    assert np.array_equal(over_white(rgba_HW4), rgba_HW4[..., :3])
+    rgba_HW4[0, 0, 0] = 99
+    assert over_white(rgba_HW4)[1, 1, 0] > 100
+
+
+def test_a_picture_fits_whole_into_another_shape():
+    black_HW3 = np.zeros((40, 60, 3), dtype=np.uint8)
+    rows_HW3 = fit(black_HW3, (60, 60))
+    assert np.array_equal(rows_HW3[:, 30, 0], [255] * 10 + [0] * 40 + [255] * 10)
+    assert rows_HW3[30].max() == 0
+    assert np.array_equal(fit(black_HW3, (30, 40))[:, 15, 0], [255] * 10 + [0] * 20 + [255] * 10)
 
 
 def test_inference_sees_the_same_as_after_the_tool(tmp_path):

@@ -109,6 +109,13 @@ def test_a_splat_is_32_bytes_each_and_looks_the_same(tmp_path):
     assert float((views[0].colors_BV3HW - views[1].colors_BV3HW).square().mean()) < 1e-5
 
 
+def test_rotations_in_a_splat_have_a_positive_w(tmp_path):
+    still = torch.tensor([-1.0, 0, 0, 0]).expand(1, 20, 4)
+    write_splat(tmp_path / "a.splat", dataclasses.replace(random_gaussians(20), quats_BN4=still))
+    rows = np.fromfile(tmp_path / "a.splat", dtype=np.uint8).reshape(-1, 32)
+    assert (rows[:, 28:] == (255, 128, 128, 128)).all()
+
+
 def test_what_cannot_be_seen_is_not_in_a_splat(tmp_path):
     gaussians = random_gaussians(3)
     opacities = torch.tensor([[[0.5], [0.001], [0.9]]])

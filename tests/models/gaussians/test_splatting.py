@@ -203,3 +203,34 @@ def test_tiles_do_not_show(seed):
     colors, _ = render(gaussians, CAMERA, K, size=(48, 48), background=0.0)
     moved, _ = render(gaussians, CAMERA, shifted, size=(48, 48), background=0.0)
     torch.testing.assert_close(colors[..., :-5], moved[..., 5:], atol=2e-3, rtol=0)
+
+
+def drawn_at(*means, scale, opacity) -> torch.Tensor:
+    """The alphas of 33 x 33 pixels with white round Gaussians at points of the camera's own frame."""
+    num = len(means)
+    scene = Gaussians(
+        means_BN3=torch.tensor([means]),
+        opacities_BN1=torch.full((1, num, 1), opacity),
+        scales_BN3=torch.full((1, num, 3), scale),
+        quats_BN4=torch.tensor([1.0, 0, 0, 0]).expand(1, num, 4),
+        colors_BN3=torch.ones(1, num, 3),
+    )
+    return render(scene, torch.eye(4)[None], intrinsics(39.6, 33), size=(33, 33), background=0.0)[1][0, 0]
+
+
+@pytest.mark.parametrize("mean", [(6.0, 0.0, 1.0), (-6.0, 0.0, 1.0), (0.0, 6.0, 1.0), (0.0, -6.0, 1.0)])
+def test_what_is_far_beside_the_picture_is_not_smeared_into_it(mean):
+    """Linearised at its own place it would be six times as long."""
+    assert drawn_at(mean, scale=0.5, opacity=1.0).max() == 0
+
+
+def test_what_is_behind_the_camera_or_too_near_is_not_drawn():
+    for depth, drawn in ((-0.1, False), (0.1, False), (0.3, True)):
+        assert bool(drawn_at((0.0, 0.0, depth), scale=0.05, opacity=0.9).max() > 0) == drawn
+
+
+def test_a_ray_stops_before_what_would_leave_no_light():
+    """0.02 ** 3 is below the least transmittance, so the third of three does not count."""
+    behind_each_other = [(0.0, 0.0, depth) for depth in (1.0, 1.1, 1.2)]
+    middle = drawn_at(*behind_each_other, scale=1.0, opacity=0.98)[16, 16]
+    assert float(1 - middle) == pytest.approx(0.02**2, rel=0.01)

@@ -31,6 +31,7 @@ ROWS = {
 
 def compare(folder, family, rows):
     config = family | write_head(folder) | {"UNet": family["UNet"] | {"use_lgm_refine": True}}
+    config["sampler"] = {"type": "DDIM", "num_steps": 3}
     orbits = {"elevations": (10.0, 20.0), "attributes": {"kind": "disc", "color": "red"}}
     network = MODEL.build({"type": "ViewClassifier", "kinds": ["disc", "square"], "colors": ["blue", "red"]})
     save_safetensors(folder / "classifier.safetensors", network.state_dict(), metadata=network.metadata())

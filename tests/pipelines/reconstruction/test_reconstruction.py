@@ -110,7 +110,7 @@ def test_a_refined_orbit_shows_the_object_that_the_head_sees():
 
 
 def test_writes_both_results_and_gaussians(tmp_path, family):
-    folders = run(load(tmp_path, family))
+    folders = run(load(tmp_path, family | {"prompts": ["a red mug"]}))
     found = {str(path.relative_to(folders[0])) for path in folders[0].rglob("*") if path.is_file()}
     numbers = [f"{number:03d}.png" for number in range(8)]
     views = {f"{folder}/{name}" for folder in ("views", "views_gs") for name in numbers}

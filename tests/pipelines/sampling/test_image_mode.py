@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -13,18 +12,19 @@ from PIL import Image
 
 import datasets  # noqa: F401 - registers
 import pipelines  # noqa: F401 - registers
+from inference import main
 from pipelines.sampling.conditioner import CallOptions, Conditions
 from pipelines.sampling.guidance import ClassifierFreeGuidance
 from pipelines.sampling.known_views import KnownViews, view_at
 from pipelines.sampling.pipeline import ViewsPipeline
 from pipelines.sampling.sampler import Denoising
-from tests.conftest import ROOT
 from tests.odd_pictures import BAD, GOOD
 from tests.tiny import V_DIFFUSION, load, run, write_config, write_family, write_image_family
 from utils.cameras import orbit_cameras
 from utils.errors import ConfigError, DataError
 from utils.object_image import input_view, recentre
 from utils.registry import DIFFUSION, SAMPLERS
+from utils.script import run_script
 
 CPU = torch.device("cpu")
 
@@ -324,15 +324,21 @@ def test_an_embedding_of_another_width_is_refused(tmp_path, family):
         ViewsPipeline(parts["cfg"], embedder=parts["conditioner"].embedder, **{name: parts[name] for name in names})
 
 
-def test_command_line(tmp_path, family):
-    cfg = write_config(tmp_path / "run.yaml", family)
-    line = [sys.executable, str(ROOT / "inference.py"), "--cfg", str(cfg), "--image", "disc.png", "seed=2"]
-    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr
+def test_command_line(tmp_path, family, monkeypatch, capsys):
+    write_config(tmp_path / "run.yaml", family)
+    monkeypatch.chdir(tmp_path)
+
+    def sample(picture):
+        monkeypatch.setattr(sys, "argv", ["inference.py", "--cfg", "run.yaml", "--image", picture, "seed=2"])
+        with pytest.raises(SystemExit) as caught:
+            run_script(main)
+        return caught.value.code, capsys.readouterr().err
+
+    code, printed = sample("disc.png")
+    assert not code, printed
     assert (tmp_path / "out" / "disc_seed2" / "orbit.mp4").is_file()
     (tmp_path / "text.png").write_text("no picture")
-    line[line.index("disc.png")] = "text.png"
-    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 2
-    assert done.stderr.strip().startswith("error: text.png: cannot be read as an image")
-    assert len(done.stderr.strip().splitlines()) == 1
+    code, printed = sample("text.png")
+    assert code == 2
+    assert printed.strip().startswith("error: text.png: cannot be read as an image")
+    assert len(printed.strip().splitlines()) == 1

@@ -1,14 +1,11 @@
 """A training that is killed again and again ends as the one that was left alone.
 
-`--kills 20` is the long form; kills come at random moments, and every second one while a state is being written.
+One kill while a state is being written; with `--slow` or `--kills 20` more, every second one at a random moment.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,14 +15,14 @@ import torch
 from models.weights import read_weights
 from pipelines.training.state import latest, read_state
 from pipelines.training.trainer import train
-from tests.conftest import ROOT
+from tests.pipelines.training.groups import training
 from tests.tiny import write_config
 from tests.tiny_orbits import training_config, write_orbits
 from utils.config import load_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-STEPS_A_KILL = 3
+STEPS_A_KILL = 2
 
 
 def config_file(folder: Path, name: str, *, num_steps: int) -> Path:
@@ -34,20 +31,12 @@ def config_file(folder: Path, name: str, *, num_steps: int) -> Path:
     return write_config(folder / f"{name}.yaml", training_config(folder, **changes))
 
 
-def started(file: Path) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "train_net.py"), "--cfg", str(file)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=file.parent, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-
-
 def kill_once(file: Path, states: Path, *, draw: random.Random, while_saving: bool) -> None:
     """Start the training, let it take some steps, and kill it."""
     steps = draw.randint(1, STEPS_A_KILL)
-    with started(file) as process:
+    with training(file) as (process, printed):
         seen = 0
-        for line in process.stderr:
+        for line in printed:
             seen += line.startswith("step ")
             if seen == steps:
                 break
@@ -60,9 +49,9 @@ def kill_once(file: Path, states: Path, *, draw: random.Random, while_saving: bo
 
 
 def test_a_kill_storm_changes_nothing(tmp_path, request):
-    num_kills = request.config.getoption("--kills")
+    num_kills = request.config.getoption("--kills") or (4 if request.config.getoption("--slow") else 1)
     write_orbits(tmp_path / "orbits", copies=2)
-    num_steps = (STEPS_A_KILL + 3) * num_kills
+    num_steps = (STEPS_A_KILL + 2) * num_kills
     train(load_config(config_file(tmp_path, "alone", num_steps=num_steps)))
     file, states = config_file(tmp_path, "killed", num_steps=num_steps), tmp_path / "killed" / "state"
     draw, half_written = random.Random(5), 0
@@ -74,9 +63,10 @@ def test_a_kill_storm_changes_nothing(tmp_path, request):
         for path in (tmp_path / "killed" / "checkpoints").glob("[!.]*.pth"):  # what is half written is hidden
             read_weights(path, option="test")
     assert half_written > 0
-    with started(file) as process:
-        rest = process.stderr.read()
-    assert process.returncode == 0, rest
+    with training(file) as (process, printed):
+        rest = printed.read()
+        process.join()
+    assert process.exitcode == 0, rest
     one, two = (read_state(latest(tmp_path / name / "state")) for name in ("alone", "killed"))
     assert one.step == two.step == num_steps
     for name in ("model", "average", "optimizer"):

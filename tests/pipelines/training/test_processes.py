@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pipelines.training.launch import processes_to_start
 from pipelines.training.state import latest, read_state
 from pipelines.training.trainer import train as train_here
 from tests.conftest import ROOT
+from tests.pipelines.training.groups import ENVIRONMENT, group_variables, train_in_group
 from tests.pipelines.training.test_training import load
 from tests.tiny import write_config
 from tests.tiny_orbits import training_config, write_files, write_orbits
@@ -29,8 +29,6 @@ from utils.errors import ConfigError, DataError
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 # The launcher's way to several processes of one machine is called so on CPUs too; port 0: a free one.
 ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
-PATHS = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -67,12 +65,13 @@ def gradients(folder, name):
 def test_one_global_batch_gives_one_gradient(folder, request):
     cases = {
         "one": {"batch_sizes": {"3": 8}},
+        "two_by_two": {"batch_sizes": {"3": 2}, "num_processes": 2, "grad_accumulation": 2},
         "parts": {"batch_sizes": {"3": 2}, "grad_accumulation": 4},
         "after_the_pass": {"batch_sizes": {"3": 2}, "num_processes": 2, "grad_accumulation": 2, "use_ddp": False},
     }
     if request.config.getoption("--slow"):
+        cases["started_here"] = cases["two_by_two"]
         cases["two"] = {"batch_sizes": {"3": 4}, "num_processes": 2}
-        cases["two_by_two"] = {"batch_sizes": {"3": 2}, "num_processes": 2, "grad_accumulation": 2}
         cases["four"] = {"batch_sizes": {"3": 2}, "num_processes": 4}
         cases["torchrun"] = cases["accelerate"] = {"batch_sizes": {"3": 4}}
     launchers = {"torchrun": TORCHRUN, "accelerate": ACCELERATE}
@@ -81,7 +80,9 @@ def test_one_global_batch_gives_one_gradient(folder, request):
         sampled = {**training_config(folder)["auto_encoder"], "posterior": "sample"}
         given = {"num_steps": 1, "p_zero": 0.4, "auto_encoder": sampled, "Diffusion": diffusion, "grad_clip": 0.1}
         file = config_file(folder, name, **given, **changes)
-        if name in launchers or "num_processes" in changes:
+        if name in ("two_by_two", "after_the_pass"):
+            train_in_group(file, num=2)
+        elif name in launchers or "num_processes" in changes:
             train(*launchers.get(name, ()), ROOT / "train_net.py", "--cfg", file, folder=folder)
         else:
             train_here(load_config(file))
@@ -93,7 +94,7 @@ def test_one_global_batch_gives_one_gradient(folder, request):
         torch.testing.assert_close(gradients(folder, name), one, atol=1e-5 * largest, rtol=1e-3, msg=name)
 
 
-def test_processes_go_on_where_one_stopped(folder):
+def test_processes_go_on_where_one_stopped(folder, request):
     """Another number of processes deals the same samples on, if the global batch has the same size."""
     files = {"vid_dataset": write_files(folder / "files"), "num_workers": 1, "decay_mode": "constant"}
     whole = config_file(folder, "whole", **files, batch_sizes={"3": 4}, num_steps=3)
@@ -102,7 +103,11 @@ def test_processes_go_on_where_one_stopped(folder):
     train_here(load_config(first))
     state = folder / "halves" / "state"
     second = config_file(folder, "second", **files, batch_sizes={"3": 2}, num_steps=3, resume=str(state))
-    assert train(*TORCHRUN, ROOT / "train_net.py", "--cfg", second, folder=folder).count("wrote ") == 1
+    if request.config.getoption("--slow"):
+        output = train(*TORCHRUN, ROOT / "train_net.py", "--cfg", second, folder=folder)
+    else:
+        output = train_in_group(second, num=2)
+    assert output.count("wrote ") == 1
     one, two = (read_state(latest(folder / name / "state")) for name in ("whole", "second"))
     assert one.num_samples == two.num_samples == 12
     # AdamW divides by tiny gradients, so rounding shows; three steps of 2e-3 that went other ways would be 6e-3 off
@@ -112,10 +117,8 @@ def test_processes_go_on_where_one_stopped(folder):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("at_once", [False, True], ids=["to-the-launcher", "to-all-at-once"])
-def test_a_signal_reaches_all_processes(folder, request, at_once):
+def test_a_signal_reaches_all_processes(folder, at_once):
     """From the launcher, which passes it on; and as Slurm sends it, to all of them beside that."""
-    if at_once and not request.config.getoption("--slow"):
-        pytest.skip("--slow")
     file = config_file(folder, "run", num_processes=2, num_steps=10**6)
     with start(ROOT / "train_net.py", "--cfg", file, folder=folder) as process:
         for line in process.stdout:
@@ -157,10 +160,9 @@ def test_one_failing_process_ends_all_in_one_line(folder):
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divided", [False, True])
-def test_a_full_disk_ends_all_in_one_line_each(folder, request, divided):
-    if not request.config.getoption("--slow"):
-        pytest.skip("--slow")
+def test_a_full_disk_ends_all_in_one_line_each(folder, divided):
     given = {"use_ema": True, "use_fsdp": divided, "num_processes": 2, "save_ckp_interval": 1, "num_steps": 3}
     file = config_file(folder, "run", **given)
     limited = f'ulimit -f 20; exec "{sys.executable}" "{ROOT / "train_net.py"}" --cfg "{file}"'  # files of 20 kB
@@ -178,14 +180,10 @@ def test_a_full_disk_ends_all_in_one_line_each(folder, request, divided):
 
 def on_two_machines(folder, *files):
     """Two processes with a configuration each, as if their folders had the same names; what each says."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     processes = []
-    for rank, file in enumerate(files):
-        group = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for variables, file in zip(group_variables(2), files, strict=True):
         command = [sys.executable, ROOT / "train_net.py", "--cfg", file]
-        environment = ENVIRONMENT | group | {"MASTER_PORT": port}
+        environment = ENVIRONMENT | variables | {"LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         processes.append(subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True))
     said = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], said
@@ -203,9 +201,8 @@ def test_processes_that_go_on_from_different_steps_are_refused(folder, monkeypat
     resume.check_agreement(found, folder / "one")
 
 
-def test_a_log_dir_that_machines_do_not_share_is_refused(folder, request):
-    if not request.config.getoption("--slow"):
-        pytest.skip("--slow")
+@pytest.mark.slow
+def test_a_log_dir_that_machines_do_not_share_is_refused(folder):
     first, second = (config_file(folder, name, num_steps=3) for name in ("first", "second"))
     train_here(load_config(config_file(folder, "one", num_steps=1, log_dir=str(folder / "first"))))
     for said in on_two_machines(folder, first, second):
@@ -213,9 +210,8 @@ def test_a_log_dir_that_machines_do_not_share_is_refused(folder, request):
         assert "Traceback" not in said
 
 
-def test_a_cache_dir_that_machines_do_not_share_is_refused(folder, request):
-    if not request.config.getoption("--slow"):
-        pytest.skip("--slow")
+@pytest.mark.slow
+def test_a_cache_dir_that_machines_do_not_share_is_refused(folder):
     caches = [config_file(folder, n, cache_latents=True, cache_dir=str(folder / f"cache_{n}")) for n in "ab"]
     for said in on_two_machines(folder, *caches):
         assert re.search(r"error: cache_dir=.*: not all processes see begun.json; put it on a disk", said)

@@ -48,14 +48,25 @@ def assert_same_training(folder, first, second):
 @pytest.mark.parametrize(
     "changes",
     [
-        {**T2V, "use_ema": True, "cache_latents": True},
-        {**T2V, "use_ema": True, "UNet.dropout": 0.1},
-        {**T2V, "files": True, "num_workers": 2, "UNet.dropout": 0.1},
-        {**T2V, "grad_accumulation": 2, "auto_encoder.posterior": "sample"},
+        {**T2V, "use_ema": True, "cache_latents": True, "grad_accumulation": 2, "UNet.dropout": 0.1},
+        {**T2V, "files": True, "num_workers": 2, "UNet.dropout": 0.1, "auto_encoder.posterior": "sample"},
+        pytest.param({**T2V, "use_ema": True, "cache_latents": True}, marks=pytest.mark.slow),
+        pytest.param({**T2V, "use_ema": True, "UNet.dropout": 0.1}, marks=pytest.mark.slow),
+        pytest.param({**T2V, "files": True, "num_workers": 2}, marks=pytest.mark.slow),
+        pytest.param({**T2V, "grad_accumulation": 2, "auto_encoder.posterior": "sample"}, marks=pytest.mark.slow),
         {"TASK_TYPE": "train_autoencoder_entrance", "objective": {"num_whitening": 0}, "decay_mode": "constant"},
         CLASSIFIER | {"decay_mode": "constant"},
     ],
-    ids=["cached", "packed-dropout", "files-workers-dropout", "accumulated-sampled", "autoencoder", "classifier"],
+    ids=[
+        "cached-accumulated-dropout",
+        "files-workers-dropout-sampled",
+        "cached",
+        "packed-dropout",
+        "files-workers",
+        "accumulated-sampled",
+        "autoencoder",
+        "classifier",
+    ],
 )
 def test_four_steps_are_two_and_two_more(folder, changes):
     overrides = {key: changes[key] for key in changes if "." not in key and key != "files"}

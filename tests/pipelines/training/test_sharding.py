@@ -14,8 +14,8 @@ from models.weights import read_weights
 from pipelines.training.parallel import like, local
 from pipelines.training.state import latest, read_state
 from pipelines.training.trainer import train as train_here
-from tests.conftest import ROOT
-from tests.pipelines.training.test_processes import config_file, train
+from tests.pipelines.training.groups import train_in_group
+from tests.pipelines.training.test_processes import config_file
 from tests.pipelines.training.test_training import load
 from tests.tiny import UNET, write_family
 from tests.tiny_orbits import write_orbits
@@ -36,10 +36,10 @@ def folder(tmp_path):
 
 
 def run(folder, name, **changes):
-    """Train by the command where several processes are wanted; the last state."""
+    """Train, in a group where several processes are wanted; the last state."""
     file = config_file(folder, name, **changes)
     if "num_processes" in changes:
-        output = train(ROOT / "train_net.py", "--cfg", file, folder=folder)
+        output = train_in_group(file, num=changes["num_processes"])
         assert output.count("wrote ") >= 1
     else:
         train_here(load_config(file))
@@ -85,9 +85,8 @@ def test_it_trains_as_the_whole_network_does_and_takes_over_from_it(folder):
     assert sampled == {"a-red-disc_00000009.png", "a-red-disc_00000009.mp4"}
 
 
-def test_low_rank_factors_are_divided_too(folder, request):
-    if not request.config.getoption("--slow"):
-        pytest.skip("--slow")
+@pytest.mark.slow
+def test_low_rank_factors_are_divided_too(folder):
     start, lora = write_family(folder)["test_model"], {"rank": 3, "targets": ["to_q", "proj_out", "out.2"]}
     given = {"test_model": start, "lora": lora, "num_steps": 3}
     one = run(folder, "one", **WHOLE, **given)

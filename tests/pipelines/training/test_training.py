@@ -48,10 +48,10 @@ def losses(caplog):
 @pytest.mark.parametrize(
     ("entrance", "stem", "changes"),
     [
-        ("train_autoencoder_entrance", "autoencoder", {"objective": {"num_whitening": 0}}),
+        ("train_autoencoder_entrance", "autoencoder", {"objective": {"num_whitening": 0}, "batch_sizes": {"1": 4}}),
         ("train_embedder_entrance", "embedder", {"num_steps": 120}),
         ("train_classifier_entrance", "classifier", {"classifier": {"type": "ViewClassifier", "width": 8}}),
-        ("train_t2v_entrance", "t2v", {"num_steps": 40, "cache_latents": True}),
+        ("train_t2v_entrance", "t2v", {"num_steps": 20, "cache_latents": True, "lr": 4e-3}),
     ],
 )
 def test_learns_and_leaves_weights(folder, caplog, entrance, stem, changes):

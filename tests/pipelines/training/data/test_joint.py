@@ -111,9 +111,8 @@ def test_one_process_takes_both_in_turn_and_goes_on_bit_for_bit(folder, caplog):
     assert_same_training(folder, "whole", "halves")
 
 
-def test_two_processes_train_on_both_as_one_does(folder, request):
-    if not request.config.getoption("--slow"):
-        pytest.skip("--slow")
+@pytest.mark.slow
+def test_two_processes_train_on_both_as_one_does(folder):
     """One image process, one orbit process, against one that takes both as parts of a step."""
     given = JOINT | {"img_dataset": write_shards(folder / "shards"), "num_steps": 1, "grad_clip": 0.1}
     train_here(load_config(config_file(folder, "one", **given, grad_accumulation=2)))

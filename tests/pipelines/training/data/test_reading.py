@@ -11,37 +11,32 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import Process
+from typing import TextIO
 
 import pytest
 
 from datasets.base import TrainingData
 from pipelines.training.data.reading import num_cores, read_samples
 from pipelines.training.state import latest
-from tests.conftest import ROOT
-from tests.pipelines.training.test_processes import ENVIRONMENT, config_file
+from tests.pipelines.training.groups import ENVIRONMENT, training
+from tests.pipelines.training.test_processes import config_file
 from tests.tiny_orbits import write_files, write_orbits
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
 @contextmanager
-def training(folder) -> Iterator[tuple[subprocess.Popen, list[int]]]:
-    """A training after its second step, at the head of a group of its own, and its workers."""
+def running(folder) -> Iterator[tuple[Process, TextIO, list[int]]]:
+    """A training after its second step, what it prints from there, and its workers."""
     write_orbits(folder / "orbits", copies=2)
     section = write_files(folder / "files")
     file = config_file(folder, "run", vid_dataset=section, num_workers=2, num_steps=10**6)
-    command = [sys.executable, str(ROOT / "train_net.py"), "--cfg", str(file)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, start_new_session=True, **pipes) as process:
-        for line in process.stdout:
+    with training(file) as (process, printed):
+        for line in printed:
             if line.startswith("step 2:"):
                 break
-        workers = [pid for pid in group_of(process.pid) if pid != process.pid]
-        try:
-            yield process, workers
-        finally:
-            if process.poll() is None:
-                process.kill()
+        yield process, printed, [pid for pid in group_of(process.pid) if pid != process.pid]
 
 
 def group_of(leader: int) -> list[int]:
@@ -66,18 +61,19 @@ def wait_for_end(leader: int, *, seconds: float = 20) -> list[int]:
 
 
 def test_a_signal_to_the_whole_group_saves_and_leaves(tmp_path):
-    with training(tmp_path) as (process, workers):
+    with running(tmp_path) as (process, printed, workers):
         assert len(workers) == min(2, num_cores())
         os.killpg(process.pid, signal.SIGTERM)
-        rest = process.stdout.read()
-    assert process.returncode == 0, rest
+        rest = printed.read()
+        process.join()
+    assert process.exitcode == 0, rest
     step = int(re.search(r"stopped at step (\d+)", rest)[1])
     assert latest(tmp_path / "run" / "state").name == f"step_{step:08d}"
     assert wait_for_end(process.pid) == []
 
 
 def test_workers_do_not_outlive_a_training_that_is_killed(tmp_path):
-    with training(tmp_path) as (process, workers):
+    with running(tmp_path) as (process, _, workers):
         assert len(workers) == min(2, num_cores())
         process.kill()
         assert wait_for_end(process.pid) == []
