@@ -53,11 +53,28 @@ class OrbitDenoising(Objective):
         """
         Attributes:
             dropped_prompt: the text that replaces a prompt with probability `p_zero`.
+            p_no_image: fraction of an image model's samples that have only text: image embedding and image latent are
+                zero and no view is known. The model then also makes views from text alone.
+            p_no_text: fraction of an image model's samples whose text is replaced by `dropped_prompt` while the image
+                stays.
             image: whether to train an image model; set by the type's name.
         """
 
         dropped_prompt: str = ""
+        p_no_image: float = 0.0
+        p_no_text: float = 0.0
         image: bool = False
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            for name in ("p_no_image", "p_no_text"):
+                value = getattr(self, name)
+                if not 0 <= value <= 1:
+                    raise ConfigError(f"objective.{name} must lie in [0, 1], got {value}")
+                if value and not self.image:
+                    raise ConfigError(
+                        f"objective.{name}={value:g} needs an image model; set objective.{name}=0 for a text model"
+                    )
 
     @classmethod
     def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
@@ -154,10 +171,20 @@ class OrbitDenoising(Objective):
         x0 = batch.latents_BCVHW
         t_B = self.global_batch.randint(self.diffusion.num_timesteps, len(x0))
         known_BV = self.options.draw_known(self.global_batch, batch_size=len(x0), num_views=x0.shape[2])
-        prediction, _, noise = self.predict(batch, t_B, known_BV)
+        bare_B = self._draw_share(self.options.p_no_image, len(x0))
+        if known_BV is not None and bare_B is not None:
+            known_BV = known_BV & ~bare_B[:, None]
+        mute_B = self._draw_share(self.options.p_no_text, len(x0))
+        if mute_B is not None and bare_B is not None:
+            mute_B = mute_B & ~bare_B
+        prediction, _, noise = self.predict(batch, t_B, known_BV, bare_B, mute_B)
         target = self.diffusion.training_target(x0, noise, t_B)
         loss = self.diffusion.loss(prediction, target, weights_of_unknown(known_BV))
         return loss, self._figures(loss.detach(), of_an_image=x0.shape[2] == 1) if self.images else {}
+
+    def _draw_share(self, share: float, batch_size: int) -> Tensor | None:
+        """Draw which samples belong to a share, (B,) bool; for a share of 0 return None and draw nothing."""
+        return self.global_batch.rand(batch_size) < share if share else None
 
     def _figures(self, loss: Tensor, *, of_an_image: bool) -> dict[str, Tensor]:
         """Return the loss of each kind. `summary` turns means over all batches into means over those of the kind."""
@@ -174,12 +201,19 @@ class OrbitDenoising(Objective):
         return {name: value for name, value in figures.items() if name not in of_kinds} | means
 
     def predict(
-        self, batch: DiffusionBatch, t_B: Tensor, known_BV: Tensor | None = None
+        self,
+        batch: DiffusionBatch,
+        t_B: Tensor,
+        known_BV: Tensor | None = None,
+        bare_B: Tensor | None = None,
+        mute_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Add noise, drop some conditions, and return the prediction, the noised latents and the noise.
 
         Args:
             known_BV: views without noise.
+            bare_B: samples of an image model that have no image.
+            mute_B: samples that have no text.
         """
         x0 = batch.latents_BCVHW
         noise = self.global_batch.draw(self.diffusion.make_noise, x0)
@@ -188,11 +222,12 @@ class OrbitDenoising(Objective):
             # On the CPU, a group norm crashes if its channels_last input needs no gradient (torch 2.10).
             x_t.requires_grad_()
         drop_B = self.global_batch.rand(len(x0)) < self.cfg.p_zero
+        no_text_B = drop_B if mute_B is None else drop_B | mute_B
         prediction = self.unet(
             x_t,
             t_B,
-            self.words(batch, drop_B),
-            **self.image_conditions(batch, drop_B),
+            self.words(batch, no_text_B),
+            **self.image_conditions(batch, drop_B, bare_B),
             camera_data=batch.camera_data_BV16,
             # as published, single images have frame rate 1
             fps=torch.full_like(t_B, 1 if x0.shape[2] == 1 else self.cfg.target_fps),
@@ -214,15 +249,21 @@ class OrbitDenoising(Objective):
                 self.dropped_words_1LC = self.embedder.embed_tokens(self.dropped_ids_1L)[1].half()
         return self.dropped_words_1LC
 
-    def image_conditions(self, batch: DiffusionBatch, drop_B: Tensor) -> dict[str, Tensor]:
-        """Return embedding and latent of view 0, dropped in the same way as in the unconditional branch of sampling."""
+    def image_conditions(
+        self, batch: DiffusionBatch, drop_B: Tensor, bare_B: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return embedding and latent of view 0.
+
+        They are dropped in the same way as in the unconditional branch of sampling where `drop_B` is true, and are zero
+        where `bare_B` is true.
+        """
         if not self.of_images:
             return {}
-        kept_B1C, kept_BCVHW = batch.image_B1C, batch.latents_BCVHW[:, :, :1]
-        if self.cfg.use_zero_infer:
-            kept_B1C = kept_B1C.masked_fill(drop_B[:, None, None], 0)
-        if self.cfg.zero_local_image:
-            kept_BCVHW = kept_BCVHW.masked_fill(drop_B[:, None, None, None, None], 0)
+        no_B = torch.zeros_like(drop_B) if bare_B is None else bare_B
+        no_embedding_B = no_B | drop_B if self.cfg.use_zero_infer else no_B
+        no_latent_B = no_B | drop_B if self.cfg.zero_local_image else no_B
+        kept_B1C = batch.image_B1C.masked_fill(no_embedding_B[:, None, None], 0)
+        kept_BCVHW = batch.latents_BCVHW[:, :, :1].masked_fill(no_latent_B[:, None, None, None, None], 0)
         return {"image": kept_B1C, "local_image": kept_BCVHW.expand_as(batch.latents_BCVHW)}
 
     def adapt(self) -> None:

@@ -14,13 +14,14 @@ from datasets.orbits.packed import PackedShard, shard_file, write_shard
 from models.weights import read_weights
 from pipelines.training.data.latent_cache import CachedLatents
 from pipelines.training.data.orbit_batches import roll_views
+from pipelines.training.objectives.diffusion import OrbitDenoising
 from pipelines.training.trainer import train
 from tests.tiny import UNET, V_DIFFUSION, write_config
 from tests.tiny_orbits import NUM_VIEWS, SIZE, training_config
 from utils.cameras import camera_condition, orbit_cameras
 from utils.config import load_config
 from utils.errors import ConfigError
-from utils.registry import ENGINE, MODEL
+from utils.registry import MODEL
 
 CPU = torch.device("cpu")
 IMAGE_UNET = {**UNET, "type": "UNetSD_I2VGen", "image_dim": 16}
@@ -61,7 +62,7 @@ def load(folder, *, rolls=True, **changes):
 def objective(folder, **changes):
     torch.manual_seed(0)
     cfg = load(folder, chunk_size=64, **changes)
-    return ENGINE.build({"type": cfg.TASK_TYPE}, cfg=cfg, device=CPU)
+    return cfg.training.build(cfg=cfg, device=CPU)
 
 
 def as_encoded(task):
@@ -129,6 +130,45 @@ def test_the_share_of_dropped_samples_is_p_zero(folder, p_zero, dropped):
     task.network.forward = lambda *args, **kwargs: seen.update(kwargs) or forward(*args, **kwargs)
     task(next(task.batches()))
     assert sum(not bool(row.any()) for row in seen["image"]) == dropped
+
+
+def inputs_of(task):
+    """What the network is given in one step, and the batch."""
+    seen, batch = {}, next(task.batches())
+    forward = task.network.forward
+    task.network.forward = lambda x, t, y, **rest: seen.update(x=x, y=y, **rest) or forward(x, t, y, **rest)
+    task(batch)
+    return seen, batch
+
+
+def test_samples_without_an_image_have_only_text(folder):
+    options = {"p_known": 1.0, "max_known": 2, "p_no_image": 1.0, "p_no_text": 1.0, "dropped_prompt": "nothing"}
+    task = objective(folder, p_zero=0.0, objective=options)
+    seen, batch = inputs_of(task)
+    assert not any(seen[name].any() for name in ("image", "local_image"))
+    assert ((seen["x"] - batch.latents_BCVHW).abs().amax(dim=(1, 3, 4)) > 0).all()  # no view is known
+    kept, dropped = (task.words(batch, torch.full((4,), drop)) for drop in (False, True))
+    torch.testing.assert_close(seen["y"], kept, atol=0, rtol=0)
+    assert (kept - dropped).abs().max() > 0.1
+
+
+def test_samples_without_text_keep_their_image(folder):
+    task = objective(folder, p_zero=0.0, objective={"p_no_text": 1.0, "dropped_prompt": "nothing"})
+    seen, batch = inputs_of(task)
+    assert all(seen[name].flatten(1).any(dim=1).all() for name in ("image", "local_image"))
+    torch.testing.assert_close(seen["y"], task.words(batch, torch.ones(4, dtype=torch.bool)), atol=0, rtol=0)
+
+
+def test_shares_of_text_and_image_that_cannot_be_are_refused(folder):
+    for options, message in (
+        ({"p_no_image": 1.5}, "objective.p_no_image must lie in [0, 1], got 1.5"),
+        ({"p_no_text": -0.1}, "objective.p_no_text must lie in [0, 1], got -0.1"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            assert load(folder, objective=options).training.options
+    message = "objective.p_no_image=0.5 needs an image model; set objective.p_no_image=0 for a text model"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        OrbitDenoising.Config(p_no_image=0.5)
 
 
 def test_embeddings_are_cached_and_follow_the_encoder(folder, caplog):
