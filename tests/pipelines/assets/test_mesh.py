@@ -15,9 +15,10 @@ from datasets.meshes.renderer import sample_texture
 from datasets.meshes.scene import linear_to_srgb, load_mesh
 from pipelines.assets.depth_maps import DepthMaps, render_depth_maps, sphere_cameras, without_floaters
 from pipelines.assets.mesh import UNLIT, write_glb
-from pipelines.assets.surface import Volume, clean, close_gaps, extract_surface, triangulate
+from pipelines.assets.surface import OPEN_SHARE, Volume, clean, close_gaps, extract_surface, fuse, triangulate
 from pipelines.assets.texture import colors_at, cover_texels
 from tests.tiny_gaussians import SMALL_OPTIONS, ball, direction_colors, fog, join, transparent
+from utils.cameras import intrinsics, orbit_cameras
 from utils.errors import DataError
 
 RADIUS, CENTER = 0.4, (0.05, -0.1, 0.02)
@@ -52,6 +53,26 @@ def test_a_ball_of_fog_comes_out_nearly_as_large_as_it_looks():
     """The mean of the centres that a pixel shows lies 0.04 behind the ball's outline, at 0.333."""
     surface = surface_of(fog())
     assert 0.30 < np.median(np.linalg.norm(surface.points_N3, axis=1)) < 0.335
+
+
+@pytest.mark.parametrize(("num_open", "outside"), [(1, False), (4, True)])
+def test_a_hollow_must_be_open_to_more_than_a_few_cameras(num_open, outside):
+    """Most of 24 cameras see a wall before the middle, and some see through it."""
+    assert 1 < OPEN_SHARE * 24 < 4
+    alphas_V1HW, depths_V1HW = torch.ones(24, 1, 32, 32), torch.full((24, 1, 32, 32), 1.5)
+    alphas_V1HW[:num_open] = 0
+    views = DepthMaps(
+        c2w_V44=orbit_cameras(num_views=24, elevation_deg=0, radius=2.0),
+        K_33=intrinsics(40.0, 32),
+        colors_V3HW=torch.zeros(24, 3, 32, 32),
+        alphas_V1HW=alphas_V1HW,
+        depths_V1HW=depths_V1HW,
+        low_3=torch.full((3,), -0.5),
+        high_3=torch.full((3,), 0.5),
+    )
+    values_XYZ = fuse(views, grid=24).values_XYZ
+    middle = tuple(size // 2 for size in values_XYZ.shape)
+    assert (values_XYZ[middle] > 0) == outside
 
 
 def test_what_no_camera_sees_is_closed():
