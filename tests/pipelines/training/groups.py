@@ -44,28 +44,36 @@ def forked(file: Path, output: Path, **variables: str) -> multiprocessing.Proces
 
 
 @contextmanager
-def training(file: Path) -> Iterator[tuple[multiprocessing.Process, TextIO]]:
-    """A training and what it prints, line by line."""
+def group(file: Path, *, num: int) -> Iterator[tuple[list[multiprocessing.Process], TextIO]]:
+    """A training of several processes and what they print, line by line."""
     pipe = file.with_suffix(".pipe")
     pipe.unlink(missing_ok=True)
     os.mkfifo(pipe)
-    process = forked(file, pipe)
+    processes = [forked(file, pipe, **variables) for variables in (group_variables(num) if num > 1 else [{}])]
     try:
         with pipe.open() as printed:
-            yield process, printed
+            yield processes, printed
     finally:
-        process.kill()
-        process.join()
+        for process in processes:
+            process.kill()
+            process.join()
 
 
-def train_in_group(file: Path, *, num: int) -> str:
-    """Train as a launcher's processes do; what they print."""
+@contextmanager
+def training(file: Path) -> Iterator[tuple[multiprocessing.Process, TextIO]]:
+    """A training of one process and what it prints, line by line."""
+    with group(file, num=1) as ([process], printed):
+        yield process, printed
+
+
+def train_in_group(file: Path, *, num: int, exit_code: int = 0) -> str:
+    """Train as a launcher's processes do, until all end with an exit code; what they print."""
     printed = file.with_suffix(".out")
     processes = [forked(file, printed, **variables) for variables in group_variables(num)]
     for process in processes:
         process.join()
     output = printed.read_text()
-    assert [process.exitcode for process in processes] == [0] * num, output
+    assert [process.exitcode for process in processes] == [exit_code] * num, output
     return output
 
 

@@ -19,7 +19,7 @@ from pipelines.training.launch import processes_to_start
 from pipelines.training.state import latest, read_state
 from pipelines.training.trainer import train as train_here
 from tests.conftest import ROOT
-from tests.pipelines.training.groups import ENVIRONMENT, group_variables, train_in_group
+from tests.pipelines.training.groups import ENVIRONMENT, group, group_variables, train_in_group
 from tests.pipelines.training.test_training import load
 from tests.tiny import write_config
 from tests.tiny_orbits import training_config, write_files, write_orbits
@@ -66,10 +66,10 @@ def test_one_global_batch_gives_one_gradient(folder, request):
     cases = {
         "one": {"batch_sizes": {"3": 8}},
         "two_by_two": {"batch_sizes": {"3": 2}, "num_processes": 2, "grad_accumulation": 2},
-        "parts": {"batch_sizes": {"3": 2}, "grad_accumulation": 4},
         "after_the_pass": {"batch_sizes": {"3": 2}, "num_processes": 2, "grad_accumulation": 2, "use_ddp": False},
     }
     if request.config.getoption("--slow"):
+        cases["parts"] = {"batch_sizes": {"3": 2}, "grad_accumulation": 4}
         cases["started_here"] = cases["two_by_two"]
         cases["two"] = {"batch_sizes": {"3": 4}, "num_processes": 2}
         cases["four"] = {"batch_sizes": {"3": 2}, "num_processes": 4}
@@ -116,6 +116,7 @@ def test_processes_go_on_where_one_stopped(folder, request):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [False, True], ids=["to-the-launcher", "to-all-at-once"])
 def test_a_signal_reaches_all_processes(folder, at_once):
     """From the launcher, which passes it on; and as Slurm sends it, to all of them beside that."""
@@ -134,6 +135,22 @@ def test_a_signal_reaches_all_processes(folder, at_once):
     assert latest(folder / "run" / "state").name == f"step_{step:08d}"
 
 
+def test_a_signal_to_all_processes_saves_once(folder):
+    file = config_file(folder, "run", num_steps=10**6)
+    with group(file, num=2) as (processes, printed):
+        for line in printed:
+            if line.startswith("step 2:"):
+                for process in processes:
+                    os.kill(process.pid, signal.SIGTERM)
+                break
+        rest = printed.read()
+        for process in processes:
+            process.join()
+    assert [process.exitcode for process in processes] == [0, 0], rest
+    [step] = re.findall(r"stopped at step (\d+)", rest)
+    assert latest(folder / "run" / "state").name == f"step_{int(step):08d}"
+
+
 def test_a_signal_that_comes_twice_is_one(monkeypatch):
     monkeypatch.setattr(launch, "REPEAT_S", 0.3)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
@@ -148,14 +165,20 @@ def test_a_signal_that_comes_twice_is_one(monkeypatch):
     assert signal.signal(signal.SIGINT, before) == signal.default_int_handler
 
 
-def test_one_failing_process_ends_all_in_one_line(folder):
+@pytest.mark.parametrize(
+    "launched", [pytest.param(True, marks=pytest.mark.slow, id="launched"), pytest.param(False, id="forked")]
+)
+def test_one_failing_process_ends_all_in_one_line(folder, launched):
     section = write_files(folder / "files")
     for number in range(8):
         (folder / "files" / f"0/{number}/campos_512_v4/00000/00000.png").write_bytes(b"")
     file = config_file(folder, "run", num_processes=2, vid_dataset=section)
-    with start(ROOT / "train_net.py", "--cfg", file, folder=folder) as process:
-        output = process.stdout.read()
-    assert process.returncode == 2
+    if launched:
+        with start(ROOT / "train_net.py", "--cfg", file, folder=folder) as process:
+            output = process.stdout.read()
+        assert process.returncode == 2
+    else:
+        output = train_in_group(file, num=2, exit_code=2)
     assert "error: object 0/" in output
     assert "Traceback" not in output
 
