@@ -181,7 +181,7 @@ def _below_original(task: Any, base: str | None, path: Path, *, seen: tuple[Path
     if task not in PUBLISHED_FILES:
         return Tree() if base is None else _read_tree(_beside(base, path), seen=seen)
     published = ROOT / "configs" / PUBLISHED_FILES[task]
-    log.info("%s has the form of the original; what it leaves out is as in configs/%s", path, published.name)
+    log.info("%s has the form of the original; what it leaves out is as in %s", path, published)
     if base is None:
         return _read_tree(published, seen=())
     if task in TRAINED_BY:
