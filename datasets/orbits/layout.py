@@ -158,6 +158,15 @@ def read_rgba(path: str | Path) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[2] == 4 else cv2.COLOR_BGR2RGBA)
 
 
+def has_alpha(path: str | Path) -> bool:
+    """Whether the file of a view that `read_rgba` reads has an alpha channel."""
+    raw = np.fromfile(path, dtype=np.uint8)
+    if raw[:8].tobytes() == b"\x89PNG\r\n\x1a\n" and raw[25] in (4, 6):  # the header: grey or RGB with alpha
+        return True
+    image = decoded(raw, cv2.IMREAD_UNCHANGED)
+    return image is not None and image.ndim == 3 and image.shape[2] == 4
+
+
 def decoded(raw: np.ndarray, flags: int) -> np.ndarray | None:
     """Decode an image from the bytes of a file with OpenCV flags; None if this is not an image."""
     try:
@@ -199,6 +208,14 @@ def is_complete(object_dir: str | Path, *, num_views: int, normal_depth: bool = 
     suffixes = (".png", ".json", "_nd.exr") if normal_depth else (".png", ".json")
     files = (view_file(object_dir, view, suffix) for view in range(num_views) for suffix in suffixes)
     return all(file.is_file() and file.stat().st_size > 0 for file in files)
+
+
+def count_views(object_dir: str | Path) -> int:
+    """Number of views on disk, from view 0 on without a gap."""
+    view = 0
+    while view_file(object_dir, view).is_file():
+        view += 1
+    return view
 
 
 def find_objects(root: str | Path) -> Iterator[str]:
