@@ -141,7 +141,7 @@ class Trainer:
 
     def _restore(self, state: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
         """Load a state, which replaces the weights of the checkpoint."""
-        saved = read_state(state)
+        saved = read_state(state, verify=False)  # the main process has verified it
         restore(saved, self.objective.network, optimizer, self.average, source=f"resume: {state}")
         self.step, self.num_samples, self.elapsed_s = saved.step, saved.num_samples, saved.elapsed_s
         note_other_batch(saved.per_step, self.objective.global_batch.per_step)
