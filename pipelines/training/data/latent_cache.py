@@ -18,7 +18,7 @@ import shutil
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.autoencoder import draw_like
+from pipelines.training.lock import folder_lock
 from utils.errors import DataError
 from utils.files import atomic_path, read_json, writable_folder, write_json
 from utils.processes import is_main, num_processes, process_rank, seen_by_all, wait_for_all
@@ -157,7 +158,18 @@ def write_cache(
     Raises:
         DataError: the folder cannot be written, is not the same on all machines, or the disk is full.
     """
-    folder = writable_folder(folder, option="cache_dir")
+    with folder_lock(folder, option="cache_dir") if is_main() else nullcontext():
+        _write_cache(writable_folder(folder, option="cache_dir"), encode, wanted, num_samples=num_samples)
+
+
+def _write_cache(
+    folder: Path,
+    encode: Callable[[list[range]], Iterable[EncodedChunk]],
+    wanted: Mapping[str, Any],
+    *,
+    num_samples: int,
+) -> None:
+    """Write the cache into a folder that no other run writes to."""
     if is_main():
         _begin(folder, wanted)
     wait_for_all()
