@@ -52,6 +52,7 @@ def load_parts(cfg: RunConfig, *, device: torch.device, dtype: torch.dtype) -> P
     Raises:
         DataError: a file is missing or does not fit.
     """
+    note_untrained(cfg, "auto_encoder", "embedder")
     unet = placed(load_unet(cfg), device, dtype).eval()
     autoencoder = cfg.auto_encoder.build()
     embedder = cfg.embedder.build()
@@ -62,6 +63,13 @@ def load_parts(cfg: RunConfig, *, device: torch.device, dtype: torch.dtype) -> P
         embedder=placed(embedder, device).eval(),
         head=None if head is None else placed(head, device),
     )
+
+
+def note_untrained(cfg: RunConfig, *names: str) -> None:
+    """Warn about networks that only work with trained weights, but have no weight file."""
+    for name in names:
+        if not getattr(cfg, name).pretrained:
+            log.warning("%s.pretrained is empty, so its network is untrained and its results mean nothing", name)
 
 
 def check_fit(cfg: RunConfig, device: torch.device) -> None:

@@ -6,7 +6,6 @@ H W pixels.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Iterator
@@ -92,6 +91,7 @@ class HeadTuning(OrbitDenoising):
     stem = "t2v"
     can_be_sharded = False
     takes_images = False
+    reads_stored_views = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LossConfig, OrbitDenoising.Config):
@@ -128,7 +128,6 @@ class HeadTuning(OrbitDenoising):
 
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         options = check_tuning(cfg)
-        cfg = dataclasses.replace(cfg, vid_dataset=cfg.vid_dataset.changed(prepare_lgm=True))
         num_inputs = options.head_config.num_input_views
         loss = HeadLoss(  # first, because it can raise an error and the rest is slow
             config,
