@@ -117,7 +117,7 @@ def read_camera(path: str | Path) -> ViewCamera:
             raise ValueError("x, y, z or origin contain a value that is not a finite number")
     except FileNotFoundError as err:
         raise DataError(f"{path}: camera file is missing; {REMEDY}") from err
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as err:
+    except (OSError, RecursionError, KeyError, TypeError, ValueError) as err:
         raise DataError(f"{path}: not a camera file ({type(err).__name__}: {err}); {REMEDY}") from err
     rotation_33 = c2w_44[:3, :3]
     # published files have five to six digits

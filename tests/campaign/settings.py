@@ -13,7 +13,6 @@ from tests.campaign import Case
 from tests.conftest import ROOT
 
 MINI = str(ROOT / "configs" / "mini" / "t2v_infer.yaml")
-IMAGE = str(ROOT / "configs" / "mini" / "i2v_infer.yaml")
 
 # Texts of files that are no configuration, and what the last line must say. BASE is a configuration that is whole.
 FILES = {
@@ -40,13 +39,13 @@ FILES = {
     "base itself": ("base: case.yaml", "refers back"),
     "key twice": ("base: BASE\nseed: 1\nround: 2\nseed: 3", r"line 4: seed comes again \(first in line 2\)"),
     "key twice inside": ("base: BASE\nUNet:\n  dim: 64\n  dim: 96", r"line 4: UNet.dim comes again"),
-    "missing value": ("base: BASE\nlog_dir: ???", r"line 2: log_dir=\?\?\?"),
-    "missing inside": ("base: BASE\nUNet: {dim: ???}", r"line 2: UNet.dim=\?\?\?"),
-    "no such variable": ("base: BASE\nlog_dir: ${oc.env:NOT_THERE_AT_ALL}", "line 2: log_dir="),
-    "no such setting": ("base: BASE\nlog_dir: ${nowhere}/x", "line 2: log_dir="),
-    "no such resolver": ("base: BASE\nlog_dir: ${eval:1}", "line 2: log_dir="),
-    "circle": ("base: BASE\nlog_dir: ${log_dir}", "line 2: log_dir="),
-    "half a reference": ("base: BASE\nlog_dir: ${seed", "line 2: log_dir="),
+    "missing value": ("base: BASE\nnegative_prompt: ???", r"line 2: negative_prompt=\?\?\?"),
+    "missing inside": ("base: BASE\nUNet: {dim: '???'}", r"line 2: UNet.dim=\?\?\?"),
+    "no such variable": ("base: BASE\nnegative_prompt: ${oc.env:NOT_THERE_AT_ALL}", "line 2: negative_prompt="),
+    "no such setting": ("base: BASE\nnegative_prompt: ${nowhere}/x", "line 2: negative_prompt="),
+    "no such resolver": ("base: BASE\nnegative_prompt: ${eval:1}", "line 2: negative_prompt="),
+    "circle": ("base: BASE\nnegative_prompt: ${negative_prompt}", "line 2: negative_prompt="),
+    "half a reference": ("base: BASE\nnegative_prompt: ${seed", "line 2: negative_prompt="),
     "unknown key": ("base: BASE\nguide_scal: 3", "line 2: guide_scal is unknown .*did you mean guide_scale"),
     "unknown option": ("base: BASE\nUNet:\n  dmi: 3", "line 3: UNet.dmi is unknown .*did you mean dim"),
     "unknown deep option": ("base: BASE\nauto_encoder: {ddconfig: {chh: 3}}", "auto_encoder.ddconfig.chh is unknown"),
@@ -58,9 +57,12 @@ FILES = {
     "number as list": ("base: BASE\nseed: [1]", r"line 2: seed=\[1\] is not a whole number"),
     "text as number": ("base: BASE\nguide_scale: much", "line 2: guide_scale=much is not a number"),
     "date": ("base: BASE\nseed: 2024-01-02", "line 2: seed=2024-01-02 is not a whole number"),
-    "bytes": ("base: BASE\nlog_dir: !!binary aGFsbG8=", "line 2: log_dir=.* is not text"),
-    "set": ("base: BASE\nlog_dir: !!set {a, b}", "line 2: log_dir=.* is not text"),
-    "three faults": ("base: BASE\nseed: x\nround: 0\nlog_dir: ???", "3 settings are wrong: .*line 4.*line 2.*line 3"),
+    "bytes": ("base: BASE\nnegative_prompt: !!binary aGFsbG8=", "line 2: negative_prompt=.* is not text"),
+    "set": ("base: BASE\nnegative_prompt: !!set {a, b}", "line 2: negative_prompt=.* is not text"),
+    "three faults": (
+        "base: BASE\nseed: x\nround: 0\nnegative_prompt: ???",
+        "3 settings are wrong: .*line 4.*line 2.*line 3",
+    ),
     "task gone": ("base: BASE\nTASK_TYPE: inference_text2vide_entrance", "did you mean inference_text2video_entrance"),
     "task of training": ("base: BASE\nTASK_TYPE: train_t2v_entrance", "TASK_TYPE"),
     "fp16 maybe": ("base: BASE\nuse_fp16: maybe", "line 2: use_fp16=maybe is not true or false"),
@@ -135,7 +137,7 @@ WEIGHTS = {
     "gzip": (b"\x1f\x8b" + bytes(30), "a gzip archive"),
     "zip": (b"PK\x05\x06" + bytes(18), "an empty ZIP archive"),
     "stub": (b"\x80\x02.", "cannot be read"),
-    "none": (b"\x80\x02N.", "contains no state dict"),
+    "none": (b"\x80\x02N.", "contains no state dict|cannot be read"),
     "memo": (b"\x80\x02h\x05.", "cannot be read|is not loaded"),
     "header of zeros": (bytes(64), "is not a weight file"),
     "header too long": ((2**40).to_bytes(8, "little") + b"{}", "is not a weight file"),
@@ -155,14 +157,15 @@ CONTENTS = {
 def cases(folder: Path) -> Iterator[Case]:
     """Write the inputs below `folder`."""
     out = f"log_dir={folder / 'out'}"
+    gone = "test_model=gone.pth"  # what is not refused ends there
     for name, (text, says) in {**FILES, **BYTES}.items():
         path = folder / name.replace(" ", "_") / "case.yaml"
         path.parent.mkdir()
         content = text.encode() if isinstance(text, str) else text
         path.write_bytes(content.replace(b"BASE", MINI.encode()))
-        yield Case(name=name, command=("inference", "--cfg", str(path), out), code=2, says=says)
+        yield Case(name=name, command=("inference", "--cfg", str(path), out, gone), code=2, says=says)
     for override, says in OVERRIDES.items():
-        yield Case(name=override, command=("inference", "--cfg", MINI, out, override), code=2, says=says)
+        yield Case(name=override, command=("inference", "--cfg", MINI, out, gone, override), code=2, says=says)
     yield from _weights(folder, out)
     yield from _read_as_written(folder)
 
