@@ -90,7 +90,6 @@ OPTIONS = {
     "num_steps=1e20": "num_steps=.*out of range|num_steps must lie",
     "batch_sizes={3: 0}": "batch_sizes.3=0 must be",
     "batch_sizes={three: 4}": "batch_sizes.three=4 must be",
-    "batch_sizes={5: 4}": "batch_sizes|frame_lens",
     "batch_sizes=[4]": "batch_sizes=.* is not a section",
     "frame_lens=[]": "frame_lens=.* is not valid",
     "frame_lens=[1,3]": "img_dataset is empty",
