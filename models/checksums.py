@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ BITS: dict[torch.dtype, tuple[str, int]] = {
     torch.float32: ("4", 0x7F800000),
     torch.float64: ("8", 0x7FF0000000000000),
 }
+THREADS = 4
 CHUNK = 1 << 18  # bytes that stay in the cache between two looks
 
 
@@ -41,7 +43,9 @@ def checksum_of(tensors: Mapping[str, Any]) -> str:
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the name of the first tensor that has a NaN or infinite value, or None."""
-    return next((name for name, value in tensors.items() if not _is_finite(value)), None)
+    with ThreadPoolExecutor(THREADS) as pool:  # NumPy releases the interpreter
+        finite = list(pool.map(_is_finite, tensors.values()))
+    return next((name for name, whole in zip(tensors, finite, strict=True) if not whole), None)
 
 
 def _is_finite(value: Tensor) -> bool:
