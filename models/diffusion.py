@@ -35,6 +35,18 @@ class ScheduleParam:
     cosine_s: float = 0.008
     zero_terminal_snr: bool = False
 
+    def __post_init__(self) -> None:
+        where = "Diffusion.schedule_param"
+        if not 2 <= self.num_timesteps <= 10**6:
+            raise ConfigError(f"{where}.num_timesteps must lie in [2, 1000000], got {self.num_timesteps}")
+        if not 0 < self.init_beta <= self.last_beta < 1:
+            raise ConfigError(
+                f"{where}.init_beta={self.init_beta} and last_beta={self.last_beta} must be fractions with "
+                "0 < init_beta <= last_beta < 1"
+            )
+        if not 0 <= self.cosine_s < 1:
+            raise ConfigError(f"{where}.cosine_s must lie in [0, 1), got {self.cosine_s}")
+
 
 def make_betas(schedule: str, param: ScheduleParam) -> Tensor:
     """Compute the betas of a schedule: (T,) float64.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from models.weights import check_tensors, read_weights
+from models.weights import check_finite, check_tensors, read_weights
 from utils.errors import ConfigError, DataError
 
 # peft is imported only when factors are used, because it imports transformers, which takes seconds.
@@ -75,7 +75,7 @@ def merge_lora(network: nn.Module, path: str | Path, *, weight: float) -> int | 
         The step of the file, if it is known.
 
     Raises:
-        DataError: the file cannot be read, or does not fit the network.
+        DataError: the file cannot be read, does not fit the network, or has values that are not finite.
     """
     from peft import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 
@@ -89,6 +89,7 @@ def merge_lora(network: nn.Module, path: str | Path, *, weight: float) -> int | 
     inject_adapter_in_model(_config(rank, sorted(layers), alpha=rank), network)
     wanted = get_peft_model_state_dict(network)
     check_tensors(weights.state, wanted, source=f"lora.path={path}", owner=type(network).__name__)
+    check_finite(weights.state, source=f"lora.path={path}")
     set_peft_model_state_dict(network, {key: value.to(wanted[key]) for key, value in weights.state.items()})
     for name, layer in _layers(network):
         layer.scale_layer(weight)

@@ -1,12 +1,15 @@
 """Reads and writes weight files. No other module does.
 
 Published files are pickles (`.pth`, `.bin`); only tensors are read from them, and code in them is never run. Our own
-files are safetensors. A file must match the network exactly; otherwise nothing is loaded, and the error is one line.
+files are safetensors. The content of a file decides how it is read, not its suffix. A file must match the network
+exactly, and its values must be finite; otherwise nothing is loaded, and the error is one line. Files written here have
+a checksum, which is compared when they are read.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 import re
 import zipfile
@@ -20,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from models.checksums import checksum_of, first_not_finite
+from models.weight_kinds import is_safetensors, kind_of_archive, kind_of_content, kind_of_file, kind_of_names
 from utils.errors import DataError, first_line
 from utils.files import atomic_path
 
@@ -29,7 +34,11 @@ Module = TypeVar("Module", bound=nn.Module)
 
 HEAD_PREFIX = "lgm_big."
 STARTS = (b"PK", b"\x80")  # of files of torch.save: an archive, or in old versions a pickle
+OUTER_WRAPPERS = ("module.", "base_model.model.")  # prefixes that DDP and peft add to all names
+# What torch.compile, FSDP, activation checkpointing and Lightning Fabric add anywhere in a name.
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
 SLICE_NAME = re.compile(r"(ema_\d+_rank)(\d+)\.pth")
+LARGEST_STEP = 10**12
 WHERE_FROM = (
     "the authors of VideoMV (arXiv:2403.12010) link the published weights from their project page; {config} needs none"
 )
@@ -50,20 +59,22 @@ class Weights:
     step: int | None
 
 
-def read_weights(path: str | Path, *, option: str) -> Weights:
+def read_weights(path: str | Path, *, option: str, verify: bool = True) -> Weights:
     """Read a `.pth`, `.bin` or `.safetensors` file.
 
     Args:
         path: the file; for a moving average in slices (`ema_XXXXXXXX_rankXXXX.pth`), any one of them.
         option: the setting that names the file, for the error message.
+        verify: compare the checksum, if the file has one; this reads all of it.
 
     Raises:
-        DataError: the file is missing or truncated, contains code or no tensors; or slices are missing or overlap.
+        DataError: the file is missing, truncated or changed, contains code or no tensors; or slices are missing or
+            overlap.
     """
     path = Path(path)
-    content, step = _read_content(path, option=option)
+    content, step = _read_content(path, option=option, verify=verify)
     for other in _other_slices(path, option=option):
-        part, _ = _read_content(other, option=option)
+        part, _ = _read_content(other, option=option, verify=verify)
         twice = sorted(content.keys() & part.keys())
         if twice:
             raise DataError(
@@ -95,16 +106,61 @@ def check_files(paths: Mapping[str, str | None], *, config: str) -> None:
         _check_file(path, option=option)
 
 
-def _read_content(path: Path, *, option: str) -> tuple[dict[str, Tensor], int | None]:
+def has_head(path: str | Path, *, option: str) -> bool:
+    """Whether a weight file contains a Gaussian head under HEAD_PREFIX; raises as `read_weights`."""
+    return bool(read_weights(path, option=option, verify=False).head)
+
+
+def _read_content(path: Path, *, option: str, verify: bool) -> tuple[dict[str, Tensor], int | None]:
     """Tensors by name, and the step if the file has one."""
     _check_file(path, option=option)
-    if path.suffix == ".safetensors":
-        content, step = _read_safetensors(path, option=option)
+    source = f"{option}={path}"
+    if is_safetensors(path):
+        content, header = _read_safetensors(path, option=option)
     else:
-        content, step = _split_step(_read_pickle(path, option=option))
-    if not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise DataError(f"{option}={path} contains no state dict of tensors; use a file in the published layout")
-    return content, step
+        content, header = _split_header(_read_pickle(path, option=option))
+    _check_content(content, source=source)
+    if verify and (written := header.get("checksum")) and str(written) != checksum_of(content):
+        raise DataError(f"{source} has changed since it was written (its checksum differs); copy or download it again")
+    return _without_wrappers(content, source=source), _step_in(header, source=source)
+
+
+def _check_content(content: Mapping[Any, Any], *, source: str) -> None:
+    """Check that the content is a state dict of plain tensors with names."""
+    named = all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    if not content or not named:
+        found = kind_of_content(content)
+        raise DataError(
+            f"{source} contains no state dict of tensors{f' ({found})' if found else ''}; use a file in the published "
+            "layout"
+        )
+    for name, value in content.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+            raise DataError(
+                f"{source}: {name} is not a plain tensor ({value.dtype}, {value.layout}); use a file of dense "
+                "floating-point tensors"
+            )
+
+
+def _without_wrappers(content: dict[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    """Remove from the names what wrappers of a network have added, and log it."""
+    names, removed = list(content), []
+    while found := _wrapper_in(names):
+        if found in OUTER_WRAPPERS:
+            names = [name.removeprefix(found) for name in names]
+        else:
+            names = [f".{name}".replace(f".{found}", ".")[1:] for name in names]
+        removed.append(found)
+    if not removed or len(set(names)) < len(names):
+        return content
+    log.info("%s: %s in the names is from a wrapper of the network; read without it", source, ", ".join(removed))
+    return dict(zip(names, content.values(), strict=True))
+
+
+def _wrapper_in(names: Sequence[str]) -> str | None:
+    outer = (wrapper for wrapper in OUTER_WRAPPERS if all(name.startswith(wrapper) for name in names))
+    inner = (wrapper for wrapper in WRAPPERS if any(f".{wrapper}" in f".{name}" for name in names))
+    return next(outer, None) or next(inner, None)
 
 
 def _other_slices(path: Path, *, option: str) -> list[Path]:
@@ -181,14 +237,45 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -
         source: origin of the tensors, for the error message.
 
     Raises:
-        DataError: keys are missing, unexpected or of another shape; the message has their number and the first.
+        DataError: keys are missing, unexpected or of another shape or kind; the message has their number and the
+            first. Or a value is not finite.
     """
     own = module.state_dict()
+    state = _without_prefix(state, own, source=source)
     check_tensors(state, own, source=source, owner=type(module).__name__)
+    check_finite(state, source=source)
     on_meta = any(value.is_meta for value in own.values())
     if on_meta:
         state = {key: value.to(own[key].dtype) for key, value in state.items()}
     module.load_state_dict(dict(state), strict=True, assign=on_meta)
+
+
+def _without_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, source: str) -> Mapping[str, Tensor]:
+    """Remove a prefix under which the file holds the whole network, as of a network inside another, and log it."""
+    if not own or state.keys() & own.keys():
+        return state
+    longest = max(own, key=len)
+    prefixes = [name.removesuffix(longest) for name in state if name.endswith(f".{longest}")]
+    whole = [prefix for prefix in prefixes if all(prefix + name in state for name in own)]
+    if len(whole) != 1:
+        return state
+    rest = len(state) - len(own)
+    others = f", and {rest} other names are not read" if rest else ""
+    log.info("%s: the names begin with %s; read without it%s", source, whole[0], others)
+    return {name: state[whole[0] + name] for name in own}
+
+
+def check_finite(state: Mapping[str, Tensor], *, source: str) -> None:
+    """Check that no value is NaN or infinite. This reads the tensors once, at several GB/s.
+
+    Raises:
+        DataError: a tensor has such a value; the message has its name.
+    """
+    if name := first_not_finite(state):
+        raise DataError(
+            f"{source}: {name} contains values that are not finite (NaN or infinite); use an intact file, such as an "
+            "earlier checkpoint"
+        )
 
 
 def placed(module: Module, device: torch.device, dtype: torch.dtype | None = None) -> Module:
@@ -211,12 +298,15 @@ def check_tensors(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, sou
         source, owner: names of file and module in error messages.
 
     Raises:
-        DataError: as in `load_state`.
+        DataError: as in `load_state`, apart from values.
     """
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
     misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
+    other_kind = [key for key in own if key in state and own[key].is_floating_point() != state[key].is_floating_point()]
     found = []
+    if (missing or unexpected) and not state.keys() & own.keys() and (kind := kind_of_names(state)):
+        found.append(f"it contains {kind}")
     if missing:
         found.append(f"{len(missing)} missing (first: {missing[0]})")
     if unexpected:
@@ -225,6 +315,9 @@ def check_tensors(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, sou
         key = misshapen[0]
         sizes = f"{list(state[key].shape)} in the file, {list(own[key].shape)} in the model"
         found.append(f"{len(misshapen)} misshapen (first: {key}, {sizes})")
+    if other_kind:
+        key = other_kind[0]
+        found.append(f"{len(other_kind)} of another kind of number (first: {key}, {state[key].dtype} in the file)")
     if found:
         remedy = "use the configuration that the weights were trained with"
         raise DataError(f"{source} does not fit {owner}: {'; '.join(found)}; {remedy}")
@@ -238,7 +331,8 @@ def step_from_name(path: str | Path) -> int | None:
 
 def save_published(path: str | Path, state: Mapping[str, Tensor], step: int) -> None:
     """Write `{"state_dict", "step"}` as published, completely or not at all."""
-    content = {"state_dict": {key: value.detach().cpu() for key, value in state.items()}, "step": int(step)}
+    state = {key: value.detach().cpu() for key, value in state.items()}
+    content = {"state_dict": state, "step": int(step), "checksum": checksum_of(state)}
     with atomic_path(path) as part:
         torch.save(content, part)
 
@@ -259,8 +353,9 @@ def save_safetensors(
         key: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).clone().contiguous()
         for key, value in state.items()
     }
+    header = {**(metadata or {}), "checksum": checksum_of(tensors)}
     with atomic_path(path) as part:
-        save_file(tensors, part, metadata={key: str(value) for key, value in (metadata or {}).items()})
+        save_file(tensors, part, metadata={key: str(value) for key, value in header.items()})
 
 
 def read_metadata(path: str | Path, *, option: str) -> dict[str, str]:
@@ -287,10 +382,10 @@ def _check_file(path: Path, *, option: str) -> None:
         raise DataError(f"{option}={path} is empty (zero bytes); download it again")
 
 
-def _read_safetensors(path: Path, *, option: str) -> tuple[dict[str, Tensor], int | None]:
-    step = read_metadata(path, option=option).get("step")
+def _read_safetensors(path: Path, *, option: str) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    header = read_metadata(path, option=option)
     try:
-        return load_file(path), int(step) if step is not None else None
+        return load_file(path), header
     except (SafetensorError, OSError, ValueError) as err:
         raise DataError(f"{option}={path} is not a readable safetensors file ({err}); download it again") from err
 
@@ -299,23 +394,41 @@ def _read_pickle(path: Path, *, option: str) -> Any:
     with path.open("rb") as file:
         start = file.read(16)
     if not start.startswith(STARTS):
-        raise DataError(f"{option}={path} is not a weight file (it begins with {start!r}); download it again")
+        kind = kind_of_file(path)
+        found = f"it begins with {start!r}{f', {kind}' if kind else ''}"
+        raise DataError(f"{option}={path} is not a weight file ({found}); download it again")
+    archive = zipfile.is_zipfile(path)
+    if archive and (kind := kind_of_archive(path)):
+        raise DataError(f"{option}={path} is not a weight file: it is {kind}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except pickle.UnpicklingError as err:
         raise DataError(
             f"{option}={path} is not loaded, because its pickle contains more than tensors and could run code; "
             "use a file that contains only a state dict"
         ) from err
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as err:
+    except Exception as err:  # a damaged pickle raises almost any error, such as AttributeError and IndexError
         raise DataError(f"{option}={path} cannot be read ({first_line(err)}); download it again") from err
 
 
-def _split_step(content: Any) -> tuple[dict[str, Any], int | None]:
-    """Split `{"state_dict", "step"}`; a bare state dict has no step."""
+def _split_header(content: Any) -> tuple[dict[Any, Any], Mapping[str, Any]]:
+    """Split `{"state_dict", "step", "checksum"}`; a bare state dict has neither step nor checksum."""
     if not isinstance(content, Mapping):
-        return {}, None
+        return {}, {}
     if not isinstance(content.get("state_dict"), Mapping):
-        return dict(content), None
-    step = content.get("step")
-    return dict(content["state_dict"]), int(step) if isinstance(step, int | float) else None
+        return dict(content), {}
+    return dict(content["state_dict"]), {key: content[key] for key in ("step", "checksum") if key in content}
+
+
+def _step_in(header: Mapping[str, Any], *, source: str) -> int | None:
+    """The step of a file; None if it has none."""
+    step = header.get("step")
+    if step is None:
+        return None
+    try:
+        number = float(step)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not 0 <= number <= LARGEST_STEP:
+        raise DataError(f"{source}: its step {str(step)[:40]} is not a number of steps; use an intact file")
+    return int(number)

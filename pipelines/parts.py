@@ -13,7 +13,7 @@ from torch import nn
 from models.autoencoder import AutoencoderKL
 from models.backbone import Backbone
 from models.lora import merge_lora
-from models.weights import load_strict, placed, save_safetensors
+from models.weights import check_files, load_strict, placed, save_safetensors
 from pipelines.reconstruction.loading import check_reconstruction, load_network_of
 from utils.config import save_config
 from utils.errors import ConfigError, DataError
@@ -52,6 +52,10 @@ def load_parts(cfg: RunConfig, *, device: torch.device, dtype: torch.dtype) -> P
     Raises:
         DataError: a file is missing or does not fit.
     """
+    if not cfg.test_model:
+        raise DataError("test_model is empty; set it to a weight file, or use configs/mini/t2v_infer.yaml")
+    check_files(weight_files(cfg), config="configs/mini/t2v_infer.yaml")
+    note_untrained(cfg, "auto_encoder", "embedder")
     unet = placed(load_unet(cfg), device, dtype).eval()
     autoencoder = cfg.auto_encoder.build()
     embedder = cfg.embedder.build()
@@ -62,6 +66,20 @@ def load_parts(cfg: RunConfig, *, device: torch.device, dtype: torch.dtype) -> P
         embedder=placed(embedder, device).eval(),
         head=None if head is None else placed(head, device),
     )
+
+
+def weight_files(cfg: RunConfig) -> dict[str, str | None]:
+    """The weight files of a sampling run, by the setting that names each."""
+    sections = [name for name in ("auto_encoder", "embedder", "reconstruction") if getattr(cfg, name)]
+    files = {f"{name}.pretrained": getattr(cfg, name).pretrained for name in sections}
+    return {"test_model": cfg.test_model, **files, "lora.path": cfg.lora.path}
+
+
+def note_untrained(cfg: RunConfig, *names: str) -> None:
+    """Warn about networks that only work with trained weights, but have no weight file."""
+    for name in names:
+        if not getattr(cfg, name).pretrained:
+            log.warning("%s.pretrained is empty, so its network is untrained and its results mean nothing", name)
 
 
 def check_fit(cfg: RunConfig, device: torch.device) -> None:

@@ -7,6 +7,7 @@ import torch
 from utils.errors import ConfigError
 from utils.settings.run import RunConfig
 
+BFLOAT16_SINCE = (8, 0)  # compute capability; V100 has 7.0, T4 and RTX 20 have 7.5, A100 has 8.0
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -37,7 +38,12 @@ def resting_place(cfg: RunConfig) -> torch.device:
 
 
 def pick_dtype(cfg: RunConfig) -> torch.dtype:
-    """The dtype of `precision`; `auto` is bfloat16 on a GPU and float32 on a CPU."""
-    if cfg.precision == "auto":
-        return torch.bfloat16 if pick_device(cfg.device).type == "cuda" else torch.float32
-    return DTYPES[cfg.precision]
+    """The dtype of `precision`; `auto` is `fast_dtype` of the device."""
+    return fast_dtype(pick_device(cfg.device)) if cfg.precision == "auto" else DTYPES[cfg.precision]
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """The half precision that a device computes in hardware: bfloat16, float16 on older GPUs, float32 on a CPU."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= BFLOAT16_SINCE else torch.float16

@@ -63,7 +63,7 @@ def read_json(path: str | Path, *, option: str) -> Any:
         raise DataError(f"{option}={path}: no such file; check the path (it is relative to the working directory)")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+    except (ValueError, RecursionError) as err:  # also not UTF-8, and nested too deeply
         raise DataError(f"{option}={path}: not valid JSON ({err}); correct it or write it again") from err
 
 

@@ -16,10 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-
-from utils.errors import ConfigError, first_line
+from utils.errors import ConfigError
+from utils.settings.typed import Refusal, Refused, typed
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +62,7 @@ class Registry:
 
     def section(self, given: Mapping[str, Any], *, where: str | None = None) -> Section:
         """Check a section; see `resolve` for the arguments and errors."""
-        return Section(self, _as_dict(given), where=where or self.name)
+        return Section(self, given, where=where or self.name)
 
     def resolve(
         self, node: Mapping[str, Any], *, where: str | None = None, mention_retired: bool = True
@@ -83,24 +81,29 @@ class Registry:
             ConfigError: unknown type or key (with the nearest valid name), wrong type, value out of range.
         """
         where = where or self.name
-        options = _as_dict(node)
+        options = dict(node)
         type_name = options.pop("type", None)
         if type_name is None:
-            raise ConfigError(f"{where}.type is missing; valid types: {', '.join(self.names())}")
-        if type_name not in self._entries:
-            raise ConfigError(f"{where}.type={type_name} is unknown{nearest(type_name, self.names())}")
+            raise _refused(f"{where}.type", f" is missing; valid types: {', '.join(self.names())}")
+        if not isinstance(type_name, str) or type_name not in self._entries:
+            raise _refused(f"{where}.type", f"={type_name} is unknown{nearest(type_name, self.names())}")
         cls, defaults = self._entries[type_name]
         for key, reason in getattr(cls, "retired_keys", {}).items():
             if options.pop(key, None) is not None and mention_retired:
                 log.info("%s.%s has no effect: %s", where, key, reason)
         return cls, make_config(cls.Config, {**defaults, **options}, where=where, owner=type_name)
 
-    def defaults(self, type_name: str) -> DictConfig:
-        """Return the default options of a type by name, or no options when the type is unknown."""
+    def says_more(self, type_name: str, key: str, value: Any) -> bool:
+        """Whether a type has this option, accepts the value and has another default."""
         if type_name not in self._entries:
-            return DictConfig({})
+            return False
         cls, defaults = self._entries[type_name]
-        return OmegaConf.merge(OmegaConf.structured(cls.Config), defaults)
+        try:
+            default = make_config(cls.Config, defaults, where=self.name, owner=type_name)
+            changed = make_config(cls.Config, {**defaults, key: value}, where=self.name, owner=type_name)
+        except ConfigError:  # the type has no such option, or one with another kind of value
+            return False
+        return changed != default
 
     def build(self, node: Mapping[str, Any], *, where: str | None = None, **runtime: Any) -> Any:
         """Build an object from plain options; its constructor receives `runtime` unchanged."""
@@ -187,24 +190,17 @@ def import_parts(package: str, folder: Path) -> None:
 def make_config(schema: type, options: Mapping[str, Any], *, where: str, owner: str) -> Any:
     """Turn plain options into the frozen dataclass `schema`.
 
+    Strings are taken as they are: nothing in them refers to other settings.
+
     Raises:
-        ConfigError: an option is unknown or invalid; the message is one line with `where`, the key, the value and the
-            nearest valid name.
+        Refused: options are unknown or invalid; the message is one line with the key, the value and the nearest valid
+            name of each.
     """
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(options))))
-    except ConfigKeyError as err:
-        key = str(err.full_key or err.key)
-        valid = _keys_beside(schema, key)
-        shown = f"{where}.{key}" if where else key
-        raise ConfigError(f"{shown} is unknown to {owner}{nearest(key.rsplit('.')[-1], valid)}") from err
-    except OmegaConfBaseException as err:
-        shown = f"{where}.{err.full_key}" if where else str(err.full_key)
-        raise ConfigError(f"{shown}: {first_line(err)}") from err
-    except ConfigError:
-        raise
-    except ValueError as err:
-        raise ConfigError(f"{where}: {err}" if where else str(err)) from err
+    return typed(schema, options, where=where, unknown=lambda key, valid: f"is unknown to {owner}{nearest(key, valid)}")
+
+
+def _refused(key: str, text: str) -> Refused:
+    return Refused([Refusal(key, f"{key}{text}")])
 
 
 def nearest(name: str, valid: list[str]) -> str:
@@ -212,20 +208,6 @@ def nearest(name: str, valid: list[str]) -> str:
     meant = OTHER_NAMES.get(str(name))
     close = [meant] if meant in valid else difflib.get_close_matches(str(name), valid, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else f"; valid: {', '.join(valid)}"
-
-
-def _as_dict(node: Mapping[str, Any]) -> dict[str, Any]:
-    if OmegaConf.is_config(node):
-        return OmegaConf.to_container(node, resolve=True)
-    return dict(node)
-
-
-def _keys_beside(schema: type, full_key: str) -> list[str]:
-    """Return the valid names at the level of `full_key` inside `schema`."""
-    node: Any = OmegaConf.structured(schema)
-    for part in full_key.split(".")[:-1]:
-        node = node[part]
-    return [str(key) for key in node]
 
 
 MODEL = Registry("MODEL")

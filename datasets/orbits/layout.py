@@ -117,7 +117,7 @@ def read_camera(path: str | Path) -> ViewCamera:
             raise ValueError("x, y, z or origin contain a value that is not a finite number")
     except FileNotFoundError as err:
         raise DataError(f"{path}: camera file is missing; {REMEDY}") from err
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as err:
+    except (OSError, RecursionError, KeyError, TypeError, ValueError) as err:
         raise DataError(f"{path}: not a camera file ({type(err).__name__}: {err}); {REMEDY}") from err
     rotation_33 = c2w_44[:3, :3]
     # published files have five to six digits
@@ -156,6 +156,15 @@ def read_rgba(path: str | Path) -> np.ndarray:
     if image.ndim == 2:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGBA)
     return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[2] == 4 else cv2.COLOR_BGR2RGBA)
+
+
+def has_alpha(path: str | Path) -> bool:
+    """Whether the file of a view that `read_rgba` reads has an alpha channel."""
+    raw = np.fromfile(path, dtype=np.uint8)
+    if raw[:8].tobytes() == b"\x89PNG\r\n\x1a\n" and raw[25] in (4, 6):  # the header: grey or RGB with alpha
+        return True
+    image = decoded(raw, cv2.IMREAD_UNCHANGED)
+    return image is not None and image.ndim == 3 and image.shape[2] == 4
 
 
 def decoded(raw: np.ndarray, flags: int) -> np.ndarray | None:
@@ -199,6 +208,14 @@ def is_complete(object_dir: str | Path, *, num_views: int, normal_depth: bool = 
     suffixes = (".png", ".json", "_nd.exr") if normal_depth else (".png", ".json")
     files = (view_file(object_dir, view, suffix) for view in range(num_views) for suffix in suffixes)
     return all(file.is_file() and file.stat().st_size > 0 for file in files)
+
+
+def count_views(object_dir: str | Path) -> int:
+    """Number of views on disk, from view 0 on without a gap."""
+    view = 0
+    while view_file(object_dir, view).is_file():
+        view += 1
+    return view
 
 
 def find_objects(root: str | Path) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,21 +106,23 @@ class PackedOrbits(OrbitData):
         try:
             with safe_open(str(file), framework="np") as shard:
                 header = json.loads(shard.metadata()[HEADER])
-                shape = shard.get_slice("rgba_NVHW4").get_shape()
-            ids, captions, attributes = header["object_ids"], header["captions"], header["attributes"]
-            fov_deg = float(header["fov_deg"])
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as err:
+                shapes = {name: tuple(shard.get_slice(name).get_shape()) for name in ("rgba_NVHW4", "c2w_NV44")}
+                dtypes = {name: shard.get_slice(name).get_dtype() for name in shapes}
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as err:
             raise DataError(f"{file}: not a complete shard of orbits ({err}); {REMEDY}") from err
-        if shape[1] < self.config.num_views:
+        if fault := _fault_in(header, shapes, dtypes):
+            raise DataError(f"{file}: not a complete shard of orbits ({fault}); {REMEDY}")
+        num_views = shapes["rgba_NVHW4"][1]
+        if num_views < self.config.num_views:
             raise DataError(
-                f"{file}: {shape[1]} views per object, but num_views={self.config.num_views}; "
+                f"{file}: {num_views} views per object, but num_views={self.config.num_views}; "
                 "lower num_views or render more views"
             )
         self.starts.append(len(self.object_ids))
-        self.fovs.append(fov_deg)
-        self.object_ids += ids
-        self.captions += captions
-        self.attributes += attributes
+        self.fovs.append(float(header["fov_deg"]))
+        self.object_ids += header["object_ids"]
+        self.captions += header["captions"]
+        self.attributes += header["attributes"]
 
     def source_files(self) -> list[Path]:
         return self.files
@@ -137,8 +140,29 @@ class PackedOrbits(OrbitData):
             c2w_V44 = shard.get_slice("c2w_NV44")[row : row + 1, :views][0]
         except SafetensorError as err:
             raise DataError(f"object {self.object_ids[index]}: {self.files[number]}: {err}; {REMEDY}") from err
+        if not np.isfinite(c2w_V44).all():
+            raise DataError(f"object {self.object_ids[index]}: {self.files[number]}: a camera is not finite; {REMEDY}")
         return StoredOrbit(rgba_VHW4, c2w_V44, self.fovs[number])
 
     def __getstate__(self) -> dict[str, Any]:
         # open files cannot be sent to loader processes
         return {**self.__dict__, "_open": {}}
+
+
+def _fault_in(header: Any, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> str | None:
+    """What is wrong with the header or the arrays of a shard, or None."""
+    rgba, c2w = shapes["rgba_NVHW4"], shapes["c2w_NV44"]
+    if len(rgba) != 5 or rgba[4] != 4 or min(rgba) < 1 or dtypes["rgba_NVHW4"] != "U8":
+        return f"rgba_NVHW4 is {dtypes['rgba_NVHW4']} of shape {list(rgba)}"
+    if c2w != (*rgba[:2], 4, 4) or dtypes["c2w_NV44"] != "F32":
+        return f"c2w_NV44 is {dtypes['c2w_NV44']} of shape {list(c2w)}"
+    if not isinstance(header, dict):
+        return "its header is not a JSON object"
+    for name, kind in (("object_ids", str), ("captions", str), ("attributes", dict)):
+        values = header.get(name)
+        if not isinstance(values, list) or len(values) != rgba[0] or not all(isinstance(one, kind) for one in values):
+            return f"{name} is not a list of {rgba[0]} entries of type {kind.__name__}"
+    fov_deg = header.get("fov_deg")
+    if isinstance(fov_deg, bool) or not isinstance(fov_deg, int | float) or not 0 < fov_deg < 180:
+        return f"fov_deg={fov_deg} is not an angle between 0 and 180"
+    return None

@@ -9,6 +9,7 @@ Letters: B batch, V views of an orbit, I input views of the reconstruction, C ch
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from models.weights import load_strict
 from pipelines.placement import Placement
 from utils.cameras import DATA_FOV_DEG, intrinsics
 from utils.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 GUIDANCE_ORDERS = ("after", "before")
 RESIZES = ("nearest", "area")
@@ -149,6 +152,8 @@ class Reconstructor(ABC):
         network = cls.build_network(config)
         if config.pretrained:
             load_strict(network, config.pretrained, option="reconstruction.pretrained")
+        elif network.state_dict():
+            log.warning("reconstruction.pretrained is empty, so its network is untrained and its results mean nothing")
         return network.requires_grad_(False).eval()
 
     def parts_to_compile(self) -> list[nn.Module]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.gaussians.lgm import LGM, evenly_spaced, head_input
 from models.gaussians.scene import Gaussians
-from models.weights import load_head, read_weights
+from models.weights import has_head, load_head
 from pipelines.reconstruction.base import Reconstructor
 from utils.cameras import head_cameras, head_to_world, opencv_to_opengl
 from utils.errors import ConfigError, DataError
@@ -92,7 +92,7 @@ class GaussianReconstruction(Reconstructor):
         option, path = "reconstruction.pretrained", config.pretrained
         if path is None:
             option, path = "test_model", test_model
-            if not read_weights(path, option=option).head:
+            if not has_head(path, option=option):
                 if needed:
                     raise DataError(
                         f"test_model={path} contains no Gaussian head (lgm_big.*), but refine=true needs one; set "

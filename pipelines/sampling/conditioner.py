@@ -33,10 +33,13 @@ class Conditions:
     Attributes:
         conditional: tensors by argument name, batch first.
         unconditional: the same names.
+        latents_BC1HW: scaled latents of the input in float32, before they get the precision of the network; None for a
+            text model.
     """
 
     conditional: dict[str, Tensor]
     unconditional: dict[str, Tensor]
+    latents_BC1HW: Tensor | None = None
 
     @cached_property
     def both(self) -> dict[str, Tensor]:
@@ -135,7 +138,8 @@ class ImageConditioner:
         """Embed and encode the images; all samples of the batch have the same cameras."""
         views_B3HW = self.views(images, call)
         image_BC = self.embedder.encode_image(views_B3HW.float())
-        latents_BCVHW = self.encode(views_B3HW, call).expand(-1, -1, len(call.c2w_V44), -1, -1)
+        latents_BC1HW = self.encode(views_B3HW, call)
+        latents_BCVHW = latents_BC1HW.expand(-1, -1, len(call.c2w_V44), -1, -1)
         words_2SC = self.embedder.encode_text([self.text, self.negative_prompt])
         shared = call.shared_conditions(fps=self.fps)
 
@@ -150,6 +154,7 @@ class ImageConditioner:
                 torch.zeros_like(image_BC) if self.use_zero_infer else image_BC,
                 torch.zeros_like(latents_BCVHW) if self.zero_local_image else latents_BCVHW,
             ),
+            latents_BC1HW,
         )
 
     def views(self, images: Sequence[OrbitInput], call: CallOptions) -> Tensor:

@@ -16,6 +16,7 @@ from pipelines.sampling.known_views import view_at
 from utils.cameras import camera_elevations_deg
 from utils.errors import ConfigError, DataError
 from utils.object_image import input_view
+from utils.settings.paths import found_path
 from utils.settings.run import RunConfig
 from utils.settings.sampling import ELEVATION_TOLERANCE_DEG
 
@@ -87,7 +88,8 @@ def sources_of(cfg: RunConfig, *, kind: str) -> list[Source]:
             "cameras.views: some views have another elevation than view 0, the input; only a network that was trained "
             "on such orbits gives good results (those of configs/ were trained with one elevation per orbit)"
         )
-    sources = image_sources(list(cfg.images) or read_list(cfg.test_list_path, of="image"), cfg)
+    images = list(cfg.images) or [found_path(image) for image in read_list(cfg.test_list_path, of="image")]
+    sources = image_sources(images, cfg)
     if cfg.known_views and len(sources) > 1:
         raise ConfigError(f"known_views is for one object, but there are {len(sources)} images; give only one --image")
     if cfg.known_views and cfg.recenter:

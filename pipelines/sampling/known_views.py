@@ -38,8 +38,8 @@ class KnownViews:
 
     @classmethod
     def of(cls, given: Mapping[int, Conditions], *, clean: bool = False) -> KnownViews:
-        """Take the latents from the conditions of each view, by the index of the view."""
-        latents = [conditions.conditional["local_image"][:, :, :1].float() for conditions in given.values()]
+        """Take the latents of each view, by the index of the view; they never had the precision of the network."""
+        latents = [conditions.latents_BC1HW for conditions in given.values()]
         return cls(views=tuple(given), latents_BCKHW=torch.cat(latents, dim=2), clean=clean)
 
     def __call__(self, x0_BCVHW: Tensor) -> Tensor:

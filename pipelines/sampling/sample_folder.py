@@ -63,7 +63,11 @@ class VisualGeneratedVideos:
             with meanwhile(*self._pictures(part, results, index, fps=fps)):
                 objects = self._write_object(part, orbits, index, title=record.get("prompt", folder.name))
             size = orbits.views_BVCHW.shape[-2:]
-            write_json(part / "transforms.json", nerf_transforms(orbits.c2w_V44, orbits.fov_deg, size))
+            transforms = nerf_transforms(orbits.c2w_V44, orbits.fov_deg, size)
+            if orbits.gaussians_fov_deg not in (None, orbits.fov_deg):  # the head has its own field of view
+                own = nerf_transforms(orbits.c2w_V44, orbits.gaussians_fov_deg, size)
+                transforms["gaussians"] = {name: own[name] for name in ("camera_angle_x", "fl_x", "fl_y")}
+            write_json(part / "transforms.json", transforms)
             write_json(part / RESULT_FILE, {**self._result(orbits, record), **objects})
 
     def _pictures(

@@ -22,8 +22,11 @@ from utils.processes import is_main, largest
 
 
 @contextmanager
-def saving(log_dir: Path, what: str) -> Iterator[None]:
+def saving(log_dir: Path, what: str, *, only_files: bool = False) -> Iterator[None]:
     """Turn errors of writing files into one line.
+
+    Args:
+        only_files: the block does other work too, whose RuntimeErrors are not errors of the disk.
 
     Raises:
         DataError: the disk is full or cannot be written. Existing files do not change.
@@ -33,6 +36,8 @@ def saving(log_dir: Path, what: str) -> Iterator[None]:
     except torch.OutOfMemoryError:  # also a RuntimeError, but not an error of the disk
         raise
     except (OSError, RuntimeError, SafetensorError) as err:
+        if only_files and not isinstance(err, OSError):
+            raise
         # safetensors and torch.save have their own errors for a full disk
         last, free_mb = latest(log_dir / "state"), shutil.disk_usage(log_dir).free / 1e6
         raise DataError(

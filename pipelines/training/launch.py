@@ -19,14 +19,14 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.tracking import get_available_trackers
 
 from pipelines.training.objectives.base import Objective
-from utils.devices import pick_device
+from utils.devices import DTYPES, fast_dtype, pick_device
 from utils.errors import ConfigError
 from utils.processes import is_main
 from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
 
-MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 STARTED_HERE = "VIDEOMV_STARTED_HERE"
 BY_A_LAUNCHER = ("RANK", "LOCAL_RANK")
 BY_ACCELERATE = "ACCELERATE_DYNAMO_BACKEND"  # set only by `accelerate launch`, also for a single process
@@ -141,15 +141,15 @@ def check_tracker(cfg: RunConfig) -> None:
 
 def make_accelerator(cfg: RunConfig, objective: Objective, *, folder: Path) -> Accelerator:
     """Set up accelerate with the device, precision and tracker of the run."""
-    precision = cfg.precision
-    if precision == "auto":
-        precision = "bfloat16" if objective.device.type == "cuda" else "float32"
+    dtype = fast_dtype(objective.device) if cfg.precision == "auto" else DTYPES[cfg.precision]
+    if dtype == torch.float16 and cfg.use_fsdp:
+        raise ConfigError("use_fsdp=true needs bfloat16, which this GPU does not compute; set precision=float32")
     exchange = DistributedDataParallelKwargs(
         broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=not objective.reaches_all
     )
     accelerator = Accelerator(
         cpu=objective.device.type == "cpu",
-        mixed_precision=MIXED_PRECISION[precision],
+        mixed_precision=MIXED_PRECISION[dtype],
         log_with=None if cfg.tracker == "none" else cfg.tracker,
         project_dir=folder,
         kwargs_handlers=[exchange],

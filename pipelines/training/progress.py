@@ -23,16 +23,21 @@ log = logging.getLogger(__name__)
 
 
 class ProgressReport:
-    """Writes a log line at intervals, and shows a progress bar on a terminal."""
+    """Writes a log line at intervals, and shows a progress bar on a terminal.
 
-    def __init__(self, cfg: RunConfig, *, views_per_batch: float, first_step: int) -> None:
+    Args:
+        first_step: number of steps that are done already.
+        first_progress: fraction of the training that is done already, by steps or by `max_minutes`.
+    """
+
+    def __init__(self, cfg: RunConfig, *, views_per_batch: float, first_step: int, first_progress: float) -> None:
         self.views_per_batch = views_per_batch
         self.bar = tqdm(
             total=cfg.num_steps, initial=first_step, unit="step", disable=not (is_main() and sys.stderr.isatty())
         )
         self.sums: dict[str, Tensor] = {}
         self.num_added, self.since = 0, time.monotonic()
-        self.started, self.first_progress = self.since, first_step / cfg.num_steps
+        self.started, self.first_progress = self.since, first_progress
 
     def __enter__(self) -> ProgressReport:
         return self

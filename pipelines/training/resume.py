@@ -8,19 +8,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipelines.training.state import latest
+from pipelines.training.state import latest, read_numbers, read_state, set_aside, state_path, states_in, step_of
 from utils.errors import DataError
-from utils.processes import largest
+from utils.processes import is_main, largest
 from utils.settings.original import with_present_names
 from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
 
 # If one of these settings differs, the state in log_dir belongs to another run. All other settings (duration,
-# intervals, paths, devices) may change between two starts.
+# intervals, paths, devices, the division of the global batch) may change between two starts.
 IDENTITY = (
     "TASK_TYPE", "seed", "UNet", "refine", "auto_encoder", "embedder", "classifier", "Diffusion", "reconstruction",
-    "vid_dataset", "Pretrain", "objective", "lora", "frame_lens", "batch_sizes", "resolution", "p_zero", "lr",
+    "vid_dataset", "Pretrain", "objective", "lora", "frame_lens", "resolution", "p_zero", "lr",
     "weight_decay", "betas", "eps", "warmup_steps", "decay_mode", "decay_over", "grad_clip", "use_ema", "ema_decay",
     "cache_latents", "test_model",
 )  # fmt: skip
@@ -41,16 +41,19 @@ def find_state(cfg: RunConfig, log_dir: Path) -> Path | None:
     """Find the state from which a run continues, according to `resume`; None: it starts from the beginning.
 
     A state in log_dir has priority, so that a run that started from a path in `resume` continues with the same command.
+    A damaged state is named and set aside, and the one before it is taken. All processes must call this together.
 
     Raises:
-        DataError: there is no state at the given path, or log_dir contains the state of a run with other settings.
+        DataError: there is no state at the given path, all states are damaged, or log_dir contains the state of a run
+            with other settings.
     """
     if cfg.resume == "never":
         return None
-    found = latest(log_dir / "state")
+    found, damaged = newest_whole(log_dir / "state")
     if found is not None:
         # The state of an earlier version lacks newer settings; their defaults do not change the run.
-        before = {**settings_of(RunConfig()), **with_present_names(_numbers_in(found)["settings"])}
+        before = {**settings_of(RunConfig()), **with_present_names(read_numbers(found)["settings"])}
+        before = {name: value for name, value in before.items() if name != "batch_sizes"}  # earlier versions have it
         changes = differences(before, settings_of(cfg))
         if changes:
             shown = "; ".join(changes[:3]) + (f"; {len(changes) - 3} more" if len(changes) > 3 else "")
@@ -58,14 +61,56 @@ def find_state(cfg: RunConfig, log_dir: Path) -> Path | None:
                 f"log_dir={log_dir} contains the state of another run ({shown}); set resume=never to start again "
                 f"there, or use another log_dir, with resume={found} to continue with the new settings"
             )
+        for folder in damaged if is_main() else ():
+            log.warning("the damaged state is now %s", set_aside(folder))
         return found
     if cfg.resume == "auto":
         return None
     path = Path(cfg.resume)
-    found = path if (path / "state.json").is_file() else latest(path) or latest(path / "state")
+    if (path / "state.json").is_file():
+        if is_main():
+            read_state(path)
+        return path
+    found = newest_whole(path)[0] or newest_whole(path / "state")[0]
     if found is None:
         raise DataError(f"resume={path} contains no state; use a folder step_XXXXXXXX, or the log_dir of a run")
     return found
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, list[Path]]:
+    """Find the newest state that can be read and has not changed; all processes must call this together.
+
+    Only the main process reads the states. The others take the state of the same step, or if the main process has none,
+    the newest that they see, so that `check_agreement` finds out.
+
+    Returns:
+        (the state or None, the damaged states that are newer).
+
+    Raises:
+        DataError: there are states, but all are damaged.
+    """
+    found, damaged, problem = None, [], None
+    for state in states_in(folder) if is_main() else ():
+        try:
+            read_state(state)
+        except DataError as err:
+            log.warning("%s is damaged: %s", state.name, err)
+            damaged.append(state)
+            problem = problem or err
+        else:
+            found = state
+            break
+    step, failed = largest(step_of(found) if found else -1, bool(damaged) and found is None)
+    if failed:
+        raise problem or DataError(f"{folder}: all states are damaged; see the error message of the main process")
+    if found:
+        if damaged:
+            log.warning("training goes on from the state before, %s", found.name)
+        return found, damaged
+    if step < 0 or is_main():
+        return latest(folder) if not is_main() else None, []
+    same = state_path(folder, int(step))
+    return same if same.is_dir() else None, []
 
 
 def check_agreement(state: Path | None, log_dir: Path) -> None:
@@ -74,7 +119,7 @@ def check_agreement(state: Path | None, log_dir: Path) -> None:
     Raises:
         DataError: they have not, because log_dir is not the same folder on all machines.
     """
-    step = _numbers_in(state)["step"] if state else -1
+    step = read_numbers(state)["step"] if state else -1
     most, least = largest(step, -step)
     if most != -least:
         found = "none" if least == 1 else f"the one of step {-least:.0f}"
@@ -119,11 +164,3 @@ def clean_up(log_dir: Path, *, afresh: bool) -> None:
             number += 1
         states.rename(aside)
         log.info("resume=never: the states of the earlier run are now in %s", aside)
-
-
-def _numbers_in(folder: Path) -> dict[str, Any]:
-    try:
-        numbers = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return {name: numbers[name] for name in ("step", "settings")}
-    except (OSError, KeyError, TypeError, ValueError) as err:
-        raise DataError(f"resume: {folder}/state.json cannot be read ({err}); delete the folder {folder.name}") from err

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from pipelines.training.checkpoints import (
     saving,
 )
 from pipelines.training.launch import check_tracker, join_processes, leave_processes, make_accelerator, watch_signals
+from pipelines.training.lock import folder_lock
 from pipelines.training.network_setup import exchanges_afterwards, prepare_network
 from pipelines.training.objectives.base import Objective
 from pipelines.training.optimization import MovingAverage, learning_rate, parameter_groups
@@ -36,8 +37,8 @@ from pipelines.training.resume import check_agreement, clean_up, find_state, not
 from pipelines.training.state import TrainingState, latest, read_state, restore, save_state, snapshot, state_path
 from utils.config import save_config
 from utils.errors import ConfigError, DataError
-from utils.files import writable_folder
 from utils.processes import is_main, largest, main_first, take_from_main
+from utils.registry import Section
 from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
@@ -58,10 +59,19 @@ def train(cfg: RunConfig) -> Path:
     check_exchange(cfg)
     check_files(training.cls.weight_files(training.options, cfg), config="configs/mini/t2v_train.yaml")
     device = join_processes(cfg)
-    state = find_state(cfg, Path(cfg.log_dir))
-    check_agreement(state, Path(cfg.log_dir))
+    with ExitStack() as held:
+        with main_first():
+            if is_main():
+                held.enter_context(folder_lock(cfg.log_dir, option="log_dir"))
+        return _train(cfg, training, device)
+
+
+def _train(cfg: RunConfig, training: Section, device: torch.device) -> Path:
+    """Train in a folder that no other training uses."""
+    folder = Path(cfg.log_dir)
+    state = find_state(cfg, folder)
+    check_agreement(state, folder)
     with main_first():
-        folder = writable_folder(cfg.log_dir, option="log_dir")
         if is_main():
             clean_up(folder, afresh=cfg.resume == "never")
             with saving(folder, "config.yaml"):
@@ -97,7 +107,9 @@ class Trainer:
         saved = None if state is None else self._restore(state, optimizer)
         self._join_processes(optimizer, saved)
         views_per_batch = objective.views_per_step * self.accelerator.num_processes
-        self.report = ProgressReport(cfg, views_per_batch=views_per_batch, first_step=self.step)
+        self.report = ProgressReport(
+            cfg, views_per_batch=views_per_batch, first_step=self.step, first_progress=self.progress
+        )
         self.watch = LossWatch(self.accelerator)
         self.started = time.monotonic() - self.elapsed_s
 
@@ -141,7 +153,7 @@ class Trainer:
 
     def _restore(self, state: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
         """Load a state, which replaces the weights of the checkpoint."""
-        saved = read_state(state)
+        saved = read_state(state, verify=False)  # the main process has verified it
         restore(saved, self.objective.network, optimizer, self.average, source=f"resume: {state}")
         self.step, self.num_samples, self.elapsed_s = saved.step, saved.num_samples, saved.elapsed_s
         note_other_batch(saved.per_step, self.objective.global_batch.per_step)
@@ -236,7 +248,8 @@ class Trainer:
                 progress=self.progress,
                 summary=self.objective.summary,
             )
-            self.accelerator.log(figures, step=self.step)
+            with saving(self.folder, "the log", only_files=True):
+                self.accelerator.log(figures, step=self.step)
         if self.step % cfg.save_ckp_interval == 0 and not last:
             self.save()
         if self.step % cfg.viz_interval == 0 and not last:
@@ -306,7 +319,7 @@ class Trainer:
             return
         network = self.objective.network.eval()
         # Recompiling for sampling would take longer than the preview.
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), saving(self.folder, "a preview", only_files=True):
             if self.average and averaged:
                 with self.average.in_place():
                     self.objective.preview(self.folder / "previews", self.step)

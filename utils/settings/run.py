@@ -8,10 +8,13 @@ from typing import Any
 
 from utils.errors import ConfigError
 from utils.registry import ENGINE, Section, nearest
-from utils.settings.sampling import SamplingConfig, SectionField, one_of, section
+from utils.settings.sampling import SamplingConfig, SectionField, one_of, section, within
 
 # Trackers of accelerate that need only a name. All except tensorboard need their own package.
 TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "aim", "comet_ml", "clearml", "dvclive", "swanlab", "trackio")
+
+# Far beyond what is useful, so that a slip of the keyboard is found before work starts.
+MOST_STEPS, MOST_WORKERS, MOST_SAMPLES, LARGEST_LR = 10**10, 1024, 10**6, 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +64,25 @@ class RunConfig(SamplingConfig):
         for name in ("num_steps", *intervals, "grad_accumulation", "keep_states"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("num_processes", "max_bad_samples", "keep_every", "cache_memory_gb"):
+        not_negative = ("num_processes", "max_bad_samples", "keep_every", "cache_memory_gb", "num_workers")
+        for name in (*not_negative, "weight_decay", "eps", "grad_clip", "max_minutes", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        within("num_steps", self.num_steps, 1, MOST_STEPS)
+        within("num_workers", self.num_workers, 0, MOST_WORKERS)
+        within("prefetch_factor", self.prefetch_factor, 1, MOST_WORKERS)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas must lie in [0, 1), got {list(self.betas)}")
+        for key, size in self.batch_sizes.items():
+            if not key.isdecimal() or not 1 <= size <= MOST_SAMPLES:
+                raise ConfigError(
+                    f"batch_sizes.{key}={size} must be a number of views and a number of samples in "
+                    f"[1, {MOST_SAMPLES}], e.g. batch_sizes={{24: 8}}"
+                )
         if not self.resume:
             raise ConfigError("resume is empty; set it to auto, never or the folder of a state")
-        if self.lr <= 0:
-            raise ConfigError(f"lr must be positive, got {self.lr}")
+        if not 0 < self.lr <= LARGEST_LR:
+            raise ConfigError(f"lr must be positive and at most {LARGEST_LR:g}, got {self.lr}")
         for name in ("p_zero", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}")

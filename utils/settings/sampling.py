@@ -18,8 +18,14 @@ from utils.prompts import PROMPT_SUFFIX
 from utils.registry import Section
 from utils.settings.assets import AssetOptions
 from utils.settings.lora import LoraOptions
+from utils.settings.typed import Refused
 
 ELEVATION_TOLERANCE_DEG = 0.5
+# Far beyond what is useful, and within what memory and float32 hold.
+MOST_VIEWS, MOST_ROUNDS, LARGEST_SIDE = 1000, 10**6, 8192
+LARGEST_ANGLE_DEG, SMALLEST_DISTANCE, LARGEST_DISTANCE = 36000.0, 1e-3, 1e4
+LARGEST_SCALE = 1000.0  # of guidance
+LARGEST_SEED = 2**63 - 1  # of torch's generators
 # Results of a run with 3D-aware sampling for each input: without it, with it, or both (as published).
 RESULTS = ("plain", "refined", "both")
 # How known views are fixed during sampling: on their noisy trajectory, or as clean latents.
@@ -50,18 +56,22 @@ class CamerasConfig:
     views: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.num_views < 1:
-            raise ConfigError(f"cameras.num_views must be >= 1, got {self.num_views}")
-        if not -90 < self.elevation_deg < 90:
-            raise ConfigError(f"cameras.elevation_deg must lie in (-90, 90), got {self.elevation_deg}")
-        if self.distance <= 0:
-            raise ConfigError(f"cameras.distance must be positive, got {self.distance}")
-        known = {"azimuth_deg", "elevation_deg", "distance"}
+        within("cameras.num_views", self.num_views, 1, MOST_VIEWS)
+        within("cameras.azimuth_span_deg", self.azimuth_span_deg, -LARGEST_ANGLE_DEG, LARGEST_ANGLE_DEG)
+        if self.fov_deg is not None and not 0 < self.fov_deg < 180:
+            raise ConfigError(f"cameras.fov_deg must lie in (0, 180), got {self.fov_deg}")
+        within("cameras.azimuth_start_deg", self.azimuth_start_deg, -LARGEST_ANGLE_DEG, LARGEST_ANGLE_DEG)
+        check_camera("cameras.", 0.0, self.elevation_deg, self.distance)
+        within("cameras.views: their number", len(self.views), 0, MOST_VIEWS)
+        known = ("azimuth_deg", "elevation_deg", "distance")
         for index, view in enumerate(self.views):
-            if set(view) - known:
+            if set(view) - set(known):
                 raise ConfigError(
-                    f"cameras.views[{index}] has unknown keys {sorted(set(view) - known)}; valid: {known}"
+                    f"cameras.views[{index}] has unknown keys {sorted(set(view) - set(known))}; valid: "
+                    f"{', '.join(known)}"
                 )
+            values = (view.get(key, 1.0 if key == "distance" else 0.0) for key in known)
+            check_camera(f"cameras.views[{index}].", *values)
 
     def c2w(self) -> Tensor:
         """Return the cameras, (V, 4, 4), in the convention of utils.cameras.
@@ -88,9 +98,23 @@ class CamerasConfig:
             raise ConfigError(f"cameras.views: {err}") from err
 
 
+def check_camera(where: str, azimuth_deg: float, elevation_deg: float, distance: float) -> None:
+    """Check the values of one camera.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    within(f"{where}azimuth_deg", azimuth_deg, -LARGEST_ANGLE_DEG, LARGEST_ANGLE_DEG)
+    if not -90 < elevation_deg < 90:
+        raise ConfigError(f"{where}elevation_deg must lie in (-90, 90), got {elevation_deg}")
+    if not 0 < distance:
+        raise ConfigError(f"{where}distance must be positive, got {distance}")
+    within(f"{where}distance", distance, SMALLEST_DISTANCE, LARGEST_DISTANCE)
+
+
 if TYPE_CHECKING:
     SectionField = Section
-else:  # OmegaConf reads a dict; `__post_init__` turns it into a Section
+else:  # a dict is read; `__post_init__` turns it into a Section
     SectionField = dict[str, Any]
 
 
@@ -158,9 +182,12 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         self._resolve_sections()
-        for name in ("round", "batch_size", "target_fps", "chunk_size", "decoder_bs"):
+        for name in ("batch_size", "target_fps", "chunk_size", "decoder_bs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+        within("round", self.round, 1, MOST_ROUNDS)
+        within("seed", self.seed, -LARGEST_SEED, LARGEST_SEED - self.round + 1)  # round r has the seed seed + r
+        within("guide_scale", self.guide_scale, -LARGEST_SCALE, LARGEST_SCALE)
         if not 0 < self.object_share <= 1:
             raise ConfigError(f"object_share must lie in (0, 1], got {self.object_share}")
         for index, view in enumerate(self.known_views):
@@ -173,6 +200,7 @@ class SamplingConfig:
         one_of("precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
         one_of("results", self.results, RESULTS)
         one_of("hold_views", self.hold_views, HOLD_VIEWS)
+        within("resolution", max(self.resolution), 8, LARGEST_SIDE)
         if min(self.resolution) < 8 or any(side % 8 for side in self.resolution):
             raise ConfigError(
                 f"resolution={list(self.resolution)} must be multiples of 64 for the published networks, of 16 for the "
@@ -180,13 +208,21 @@ class SamplingConfig:
             )
 
     def _resolve_sections(self) -> None:
-        """Replace each section by a `Section` that its registry has checked."""
+        """Replace each section by a `Section` that its registry has checked; all refusals come together."""
+        refusals = []
         for entry in fields(self):
             given = getattr(self, entry.name)
             if "registry" in entry.metadata and not isinstance(given, Section):
                 own = getattr(registry, entry.metadata["registry"])
+                try:
+                    checked = own.section(given, where=entry.name)
+                except Refused as err:
+                    refusals += err.refusals
+                    continue
                 # the class is frozen, so a plain assignment would fail
-                object.__setattr__(self, entry.name, own.section(given, where=entry.name))
+                object.__setattr__(self, entry.name, checked)
+        if refusals:
+            raise Refused(refusals)
 
     @property
     def takes_images(self) -> bool:
@@ -220,6 +256,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
+
+
+def within(name: str, value: float, low: float, high: float) -> None:
+    """Check that a number lies in a range.
+
+    Raises:
+        ConfigError: it does not; NaN never does.
+    """
+    if low <= value <= high:
+        return
+    if isinstance(value, int) and value < low == 1:
+        raise ConfigError(f"{name} must be >= 1, got {value}")
+    raise ConfigError(f"{name} must lie in [{low}, {high}], got {value}")
 
 
 def one_of(name: str, value: str, valid: tuple[str, ...]) -> None:

@@ -10,6 +10,8 @@ import torch
 
 from models.fused.kernels import reference
 
+KERNELS_SINCE = (8, 0)  # compute capability; older GPUs have no bfloat16, and Triton no longer supports all of them
+
 
 def operations(device: torch.device, dtype: torch.dtype) -> ModuleType | Any:
     """The Triton kernels if `has_kernels` (with gradients enabled, those with a backward pass); else the reference."""
@@ -24,7 +26,9 @@ def operations(device: torch.device, dtype: torch.dtype) -> ModuleType | Any:
 
 
 def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the Triton kernels can run: half precision, a CUDA device, and a PyTorch with Triton."""
+    """Whether the Triton kernels can run: half precision, a CUDA device that they were written for, and Triton."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if torch.cuda.get_device_capability(device) < KERNELS_SINCE:
         return False
     return importlib.util.find_spec("triton") is not None

@@ -15,20 +15,23 @@ import json
 import logging
 import os
 import shutil
+import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.autoencoder import draw_like
+from pipelines.training.lock import folder_lock
 from utils.errors import DataError
 from utils.files import atomic_path, read_json, writable_folder, write_json
 from utils.processes import is_main, num_processes, process_rank, seen_by_all, wait_for_all
@@ -126,6 +129,9 @@ def is_current(folder: str | Path, wanted: Mapping[str, Any]) -> bool:
     if not file.is_file():
         return False
     found = read_json(file, option="cache_dir")
+    if not isinstance(found, dict):
+        log.info("%s is broken: encoding again", file)
+        return False
     changed = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
     if changed:
         log.info("latents in %s are out of date (%s changed): encoding again", folder, ", ".join(changed))
@@ -152,7 +158,18 @@ def write_cache(
     Raises:
         DataError: the folder cannot be written, is not the same on all machines, or the disk is full.
     """
-    folder = writable_folder(folder, option="cache_dir")
+    with folder_lock(folder, option="cache_dir") if is_main() else nullcontext():
+        _write_cache(writable_folder(folder, option="cache_dir"), encode, wanted, num_samples=num_samples)
+
+
+def _write_cache(
+    folder: Path,
+    encode: Callable[[list[range]], Iterable[EncodedChunk]],
+    wanted: Mapping[str, Any],
+    *,
+    num_samples: int,
+) -> None:
+    """Write the cache into a folder that no other run writes to."""
     if is_main():
         _begin(folder, wanted)
     wait_for_all()
@@ -210,8 +227,25 @@ def _write_shard(file: Path, chunks: list[EncodedChunk]) -> None:
                 torch.float32 if name == "c2w" else torch.float16
             )
     samples = [sample for chunk in chunks for sample in zip(chunk.object_ids, chunk.captions, strict=True)]
+    for name, values in joined.items():
+        bad = (~values.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
+        if bad:
+            raise DataError(
+                f"cache_dir={file.parent}: the {name} of object {samples[bad[0]][0]} is not finite (NaN or infinite); "
+                "check its views and the weights of the encoders"
+            )
+    header = {"samples": json.dumps(samples), "checksums": json.dumps(row_checksums(joined))}
     with _writing(file.parent), atomic_path(file) as part:
-        save_file({name: value.contiguous() for name, value in joined.items()}, part, {"samples": json.dumps(samples)})
+        save_file({name: value.contiguous() for name, value in joined.items()}, part, header)
+
+
+def row_checksums(values: Mapping[str, Tensor]) -> list[int]:
+    """Return a checksum of each sample: sums of 2-byte words, times an odd number from each name, modulo 2**64."""
+    total_N = np.zeros(len(next(iter(values.values()))), dtype=np.uint64)
+    for name, value in values.items():
+        words_NW = value.contiguous().flatten(1).view(torch.uint8).numpy().view(np.uint16)
+        total_N += words_NW.sum(axis=1, dtype=np.uint64) * np.uint64(zlib.crc32(name.encode()) | 1)
+    return total_N.tolist()
 
 
 def _samples_in(file: Path) -> list[list[str]] | None:
@@ -297,6 +331,8 @@ class CachedLatents:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         samples = read_json(self.folder / "samples.json", option="cache_dir")
+        if not isinstance(samples, list) or not all(_is_sample(sample) for sample in samples):
+            raise DataError(f"cache_dir={folder}: samples.json is broken; delete the folder to encode again")
         self.object_ids = [object_id for object_id, _ in samples]
         self.captions = [caption for _, caption in samples]
         self.files = sorted(self.folder.glob("latents_*.safetensors"))
@@ -308,6 +344,7 @@ class CachedLatents:
         if not self.files or num_rows != len(samples):
             raise DataError(f"cache_dir={folder} is incomplete; delete the folder to encode again")
         self._open: dict[int, Any] = {}
+        self._unseen: dict[int, dict[int, int]] = {}  # by number of the file: checksums of rows not read before
         self._kept: LatentRows | None = None
 
     def __len__(self) -> int:
@@ -334,11 +371,26 @@ class CachedLatents:
         try:
             if number not in self._open:
                 self._open[number] = safe_open(str(self.files[number]), framework="pt")
+                checksums = json.loads((self._open[number].metadata() or {}).get("checksums", "[]"))
+                self._unseen.setdefault(number, dict(enumerate(checksums)))
             shard = self._open[number]
             there = set(shard.keys())
-            return {field: shard.get_slice(name)[first:last] for field, name in NAMES.items() if name in there}
-        except (SafetensorError, OSError) as err:
+            found = {field: shard.get_slice(name)[first:last] for field, name in NAMES.items() if name in there}
+        except (SafetensorError, OSError, ValueError) as err:
             raise DataError(_broken(self.files[number], err)) from err
+        self._verify(number, first, {NAMES[field]: value for field, value in found.items()})
+        return found
+
+    def _verify(self, number: int, first: int, values: Mapping[str, Tensor]) -> None:
+        """Compare the checksums of rows when they are read for the first time."""
+        unseen = self._unseen[number]
+        rows = range(first, first + len(next(iter(values.values()))))
+        if not any(row in unseen for row in rows):
+            return
+        for row, checksum in zip(rows, row_checksums(values), strict=True):
+            if unseen.pop(row, checksum) != checksum:
+                name = self.object_ids[self.starts[number] + row]
+                raise DataError(_broken(self.files[number], f"object {name} has changed since it was written"))
 
 
 def _runs(indices: list[int], starts: list[int], *, total: int) -> list[tuple[int, int, int]]:
@@ -363,5 +415,9 @@ def _num_rows(file: Path) -> int:
         raise DataError(_broken(file, err)) from err
 
 
-def _broken(file: Path, err: Exception) -> str:
+def _is_sample(sample: Any) -> bool:
+    return isinstance(sample, list) and len(sample) == 2 and all(isinstance(part, str) for part in sample)
+
+
+def _broken(file: Path, err: Exception | str) -> str:
     return f"cache_dir={file.parent}: {file.name} is broken ({err}); delete the folder to encode again"

@@ -21,6 +21,10 @@ log = logging.getLogger(__name__)
 MAX_TRIES = 100
 
 
+# Parts of a sample that no training reads. They would be 27 % of the bytes that travel from a worker.
+UNREAD = ("masks_V1HW", "first_frame_CHW")
+
+
 class WholeSamples(Dataset):
     """The samples of a data set, or the problems of broken ones.
 
@@ -40,7 +44,8 @@ class WholeSamples(Dataset):
         problems: list[str] = []
         for _ in range(min(MAX_TRIES, len(self)) if self.replace else 1):
             try:
-                return {**self.dataset[index], "index": index}, problems + self.dataset.take_problems()
+                sample = {name: value for name, value in self.dataset[index].items() if name not in UNREAD}
+                return {**sample, "index": index}, problems + self.dataset.take_problems()
             except DataError as err:
                 problems.append(str(err))
             index = self.dataset.instead_of(index)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.lora import add_lora, lora_state
-from pipelines.parts import load_generator
+from pipelines.parts import load_generator, note_untrained
 from pipelines.sampling.conditioner import check_model_kind
 from pipelines.training.data.global_batch import JointBatch
 from pipelines.training.data.image_batches import ImageBatches
@@ -42,10 +42,12 @@ class OrbitDenoising(Objective):
     Attributes:
         data: makes the batches of orbits.
         images: makes the batches of images, or None.
+        reads_stored_views: whether it reads the views as stored, which `prepare_lgm` adds to each sample.
     """
 
     stem = "t2v"
     can_be_sharded = True
+    reads_stored_views = False
     takes_images = True
 
     @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,7 @@ class OrbitDenoising(Objective):
         if config.image:
             self.stem = "i2v"
         joint = self._share_with_images() if cfg.is_joint else None
-        self.dataset = cfg.vid_dataset.changed(random_start_view=False).build()
+        self.dataset = cfg.vid_dataset.changed(random_start_view=False, prepare_lgm=self.reads_stored_views).build()
         if self.dataset.config.num_views != max(cfg.frame_lens):
             raise ConfigError(
                 f"frame_lens={list(cfg.frame_lens)}, but vid_dataset.num_views={self.dataset.config.num_views}; "
@@ -112,6 +114,7 @@ class OrbitDenoising(Objective):
             self.embedder = _frozen(cfg.embedder.build(), device)
         if cfg.channels_last:
             channels_last(self.network)
+        note_untrained(cfg, "auto_encoder", "embedder")
         check_model_kind(self.network, self.embedder, image=config.image, option=f"TASK_TYPE={cfg.TASK_TYPE}")
         if not config.image:
             self.embedder.forget_images()

@@ -6,7 +6,6 @@ H W pixels.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from torch.utils.data import default_collate
 
 from models.gaussians.lgm import LGM, head_input
 from models.gaussians.scene import Gaussians
-from models.weights import HEAD_PREFIX, load_head, read_weights
+from models.weights import HEAD_PREFIX, has_head, load_head
 from pipelines.parts import load_generator
 from pipelines.reconstruction.feed_forward import GaussianReconstruction
 from pipelines.training.data.orbit_batches import DiffusionBatch, roll_views
@@ -92,6 +91,7 @@ class HeadTuning(OrbitDenoising):
     stem = "t2v"
     can_be_sharded = False
     takes_images = False
+    reads_stored_views = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LossConfig, OrbitDenoising.Config):
@@ -122,13 +122,12 @@ class HeadTuning(OrbitDenoising):
         head_file = cfg.reconstruction.pretrained
         # A tuned generator's file contains its head. Reading the file is slow, so look only if there is no other head.
         missing = head_file and not Path(head_file).exists()
-        if not (missing and path and Path(path).is_file() and read_weights(path, option=option).head):
+        if not (missing and path and Path(path).is_file() and has_head(path, option=option)):
             found["reconstruction.pretrained"] = head_file
         return found
 
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         options = check_tuning(cfg)
-        cfg = dataclasses.replace(cfg, vid_dataset=cfg.vid_dataset.changed(prepare_lgm=True))
         num_inputs = options.head_config.num_input_views
         loss = HeadLoss(  # first, because it can raise an error and the rest is slow
             config,
@@ -309,7 +308,7 @@ def load_start(unet: nn.Module, head: LGM, *, cfg: RunConfig, head_file: str | N
     option, path = generator_file(cfg)
     if option == "test_model":
         load_generator(unet, cfg)
-    if read_weights(path, option=option).head:
+    if has_head(path, option=option):
         load_head(head, path, option=option)
     elif head_file:
         load_head(head, head_file, option="reconstruction.pretrained")

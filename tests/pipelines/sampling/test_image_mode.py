@@ -70,6 +70,18 @@ def test_conditions_are_those_of_the_published_model(tmp_path, family):
     assert (image_BC[0] - image_BC[1]).abs().max() > 1e-3
 
 
+def test_known_views_never_have_the_precision_of_the_network(tmp_path, family):
+    family["auto_encoder"] = {**family["auto_encoder"], "posterior": "mode"}
+    conditioner = ViewsPipeline.from_config(load(tmp_path, family)).conditioner
+    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact, half = (conditioner([image], frame(seeds=[1], dtype=dtype)) for dtype in (torch.float32, torch.bfloat16))
+    assert half.conditional["local_image"].dtype == torch.bfloat16
+    held = KnownViews.of({0: half})
+    assert held.latents_BCKHW.dtype == torch.float32
+    assert torch.equal(held.latents_BCKHW, exact.conditional["local_image"][:, :, :1])
+
+
 def test_the_unconditional_branch_is_a_setting(tmp_path, family):
     options = ("use_zero_infer=false", "zero_local_image=true", "image_prompt=a toy")
     conditioner = ViewsPipeline.from_config(load(tmp_path, family, *options)).conditioner

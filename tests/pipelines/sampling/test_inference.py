@@ -163,7 +163,7 @@ def test_command_line(tmp_path, family):
         ({"UNet": {**UNET, "attention": "xformers"}}, "UNet.attention=xformers"),
         ({"frame_lens": [1, 24]}, "frame_lens=[1, 24]"),
         ({"device": "cuda:99"}, "device=cuda:99"),
-        ({"vldm_cfg": "x.yaml"}, "vldm_cfg is no longer an option: write `base:"),
+        ({"vldm_cfg": "x.yaml"}, "vldm_cfg=x.yaml: no such file"),
     ],
 )
 def test_refuses_in_one_line_and_writes_nothing(tmp_path, family, change, message):

@@ -43,7 +43,7 @@ def test_the_time_left_counts_from_where_this_run_began(folder, caplog, monkeypa
     now = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     cfg = load(folder, TASK_TYPE="train_t2v_entrance", num_steps=100)
-    with ProgressReport(cfg, views_per_batch=12, first_step=50) as report:
+    with ProgressReport(cfg, views_per_batch=12, first_step=50, first_progress=50 / cfg.num_steps) as report:
         for _ in range(10):
             report.add({"loss": torch.tensor(0.5)})
         now[0] += 20

@@ -290,3 +290,29 @@ def test_processes_encode_a_part_each(folder, monkeypatch):
     both = CachedLatents(folder / "latents"), alone
     assert both[0].object_ids == both[1].object_ids
     torch.testing.assert_close(*(vars(one.rows(torch.arange(16))) for one in both), atol=0, rtol=0)
+
+
+def flip_in(file, value):
+    content = bytearray(file.read_bytes())
+    place = content.find(value.numpy().tobytes())
+    assert place > 0
+    content[place + 1] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_flipped_bit_in_a_cache_is_noticed(folder, kept):
+    cached = objective(folder).data.cached_latents()
+    flip_in(next((folder / "latents").glob("latents_*")), cached.rows(torch.tensor([5])).mean_BCVHW.clone())
+    changed = CachedLatents(folder / "latents")
+    with pytest.raises(DataError, match=r"latents_00000.safetensors is broken \(object 0/5 has changed since"):
+        changed.keep(CPU) if kept else changed.rows(torch.tensor([4, 5]))
+    assert len(CachedLatents(folder / "latents").rows(torch.tensor([3])).mean_BCVHW) == 1  # other samples can be read
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '[["a"]]', '[["a", 3]]'])
+def test_a_cache_with_another_list_of_samples_is_broken(folder, content):
+    objective(folder).data.cached_latents()
+    (folder / "latents" / "samples.json").write_text(content)
+    with pytest.raises(DataError, match=r"samples\.json is broken|is incomplete"):
+        CachedLatents(folder / "latents")
