@@ -71,8 +71,7 @@ def test_known_views_do_not_count_and_the_loss_keeps_its_scale():
 
 
 def test_the_network_sees_known_views_clean_and_the_others_noisy(folder):
-    task = objective(folder, objective={})
-    task.options = KnownViewOptions(p_known=1.0, max_known=2)
+    task = objective(folder, objective={"p_known": 1.0, "max_known": 2})
     batch = next(task.batches())
     seen = {}
     forward = task.network.forward
