@@ -19,7 +19,8 @@ if not __package__:
 
 import numpy as np
 
-from datasets.meshes.scene import RenderMesh, load_mesh, normalise
+from datasets.meshes.loading import load_mesh
+from datasets.meshes.scene import RenderMesh, normalise
 from pipelines.evaluation.mesh_metrics import THRESHOLDS, surface_distance
 from utils.errors import ConfigError, DataError
 from utils.files import write_json

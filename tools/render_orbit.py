@@ -26,9 +26,10 @@ if not __package__:
 
 import numpy as np
 
+from datasets.meshes.loading import UP_BY_SUFFIX, load_mesh
 from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings
 from datasets.meshes.renderer import Rendering, render_views
-from datasets.meshes.scene import UP_BY_SUFFIX, RenderMesh, load_mesh, normalise
+from datasets.meshes.scene import RenderMesh, normalise
 from datasets.orbits.layout import is_complete, write_orbit
 from datasets.orbits.packed import PackedShard, shard_file, write_shard
 from utils.cameras import orbit_cameras
