@@ -49,35 +49,34 @@ PLY_HEADER_BYTES = 1 << 16
 PLY_NAMES = {b"diffuse_red": b"red", b"diffuse_green": b"green", b"diffuse_blue": b"blue", b"diffuse_alpha": b"alpha"}
 
 
-def load_mesh(path: str | Path, *, up: str = "auto", root: Path | None = None) -> RenderMesh:
+def load_mesh(path: str | Path, *, up: str = "auto") -> RenderMesh:
     """Read a mesh file, and log a line for what is ignored or not found. See `read_mesh`."""
-    mesh, files = read_mesh(path, up=up, root=root)
+    files = Companions(Path(path))
+    mesh = read_mesh(files, up=up)
     if files.notes:
         log.warning("%s: %s", path, "; ".join(files.notes))
     return mesh
 
 
-def read_mesh(path: str | Path, *, up: str = "auto", root: Path | None = None) -> tuple[RenderMesh, Companions]:
+def read_mesh(files: Companions, *, up: str = "auto") -> RenderMesh:
     """Read a mesh file; all its meshes become one.
 
     Args:
-        path: .glb, .gltf, .obj, .ply, .stl, or another format that trimesh opens.
+        files: names a .glb, .gltf, .obj, .ply, .stl, or another format that trimesh opens. The files that belong to it
+            and notes on what is ignored or not found are added.
         up: up axis of the file, "y" or "z"; "auto" is y for .glb, .gltf, .obj, .ply and .off, and z for all others.
-        root: textures and buffers below this folder may be read, besides those below the mesh's folder.
 
     Returns:
-        The mesh with z up and, for a y-up file, its front (+z in glTF) along +x, not normalised; and the files that
-        belong to it, with notes on what is ignored or not found.
+        The mesh with z up and, for a y-up file, its front (+z in glTF) along +x. Not normalised.
 
     Raises:
         DataError: the file is missing, is not a mesh, needs something that is not read here, or contains no triangles.
     """
-    path = Path(path)
+    path = files.path
     if up not in ("auto", "y", "z"):
         raise DataError(f"up must be auto, y or z, got {up!r}")
     if not path.is_file():
         raise DataError(f"{path}: no such file; name a .glb, .obj, .ply or .stl mesh")
-    files = Companions(path, root)
     suffix = path.suffix.lower()
     try:
         content = path.read_bytes()
@@ -98,7 +97,7 @@ def read_mesh(path: str | Path, *, up: str = "auto", root: Path | None = None) -
         raise DataError(f"{path}: cannot be read as a mesh ({reason}); export it again as .glb") from err
     if up == "auto":
         up = UP_BY_SUFFIX.get(suffix, "z")
-    return turned(mesh, Y_UP_TO_Z_UP) if up == "y" else mesh, files
+    return turned(mesh, Y_UP_TO_Z_UP) if up == "y" else mesh
 
 
 def _from_trimesh(content: bytes, suffix: str, files: Companions) -> RenderMesh:

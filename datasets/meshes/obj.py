@@ -53,16 +53,19 @@ def prepare(content: bytes, files: Companions) -> ObjText:
     """
     if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:4096]:
         raise DataError("is no UTF-8 text; save it as UTF-8 or export it again")
-    content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    content = b"\n" + content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n") + b"\n"
     content = content.replace(b"\\\n", b" ")
-    names = [_text(line).strip() for line in re.findall(rb"(?m)^[ \t]*mtllib[ \t]+(.*)$", content)]
-    used = dict.fromkeys(_text(line).strip() for line in re.findall(rb"(?m)^[ \t]*usemtl[ \t]+(.*)$", content))
+    if b"\n " in content or b"\n\t" in content:
+        content = re.sub(rb"\n[ \t]+", b"\n", content)
+    names = [_text(line).strip() for line in re.findall(rb"\nmtllib[ \t]+([^\n]*)", content)]
+    used = dict.fromkeys(_text(line).strip() for line in re.findall(rb"\nusemtl[ \t]+([^\n]*)", content))
     materials: dict[str, ObjMaterial] = {}
     for name in dict.fromkeys(names):
         materials |= _read_library(name, files)
     if used and not names:
         files.note(f"material {', '.join(list(used)[:3])} is named, but no material file (mtllib)")
-    out = ObjText(content=_without_relative_indices(content))
+    content = _without_relative_indices(content)
+    out = ObjText(content=b"mtllib " + MTL_NAME.encode() + re.sub(rb"\nmtllib\b[^\n]*", b"", content))
     lowered = {name.lower(): material for name, material in materials.items()}
     lost = []
     for name in used:
@@ -75,8 +78,6 @@ def prepare(content: bytes, files: Companions) -> ObjText:
         out.materials.append(found)
     if lost and materials:
         files.note(f"material {', '.join(lost[:3])}{' ...' * (len(lost) > 3)} is in no material file")
-    body = re.sub(rb"(?m)^[ \t]*mtllib\b.*$", b"", out.content)
-    out.content = b"mtllib " + MTL_NAME.encode() + b"\n" + body
     return out
 
 
@@ -191,9 +192,10 @@ def _numbers(text: str) -> list[float]:
 
 def _without_relative_indices(content: bytes) -> bytes:
     """Count vertices as the file does: -1 is the last one before the face. Index 0 is an error."""
-    if re.search(rb"(?m)^[ \t]*f\b[^\n]*(?:[ \t]|/)0+(?=[ \t/\n]|$)", content):
+    faces = b"".join(re.findall(rb"\nf[ \t][^\n#]*", content)) + b"\n"
+    if re.search(rb"[ \t/]0+[ \t/\n]", faces):
         raise DataError("a face names vertex 0, but .obj counts from 1; repair the mesh and export it again")
-    if not re.search(rb"(?m)^[ \t]*f\b[^\n#]*-", content):
+    if b"-" not in faces:
         return content
     counts = {b"v": 0, b"vt": 0, b"vn": 0}
     kinds = (b"v", b"vt", b"vn")
