@@ -21,6 +21,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -78,6 +79,10 @@ def view_mesh(files: Companions, c2w_V44: np.ndarray, options: argparse.Namespac
     Raises:
         DataError: the file is not a mesh, or nothing of it can be seen.
     """
+    try:
+        os.fspath(files.path).encode("utf-8")
+    except UnicodeEncodeError as err:
+        raise DataError(f"{os.fspath(files.path)!a}: its name is not UTF-8; rename it") from err
     try:
         mesh = read_mesh(files, up=options.up)
         try:
@@ -254,14 +259,20 @@ def read_list(path: Path, where: list[str]) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"--list={path}: no such file; correct the path")
     conditions = [text.split("=", 1) for text in where]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as err:
+        raise DataError(f"--list={path}: cannot be read as UTF-8 text ({first_line(err)}); save it as UTF-8") from err
     known = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             name = Path(row["file"]).stem
-        except (json.JSONDecodeError, KeyError, TypeError) as err:
+        except (ValueError, KeyError, TypeError, RecursionError) as err:
             raise DataError(
-                f"--list={path}: line {number} is not a JSON object with a `file` ({err}); correct this line"
+                f"--list={path}: line {number} is not a JSON object with a `file` ({first_line(err)}); correct it"
             ) from err
         if all(_written(row.get(key)) == value for key, value in conditions):
             known[name] = row
@@ -303,6 +314,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         ends = getattr(options, name)
         if len(ends) > 2 or not -limit < ends[0] <= ends[-1] < limit:
             raise ConfigError(f"--{name} must be one angle, or a range with the smaller angle first, got {ends}")
+    if options.dictionary in ("", ".", "..") or re.search(r"[/\\\0\ud800-\udfff]", options.dictionary):
+        raise ConfigError(f"--dictionary={options.dictionary} must be the name of one folder below --out")
     if options.shard < 1 or options.seed < 0:
         raise ConfigError("--shard must be at least 1, and --seed at least 0")
     if options.where and not options.list:

@@ -102,13 +102,22 @@ def _in_pool(
             raise
 
 
+def check_disk(error: BaseException, out: Path | None) -> None:
+    """Find out whether something failed because the disk of `out` is full.
+
+    Raises:
+        DiskFullError: it is.
+    """
+    full = isinstance(error, OSError) and error.errno in FULL
+    if full or (out is not None and out.exists() and shutil.disk_usage(out).free < LEAST_FREE_BYTES):
+        raise DiskFullError(f"{out}: the disk is full; free space and run the same command again") from error
+
+
 def _line(error: BaseException | None, out: Path | None) -> str | None:
     """An error as one line; a full disk ends everything."""
     if error is None:
         return None
-    full = isinstance(error, OSError) and error.errno in FULL
-    if full or (out is not None and shutil.disk_usage(out).free < LEAST_FREE_BYTES):
-        raise DiskFullError(f"{out}: the disk is full; free space and run the same command again")
+    check_disk(error, out)
     text = " ".join(str(error).split())
     return text if isinstance(error, (DataError, OSError)) else f"{type(error).__name__}: {text}"
 

@@ -123,7 +123,7 @@ def _from_trimesh(content: bytes, suffix: str, files: Companions) -> RenderMesh:
         raise DataError("contains no triangles (it is a point cloud, or empty); export a triangle mesh")
     if not all(np.isfinite(np.asarray(g.vertices)[np.asarray(g.faces)]).all() for g in parts):
         raise DataError("some vertices are not finite; repair the mesh and export it again")
-    meshes = [mesh for g in parts if (mesh := _painted(g, materials)) is not None]
+    meshes = [mesh for g in parts if (mesh := _painted(g, materials, files)) is not None]
     if not meshes:
         raise DataError("everything in it is transparent, so nothing can be seen; correct the materials")
     return join(meshes)
@@ -174,7 +174,7 @@ def _plain_ply(content: bytes) -> bytes:
     return header + content[end:]
 
 
-def _painted(geometry: trimesh.Trimesh, materials: list[ObjMaterial]) -> RenderMesh | None:
+def _painted(geometry: trimesh.Trimesh, materials: list[ObjMaterial], files: Companions) -> RenderMesh | None:
     """The triangles of one geometry with their look."""
     faces_F3 = np.asarray(geometry.faces)
     visual = geometry.visual
@@ -189,6 +189,8 @@ def _painted(geometry: trimesh.Trimesh, materials: list[ObjMaterial]) -> RenderM
         )
         tints_F34 = srgb_to_linear(rgba / 255.0)
     textured = uv is not None and len(uv) == len(geometry.vertices) and np.isfinite(uv).all()
+    if material.texture is not None and not textured:
+        files.note("a texture has no coordinates and is left out")
     uvs_F32 = (np.asarray(uv, np.float64) * uv_scale + uv_offset)[faces_F3] if textured else None
     return painted(
         np.asarray(geometry.triangles, dtype=np.float64),

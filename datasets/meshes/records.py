@@ -18,9 +18,13 @@ def source_record(files: Companions) -> dict[str, Any]:
     rows = []
     for path in (files.path, *files.read):
         state = path.stat()
-        row = {"name": os.path.relpath(path, files.path.parent), "bytes": state.st_size, "mtime_ns": state.st_mtime_ns}
+        row = {
+            "name": _text(os.path.relpath(path, files.path.parent)),
+            "bytes": state.st_size,
+            "mtime_ns": state.st_mtime_ns,
+        }
         rows.append(row | {"sha256": _digest(path)})
-    return {"files": rows, "missing": list(files.missing)}
+    return {"files": rows, "missing": [_text(name) for name in files.missing]}
 
 
 def is_current(folder: Path, mesh: Path, root: Path, *, made: Path) -> bool:
@@ -57,6 +61,11 @@ def same_source(record: Any, mesh: Path, root: Path) -> bool:
         return all(files.find(name) is None for name in missing)
     except (OSError, KeyError, TypeError, AttributeError, IndexError):
         return False
+
+
+def _text(name: str) -> str:
+    """A name that JSON can hold; one with bytes that are no UTF-8 will not be found again, and counts as changed."""
+    return name.encode("utf-8", "surrogatepass").decode("utf-8", "backslashreplace")
 
 
 def _digest(path: Path) -> str:
