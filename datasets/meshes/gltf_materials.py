@@ -81,9 +81,9 @@ class Materials:
         if mode not in ("OPAQUE", "MASK", "BLEND"):
             self.gltf.files.note(f"alphaMode {str(mode)[:20]} is unknown, so the material is opaque")
         cutoff = {"MASK": stored.get("alphaCutoff", 0.5), "BLEND": 0.0}.get(mode)
-        if mode == "MASK":
-            # a cutoff of 0 keeps everything; 0 stands for blending in Material
-            cutoff = max(numbers([cutoff], 1, name="alphaCutoff")[0], 1e-6)
+        if mode == "MASK":  # a cutoff of 0 cuts nothing out; in Material, 0 stands for blending
+            cutoff = numbers([cutoff], 1, name="alphaCutoff")[0]
+            cutoff = cutoff if cutoff > 0 else None
         material = Material(
             color=tuple(color), opacity=opacity, cutoff=cutoff, texture=texture, glow=glow,
             glow_texture=None if glow_texture is None else glow_texture.opaque,

@@ -113,7 +113,7 @@ def _from_trimesh(content: bytes, suffix: str, files: Companions) -> RenderMesh:
         content = _plain_ply(content)
     resolver = _resolver(files, extra)
     try:
-        scene = trimesh.load_scene(io.BytesIO(content), file_type=suffix[1:], resolver=resolver)
+        scene = trimesh.load_scene(io.BytesIO(content), file_type=suffix[1:], resolver=resolver, process=False)
     except ImportError as err:
         raise DataError(
             f"{suffix} needs a package that is not installed ({first_line(err)}); export it as .glb"

@@ -18,6 +18,7 @@ from tools import make_zoo, render_orbit
 from utils.errors import ConfigError, DataError
 
 pytest.importorskip("embreex")
+pytest.importorskip("trimesh")  # before the processes are forked, so that they need not import it
 
 SMALL = ["--views", "2", "--size", "16", "--samples", "2", "--workers", "1", "--no-nd"]
 
