@@ -16,6 +16,7 @@ from datasets.meshes.materials import Material
 from datasets.meshes.scene import CLAMP, MIRROR, REPEAT, Texture
 from utils.errors import DataError
 
+BRIGHTEST = 1e4  # far beyond white
 WRAPS = {33071: CLAMP, 33648: MIRROR, 10497: REPEAT}
 TRANSMISSION = ("KHR_materials_transmission", "KHR_materials_diffuse_transmission")
 # the extensions whose textures Pillow reads
@@ -67,12 +68,14 @@ class Materials:
         part, names = stored.get("pbrMetallicRoughness", {}), ("baseColorFactor", "baseColorTexture")
         if "KHR_materials_pbrSpecularGlossiness" in extensions:
             part, names = extensions["KHR_materials_pbrSpecularGlossiness"], ("diffuseFactor", "diffuseTexture")
-        *color, opacity = numbers(part.get(names[0], [1.0, 1.0, 1.0, 1.0]), 4, name=names[0])
+        factors = numbers(part.get(names[0], [1.0, 1.0, 1.0, 1.0]), 4, name=names[0])
+        *color, opacity = (min(max(value, 0.0), 1.0) for value in factors)
         texture, mapping = self._texture(part.get(names[1]))
         glow_texture, glow_mapping = None, None
         strength = extensions.get("KHR_materials_emissive_strength", {}).get("emissiveStrength", 1.0)
         factor = numbers([strength], 1, name="emissiveStrength")[0]
-        glow = tuple(factor * value for value in numbers(stored.get("emissiveFactor", [0.0] * 3), 3, name="emissive"))
+        glow = numbers(stored.get("emissiveFactor", [0.0] * 3), 3, name="emissiveFactor")
+        glow = tuple(min(factor * value, BRIGHTEST) for value in glow)
         if max(glow) > 0 and "emissiveTexture" in stored:
             glow_texture, glow_mapping = self._texture(stored["emissiveTexture"])
             if glow_texture is None:  # its factor is usually white and alone would hide the colour

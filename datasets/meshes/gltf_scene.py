@@ -20,6 +20,7 @@ from datasets.meshes.scene import RenderMesh, join, seamless_normals, srgb_to_li
 from utils.errors import DataError
 
 MAX_FACES = 20_000_000
+LARGEST_UV = 1e6  # float32 has no places after the point beyond; also false for NaN
 POINTS_AND_LINES = {0: "points", 1: "lines", 2: "lines", 3: "lines"}
 
 
@@ -274,8 +275,10 @@ class _Scene:
         uvs = {}
         for name, mapping in (("base", look.mapping), ("glow", look.glow_mapping)):
             stored = None if mapping is None else shape.attributes.get(f"TEXCOORD_{mapping.texcoord}")
-            fits = stored is not None and stored.shape == (len(points_N3), 2) and bool(np.isfinite(stored).all())
-            uvs[name] = mapping.uvs(stored)[faces_F3] if fits else None
+            fits = stored is not None and stored.shape == (len(points_N3), 2)
+            uvs_N2 = mapping.uvs(stored) if fits else None
+            fits = uvs_N2 is not None and bool((np.abs(uvs_N2) < LARGEST_UV).all())
+            uvs[name] = uvs_N2[faces_F3] if fits else None
             if mapping is not None and not fits:
                 self.gltf.files.note(f"a texture has no coordinates (TEXCOORD_{mapping.texcoord}) and is left out")
         look = without_texture(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datasets.meshes.companions import Companions
-from datasets.meshes.gltf_scene import read_gltf
+from datasets.meshes.gltf_scene import LARGEST_UV, read_gltf
 from datasets.meshes.materials import Material, painted
 from datasets.meshes.obj import KEY, MTL_NAME, ObjMaterial, prepare
 from datasets.meshes.scene import (
@@ -188,7 +188,7 @@ def _painted(geometry: trimesh.Trimesh, materials: list[ObjMaterial], files: Com
             visual.face_colors[:, None].repeat(3, axis=1) if visual.kind == "face" else visual.vertex_colors[faces_F3]
         )
         tints_F34 = srgb_to_linear(rgba / 255.0)
-    textured = uv is not None and len(uv) == len(geometry.vertices) and np.isfinite(uv).all()
+    textured = uv is not None and len(uv) == len(geometry.vertices) and bool((np.abs(uv) < LARGEST_UV).all())
     if material.texture is not None and not textured:
         files.note("a texture has no coordinates and is left out")
     uvs_F32 = (np.asarray(uv, np.float64) * uv_scale + uv_offset)[faces_F3] if textured else None

@@ -313,7 +313,8 @@ class _Hits:
     num_pixels: int
 
     def _summed(self, values_S: np.ndarray) -> np.ndarray:
-        return np.bincount(self.pixel_S, weights=values_S, minlength=self.num_pixels)
+        # without samples, bincount gives integers
+        return np.bincount(self.pixel_S, weights=values_S, minlength=self.num_pixels).astype(np.float64, copy=False)
 
     def _counts(self) -> np.ndarray:
         return np.bincount(self.pixel_S, minlength=self.num_pixels)
