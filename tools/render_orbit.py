@@ -23,6 +23,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ from utils.files import writable_folder, write_json
 from utils.jobs import DiskFullError, run_jobs
 from utils.script import run_script
 
+# Meshes that a user may expect to be read from a folder.
+OTHER_MESHES = {".fbx", ".dae", ".blend", ".usd", ".usda", ".usdc", ".usdz", ".3ds", ".3mf", ".max", ".vrm", ".wrl"}
 FLAT = 1e-3  # thickness, relative to the longest side, of what cannot be seen from its edge
 HELD = ("views", "size", "elevation", "azimuth", "distance", "fov", "samples", "up", "no_nd")
 RANGES = ("elevation", "azimuth")
@@ -232,8 +235,12 @@ def collect_meshes(paths: list[Path]) -> dict[str, MeshFile]:
     files: list[MeshFile] = []
     for path in paths:
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in UP_BY_SUFFIX and not p.is_dir())
-            files += [MeshFile(p, path) for p in found if not p.name.startswith(".")]
+            found = sorted(p for p in path.rglob("*") if not p.name.startswith(".") and not p.is_dir())
+            files += [MeshFile(p, path) for p in found if p.suffix.lower() in UP_BY_SUFFIX]
+            others = Counter(p.suffix.lower() for p in found if p.suffix.lower() in OTHER_MESHES)
+            if others:
+                listed = ", ".join(f"{number} {suffix}" for suffix, number in sorted(others.items()))
+                print(f"warning: {path}: {listed} are not read; export them as .glb", file=sys.stderr)
         else:
             files.append(MeshFile(path, path.parent))
     if not files:

@@ -152,8 +152,11 @@ def test_hidden_files_and_folders_with_a_mesh_name_are_passed_over(tmp_path, cap
     box_glb().write(tmp_path / "a.glb")
     (tmp_path / "._b.obj").write_bytes(b"\0\5\26\7")
     (tmp_path / "c.obj").mkdir()
+    (tmp_path / "d.fbx").touch()
     assert render(tmp_path, tmp_path / "out") == 0
-    assert "1 rendered" in capfd.readouterr().out
+    out, err = capfd.readouterr()
+    assert "1 rendered" in out
+    assert f"warning: {tmp_path}: 1 .fbx are not read; export them as .glb" in err
 
 
 def test_leftovers_of_killed_runs_are_removed_but_not_those_of_a_live_one(tmp_path):
