@@ -48,8 +48,8 @@ class _Scene:
         self.gltf = gltf
         self.materials = Materials(gltf)
         self.worlds: dict[int, np.ndarray] = {}
-        # trimesh writes the bytes of sRGB colours, where the specification has linear ones
-        self.tints_are_srgb = "trimesh" in str(gltf.json.get("asset", {}).get("generator", ""))
+        # Of a mesh without material, trimesh writes the bytes of sRGB colours; the specification has linear ones.
+        self.written_by_trimesh = "trimesh" in str(gltf.json.get("asset", {}).get("generator", ""))
         self.num_faces = 0
 
     def mesh(self) -> RenderMesh:
@@ -270,7 +270,7 @@ class _Scene:
                 normals_F33 = (normals_N3 / np.maximum(length, 1e-20))[faces_F3]
         if normals_F33 is None:
             normals_F33 = seamless_normals(points_N3, faces_F3)
-        tints_N4 = self._tints(shape.attributes)
+        tints_N4 = self._tints(shape)
         look = self.materials.look(shape.material, tinted=tints_N4 is not None)
         uvs = {}
         for name, mapping in (("base", look.mapping), ("glow", look.glow_mapping)):
@@ -295,15 +295,16 @@ class _Scene:
             tints_F34=None if tints_N4 is None else tints_N4[faces_F3],
         )
 
-    def _tints(self, attributes: dict[str, np.ndarray]) -> np.ndarray | None:
+    def _tints(self, shape: _Triangles) -> np.ndarray | None:
         """COLOR_0 as linear RGB and opacity."""
-        stored = attributes.get("COLOR_0")
+        stored = shape.attributes.get("COLOR_0")
         if stored is None:
             return None
-        if len(stored) != len(attributes["POSITION"]) or stored.shape[1] not in (3, 4) or not np.isfinite(stored).all():
+        if len(stored) != len(shape.points_N3) or stored.shape[1] not in (3, 4) or not np.isfinite(stored).all():
             self.gltf.files.note("COLOR_0 does not fit its vertices and is ignored")
             return None
-        rgb = srgb_to_linear(stored[:, :3]) if self.tints_are_srgb else stored[:, :3]
+        is_srgb = self.written_by_trimesh and shape.material is None
+        rgb = srgb_to_linear(stored[:, :3]) if is_srgb else stored[:, :3]
         alpha = stored[:, 3:] if stored.shape[1] == 4 else np.ones((len(stored), 1), np.float32)
         return np.concatenate([rgb, alpha], axis=1).astype(np.float32)
 

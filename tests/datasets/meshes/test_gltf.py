@@ -375,14 +375,15 @@ def test_pictures_of_other_depths(tmp_path, mode):
     assert mesh.textures[0].pixels_HWC.shape == (4, 4, 3)
 
 
+@pytest.mark.parametrize("with_material", [False, True])
 @pytest.mark.parametrize("generator", ["Blender", "https://github.com/mikedh/trimesh"])
-def test_vertex_colours_are_linear_except_those_of_trimesh(tmp_path, generator):
+def test_vertex_colours_are_linear_except_those_of_trimesh_without_material(tmp_path, generator, with_material):
     glb = Glb()
     glb.json["asset"]["generator"] = generator
     shape = box() | {"COLOR_0": np.tile([128, 128, 128, 255], (24, 1)).astype(np.uint8)}
-    glb.node(glb.mesh(shape))
+    glb.node(glb.mesh(shape, glb.material() if with_material else None))
     glb.json["accessors"][glb.primitive()["attributes"]["COLOR_0"]]["normalized"] = True
-    expected = 0.2159 if "trimesh" in generator else 128 / 255
+    expected = 0.2159 if "trimesh" in generator and not with_material else 128 / 255
     np.testing.assert_allclose(read(tmp_path, glb)[0].colors_F33, expected, atol=1e-3)
 
 
