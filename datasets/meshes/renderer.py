@@ -171,8 +171,10 @@ class _Tracer:
         sample = np.flatnonzero(hits_N["primID"] >= 0)
         directions = directions[sample]
         layer = self._layer(hits_N, sample, directions)
+        del origins, hits_N  # large; their memory is used again below, which is measurably faster
         if self.mesh.opacities_F3 is None:
-            seen = _Seen(layer=layer, linear_S3=self._colors(layer), opacity_S=None)
+            del directions
+            seen = _Seen(layer=layer, linear_S3=self._colors(layer)[0], opacity_S=None)
         else:
             seen = self._through(layer, origin, directions)
             sample, seen = sample[seen.opacity_S > 0], seen.only(seen.opacity_S > 0)
@@ -194,11 +196,7 @@ class _Tracer:
             depth_S=hits["tfar"][sample],
         )
 
-    def _colors(self, layer: _Layer) -> np.ndarray:
-        """The linear colour (S, 3) of surfaces in the light."""
-        return self._colors_and_opacity(layer)[0]
-
-    def _colors_and_opacity(self, layer: _Layer) -> tuple[np.ndarray, np.ndarray | None]:
+    def _colors(self, layer: _Layer) -> tuple[np.ndarray, np.ndarray | None]:
         """The linear colour (S, 3) of surfaces in the light, and their textures' alpha; None if all is opaque."""
         mesh, face_S = self.mesh, layer.face_S
         linear_S3 = layer.interpolated(self.lit[face_S + len(mesh.points_F33) * layer.inside_S])
@@ -245,7 +243,7 @@ class _Tracer:
         left_S, most_S = np.ones(len(active), dtype=np.float32), np.zeros(len(active), dtype=np.float32)
         kept = layer
         for _ in range(MAX_LAYERS):
-            colors_S3, alpha_S = self._colors_and_opacity(layer)
+            colors_S3, alpha_S = self._colors(layer)
             opacity_S = self._opacity(layer, alpha_S)
             added_S = left_S[active] * opacity_S
             linear_S3[active] += added_S[:, None] * colors_S3
@@ -390,6 +388,7 @@ def _wrapped(coordinates: np.ndarray, wrap: str) -> np.ndarray:
 
 def _neighbours(first: np.ndarray, size: int, wrap: str) -> tuple[np.ndarray, np.ndarray]:
     """The two texels that a coordinate lies between; beyond the edge, those of the other side only where it repeats."""
+    # coordinates lie in [0, 1], so the first texel is at least -1 and the second at most `size`
     if wrap == REPEAT:
-        return first % size, (first + 1) % size
+        return np.where(first < 0, size - 1, first), np.where(first + 1 < size, first + 1, 0)
     return np.clip(first, 0, size - 1), np.clip(first + 1, 0, size - 1)
