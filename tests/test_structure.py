@@ -75,7 +75,7 @@ def test_parts_are_not_asked_what_they_are_by_their_attributes():
     """A contract answers instead. What is left asks objects of other packages, or a dataclass by its own field."""
     asking = {str(path.relative_to(ROOT)) for path in source_files() if "hasattr(" in path.read_text()}
     assert asking == {
-        "datasets/meshes/scene.py",  # trimesh's materials
+        "datasets/meshes/loading.py",  # trimesh's materials
         "models/fused/head.py",  # levels without a change of size, as published
         "models/gaussians/lgm.py",
         "pipelines/training/data/reading.py",  # functions that some systems lack

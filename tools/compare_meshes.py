@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import math
 import sys
 from pathlib import Path
 
@@ -19,16 +20,19 @@ if not __package__:
 
 import numpy as np
 
-from datasets.meshes.scene import RenderMesh, load_mesh, normalise
+from datasets.meshes.loading import load_mesh
+from datasets.meshes.scene import RenderMesh, normalise
 from pipelines.evaluation.mesh_metrics import THRESHOLDS, surface_distance
 from utils.errors import ConfigError, DataError
-from utils.files import write_json
+from utils.files import writable_folder, write_json
+from utils.jobs import check_disk
 from utils.script import run_script
 
 log = logging.getLogger(__name__)
 
 # Beyond these limits the metrics depend on the placement of the meshes, not on their shape.
 MAX_RATIO = 1.5  # ratio of the longest sides of the boxes
+MAX_POINTS, MAX_SEED = 10_000_000, 2**32
 MAX_SHIFT = 0.25  # distance of the boxes' centres, relative to the longest side of the true box
 
 
@@ -66,13 +70,40 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Check the options before the meshes are read.
+
+    Raises:
+        ConfigError: a value is out of range, or --json cannot be written.
+    """
+    if not 100 <= options.points <= MAX_POINTS:
+        raise ConfigError(f"--points must lie between 100 and {MAX_POINTS}, got {options.points}")
+    bad = [value for value in options.thresholds if not 0 < value < math.inf]
+    if bad:
+        raise ConfigError(f"--thresholds must be positive numbers, got {bad[0]}")
+    if not 0 <= options.seed <= MAX_SEED:
+        raise ConfigError(f"--seed must lie between 0 and {MAX_SEED}, got {options.seed}")
+    if options.json is not None:
+        if options.json.is_dir():
+            raise ConfigError(f"--json={options.json} is a folder; name a file")
+        writable_folder(options.json.parent, option="--json")
+
+
 def read(path: Path, *, up: str, scaled: bool) -> RenderMesh:
-    """Read a mesh into the z-up world of the project."""
+    """Read a mesh into the z-up world of the project.
+
+    Raises:
+        DataError: it is no mesh, or has no area.
+    """
     mesh = load_mesh(path, up=up)
     try:
-        return normalise(mesh) if scaled else mesh
+        mesh = normalise(mesh) if scaled else mesh
     except DataError as err:
         raise DataError(f"{path}: {err}; repair the mesh and export it again") from err
+    sides = np.diff(mesh.points_F33.astype(np.float64), axis=1)
+    if not np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=1).sum() > 0:
+        raise DataError(f"{path}: the mesh has no area, because all its triangles are degenerate; repair it")
+    return mesh
 
 
 def warn_of_places(made: RenderMesh, true: RenderMesh, *, remedy: str) -> None:
@@ -93,10 +124,7 @@ def warn_of_places(made: RenderMesh, true: RenderMesh, *, remedy: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_args(argv)
-    if options.points < 100:
-        raise ConfigError(f"--points must be at least 100, got {options.points}")
-    if min(options.thresholds) <= 0:
-        raise ConfigError(f"--thresholds must be positive, got {min(options.thresholds)}")
+    check_options(options)
     made = read(options.made, up=options.up_made, scaled=options.normalise_made)
     true = read(options.true, up=options.up_true, scaled=options.normalise_true)
     warn_of_places(made, true, remedy="--normalise-made" if options.normalise_true else "--normalise-true")
@@ -113,7 +141,11 @@ def main(argv: list[str] | None = None) -> int:
     for threshold, score in found.f_scores.items():
         print(f"F-score at {threshold:g}: {score:.4f}")
     if options.json:
-        write_json(options.json, dataclasses.asdict(found))
+        try:
+            write_json(options.json, dataclasses.asdict(found))
+        except OSError as err:
+            check_disk(err, options.json.parent)
+            raise DataError(f"--json={options.json} cannot be written ({err.strerror}); name another file") from err
     return 0
 
 

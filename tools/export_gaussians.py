@@ -15,6 +15,7 @@ import dataclasses
 import math
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:
@@ -23,18 +24,31 @@ if not __package__:
 import torch
 from tqdm import tqdm
 
+from datasets.meshes.render_options import remove_leftovers
 from models.gaussians.files import read_ply, read_splat
 from models.gaussians.rendering import RASTERIZERS, pick_rasterizer
+from models.gaussians.scene import Gaussians
 from pipelines.assets.files import write_assets
 from utils.cameras import DATA_FOV_DEG, cameras_at
 from utils.devices import pick_device
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, first_line
 from utils.files import writable_folder
+from utils.jobs import DiskFullError, check_disk
 from utils.script import run_script
 from utils.settings.assets import AssetOptions
 
 KINDS = ("ply", "splat", "glb", "html", "turntable")
 NUMBERS = {"int": int, "float": float, "float | None": float}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Camera:
+    """The first view of an object, and what renders it."""
+
+    c2w_44: torch.Tensor
+    fov_deg: float
+    device: torch.device
+    rasterizer: str
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -92,6 +106,49 @@ def folders_of(files: list[Path], out: Path) -> dict[Path, Path]:
     return {file: out / name for file, name in names.items()}
 
 
+def read_gaussians(file: Path) -> Gaussians:
+    """Read a .ply or a .splat; the content decides which it is.
+
+    Raises:
+        DataError: it is neither, or broken.
+    """
+    try:
+        start = b""
+        if file.is_file():
+            with file.open("rb") as opened:
+                start = opened.read(3)
+        is_splat = file.suffix.lower() == ".splat" and start != b"ply"
+        return read_splat(file) if is_splat else read_ply(file)
+    except (OSError, MemoryError) as err:
+        raise DataError(f"{file}: cannot be read ({first_line(err)}); copy it again") from err
+
+
+def export(file: Path, folder: Path, *, assets: AssetOptions, camera: Camera) -> tuple[str, list[str]]:
+    """Export one file: one line about what was written, and one message for each file that was not.
+
+    Raises:
+        DataError: the Gaussians cannot be read, or the disk is full.
+    """
+    gaussians = read_gaussians(file)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = write_assets(
+            folder,
+            gaussians.to(camera.device),
+            options=assets,
+            c2w_44=camera.c2w_44,
+            fov_deg=camera.fov_deg,
+            title=folder.name,
+            rasterizer=camera.rasterizer,
+        )
+    except Exception as err:  # one file must not end the others, whatever is wrong with it
+        check_disk(err, folder.parent)
+        raise DataError(f"{file}: cannot be exported ({type(err).__name__}: {first_line(err)})") from err
+    errors = [f"{file}: {name} was not written: {fact['error']}" for name, fact in facts.items() if "error" in fact]
+    done = [f"{name} ({fact['seconds']} s)" for name, fact in facts.items() if "error" not in fact]
+    return f"{folder}/: {', '.join(done) or 'nothing'}", errors
+
+
 def main(argv: list[str] | None = None) -> int:
     options = parse_args(argv)
     assets = asset_options(options)
@@ -104,31 +161,24 @@ def main(argv: list[str] | None = None) -> int:
     pick_rasterizer(options.rasterizer, device)  # raises ConfigError
     folders = folders_of(options.files, writable_folder(options.out, option="--out"))
     c2w_44 = cameras_at(torch.zeros(1), torch.tensor([options.elevation]), torch.tensor([options.distance]))[0]
-    failures = []
+    camera = Camera(c2w_44=c2w_44, fov_deg=options.fov, device=device, rasterizer=options.rasterizer)
+    num_failed = 0
     for file, folder in tqdm(folders.items(), unit="file"):
+        errors: list[str] = []
         try:
-            gaussians = read_splat(file) if file.suffix.lower() == ".splat" else read_ply(file)
+            remove_leftovers(folder)
+            line, errors = export(file, folder, assets=assets, camera=camera)
+            # a name may have bytes that are no text
+            tqdm.write(line.encode("utf-8", "replace").decode("utf-8"), file=sys.stdout)
+        except DiskFullError:
+            raise
         except DataError as err:
-            failures.append(str(err))
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        facts = write_assets(
-            folder,
-            gaussians.to(device),
-            options=assets,
-            c2w_44=c2w_44,
-            fov_deg=options.fov,
-            title=folder.name,
-            rasterizer=options.rasterizer,
-        )
-        failures += [
-            f"{file}: {name} was not written: {fact['error']}" for name, fact in facts.items() if "error" in fact
-        ]
-        done = [f"{name} ({fact['seconds']} s)" for name, fact in facts.items() if "error" not in fact]
-        tqdm.write(f"{folder}/: {', '.join(done) or 'nothing'}", file=sys.stdout)
-    for failure in failures:
-        print(f"error: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+            errors = [str(err)]
+        for error in errors:
+            tqdm.write(f"error: {error}", file=sys.stderr)
+        num_failed += bool(errors)
+    print(f"{len(folders) - num_failed} exported, {num_failed} failed: {options.out}")
+    return 1 if num_failed else 0
 
 
 if __name__ == "__main__":

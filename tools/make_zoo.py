@@ -20,7 +20,7 @@ if not __package__:
 
 import numpy as np
 
-from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings
+from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings, remove_leftovers
 from datasets.meshes.renderer import Rendering, render_views
 from datasets.orbits.layout import is_complete, write_orbit
 from datasets.orbits.packed import PackedShard, shard_file, write_shard
@@ -33,6 +33,7 @@ from utils.script import run_script
 
 # Objects per dictionary id, so that no folder becomes too large.
 DICTIONARY_SIZE = 1000
+MAX_OBJECTS, MAX_SEED = 10_000_000, 2**62
 HELD = (
     "split",
     "seed",
@@ -144,6 +145,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         raise ConfigError(
             f"--num={options.num} and --shard={options.shard} must be at least 1, --seed={options.seed} at least 0"
         )
+    if options.num > MAX_OBJECTS or options.seed > MAX_SEED:
+        raise ConfigError(
+            f"--num={options.num} must be at most {MAX_OBJECTS}, and --seed={options.seed} at most {MAX_SEED}"
+        )
     if len(options.elevation) > 2 or not -90 < options.elevation[0] <= options.elevation[-1] < 90:
         raise ConfigError(f"--elevation must be one angle or an increasing range in (-90, 90), got {options.elevation}")
     unknown = sorted(set(options.kinds or ()) - set(KINDS))
@@ -155,6 +160,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     options = parse_args(argv)
     writable_folder(options.out, option="out")
+    remove_leftovers(options.out, *(options.out / str(k) for k in range(-(-options.num // DICTIONARY_SIZE))))
     # the last packed file depends on --num; in the other layout, objects may be added later
     held = (*HELD, "num") if options.packed else HELD
     hold_settings(options.out, {name: getattr(options, name) for name in held})
@@ -162,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
         groups = [list(range(k, min(k + options.shard, options.num))) for k in range(0, options.num, options.shard)]
         todo = [(k, group) for k, group in enumerate(groups) if not shard_file(options.out, k).is_file()]
         jobs = ((k, group, cameras_of(group, options), options) for k, group in todo)
-        finished = run_jobs(make_shard, jobs, workers=options.workers, total=len(todo), unit="shard")
+        finished = run_jobs(make_shard, jobs, workers=options.workers, total=len(todo), unit="shard", out=options.out)
     else:
         nd = not options.no_nd
         numbers = [
@@ -171,7 +177,9 @@ def main(argv: list[str] | None = None) -> int:
             if not is_complete(options.out / object_id(n), num_views=options.views, normal_depth=nd)
         ]
         jobs = ((n, cameras_of([n], options)[0], options) for n in numbers)
-        finished = run_jobs(make_folder, jobs, workers=options.workers, total=len(numbers), unit="object")
+        finished = run_jobs(
+            make_folder, jobs, workers=options.workers, total=len(numbers), unit="object", out=options.out
+        )
     failures = [error for _, error in finished if error is not None]
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)

@@ -3,7 +3,9 @@
     python tools/render_orbit.py chair.glb meshes/ --out data/orbits
 
 writes data/orbits/meshes/chair/campos_512_v4/00000/00000.{png,json} and 00000_nd.exr, and so on. Meshes are scaled
-into the unit cube. Finished objects are skipped, so if you start a stopped run again, it continues.
+into the unit cube. Finished objects are skipped, so if you start a stopped run again, it continues; an object whose
+mesh or textures changed is rendered again. What a mesh loses (a texture that is missing, lines, ...) is named in one
+line. Textures are read below the folder that is given here, or below the folder of a single mesh.
 
     python tools/render_orbit.py objects/ --list objects.jsonl --where split=train cut_out=false \\
         --elevation 0 40 --packed --out workspace/objects_packed
@@ -16,8 +18,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
+import os
+import re
 import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,85 +33,176 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from tqdm import tqdm
 
-from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings
+from datasets.meshes.companions import Companions
+from datasets.meshes.loading import UP_BY_SUFFIX, read_mesh
+from datasets.meshes.records import SOURCE_FILE, is_current, same_source, source_record
+from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings, remove_leftovers
 from datasets.meshes.renderer import Rendering, render_views
-from datasets.meshes.scene import UP_BY_SUFFIX, RenderMesh, load_mesh, normalise
-from datasets.orbits.layout import is_complete, write_orbit
+from datasets.meshes.scene import RenderMesh, normalise
+from datasets.orbits.layout import is_complete, view_file, write_orbit
 from datasets.orbits.packed import PackedShard, shard_file, write_shard
 from utils.cameras import orbit_cameras
-from utils.errors import ConfigError, DataError
-from utils.files import writable_folder
-from utils.jobs import run_jobs
+from utils.errors import ConfigError, DataError, first_line
+from utils.files import writable_folder, write_json
+from utils.jobs import DiskFullError, run_jobs
 from utils.script import run_script
 
+# Meshes that a user may expect to be read from a folder.
+OTHER_MESHES = {".fbx", ".dae", ".blend", ".usd", ".usda", ".usdc", ".usdz", ".3ds", ".3mf", ".max", ".vrm", ".wrl"}
+FLAT = 1e-3  # thickness, relative to the longest side, of what cannot be seen from its edge
 HELD = ("views", "size", "elevation", "azimuth", "distance", "fov", "samples", "up", "no_nd")
 RANGES = ("elevation", "azimuth")
 
 
-def view_mesh(
-    mesh_file: Path, c2w_V44: np.ndarray, options: argparse.Namespace, *, normal_depth: bool
-) -> tuple[RenderMesh, Rendering]:
+@dataclass(frozen=True)
+class MeshFile:
+    """A mesh, and the folder below which its textures may lie."""
+
+    path: Path
+    root: Path
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """A mesh that was rendered, and one line about what is ignored or missing ("" if nothing)."""
+
+    mesh: RenderMesh
+    views: Rendering
+    note: str
+
+
+def view_mesh(files: Companions, c2w_V44: np.ndarray, options: argparse.Namespace, *, normal_depth: bool) -> Viewed:
     """Load one mesh, scaled into the unit cube, and render it.
 
+    Args:
+        files: the mesh; what belongs to it is added.
+
     Raises:
-        DataError: the file is not a mesh.
+        DataError: the file is not a mesh, or nothing of it can be seen.
     """
-    mesh = load_mesh(mesh_file, up=options.up)
     try:
-        mesh = normalise(mesh)
-    except DataError as err:
-        raise DataError(f"{mesh_file}: {err}; repair the mesh and export it again") from err
-    views = render_views(
-        mesh, c2w_V44, fov_deg=options.fov, size=options.size, samples=options.samples, normal_depth=normal_depth
-    )
-    return mesh, views
+        os.fspath(files.path).encode("utf-8")
+    except UnicodeEncodeError as err:
+        raise DataError(f"{os.fspath(files.path)!a}: its name is not UTF-8; rename it") from err
+    try:
+        mesh = read_mesh(files, up=options.up)
+        try:
+            mesh = normalise(mesh)
+        except DataError as err:
+            raise DataError(f"{files.path}: {err}; repair the mesh and export it again") from err
+        views = render_views(
+            mesh, c2w_V44, fov_deg=options.fov, size=options.size, samples=options.samples, normal_depth=normal_depth
+        )
+        notes = [*files.notes, *empty_views(files.path, mesh, views.rgba_VHW4, c2w_V44)]
+    except (DataError, OSError):
+        raise
+    except Exception as err:  # a mesh that nobody thought of must not end the batch
+        raise DataError(f"{files.path}: cannot be rendered ({type(err).__name__}: {first_line(err)})") from err
+    return Viewed(mesh, views, f"{files.path}: {'; '.join(notes)}" if notes else "")
 
 
-def render_mesh(mesh_file: Path, object_dir: Path, c2w_V44: np.ndarray, options: argparse.Namespace) -> None:
-    """Render one mesh to the G-Objaverse layout.
+def empty_views(path: Path, mesh: RenderMesh, rgba_VHW4: np.ndarray, c2w_V44: np.ndarray) -> list[str]:
+    """Check that every view shows something; views that look at the edge of a flat object are noted.
 
     Raises:
-        DataError: the file is not a mesh.
+        DataError: a view is empty for another reason.
     """
-    mesh, views = view_mesh(mesh_file, c2w_V44, options, normal_depth=not options.no_nd)
+    empty = np.flatnonzero(rgba_VHW4[..., 3].max(axis=(1, 2)) == 0)
+    if not len(empty):
+        return []
+    points_N3 = mesh.points_F33.reshape(-1, 3)
+    centre_3 = points_N3.mean(axis=0)
+    across_3 = np.linalg.eigh(np.cov((points_N3 - centre_3).T))[1][:, 0]
+    flat = np.ptp(points_N3 @ across_3) < FLAT
+    # the sine of the angle between the object's plane and the direction to the camera
+    eyes_E3 = c2w_V44[empty, :3, 3] - centre_3
+    height_E = np.abs(eyes_E3 @ across_3) / np.linalg.norm(eyes_E3, axis=1)
+    listed = ", ".join(map(str, empty[:8])) + (", ..." if len(empty) > 8 else "")
+    if flat and (height_E < 0.1).all() and len(empty) < len(rgba_VHW4):
+        return [f"views {listed} look at the edge of a flat object and are empty"]
+    raise DataError(
+        f"{path}: nothing of it is seen in view {listed}: it is transparent, smaller than a pixel (because a part lies "
+        "far away), or too thin; repair it, or raise --size or --samples"
+    )
+
+
+def render_mesh(file: MeshFile, object_dir: Path, c2w_V44: np.ndarray, options: argparse.Namespace) -> str:
+    """Render one mesh to the G-Objaverse layout; returns what must be said about it.
+
+    Raises:
+        DataError: the file is not a mesh, or nothing of it can be seen.
+    """
+    files = Companions(file.path, file.root)
+    viewed = view_mesh(files, c2w_V44, options, normal_depth=not options.no_nd)
     write_orbit(
         object_dir,
-        rgba_VHW4=views.rgba_VHW4,
+        rgba_VHW4=viewed.views.rgba_VHW4,
         c2w_V44=c2w_V44,
         fov_deg=options.fov,
-        bounds_23=mesh.bounds_23,
-        normals_VHW3=views.normals_VHW3,
-        depth_VHW=views.depth_VHW,
+        bounds_23=viewed.mesh.bounds_23,
+        normals_VHW3=viewed.views.normals_VHW3,
+        depth_VHW=viewed.views.depth_VHW,
     )
+    # After the views: a run that is killed in between leaves the old record, and the mesh is rendered again.
+    write_json(object_dir / SOURCE_FILE, source_record(files))
+    return viewed.note
 
 
 def render_shard(
-    path: Path, meshes: dict[str, Path], known: dict[str, dict[str, Any]], options: argparse.Namespace
-) -> list[str]:
-    """Render many meshes into one file; returns one error message for each file that is not a mesh."""
-    made: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    errors = []
+    path: Path, meshes: dict[str, MeshFile], known: dict[str, dict[str, Any]], options: argparse.Namespace
+) -> tuple[list[str], list[str]]:
+    """Render many meshes into one file; returns one error message for each that failed, and the notes of the others."""
+    made: dict[str, tuple[Viewed, np.ndarray]] = {}
+    sources: dict[str, dict[str, Any]] = {}
     for name, file in meshes.items():
-        c2w_V44 = cameras_of(name, options)
+        c2w_V44, files, error = cameras_of(name, options), Companions(file.path, file.root), None
         try:
-            made[name] = view_mesh(file, c2w_V44, options, normal_depth=False)[1].rgba_VHW4, c2w_V44
+            made[name] = view_mesh(files, c2w_V44, options, normal_depth=False), c2w_V44
         except DataError as err:
-            errors.append(str(err))
+            error = str(err)
+        sources[name] = (source_record(files) if file.path.is_file() else {}) | {"error": error}
     if made:
-        rgba, cameras = zip(*made.values(), strict=True)
         write_shard(
             path,
             PackedShard(
-                rgba_NVHW4=np.stack(rgba),
-                c2w_NV44=np.stack(cameras),
+                rgba_NVHW4=np.stack([viewed.views.rgba_VHW4 for viewed, _ in made.values()]),
+                c2w_NV44=np.stack([c2w_V44 for _, c2w_V44 in made.values()]),
                 fov_deg=options.fov,
                 object_ids=[f"{options.dictionary}/{name}" for name in made],
                 captions=[str(known.get(name, {}).get("caption", "")) for name in made],
                 attributes=[known.get(name, {}) for name in made],
             ),
         )
-    return errors
+        write_json(shard_record(path), sources)
+    errors = [row["error"] for row in sources.values() if row["error"] is not None]
+    return errors, [viewed.note for viewed, _ in made.values() if viewed.note]
+
+
+def shard_record(path: Path) -> Path:
+    """The file beside a packed file that says what it was made of."""
+    return path.with_suffix(".sources.json")
+
+
+def errors_of_shard(path: Path, meshes: dict[str, MeshFile]) -> list[str] | None:
+    """The errors of a packed file that has its meshes as they are now; None if it must be made (again).
+
+    A packed file without a record is of an older version and is only compared by time.
+    """
+    if not path.is_file():
+        return None
+    try:
+        stored = json.loads(shard_record(path).read_text(encoding="utf-8"))
+        if not all(same_source(stored[name], file.path, file.root) for name, file in meshes.items()):
+            return None
+        return [stored[name]["error"] for name in meshes if stored[name]["error"] is not None]
+    except FileNotFoundError:
+        made = path.stat().st_mtime_ns
+        same = all(file.path.is_file() and file.path.stat().st_mtime_ns <= made for file in meshes.values())
+        return [] if same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def cameras_of(name: str, options: argparse.Namespace) -> np.ndarray:
@@ -127,22 +226,30 @@ def held_settings(options: argparse.Namespace) -> dict[str, Any]:
     return settings | fixed | ({"seed": options.seed} if drawn else {})
 
 
-def collect_meshes(paths: list[Path]) -> dict[str, Path]:
-    """Collect mesh files by name; for a folder, all mesh files in it and in its subfolders.
+def collect_meshes(paths: list[Path]) -> dict[str, MeshFile]:
+    """Collect mesh files by name; for a folder, all mesh files in it and in its subfolders, without hidden ones.
 
     Raises:
         DataError: there is no mesh, or two files have the same name.
     """
-    files: list[Path] = []
+    files: list[MeshFile] = []
     for path in paths:
-        files += sorted(p for p in path.rglob("*") if p.suffix.lower() in UP_BY_SUFFIX) if path.is_dir() else [path]
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if not p.name.startswith(".") and not p.is_dir())
+            files += [MeshFile(p, path) for p in found if p.suffix.lower() in UP_BY_SUFFIX]
+            others = Counter(p.suffix.lower() for p in found if p.suffix.lower() in OTHER_MESHES)
+            if others:
+                listed = ", ".join(f"{number} {suffix}" for suffix, number in sorted(others.items()))
+                print(f"warning: {path}: {listed} are not read; export them as .glb", file=sys.stderr)
+        else:
+            files.append(MeshFile(path, path.parent))
     if not files:
         raise DataError(f"no mesh ({', '.join(UP_BY_SUFFIX)}) in {', '.join(map(str, paths))}; name mesh files")
-    named: dict[str, Path] = {}
+    named: dict[str, MeshFile] = {}
     for file in files:
-        if file.stem in named:
-            raise DataError(f"{named[file.stem]} and {file} would be written to one folder; rename one of them")
-        named[file.stem] = file
+        before = named.setdefault(file.path.stem, file)
+        if os.path.abspath(before.path) != os.path.abspath(file.path):
+            raise DataError(f"{before.path} and {file.path} would be written to one folder; rename one of them")
     return named
 
 
@@ -159,14 +266,20 @@ def read_list(path: Path, where: list[str]) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"--list={path}: no such file; correct the path")
     conditions = [text.split("=", 1) for text in where]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as err:
+        raise DataError(f"--list={path}: cannot be read as UTF-8 text ({first_line(err)}); save it as UTF-8") from err
     known = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             name = Path(row["file"]).stem
-        except (json.JSONDecodeError, KeyError, TypeError) as err:
+        except (ValueError, KeyError, TypeError, RecursionError) as err:
             raise DataError(
-                f"--list={path}: line {number} is not a JSON object with a `file` ({err}); correct this line"
+                f"--list={path}: line {number} is not a JSON object with a `file` ({first_line(err)}); correct it"
             ) from err
         if all(_written(row.get(key)) == value for key, value in conditions):
             known[name] = row
@@ -208,6 +321,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         ends = getattr(options, name)
         if len(ends) > 2 or not -limit < ends[0] <= ends[-1] < limit:
             raise ConfigError(f"--{name} must be one angle, or a range with the smaller angle first, got {ends}")
+    if options.dictionary in ("", ".", "..") or re.search(r"[/\\\0\ud800-\udfff]", options.dictionary):
+        raise ConfigError(f"--dictionary={options.dictionary} must be the name of one folder below --out")
     if options.shard < 1 or options.seed < 0:
         raise ConfigError("--shard must be at least 1, and --seed at least 0")
     if options.where and not options.list:
@@ -226,6 +341,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"--list={options.list} contains none of the meshes with --where {' '.join(options.where)}; change one"
             )
     out = writable_folder(options.out, option="--out")
+    remove_leftovers(out, out / options.dictionary)
     if options.packed:
         return pack_meshes(meshes, known, out, options)
     hold_settings(out, held_settings(options))
@@ -233,18 +349,18 @@ def main(argv: list[str] | None = None) -> int:
     todo = [
         (meshes[name], folder, cameras_of(name, options), options)
         for name, folder in folders.items()
-        if not is_complete(folder, num_views=options.views, normal_depth=not options.no_nd)
+        if not (
+            is_complete(folder, num_views=options.views, normal_depth=not options.no_nd)
+            and is_current(folder, meshes[name].path, meshes[name].root, made=view_file(folder, 0))
+        )
     ]
-    failures = [
-        error
-        for _, error in run_jobs(render_mesh, todo, workers=options.workers, total=len(todo), unit="mesh")
-        if error is not None
-    ]
-    return _report(failures, num_done=len(todo), num_there=len(meshes) - len(todo), out=out)
+    jobs = run_jobs(render_mesh, todo, workers=options.workers, total=len(todo), unit="mesh", out=out)
+    rows = (([] if error is None else [error], [note] if note else []) for note, error in jobs)
+    return _report(rows, num_todo=len(todo), num_there=len(meshes) - len(todo), out=out)
 
 
 def pack_meshes(
-    meshes: dict[str, Path], known: dict[str, dict[str, Any]], out: Path, options: argparse.Namespace
+    meshes: dict[str, MeshFile], known: dict[str, dict[str, Any]], out: Path, options: argparse.Namespace
 ) -> int:
     """Render meshes to shards in several processes."""
     # the content of a shard depends on the order of all meshes
@@ -253,20 +369,34 @@ def pack_meshes(
     packed["meshes"] = hashlib.sha256("\n".join(names).encode()).hexdigest()
     hold_settings(out, held_settings(options) | packed)
     groups = [names[k : k + options.shard] for k in range(0, len(names), options.shard)]
-    todo = [(shard_file(out, k), group) for k, group in enumerate(groups) if not shard_file(out, k).is_file()]
-    jobs = ((path, {name: meshes[name] for name in group}, known, options) for path, group in todo)
-    failures: list[str] = []
-    for errors, error in run_jobs(render_shard, jobs, workers=options.workers, total=len(todo), unit="shard"):
-        failures += errors or [] if error is None else [error]
-    num_done = sum(len(group) for _, group in todo)
-    return _report(failures, num_done=num_done, num_there=len(meshes) - num_done, out=out)
+    shards = {shard_file(out, k): {name: meshes[name] for name in group} for k, group in enumerate(groups)}
+    before = {path: errors_of_shard(path, group) for path, group in shards.items()}
+    todo = [(path, group, known, options) for path, group in shards.items() if before[path] is None]
+    old = [(errors, []) for errors in before.values() if errors]
+    jobs = run_jobs(render_shard, todo, workers=options.workers, total=len(todo), unit="shard", out=out)
+    new = (result if error is None else ([error], []) for result, error in jobs)
+    num_todo = sum(len(group) for _, group, *_ in todo) + sum(len(errors) for errors, _ in old)
+    return _report(itertools.chain(old, new), num_todo=num_todo, num_there=len(meshes) - num_todo, out=out)
 
 
-def _report(failures: list[str], *, num_done: int, num_there: int, out: Path) -> int:
-    for failure in failures:
-        print(f"error: {failure}", file=sys.stderr)
-    print(f"{num_done - len(failures)} rendered, {num_there} already there, {len(failures)} failed: {out}")
-    return 1 if failures else 0
+def _report(rows: Iterable[tuple[list[str], list[str]]], *, num_todo: int, num_there: int, out: Path) -> int:
+    """Print errors and notes as they come, and the summary in any case."""
+    num_failed = num_noted = 0
+    full: DiskFullError | None = None
+    try:
+        for errors, notes in rows:
+            num_failed, num_noted = num_failed + len(errors), num_noted + len(notes)
+            for line in [f"error: {error}" for error in errors] + [f"warning: {note}" for note in notes]:
+                tqdm.write(line, file=sys.stderr)
+    except DiskFullError as err:
+        full = err
+    finally:
+        remove_leftovers(out)
+    if full is not None:
+        raise full
+    noted = f" ({num_noted} with a warning)" if num_noted else ""
+    print(f"{num_todo - num_failed} rendered{noted}, {num_there} already there, {num_failed} failed: {out}")
+    return 1 if num_failed else 0
 
 
 if __name__ == "__main__":

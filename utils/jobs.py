@@ -1,47 +1,130 @@
-"""Runs jobs in parallel processes."""
+"""Runs jobs in parallel processes. A job that fails, or whose process dies, does not stop the others."""
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import shutil
+import signal
 import sys
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from utils.errors import DataError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# Some writers of pictures do not say why they failed; with less than this, the disk is full.
+LEAST_FREE_BYTES = 1 << 18
+
+
+class DiskFullError(DataError):
+    """The disk is full, so that no further job can succeed."""
+
 
 def run_jobs(
-    function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], *, workers: int, total: int, unit: str
-) -> Iterable[tuple[Any, str | None]]:
+    function: Callable[..., Any],
+    jobs: Iterable[tuple[Any, ...]],
+    *,
+    workers: int,
+    total: int,
+    unit: str,
+    out: Path | None = None,
+) -> Iterator[tuple[Any, str | None]]:
     """Run `function(*job)` for every job in processes, with a progress bar.
+
+    Args:
+        out: the folder that the jobs write to, if they do.
 
     Yields:
         (result, None) or (None, error message in one line), in the order in which jobs finish.
+
+    Raises:
+        DiskFullError: a job failed because the disk of `out` is full.
+        KeyboardInterrupt: the processes were ended before.
     """
+    with tqdm(total=total, unit=unit, smoothing=0.05, mininterval=0.5) as progress:
+        waiting = list(jobs)
+        while waiting:
+            lost: list[tuple[Any, ...]] = []
+            for job, result, error in _in_pool(function, waiting, workers=workers):
+                if isinstance(error, BrokenProcessPool):
+                    lost.append(job)
+                    continue
+                progress.update()
+                yield (None if error else result), _line(error, out)
+            # A dead process ends the whole pool. The pool starts jobs in order and holds back one more than it has
+            # processes, so the job that killed it is one of these; they are tried one by one.
+            suspects, waiting = lost[: 2 * workers + 1], lost[2 * workers + 1 :]
+            for job in suspects:
+                for _, result, error in _in_pool(function, [job], workers=1):
+                    progress.update()
+                    if isinstance(error, BrokenProcessPool):
+                        error = DataError(f"{job[0]}: its process was killed (is there enough memory?)")
+                    yield (None if error else result), _line(error, out)
+
+
+def _in_pool(
+    function: Callable[..., Any], jobs: list[tuple[Any, ...]], *, workers: int
+) -> Iterator[tuple[tuple[Any, ...], Any, BaseException | None]]:
+    """Run jobs in one pool: (job, result, error) as they finish; the processes end with this generator."""
     # fork shares loaded data with the processes; other systems do not have it or it is unsafe there
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    progress = tqdm(total=total, unit=unit, smoothing=0.05, mininterval=0.5)
-    pool = ProcessPoolExecutor(max_workers=workers, mp_context=context, initializer=_one_thread)
-    with progress, pool:
-        futures = [pool.submit(function, *job) for job in jobs]
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(max_workers=min(workers, len(jobs)), mp_context=context, initializer=_start)
+    with pool:
         try:
+            futures: dict[Future[Any], tuple[Any, ...]] = {}
+            for job in jobs:
+                try:
+                    futures[pool.submit(function, *job)] = job
+                except BrokenProcessPool as err:  # a process died while jobs were still being handed out
+                    dead: Future[Any] = Future()
+                    dead.set_exception(err)
+                    futures[dead] = job
+            order = {job: number for number, job in enumerate(map(id, jobs))}
+            broken = []
             for future in as_completed(futures):
-                error = future.exception()
-                if error is not None and not isinstance(error, (DataError, OSError, MemoryError)):
-                    raise error
-                line = None if error is None else " ".join(str(error).split())
-                progress.update()
-                yield (None if error else future.result()), line
+                job, error = futures[future], future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    broken.append((job, None, error))
+                else:
+                    yield job, (None if error else future.result()), error
+            yield from sorted(broken, key=lambda row: order[id(row[0])])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - before:
+                child.kill()
             raise
 
 
-def _one_thread() -> None:
-    """Use one OpenCV thread per process, because the processes already use all cores."""
+def check_disk(error: BaseException, out: Path | None) -> None:
+    """Find out whether something failed because the disk of `out` is full.
+
+    Raises:
+        DiskFullError: it is.
+    """
+    full = isinstance(error, OSError) and error.errno in FULL
+    if full or (out is not None and out.exists() and shutil.disk_usage(out).free < LEAST_FREE_BYTES):
+        raise DiskFullError(f"{out}: the disk is full; free space and run the same command again") from error
+
+
+def _line(error: BaseException | None, out: Path | None) -> str | None:
+    """An error as one line; a full disk ends everything."""
+    if error is None:
+        return None
+    check_disk(error, out)
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (DataError, OSError)) else f"{type(error).__name__}: {text}"
+
+
+def _start() -> None:
+    """One OpenCV thread per process, because the processes already use all cores; Ctrl-C is the parent's business."""
     import cv2
 
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

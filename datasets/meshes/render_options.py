@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from utils.errors import ConfigError, DataError
 from utils.files import read_json, write_json
 
 SETTINGS_FILE = "render_settings.json"
+# Measured: a picture with normal and depth, and a ray with what it hits.
+PIXEL_BYTES, RAY_BYTES = 20, 100
 
 
 def add_camera_options(parser: argparse.ArgumentParser, *, size: int | None, size_text: str = "") -> None:
@@ -57,6 +62,20 @@ def check_camera_options(options: argparse.Namespace) -> None:
         )
     if not 1.0 <= options.fov <= 150.0:
         raise ConfigError(f"--fov must lie between 1 and 150 degrees, got {options.fov}")
+    pixels = options.size**2 * options.views * (4 if options.no_nd else PIXEL_BYTES)
+    needed = pixels + (options.size * options.samples) ** 2 * RAY_BYTES
+    if needed > (memory := _memory_bytes()):
+        raise ConfigError(
+            f"--size {options.size}, --views {options.views} and --samples {options.samples} need about "
+            f"{needed / 1e9:.0f} GB for one object, but this machine has {memory / 1e9:.0f}; lower one of them"
+        )
+
+
+def _memory_bytes() -> float:
+    """The memory of this machine; infinite on systems that do not tell."""
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return float("inf")
+    return float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
 
 
 def hold_settings(out: Path, settings: dict[str, Any]) -> None:
@@ -68,6 +87,8 @@ def hold_settings(out: Path, settings: dict[str, Any]) -> None:
     path = out / SETTINGS_FILE
     if path.is_file():
         before = read_json(path, option="settings")
+        if not isinstance(before, dict):
+            raise DataError(f"{path}: not the settings of a rendering; delete the file or choose another folder")
         changed = [f"{k}={v} (was {before.get(k)})" for k, v in settings.items() if before.get(k) != v]
         if changed:
             raise DataError(
@@ -75,3 +96,29 @@ def hold_settings(out: Path, settings: dict[str, Any]) -> None:
             )
     else:
         write_json(path, settings)
+
+
+def remove_leftovers(*folders: Path) -> None:
+    """Remove what killed runs left half written in these folders, but nothing of a process that is alive.
+
+    The names are those of utils.files and datasets.orbits.layout: `.<name>.<process>.part`.
+    """
+    for folder in folders:
+        for path in folder.glob(".*.part*") if folder.is_dir() else ():
+            match = re.fullmatch(r"\..+\.(\d{1,9})\.part(\.\w+)?", path.name)
+            if match is None or _is_alive(int(match[1])):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to another user
+        return True
+    return True

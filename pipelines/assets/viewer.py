@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import math
+import re
 from pathlib import Path
 
 from torch import Tensor
@@ -43,8 +44,12 @@ def write_viewer(
         "fov_deg": fov_deg,
         "background": background,
     }
-    page = TEMPLATE.read_text(encoding="utf-8")
-    page = page.replace("__TITLE__", html.escape(title)).replace("__SCENE__", json.dumps(scene))
-    page = page.replace("__SPLATS__", base64.b64encode(splat_bytes(gaussians)).decode("ascii"))
+    filled = {
+        "__TITLE__": html.escape(title.encode("utf-8", "replace").decode("utf-8")),
+        "__SCENE__": json.dumps(scene),
+        "__SPLATS__": base64.b64encode(splat_bytes(gaussians)).decode("ascii"),
+    }
+    # all at once: a title may contain the name of another place
+    page = re.sub("|".join(filled), lambda match: filled[match[0]], TEMPLATE.read_text(encoding="utf-8"))
     with atomic_path(path) as part:
         part.write_text(page, encoding="utf-8")

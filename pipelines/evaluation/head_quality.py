@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.meshes.scene import RenderMesh, load_mesh
+from datasets.meshes.loading import load_mesh
+from datasets.meshes.scene import RenderMesh
 from datasets.zoo import redraw
 from models.gaussians.rendering import render
 from models.perceptual import Lpips, find_lpips

@@ -1,7 +1,9 @@
 """The commands on files of Gaussians and on meshes, as a user runs them."""
 
 import dataclasses
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -91,6 +93,35 @@ def test_mistakes_are_one_line(ply, tmp_path):
     assert "Traceback" not in done.stderr
     with pytest.raises(ConfigError, match=r"--distance must be positive, .* got -1\.0"):
         export(ply, "--out", tmp_path / "out", "--distance", "-1")
+
+
+def test_a_bad_file_does_not_stop_the_others(ply, tmp_path, capsys):
+    (tmp_path / "bad.ply").write_bytes(b"junk")
+    assert export(tmp_path / "bad.ply", ply, tmp_path / "none.splat", "--out", tmp_path / "out", "--splat") == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == f"1 exported, 2 failed: {tmp_path / 'out'}"
+    first, second = (line for line in err.splitlines() if line.startswith("error: "))
+    assert first.startswith(f"error: {tmp_path / 'bad.ply'}: not a .ply file")
+    assert second == f"error: {tmp_path / 'none.splat'}: no such file; name a .splat file"
+
+
+def test_a_full_disk_is_one_line(ply, tmp_path, monkeypatch):
+    def full(*_args, **_options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(export_gaussians, "write_assets", full)
+    with pytest.raises(DataError, match=r"out: the disk is full; free space and run the same command again"):
+        export(ply, "--out", tmp_path / "out", "--splat")
+    monkeypatch.setattr(compare_meshes, "write_json", full)
+    trimesh.creation.box().export(tmp_path / "box.glb")
+    line = [str(tmp_path / "box.glb")] * 2
+    with pytest.raises(DataError, match=r"the disk is full"):
+        compare_meshes.main([*line, "--points", "200", "--json", str(tmp_path / "a.json")])
+
+
+def test_the_content_decides_what_a_file_of_gaussians_is(ply, tmp_path):
+    ply.rename(tmp_path / "renamed.splat")
+    assert export(tmp_path / "renamed.splat", "--out", tmp_path / "out", "--ply") == 0
 
 
 NUMBERS = ["--distance", "--fov", "--elevation"]

@@ -11,8 +11,9 @@ import pytest
 import torch
 import trimesh
 
+from datasets.meshes.loading import load_mesh
 from datasets.meshes.renderer import sample_texture
-from datasets.meshes.scene import linear_to_srgb, load_mesh
+from datasets.meshes.scene import linear_to_srgb
 from pipelines.assets.depth_maps import DepthMaps, render_depth_maps, sphere_cameras, without_floaters
 from pipelines.assets.mesh import UNLIT, write_glb
 from pipelines.assets.surface import OPEN_SHARE, Volume, clean, close_gaps, extract_surface, fuse, triangulate
@@ -225,7 +226,7 @@ def test_the_texture_shows_the_colours_where_they_are(textured):
     """Read back as z-up, every corner has the colour of its direction; so the axes are right as well."""
     mesh = load_mesh(textured[0])
     _, direction = corners(mesh)
-    seen = linear_to_srgb(sample_texture(mesh.textures[0], mesh.uvs_F32.reshape(-1, 2)))
+    seen = linear_to_srgb(sample_texture(mesh.textures[0].pixels_HWC, mesh.uvs_F32.reshape(-1, 2)))
     assert np.abs(seen - direction_colors(direction)).mean() < 0.02
 
 
@@ -233,7 +234,7 @@ def test_the_file_is_y_up_with_its_front_along_z(textured):
     """glTF's up (+y) is the world's z, its front (+z) the world's x: read raw, blue grows along y and red along z."""
     mesh = load_mesh(textured[0], up="z")
     _, direction = corners(mesh)
-    seen = linear_to_srgb(sample_texture(mesh.textures[0], mesh.uvs_F32.reshape(-1, 2)))
+    seen = linear_to_srgb(sample_texture(mesh.textures[0].pixels_HWC, mesh.uvs_F32.reshape(-1, 2)))
     np.testing.assert_allclose(seen[direction[:, 1] > 0.95].mean(axis=0), [0.5, 0.5, 0.9], atol=0.05)
     np.testing.assert_allclose(seen[direction[:, 2] > 0.95].mean(axis=0), [0.9, 0.5, 0.5], atol=0.05)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import html
+import json
 import re
 import shutil
 import subprocess
@@ -38,6 +40,17 @@ def test_the_page_needs_nothing_else(page):
     assert "a &lt;ball&gt; &amp; &quot;co&quot;" in text
     assert not re.findall(r"__[A-Z]+__", text)
     assert base64.b64decode(re.search(r'SPLATS = "([^"]*)"', text)[1]) == splat_bytes(ball())
+
+
+@pytest.mark.parametrize("title", ["__SPLATS__", "__SCENE__ __TITLE__", "</script>", r"\1 \g<0>", "\udcff"])
+def test_no_title_breaks_the_page(tmp_path, title):
+    path = tmp_path / "viewer.html"
+    write_viewer(path, ball(), c2w_44=CAMERA[0], fov_deg=39.6, background=1.0, title=title)
+    text = path.read_text(encoding="utf-8")
+    shown = html.escape(title.replace("\udcff", "?"))
+    assert f"<title>{shown}</title>" in text
+    assert base64.b64decode(re.search(r'SPLATS = "([^"]*)"', text)[1]) == splat_bytes(ball())
+    assert json.loads(re.search(r"SCENE = (.*);", text)[1])["fov_deg"] == 39.6
 
 
 def browse(page, *options: str, address: str) -> str:

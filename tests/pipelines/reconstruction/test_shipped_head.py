@@ -10,8 +10,9 @@ import torch
 
 import datasets  # noqa: F401 - registers
 import pipelines  # noqa: F401 - registers
+from datasets.meshes.loading import load_mesh
 from datasets.meshes.renderer import render_views
-from datasets.meshes.scene import RenderMesh, load_mesh
+from datasets.meshes.scene import RenderMesh
 from datasets.zoo import sample_object
 from models.gaussians.rendering import render
 from pipelines.assets.mesh import write_glb

@@ -1,0 +1,82 @@
+"""Jobs in processes: a failure is one line, a dead process costs one job, Ctrl-C ends at once."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from utils.errors import DataError
+from utils.jobs import DiskFullError, run_jobs
+
+
+def job(number: int, how: str) -> int:
+    if how == "data":
+        raise DataError(f"{number}: broken\nand more")
+    if how == "program":
+        raise IndexError(f"index {number}")
+    if how == "dead":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "full":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return number
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_failure_is_one_line_and_the_others_are_done(workers):
+    jobs = [(k, {2: "data", 4: "program", 5: "dead"}.get(k, "good")) for k in range(12)]
+    rows = list(run_jobs(job, jobs, workers=workers, total=len(jobs), unit="job"))
+    assert sorted(result for result, error in rows if error is None) == [0, 1, 3, 6, 7, 8, 9, 10, 11]
+    assert sorted(error for _, error in rows if error) == [
+        "2: broken and more",
+        "5: its process was killed (is there enough memory?)",
+        "IndexError: index 4",
+    ]
+
+
+def test_a_full_disk_ends_the_run(tmp_path):
+    with pytest.raises(DiskFullError, match=f"{tmp_path}: the disk is full; free space and run the same command again"):
+        list(run_jobs(job, [(0, "full"), (1, "good")], workers=1, total=2, unit="job", out=tmp_path))
+
+
+SLEEPER = """
+import sys, time
+from pathlib import Path
+from utils.jobs import run_jobs
+from utils.script import run_script
+
+def sleep(path):
+    Path(path).write_text("started")
+    time.sleep(60)
+
+run_script(lambda: list(run_jobs(sleep, [(sys.argv[1],), (sys.argv[1],)], workers=2, total=2, unit="job")))
+"""
+
+
+def test_ctrl_c_ends_at_once(tmp_path):
+    started = tmp_path / "started"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, str(started)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not started.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pressed = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process
+    _, said = process.communicate(timeout=20)
+    assert time.monotonic() - pressed < 10
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert said.strip().splitlines()[-1].startswith("stopped")
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert Path(started).read_text() == "started"
