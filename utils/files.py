@@ -108,9 +108,7 @@ def check_text(text: str, *, name: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as err:
-        raise DataError(
-            f"{name} {text!a} is not valid UTF-8 (character {err.start + 1}); write it in UTF-8"
-        ) from err
+        raise DataError(f"{name} {text!a} is not valid UTF-8 (character {err.start + 1}); write it in UTF-8") from err
     return text
 
 
