@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import math
+import re
 from pathlib import Path
 
 from torch import Tensor
@@ -43,8 +44,12 @@ def write_viewer(
         "fov_deg": fov_deg,
         "background": background,
     }
-    page = TEMPLATE.read_text(encoding="utf-8")
-    page = page.replace("__TITLE__", html.escape(title)).replace("__SCENE__", json.dumps(scene))
-    page = page.replace("__SPLATS__", base64.b64encode(splat_bytes(gaussians)).decode("ascii"))
+    values = {
+        "__TITLE__": html.escape(title),
+        "__SCENE__": json.dumps(scene),
+        "__SPLATS__": base64.b64encode(splat_bytes(gaussians)).decode("ascii"),
+    }
+    # In one pass, so that a title may contain these words.
+    page = re.sub("|".join(values), lambda found: values[found[0]], TEMPLATE.read_text(encoding="utf-8"))
     with atomic_path(path) as part:
         part.write_text(page, encoding="utf-8")
