@@ -44,6 +44,7 @@ LEAST_TRANSPARENT, LITTLE_TRANSPARENT = 0.01, 0.05
 # Measured peak while an image is read and cut out: the decoded image, its RGBA copy, masks.
 BYTES_PER_PIXEL = 21
 MAX_PIXELS = 100_000_000
+ALWAYS_FREE = 1 << 26  # bytes; below it, no look at the memory is worth its time
 ROWS_AT_ONCE = 256
 
 # Which of these Pillow raises for a broken file depends on the format.
@@ -92,12 +93,18 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 def check_memory(image: Image.Image, *, path: str | Path) -> None:
-    """Check, before a picture is unpacked, that there is memory for it.
+    """Check, before a picture is unpacked, that it is not too large: a small file can have very many pixels.
 
     Raises:
-        DataError: there is not.
+        DataError: it has more than `MAX_PIXELS`, or needs more memory than is free.
     """
-    needed, free = image.width * image.height * BYTES_PER_PIXEL, free_memory()
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(
+            f"{path}: {image.width} x {image.height} are too many pixels to read safely (at most {MAX_PIXELS:,}); make "
+            "the picture smaller"
+        )
+    needed = image.width * image.height * BYTES_PER_PIXEL
+    free = free_memory() if needed > ALWAYS_FREE else None
     if free is not None and needed > free:
         raise DataError(
             f"{path}: {image.width} x {image.height} pixels need about {needed / 2**30:.1f} GiB of memory, but "

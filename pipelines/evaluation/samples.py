@@ -134,7 +134,8 @@ def sample_folders(runs: Path) -> list[Path]:
     Raises:
         DataError: there are no samples.
     """
-    folders = sorted(path.parent for path in runs.glob(f"*/{RESULT_FILE}"))
+    found = (path.parent for path in runs.glob(f"*/{RESULT_FILE}"))
+    folders = sorted(folder for folder in found if not folder.name.startswith("."))  # those are being written
     if not folders:
         raise DataError(f"--runs {runs}: contains no samples; use the log_dir of a run of inference.py")
     return folders
@@ -146,7 +147,7 @@ def read_cameras(sample: Path) -> tuple[Tensor, float]:
     Raises:
         DataError: they are missing in result.json.
     """
-    result = read_json(sample / RESULT_FILE, option="--runs")
+    result = read_json(sample / RESULT_FILE, option="--runs", kind=dict)
     try:
         return torch.tensor(result["c2w"], dtype=torch.float32).reshape(-1, 4, 4), float(result["fov_deg"])
     except (KeyError, TypeError, ValueError, RuntimeError) as err:
