@@ -37,9 +37,7 @@ class ImageDataset(ImageData):
             if not Path(folder).is_dir():
                 raise DataError(f"img_dataset.data_dir_list={folder}: no such folder; name that of the images")
             if not Path(file).is_file():
-                raise DataError(
-                    f"img_dataset.data_list={file}: cannot be read, there is no such file; name a text file"
-                )
+                raise DataError(f"img_dataset.data_list={file}: cannot be read (no such file); name a text file")
             for line in filter(str.strip, read_lines(file, option="img_dataset.data_list")):
                 name, _, caption = line.partition(SEPARATOR)
                 self.entries.append((Path(folder) / name.strip(), caption))

@@ -138,18 +138,14 @@ def check_sampling(cfg: RunConfig) -> None:
     Raises:
         ConfigError: a value is out of range.
     """
-    cameras, num_timesteps = cfg.cameras, cfg.Diffusion.build().num_timesteps
+    cameras = cfg.cameras
     if cameras.fov_deg is not None and not 1 <= cameras.fov_deg <= 150:
         raise ConfigError(f"cameras.fov_deg must lie in [1, 150] degrees or be null, got {cameras.fov_deg}")
     if cfg.target_fps > MAX_FPS:
         raise ConfigError(f"target_fps must lie in [1, {MAX_FPS}], got {cfg.target_fps}")
     if max(cfg.resolution) > MAX_SIDE:
         raise ConfigError(f"resolution={list(cfg.resolution)}: a side has at most {MAX_SIDE} pixels")
-    if cfg.sampler.options.num_steps > num_timesteps:
-        raise ConfigError(
-            f"sampler.num_steps={cfg.sampler.options.num_steps} is more than the {num_timesteps} timesteps of "
-            "Diffusion; use fewer steps"
-        )
+    cfg.sampler.build().check(cfg.Diffusion.build())
     num_views = len(cameras.views) or cameras.num_views
     check_memory(cfg, num_views=num_views, num_samples=1)
 

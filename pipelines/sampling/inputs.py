@@ -194,7 +194,9 @@ def slug_of(text: str) -> str:
 def names_of(source: Source) -> Iterator[str]:
     """Yield the names that the folders of an input may have; the first that no other input has is used."""
     yield source.slug
-    yield f"{source.slug}-{zlib.crc32(source.text.encode()):08x}"
-    longer = f"{source.slug}-{hashlib.sha256(source.text.encode()).hexdigest()[:16]}"
-    yield longer
+    checked = f"{source.slug}-{zlib.crc32(source.text.encode()):08x}"
+    # The path of a picture can be written in many ways, so its content comes first.
+    content = source.record.get("sha256")
+    longer = f"{source.slug}-{(content or hashlib.sha256(source.text.encode()).hexdigest())[:16]}"
+    yield from (longer, checked) if content else (checked, longer)
     yield from (f"{longer}-{number}" for number in itertools.count(2))

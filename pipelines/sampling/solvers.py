@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.diffusion import DiffusionDDIM
+from utils.errors import ConfigError
 
 SPACINGS = ("leading", "trailing", "linspace", "angle")
 SOLVERS: dict[str, Callable[..., Any]] = {}  # filled by `solver_named`
@@ -28,7 +29,11 @@ def solver_named(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
 
 
 def make_scheduler(diffusion: DiffusionDDIM, *, solver: str, num_steps: int, spacing: str, warp: float) -> Any:
-    """Make a scheduler that takes x0, with the timesteps of a run; for the options see pipelines.sampling.sampler."""
+    """Make a scheduler that takes x0, with the timesteps of a run; for the options see pipelines.sampling.sampler.
+
+    Raises:
+        ConfigError: a timestep would be used twice, as some solvers do when all timesteps are steps.
+    """
     betas = diffusion.betas.clone()
     alpha_bar = diffusion.alpha_bar
     if alpha_bar[-1] < 2**-24 and solver != "ddim":
@@ -45,6 +50,11 @@ def make_scheduler(diffusion: DiffusionDDIM, *, solver: str, num_steps: int, spa
         steps_offset=offset,
     )
     scheduler.set_timesteps(num_steps)
+    if (scheduler.timesteps.diff() >= 0).any():
+        raise ConfigError(
+            f"sampler.spacing={spacing} uses timesteps twice with sampler.num_steps={num_steps}; use "
+            "sampler.spacing=trailing, or fewer steps"
+        )
     if angle:
         alpha_bar = scheduler.alphas_cumprod
         t_S = angle_timesteps(alpha_bar, num_steps, warp=warp)
