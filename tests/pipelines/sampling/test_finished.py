@@ -369,7 +369,7 @@ def test_a_full_disk_is_one_line_with_the_folder(tmp_path, family, monkeypatch, 
         ({"round": 10**9}, r"samples are too many"),
         ({"seed": 2**63 - 1, "round": 2}, r"seed=9223372036854775807 must lie"),
         ({"prompts": ["a\udcffb"]}, r"prompt 'a\\udcffb' is not valid UTF-8"),
-        ({"Diffusion": SHORT, "sampler": {"type": "DDIM", "num_steps": 3}}, r"num_steps=3 is more than the 2 timesteps"),
+        ({"Diffusion": SHORT, "sampler": {"type": "DDIM", "num_steps": 3}}, r"=3 is more than the 2 timesteps"),
     ],
 )  # fmt: skip
 def test_settings_that_would_fail_late_are_refused_first(tmp_path, family, monkeypatch, change, message):
