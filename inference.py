@@ -5,7 +5,7 @@ from __future__ import annotations
 from utils.script import config_arguments, run_script
 
 
-def main() -> None:
+def main() -> int:
     parser = config_arguments(__doc__)
     parser.add_argument(
         "--prompt", action="append", help="prompt, instead of the list in test_list_path; may be repeated"
@@ -23,7 +23,9 @@ def main() -> None:
 
     cfg = load_config(args.cfg, args.overrides, prompts=args.prompt, images=args.image)
     print(changes_text(cfg))
-    INFER_ENGINE.build({"type": cfg.TASK_TYPE}, where="TASK_TYPE", cfg=cfg).run()
+    engine = INFER_ENGINE.build({"type": cfg.TASK_TYPE}, where="TASK_TYPE", cfg=cfg)
+    engine.run()
+    return 1 if engine.failures else 0
 
 
 if __name__ == "__main__":

@@ -77,6 +77,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_args(argv)
+    if not 1 <= options.workers <= 1024:
+        raise ConfigError(f"--workers must lie in [1, 1024], got {options.workers}")
 
     import models  # noqa: F401 - registers
     import pipelines  # noqa: F401 - registers

@@ -63,6 +63,7 @@ from pipelines.evaluation.settings_table import SettingsOptions, evaluate_settin
 from pipelines.reconstruction.gaussian_fit import FitOptions
 from utils.config import load_config
 from utils.errors import ConfigError
+from utils.files import sole_use, writable_folder
 from utils.script import config_arguments, run_script
 from utils.settings.run import RunConfig
 
@@ -197,7 +198,9 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = arguments().parse_intermixed_args()
-    print(evaluate(load_config(args.cfg, args.overrides), args))
+    cfg = load_config(args.cfg, args.overrides)
+    with sole_use(writable_folder(args.out, option="--out"), option="--out"):
+        print(evaluate(cfg, args))
 
 
 if __name__ == "__main__":

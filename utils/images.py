@@ -5,6 +5,7 @@ Letters: V views, C channels, H W pixels.
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +17,7 @@ from imageio_ffmpeg import count_frames_and_secs
 from PIL import Image
 from torch import Tensor
 
-from utils.errors import DataError
+from utils.errors import DataError, WriteError
 from utils.files import atomic_path
 
 # Constant quality (0 is lossless, 23 the default); on orbits this preset is three times as fast as the default one, for
@@ -41,15 +42,18 @@ def to_uint8(images_CHW: Tensor) -> np.ndarray:
 
 def save_png(path: str | Path, image_CHW: Tensor) -> None:
     """Write one image, whole or not at all."""
+    content = io.BytesIO()  # Pillow's own writing does not tell why it failed
+    Image.fromarray(to_uint8(image_CHW)).save(content, format="PNG")
     with atomic_path(path) as part:
-        Image.fromarray(to_uint8(image_CHW)).save(part)
+        part.write_bytes(content.getbuffer())
 
 
 def save_video(path: str | Path, views_VCHW: Tensor, *, fps: int) -> None:
     """Write views as an H.264 `.mp4` that players loop cleanly, whole or not at all.
 
     Raises:
-        DataError: height or width is odd, which the codec cannot take, or the file cannot be written.
+        DataError: height or width is odd, which the codec cannot take.
+        WriteError: the file cannot be written.
     """
     num_views, _, height, width = views_VCHW.shape
     if height % 2 or width % 2:
@@ -60,9 +64,9 @@ def save_video(path: str | Path, views_VCHW: Tensor, *, fps: int) -> None:
             # imageio does not look at how ffmpeg ended
             num_written = count_frames_and_secs(str(part))[0]
         except (OSError, RuntimeError) as err:
-            raise DataError(f"{path} cannot be written: ffmpeg failed; check the space on the disk") from err
+            raise WriteError(f"{path} cannot be written: ffmpeg failed; check the space on the disk") from err
         if num_written != num_views:
-            raise DataError(
+            raise WriteError(
                 f"{path} cannot be written: it holds {num_written} of {num_views} views; check the space on the disk"
             )
 

@@ -15,14 +15,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from utils.errors import ConfigError, DataError, first_line
-from utils.files import atomic_path, writable_folder
-from utils.object_image import PUBLISHED_OBJECT_SIZE, PUBLISHED_SIZE, cut_out, open_picture, recentre
+from utils.errors import ConfigError, DataError, WriteError, first_line
+from utils.files import atomic_path, check_text, read_lines, writable_folder
+from utils.object_image import PUBLISHED_OBJECT_SIZE, PUBLISHED_SIZE, cut_out, open_picture, recentre, tell_if_white
 from utils.script import run_script
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = {".png", ".webp", ".gif", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".tga", ".avif", ".jp2"}
+MAX_SIZE = 16384
 FAINTEST_ALPHA = 16  # in an estimated mask; fainter pixels are not part of the object and would widen its box
 
 
@@ -70,8 +71,12 @@ def recentre_files(
             if target.resolve() == file.resolve():
                 raise DataError(f"{file}: would be overwritten by its own result; choose another folder with --out")
             rgba_HW4 = cut_out(open_picture(file), path=file, remove_background=remove_background)
+            result_HW4 = recentre(rgba_HW4, size=size, object_size=object_size)
+            tell_if_white(result_HW4[..., :3], path=file)
             with atomic_path(target) as part:
-                Image.fromarray(recentre(rgba_HW4, size=size, object_size=object_size)).save(part)
+                Image.fromarray(result_HW4).save(part)
+        except WriteError:  # of the disk, so the others cannot be written either
+            raise
         except DataError as err:
             failures.append(str(err))
         else:
@@ -83,14 +88,12 @@ def add_to_list(list_file: Path, results: Sequence[Path]) -> None:
     """Append paths to the list that inference reads; existing lines stay, and no path is listed twice.
 
     Raises:
-        DataError: the list is not UTF-8 text.
+        DataError: the list is not UTF-8 text, or a path cannot be written into it.
     """
-    try:
-        text = list_file.read_text(encoding="utf-8") if list_file.is_file() else ""
-    except UnicodeDecodeError as err:
-        raise DataError(f"--list {list_file} is not UTF-8 text ({err.reason}); name a text file") from err
-    lines = text.splitlines()
-    lines += [str(result) for result in results if str(result) not in lines]
+    lines = read_lines(list_file, option="--list") if list_file.exists() else []
+    present = set(lines)
+    new = [check_text(str(result), name="--list: the path") for result in results]
+    lines += [path for path in dict.fromkeys(new) if path not in present]
     with atomic_path(list_file) as part:
         part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
@@ -145,8 +148,12 @@ def main() -> None:
         help="cut objects out of pictures without alpha channel (needs rembg)",
     )
     args = parser.parse_args()
-    if not 1 <= args.object_size <= args.size:
-        raise ConfigError(f"--object-size must lie in [1, --size={args.size}], got {args.object_size}")
+    if not 1 <= args.object_size <= args.size <= MAX_SIZE:
+        raise ConfigError(
+            f"--object-size must lie in [1, --size={args.size}], got {args.object_size}; --size in [1, {MAX_SIZE}]"
+        )
+    if args.list and Path(args.list).exists():
+        read_lines(args.list, option="--list")  # before work starts
     remover = background_remover() if args.remove_background else None
     out = writable_folder(args.out, option="--out")
     files, failures = find_pictures(args.inputs)

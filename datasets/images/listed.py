@@ -9,6 +9,7 @@ from typing import Any
 from datasets.base import ImageData
 from datasets.images.sample import ImageOptions, image_sample
 from utils.errors import DataError
+from utils.files import read_lines
 from utils.registry import DATASETS
 
 SEPARATOR = "|||"
@@ -35,11 +36,9 @@ class ImageDataset(ImageData):
         for file, folder in zip(config.data_list, config.data_dir_list, strict=True):
             if not Path(folder).is_dir():
                 raise DataError(f"img_dataset.data_dir_list={folder}: no such folder; name that of the images")
-            try:
-                lines = Path(file).read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as err:
-                raise DataError(f"img_dataset.data_list={file}: cannot be read ({err}); use a UTF-8 text file") from err
-            for line in filter(str.strip, lines):
+            if not Path(file).is_file():
+                raise DataError(f"img_dataset.data_list={file}: cannot be read (no such file); name a text file")
+            for line in filter(str.strip, read_lines(file, option="img_dataset.data_list")):
                 name, _, caption = line.partition(SEPARATOR)
                 self.entries.append((Path(folder) / name.strip(), caption))
         if not self.entries:

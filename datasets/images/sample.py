@@ -5,16 +5,20 @@ Letters: C channels, H W pixels.
 
 from __future__ import annotations
 
+import io
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from datasets.orbits.layout import decoded
 from datasets.orbits.sample import write_prompt
 from utils.errors import ConfigError, DataError
+from utils.object_image import DECODER_ERRORS, check_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,7 @@ def image_sample(raw: bytes, caption: str, *, name: str, options: ImageOptions) 
     """
     if not caption.strip():
         raise DataError(f"image {name} has no caption; add one, or remove the image from the list")
+    _check_size(raw, name=name)
     image_HW3 = decoded(np.frombuffer(raw, dtype=np.uint8), cv2.IMREAD_COLOR_RGB) if raw else None
     if image_HW3 is None:
         raise DataError(
@@ -70,6 +75,18 @@ def image_sample(raw: bytes, caption: str, *, name: str, options: ImageOptions) 
         "caption": write_prompt(caption, suffix=options.caption_suffix, max_words=options.max_words),
         "object_id": name,
     }
+
+
+def _check_size(raw: bytes, *, name: str) -> None:
+    """Check the number of pixels before they are unpacked; what Pillow cannot read is left to OpenCV."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            check_memory(Image.open(io.BytesIO(raw)), path=name)
+    except (DataError, Image.DecompressionBombError) as err:
+        raise DataError(f"image {name} cannot be decoded ({err}); make it smaller, or remove it from the list") from err
+    except DECODER_ERRORS:
+        pass
 
 
 def cover(image_HW3: np.ndarray, resolution: tuple[int, int]) -> np.ndarray:

@@ -5,7 +5,6 @@ A shard is a tar file. The files of a sample have one name and the suffixes `.jp
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
@@ -13,10 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from utils.errors import DataError
+from utils.files import decode_text, parse_json
+
 Keeps = Callable[[Mapping[str, Any]], bool]
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
+MAX_SHARDS = 1_000_000
 TAR_END = 1024  # a complete tar file ends in this number of zero bytes
 
 
@@ -47,11 +50,20 @@ class Shard:
 
 
 def expanded(pattern: str) -> list[str]:
-    """The names that a pattern stands for: `{00000..00002}.tar` gives three names; the numbers keep their width."""
+    """The names that a pattern stands for: `{00000..00002}.tar` gives three names; the numbers keep their width.
+
+    Raises:
+        DataError: a range is empty, or there are too many names.
+    """
     found = RANGE.search(pattern)
     if not found:
         return [pattern]
     first, last = found.groups()
+    if not 0 <= int(last) - int(first) < MAX_SHARDS:
+        raise DataError(
+            f"img_dataset.data_list={pattern}: the range {found[0]} is empty or too long; write the smaller number "
+            f"first, and at most {MAX_SHARDS} numbers"
+        )
     names = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
     before, after = pattern[: found.start()], pattern[found.end() :]
     return [name for number in names for name in expanded(f"{before}{number}{after}")]
@@ -112,15 +124,19 @@ def _image_of(
     if not image.size:
         return None, "zero bytes"
     try:
-        facts = json.loads(tar.extractfile(parts["json"]).read()) if "json" in parts else {}
-        if not isinstance(facts, dict):
-            raise ValueError("the .json file is not a JSON object")
-        caption = tar.extractfile(parts["txt"]).read().decode("utf-8") if "txt" in parts else ""
+        facts = parse_json(_text_of(tar, parts["json"]), name="the .json file", kind=dict) if "json" in parts else {}
+        caption = _text_of(tar, parts["txt"]) if "txt" in parts else ""
         passes = keeps(facts)
-    except (ValueError, TypeError) as err:  # TypeError: a value that a limit compares is not a number
+    except DataError as err:
         return None, f"caption or .json cannot be read ({err})"
+    except (TypeError, ArithmeticError) as err:
+        return None, f"a value in the .json file is not a usable number ({err})"
     if not passes:
         return None, "" if facts else "the .json file is missing, which the filters need"
     if not caption.strip():
         return None, "no caption"
     return TarImage(name=name, caption=caption, offset=image.offset_data, num_bytes=image.size), ""
+
+
+def _text_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    return decode_text(tar.extractfile(member).read(), name=PurePosixPath(member.name).name)

@@ -1,4 +1,8 @@
-"""Write the 3D files of one object from its Gaussians. If one file fails, it is reported and the others are written."""
+"""Write the 3D files of one object from its Gaussians.
+
+If the object has no such file, for example no surface, this is reported and the others are written. If the disk cannot
+take a file, the command ends, so that a later run makes all of them.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,15 @@ from torch import Tensor
 
 from models.gaussians.files import write_ply, write_splat
 from models.gaussians.scene import Gaussians
+from pipelines.assets import MESH_FILE, PLY_FILE, SPLAT_FILE, TURNTABLE_FILE, VIEWER_FILE
 from pipelines.assets.mesh import write_glb
 from pipelines.assets.turntable import write_turntable
 from pipelines.assets.viewer import write_viewer
 from utils.cameras import camera_distance
-from utils.errors import DataError
+from utils.errors import DataError, WriteError
 from utils.settings.assets import AssetOptions
 
 log = logging.getLogger(__name__)
-
-PLY_FILE, SPLAT_FILE, MESH_FILE = "gaussians.ply", "gaussians.splat", "mesh.glb"
-TURNTABLE_FILE, VIEWER_FILE = "turntable.mp4", "viewer.html"
 
 
 def write_assets(
@@ -46,7 +48,11 @@ def write_assets(
         rasterizer: see models.gaussians.rendering.
 
     Returns:
-        For each file: its size in bytes, its time in seconds and other facts, or {"error": the reason}.
+        For each file: its size in bytes, its time in seconds and other facts, or {"error": the reason, "permanent":
+        true} if the object has no such file.
+
+    Raises:
+        WriteError: a file cannot be written, for example because the disk is full.
     """
     distance = float(camera_distance(c2w_44))
 
@@ -84,10 +90,12 @@ def write_assets(
 
 
 def _made(path: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """Make one file; if this fails, report the reason in one line."""
+    """Make one file; if the object has none, report the reason in one line."""
     started = time.perf_counter()
     try:
         facts = make(path)
+    except WriteError:
+        raise
     except DataError as err:
         return _not_made(path.name, err)
     return {"bytes": path.stat().st_size, "seconds": round(time.perf_counter() - started, 2), **facts}
@@ -95,4 +103,4 @@ def _made(path: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
 
 def _not_made(name: str, err: DataError) -> dict[str, Any]:
     log.warning("%s was not written: %s", name, err)
-    return {"error": str(err)}
+    return {"error": str(err), "permanent": True}

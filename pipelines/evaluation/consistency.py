@@ -30,7 +30,7 @@ from pipelines.evaluation.image_metrics import ViewScores, join, pooled_psnr, sc
 from pipelines.evaluation.mesh_metrics import chamfer_distance
 from pipelines.reconstruction.gaussian_fit import FitOptions, Shots, fit, render_scenes
 from utils.devices import pick_device
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 from utils.files import read_json, writable_folder, write_json
 from utils.images import contact_sheet, save_png
 from utils.settings.run import RunConfig
@@ -268,7 +268,10 @@ def _record(out: Path, row: Row, index: int) -> Path:
 
 
 def _is_done(path: Path, orbit: OrbitViews, settings: dict[str, Any]) -> bool:
-    if not path.is_file():
+    """Whether a record is whole, and of this orbit and these settings."""
+    try:
+        record = read_json(path, option="--out", kind=dict)
+        row_figures([record])
+    except (DataError, KeyError, TypeError, ValueError, AttributeError):
         return False
-    record = read_json(path, option="--out")
-    return (record["orbit"], record["settings"]) == (orbit.digest, settings)
+    return (record.get("orbit"), record.get("settings")) == (orbit.digest, settings)

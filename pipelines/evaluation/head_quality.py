@@ -140,15 +140,17 @@ def sampled_views(runs: Sequence[Path], orbits: TrueOrbits) -> dict[str, dict[in
         DataError: a sample does not show one of these objects, or does not start at its view 0.
     """
     rows: dict[str, dict[int, Path]] = {}
+    number_of = {object_id: number for number, object_id in enumerate(orbits.dataset.object_ids)}
     for run in runs:
         for sample in sample_folders(run):
-            record = read_json(sample / "result.json", option="--runs")
-            if record.get("object") not in orbits.dataset.object_ids or record.get("start_view"):
+            record = read_json(sample / "result.json", option="--runs", kind=dict)
+            shown = record.get("object")
+            if not isinstance(shown, str) or shown not in number_of or record.get("start_view"):
                 raise DataError(
                     f"--runs {sample}: this sample does not show an object of --held-out from its view 0; use a folder "
                     "given_1 that evaluate.py wrote for this data without --random-start"
                 )
-            number = orbits.dataset.object_ids.index(record["object"])
+            number = number_of[shown]
             if number < len(orbits):
                 for views in views_folders(sample):
                     name = str(run) if views == "views" else f"{run} ({views})"

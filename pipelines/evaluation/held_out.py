@@ -135,7 +135,10 @@ def open_held_out(folder: Path, cfg: RunConfig) -> tuple[OrbitData, list[dict[st
         )
     options = {**_layout(folder, folder / "index.json"), "caption_dir": str(folder / "captions.json"), **_common(cfg)}
     dataset = DATASETS.build({"type": "VideoDataset", **options}, where="held-out")
-    attributes = read_json(folder / "attributes.json", option="--held-out")
+    attributes = read_json(folder / "attributes.json", option="--held-out", kind=dict)
+    missing = [object_id for object_id in dataset.object_ids if not isinstance(attributes.get(object_id), dict)]
+    if missing:
+        raise DataError(f"--held-out {folder / 'attributes.json'}: no attributes of {missing[0]}; make the data again")
     return dataset, [attributes[object_id] for object_id in dataset.object_ids]
 
 

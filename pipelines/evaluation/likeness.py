@@ -117,8 +117,8 @@ def captions_of(folder: Path, orbits: TrueOrbits) -> list[str]:
     """
     if is_packed(folder):
         return orbits.dataset.captions[: len(orbits)]
-    captions = read_json(folder / "captions.json", option="--held-out")
-    missing = [object_id for object_id in orbits.object_ids if object_id not in captions]
+    captions = read_json(folder / "captions.json", option="--held-out", kind=dict)
+    missing = [object_id for object_id in orbits.object_ids if not isinstance(captions.get(object_id), str)]
     if missing:
         raise DataError(f"{folder / 'captions.json'}: no caption of {missing[0]}; add one")
     return [captions[object_id] for object_id in orbits.object_ids]
@@ -127,8 +127,8 @@ def captions_of(folder: Path, orbits: TrueOrbits) -> list[str]:
 def _samples_by_prompt(runs: Path, *, suffix: str) -> dict[str, list[Path]]:
     samples: dict[str, list[Path]] = {}
     for folder in sample_folders(runs):
-        prompt = read_json(folder / RESULT_FILE, option="--runs").get("prompt")
-        if prompt:
+        prompt = read_json(folder / RESULT_FILE, option="--runs", kind=dict).get("prompt")
+        if isinstance(prompt, str) and prompt:
             samples.setdefault(prompt.removesuffix(suffix), []).append(folder)
     return samples
 

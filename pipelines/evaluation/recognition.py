@@ -157,11 +157,11 @@ def evaluate_recognition(
         folders = INFER_ENGINE.build({"type": cfg.TASK_TYPE}, where="TASK_TYPE", cfg=sampling).run()
     else:
         folders = sample_folders(runs)
-    results = {folder: read_json(folder / RESULT_FILE, option="--runs") for folder in folders}
+    results = {folder: read_json(folder / RESULT_FILE, option="--runs", kind=dict) for folder in folders}
     samples = {
         result["prompt"].removesuffix(cfg.prompt_suffix): folder
         for folder, result in results.items()
-        if "prompt" in result
+        if isinstance(result.get("prompt"), str)
     }
     objects = [one for one in objects if one.prompt in samples]
     if not objects:
@@ -171,6 +171,8 @@ def evaluate_recognition(
     found = {}
     for name in sorted(set.intersection(*[set(views_folders(samples[one.prompt])) for one in objects])):
         found[name] = recognise(network, (read_views(samples[one.prompt] / name) for one in objects))
+    if "views" not in found:
+        raise DataError(f"--runs {runs}: a sample has no folder views; sample again")
     generated = found["views"]
     rates = {name: recognition_table(generated=value, rendered=rendered, true=true) for name, value in found.items()}
     result = {

@@ -21,10 +21,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.evaluation.held_out import TrueOrbit, TrueOrbits
-from pipelines.sampling.inference import Job, is_done, sample_settings
+from pipelines.sampling.finished import Job, is_done, sample_settings, weights_of
 from pipelines.sampling.inputs import Source, slug_of
 from pipelines.sampling.pipeline import ViewsPipeline
-from pipelines.sampling.sample_folder import RESULT_FILE, nerf_transforms
+from pipelines.sampling.sample_folder import RESULT_FILE, nerf_transforms, ours_in, sizes_in
 from utils.errors import ConfigError, DataError
 from utils.files import atomic_folder, read_json, write_json
 from utils.images import save_png
@@ -75,6 +75,7 @@ def sample_orbits(
         if not is_done(job, settings):
             missing.append(index)
     log.info("%d of %d orbits to sample from %d given views, in %s", len(missing), len(orbits), len(given), out)
+    weights = weights_of(pipeline.cfg) if missing else {}
     num_steps, seconds = pipeline.steps_per_call, 0.1 if sys.stderr.isatty() else 10.0
     wanted = (
         _Wanted(orbit=orbits[index], job=_job_of(orbits[index], index, given=given, out=out, seed=seed))
@@ -84,7 +85,7 @@ def sample_orbits(
         for batch in _batches(wanted, pipeline.cfg.batch_size):
             results = _sample(pipeline, batch, given=given, on_step=partial(bar.update, len(batch)))
             for index, one in enumerate(batch):
-                record = {**one.job.source.record, "seed": one.job.seed, "settings": settings}
+                record = {**one.job.source.record, "seed": one.job.seed, "settings": settings, "weights": weights}
                 own = {name: views_BVCHW[index] for name, views_BVCHW in results.items()}
                 write_sample(one.job.folder, own, orbit=one.orbit, record=record)
     return folders
@@ -96,13 +97,14 @@ def write_sample(folder: Path, results: dict[str, Tensor], *, orbit: TrueOrbit, 
     Args:
         results: views (V, 3, H, W) in [0, 1], by the name of their folder, which starts with `views`.
     """
-    with atomic_folder(folder) as part:
+    with atomic_folder(folder, is_ours=ours_in(folder)) as part:
         for name, views_VCHW in results.items():
             for number, view in enumerate(views_VCHW):
                 save_png(part / name / f"{number:03d}.png", view)
         size = results["views"].shape[-2:]
         write_json(part / "transforms.json", nerf_transforms(orbit.c2w_V44, orbit.fov_deg, size))
-        write_json(part / RESULT_FILE, {**record, "fov_deg": orbit.fov_deg, "c2w": orbit.c2w_V44.tolist()})
+        facts = {"fov_deg": orbit.fov_deg, "c2w": orbit.c2w_V44.tolist(), "files": sizes_in(part)}
+        write_json(part / RESULT_FILE, {**record, **facts})
 
 
 def read_views(folder: Path) -> Tensor:
@@ -132,7 +134,8 @@ def sample_folders(runs: Path) -> list[Path]:
     Raises:
         DataError: there are no samples.
     """
-    folders = sorted(path.parent for path in runs.glob(f"*/{RESULT_FILE}"))
+    found = (path.parent for path in runs.glob(f"*/{RESULT_FILE}"))
+    folders = sorted(folder for folder in found if not folder.name.startswith("."))  # those are being written
     if not folders:
         raise DataError(f"--runs {runs}: contains no samples; use the log_dir of a run of inference.py")
     return folders
@@ -144,7 +147,7 @@ def read_cameras(sample: Path) -> tuple[Tensor, float]:
     Raises:
         DataError: they are missing in result.json.
     """
-    result = read_json(sample / RESULT_FILE, option="--runs")
+    result = read_json(sample / RESULT_FILE, option="--runs", kind=dict)
     try:
         return torch.tensor(result["c2w"], dtype=torch.float32).reshape(-1, 4, 4), float(result["fov_deg"])
     except (KeyError, TypeError, ValueError, RuntimeError) as err:

@@ -2,53 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
+import os
 import sys
 import time
-import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from pipelines.sampling.inputs import Source, known_view_files, sources_of
+from pipelines.sampling.finished import Job, is_done, read_result, sample_settings, weights_of
+from pipelines.sampling.inputs import Source, known_view_files, names_of, sources_of
 from pipelines.sampling.pipeline import Orbits, ViewsPipeline
-from pipelines.sampling.sample_folder import RESULT_FILE
 from utils.config import save_config
-from utils.files import writable_folder
+from utils.devices import free_memory
+from utils.errors import ConfigError, DataError, WriteError
+from utils.files import sole_use, writable_folder
 from utils.registry import INFER_ENGINE
-from utils.settings.original import with_present_names
 from utils.settings.run import RunConfig
-from utils.settings.sampling import SamplingConfig
 
 log = logging.getLogger(__name__)
 
-# Settings that do not change a sample.
-NOT_IN_A_SAMPLE = (
-    "log_dir", "device", "round", "seed", "batch_size", "test_list_path", "chunk_size", "decoder_bs",
-    "visual_inference", "prompts", "images", "compile", "fused", "cuda_graph", "low_memory", "input_elevation_deg",
-    "rasterizer", "known_objects",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One sample to make.
-
-    Attributes:
-        source: the prompt or image.
-        seed: the seed of the noise.
-        folder: the output folder.
-    """
-
-    source: Source
-    seed: int
-    folder: Path
+MAX_JOBS = 10_000_000
+NUM_NAMES = 3  # of `names_of`, which this version and earlier ones give to folders
+MAX_SIDE, MAX_FPS = 16384, 1000  # of the video's codec
+# Measured peak on the CPU while views are decoded, per view, pixel and result: three copies of three floats.
+BYTES_PER_PIXEL = 36
 
 
 @INFER_ENGINE.register(name="inference_text2video_entrance", kind="prompt")
@@ -68,27 +52,36 @@ class OrbitInference:
 
     def __init__(self, config: Config, *, cfg: RunConfig) -> None:
         self.config, self.cfg = config, cfg
+        self.failures: list[str] = []
 
     def run(self) -> list[Path]:
         """Make the missing samples.
 
         Returns:
-            The folders of all samples of the run.
+            The folders of all samples of the run. Those that failed are in `self.failures`, one line each.
 
         Raises:
-            ConfigError, DataError: a setting or a file does not fit. Most checks come before weights are loaded.
+            ConfigError, DataError: a setting or a file does not fit, or no sample could be made. Most checks come
+                before weights are loaded.
         """
         cfg = self.cfg
+        check_sampling(cfg)
         sources = sources_of(cfg, kind=self.config.kind)
+        check_counts(cfg, num_sources=len(sources))
         known = known_view_files(cfg, cfg.cameras.c2w())
         out = writable_folder(cfg.log_dir, option="log_dir")
-        save_config(cfg, out / "config.yaml")
-        settings = sample_settings(cfg)
-        jobs = plan_jobs(sources, num_rounds=cfg.round, seed=cfg.seed, out=out)
-        todo = [job for job in jobs if not is_done(job, settings)]
-        log.info("%d of %d samples to make, in %s", len(todo), len(jobs), out)
-        if todo:
-            self._make(todo, known, settings)
+        with sole_use(out, option="log_dir"):
+            save_config(cfg, out / "config.yaml")
+            settings = sample_settings(cfg)
+            jobs = plan_jobs(sources, num_rounds=cfg.round, seed=cfg.seed, out=out)
+            todo = [job for job in jobs if not is_done(job, settings)]
+            log.info("%d of %d samples to make, in %s", len(todo), len(jobs), out)
+            if todo:
+                self._make(todo, known, settings)
+        if self.failures and len(self.failures) == len(todo):
+            raise DataError(self.failures[0])
+        for failure in self.failures:
+            log.error("error: %s", failure)
         return [job.folder for job in jobs]
 
     def _make(self, jobs: list[Job], known: dict[int, str], settings: dict[str, Any]) -> None:
@@ -99,24 +92,93 @@ class OrbitInference:
         writer = self.cfg.visual_inference.build(**options)
         batches = [jobs[start : start + self.cfg.batch_size] for start in range(0, len(jobs), self.cfg.batch_size)]
         seconds = 0.1 if sys.stderr.isatty() else 10.0  # fewer lines in a log file
-        with tqdm(total=len(batches) * pipeline.steps_per_call, unit="step", mininterval=seconds) as bar:
-            for batch in batches:
-                name = batch[0].source.slug[:40]
-                bar.set_description(name)
-                orbits = pipeline(
-                    [job.source.text for job in batch],
-                    seeds=[job.seed for job in batch],
-                    known_views={view: [image] * len(batch) for view, image in known.items()},
-                    on_step=partial(count_step, bar, steps_per_call=pipeline.steps_per_call, name=name),
-                )
-                bar.set_description(f"{name}: writing files")
+        with (
+            ThreadPoolExecutor(max_workers=1) as pool,
+            tqdm(total=len(batches) * pipeline.steps_per_call, unit="step", mininterval=seconds) as bar,
+        ):
+            weights = pool.submit(weights_of, self.cfg)  # reads the files once more, beside the first steps
+
+            def make(batch: list[Job]) -> None:
+                orbits = self._sample(pipeline, batch, known, bar)
+                bar.set_description(f"{batch[0].source.slug[:40]}: writing files")
                 began = time.perf_counter()
                 for index, job in enumerate(batch):
-                    record = {**job.source.record, "seed": job.seed, "settings": settings}
+                    record = {**job.source.record, "seed": job.seed, "settings": settings, "weights": weights.result()}
                     writer.write(job.folder, orbits, index, fps=self.cfg.target_fps, record=record)
                     bar.write(file=sys.stderr, s=f"wrote {job.folder}/ ({', '.join(contents_of(job.folder))})")
                 cost = cost_of(orbits, num_steps=pipeline.steps_per_call)
                 bar.write(file=sys.stderr, s=f"{cost}, files {time.perf_counter() - began:.2f} s")
+
+            while batches:
+                batch = batches.pop(0)
+                try:
+                    make(batch)
+                except WriteError:  # the next could not be written either
+                    raise
+                except DataError as err:
+                    if len(batch) > 1:  # the others of the batch come out the same alone
+                        batches[:0] = [[job] for job in batch]
+                    else:
+                        self.failures.append(f"{batch[0].folder.name}: {err}")
+
+    def _sample(self, pipeline: ViewsPipeline, batch: list[Job], known: dict[int, str], bar: tqdm) -> Orbits:
+        name = batch[0].source.slug[:40]
+        bar.set_description(name)
+        return pipeline(
+            [job.source.text for job in batch],
+            seeds=[job.seed for job in batch],
+            known_views={view: [image] * len(batch) for view, image in known.items()},
+            on_step=partial(count_step, bar, steps_per_call=pipeline.steps_per_call, name=name),
+        )
+
+
+def check_sampling(cfg: RunConfig) -> None:
+    """Check settings whose faults would show only after sampling, or never.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    cameras = cfg.cameras
+    if cameras.fov_deg is not None and not 1 <= cameras.fov_deg <= 150:
+        raise ConfigError(f"cameras.fov_deg must lie in [1, 150] degrees or be null, got {cameras.fov_deg}")
+    if cfg.target_fps > MAX_FPS:
+        raise ConfigError(f"target_fps must lie in [1, {MAX_FPS}], got {cfg.target_fps}")
+    if max(cfg.resolution) > MAX_SIDE:
+        raise ConfigError(f"resolution={list(cfg.resolution)}: a side has at most {MAX_SIDE} pixels")
+    cfg.sampler.build().check(cfg.Diffusion.build())
+    num_views = len(cameras.views) or cameras.num_views
+    check_memory(cfg, num_views=num_views, num_samples=1)
+
+
+def check_counts(cfg: RunConfig, *, num_sources: int) -> None:
+    """Check the number of samples of a run, and the memory of a batch of them.
+
+    Raises:
+        ConfigError: it is too large, or the seeds of the rounds are out of range.
+    """
+    if num_sources * cfg.round > MAX_JOBS:
+        raise ConfigError(f"round={cfg.round}: {num_sources * cfg.round} samples are too many; at most {MAX_JOBS}")
+    if not -(2**63) <= cfg.seed <= cfg.seed + cfg.round <= 2**63:
+        raise ConfigError(f"seed={cfg.seed} must lie in [-2**63, 2**63 - round]")
+    num_views = len(cfg.cameras.views) or cfg.cameras.num_views
+    check_memory(cfg, num_views=num_views, num_samples=min(cfg.batch_size, num_sources * cfg.round))
+
+
+def check_memory(cfg: RunConfig, *, num_views: int, num_samples: int) -> None:
+    """Check that the memory of the machine can hold the views of a batch; the networks need more.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    num_results = 2 if cfg.refine and cfg.results == "both" else 1
+    width, height = cfg.resolution
+    needed, free = BYTES_PER_PIXEL * num_results * num_samples * num_views * width * height, free_memory()
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"{num_views} views of {width} x {height} pixels (cameras.num_views, resolution) in {num_samples} samples "
+            f"at once (batch_size) need at least {needed / 2**30:.1f} GiB of memory, but {free / 2**30:.1f} GiB are "
+            "free; lower one of them"
+        )
 
 
 def count_step(bar: tqdm, *, steps_per_call: int, name: str) -> None:
@@ -146,43 +208,34 @@ def cost_of(orbits: Orbits, *, num_steps: int) -> str:
 
 
 def plan_jobs(sources: list[Source], *, num_rounds: int, seed: int, out: Path) -> list[Job]:
-    """List all jobs. Round r of every source uses seed + r, so the order of the sources does not matter."""
-    slugs = [source.slug for source in sources]
+    """List all jobs. Round r of every source uses seed + r, so the order of the sources does not matter.
+
+    Sources may have the same slug. Each gets a folder of its own, and no folder in which `out` has the result of
+    another input.
+    """
+    present = {entry.name: entry.is_dir() for entry in os.scandir(out)} if out.is_dir() else {}
+    taken: set[str] = set()
     jobs = []
     for number in range(num_rounds):
-        for source, slug in zip(sources, slugs, strict=True):
-            if slugs.count(slug) > 1:
-                slug = f"{slug}-{zlib.crc32(source.text.encode()):08x}"
-            jobs.append(Job(source=source, seed=seed + number, folder=out / f"{slug}_seed{seed + number}"))
+        for source in sources:
+            folder = _folder_of(source, seed + number, out, present=present, taken=taken)
+            taken.add(folder.name)
+            jobs.append(Job(source=source, seed=seed + number, folder=folder))
     return jobs
 
 
-def sample_settings(cfg: RunConfig) -> dict[str, Any]:
-    """Return the settings that change a sample, as plain JSON values."""
-    names = {field.name for field in dataclasses.fields(SamplingConfig)} - {*NOT_IN_A_SAMPLE}
-    values = {name: value for name, value in cfg.as_dict().items() if name in names}
-    return json.loads(json.dumps(values))
-
-
-@cache
-def _default_settings() -> dict[str, Any]:
-    return sample_settings(RunConfig())
-
-
-def is_done(job: Job, settings: dict[str, Any]) -> bool:
-    """Whether the folder contains this sample, made with these settings."""
-    path = job.folder / RESULT_FILE
-    if not path.is_file():
-        return False
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        return False
-    same = all(result.get(name) == value for name, value in {**job.source.record, "seed": job.seed}.items())
-    # Extra settings in the file are ignored, because earlier versions also saved settings of training. Settings that
-    # are missing in the file are newer than the sample, and their defaults do not change it.
-    found = {**_default_settings(), **with_present_names(result.get("settings", {}))}
-    same = same and all(found[name] == value for name, value in settings.items())
-    if not same:
-        log.info("%s was made with other settings and will be made again", job.folder)
-    return same
+def _folder_of(source: Source, seed: int, out: Path, *, present: Mapping[str, bool], taken: set[str]) -> Path:
+    """Return the folder that has the result of a source, else the first one that no other input has."""
+    free = ""
+    for number, slug in enumerate(names_of(source), start=1):
+        name = f"{slug}_seed{seed}"
+        if name in taken or not present.get(name, True):  # of another source, or a file
+            continue
+        result = read_result(out / name) if name in present else None
+        if result is None:
+            free = free or name
+        elif source.made(result):
+            return out / name
+        if free and number >= NUM_NAMES:
+            return out / free
+    raise AssertionError("names_of never ends")

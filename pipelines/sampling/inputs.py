@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
+import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from pipelines.sampling.known_views import view_at
 from utils.cameras import camera_elevations_deg
 from utils.errors import ConfigError, DataError
+from utils.files import check_text, read_lines
 from utils.object_image import input_view
 from utils.settings.paths import found_path
 from utils.settings.run import RunConfig
 from utils.settings.sampling import ELEVATION_TOLERANCE_DEG
 
 log = logging.getLogger(__name__)
+
+PLACES = ("image", "image_path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,32 +36,62 @@ class Source:
     Attributes:
         text: the prompt, or the path of the image.
         slug: the first part of the name of its folders.
-        record: facts for result.json; an orbit with another record is made again.
+        record: facts for result.json. Those in `PLACES` say where a picture was found; an orbit with other values of
+            the others is made again.
     """
 
     text: str
     slug: str
-    record: dict[str, str]
+    record: dict[str, Any]
+
+    def made(self, result: Mapping[str, Any], *, exactly: bool = False) -> bool:
+        """Whether a result.json is of this input. A picture that changed in its place is the same input.
+
+        Args:
+            exactly: only if the content of the picture is the same too.
+        """
+        facts = [name for name in self.record if name not in PLACES]
+        if all(result.get(name) == self.record[name] for name in facts):
+            return True
+        place = "image_path" if "image_path" in result else "image"  # as earlier versions wrote it
+        return not exactly and place in self.record and result.get(place) == self.record[place]
 
 
 def prompt_sources(prompts: Sequence[str]) -> list[Source]:
-    """Make one source for each different prompt."""
-    return [Source(text=prompt, slug=slug_of(prompt), record={"prompt": prompt}) for prompt in dict.fromkeys(prompts)]
+    """Make one source for each different prompt.
+
+    Raises:
+        DataError: a prompt is not valid UTF-8.
+    """
+    return [
+        Source(text=check_text(prompt, name="prompt"), slug=slug_of(prompt), record={"prompt": prompt})
+        for prompt in dict.fromkeys(prompts)
+    ]
 
 
 def image_sources(images: Sequence[str], cfg: RunConfig) -> list[Source]:
     """Make one source for each different image; every file is read to check that it can be used.
 
     Raises:
-        DataError: a file cannot be used; the message has the file and the remedy.
+        DataError: files cannot be used; the message has the first file, the remedy, and the names of the others.
     """
+    images = list(dict.fromkeys(os.path.expanduser(image) for image in images))
     known = [str(view["image"]) for view in cfg.known_views]
+    failures = {}
     for image in dict.fromkeys([*images, *known]):
-        input_view(image, resolution=cfg.resolution, recenter=cfg.recenter, object_share=cfg.object_share)
+        try:
+            input_view(image, resolution=cfg.resolution, recenter=cfg.recenter, object_share=cfg.object_share)
+        except DataError as err:
+            failures[image] = str(err)
+    if failures:
+        first, *others = failures
+        more = f" (as are {len(others)} other images: {', '.join(others[:5])})" if others else ""
+        raise DataError(f"{failures[first]}{more}")
     sources = []
-    for image in dict.fromkeys(images):
+    for image in images:
         digest = hashlib.sha256(b"".join(Path(file).read_bytes() for file in (image, *known))).hexdigest()
-        sources.append(Source(text=image, slug=slug_of(Path(image).stem), record={"image": image, "sha256": digest}))
+        record = {"image": image, "image_path": str(Path(image).resolve()), "sha256": digest}
+        sources.append(Source(text=image, slug=slug_of(Path(image).stem), record=record))
     return sources
 
 
@@ -78,6 +114,8 @@ def sources_of(cfg: RunConfig, *, kind: str) -> list[Source]:
             if getattr(cfg, name) not in ([], None):
                 raise ConfigError(f"{name} (--image) is only for image models; use e.g. configs/mini/i2v_infer.yaml")
         prompts = list(cfg.prompts) or read_prompts(cfg.test_list_path)
+        for prompt in prompts:
+            check_text(prompt, name="prompt")
         _note_unknown(prompts, cfg)
         return prompt_sources(prompts)
     if cfg.prompts:
@@ -143,10 +181,7 @@ def read_list(path: str, *, of: str) -> list[str]:
     """
     if not path or not Path(path).is_file():
         raise DataError(f"test_list_path={path}: no such file; use a text file with one {of} per line, or --{of}")
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as err:
-        raise DataError(f"test_list_path={path} is not UTF-8 text ({err.reason}); write one {of} per line") from err
+    lines = read_lines(path, option="test_list_path")
     found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not found:
         raise DataError(f"test_list_path={path} contains no {of}; write one per line (lines with # are comments)")
@@ -154,5 +189,16 @@ def read_list(path: str, *, of: str) -> list[str]:
 
 
 def slug_of(text: str) -> str:
-    """Turn a text into a file name of at most 60 letters, digits and dashes."""
+    """Turn a text into a file name of at most 60 letters, digits and dashes. Different texts may have the same."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-") or f"{zlib.crc32(text.encode()):08x}"
+
+
+def names_of(source: Source) -> Iterator[str]:
+    """Yield the names that the folders of an input may have; the first that no other input has is used."""
+    yield source.slug
+    checked = f"{source.slug}-{zlib.crc32(source.text.encode()):08x}"
+    # The path of a picture can be written in many ways, so its content comes first.
+    content = source.record.get("sha256")
+    longer = f"{source.slug}-{(content or hashlib.sha256(source.text.encode()).hexdigest())[:16]}"
+    yield from (longer, checked) if content else (checked, longer)
+    yield from (f"{longer}-{number}" for number in itertools.count(2))

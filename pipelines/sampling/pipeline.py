@@ -28,7 +28,7 @@ from pipelines.sampling.sampler import Denoising, OrbitSampler
 from utils.cameras import DATA_FOV_DEG
 from utils.config import load_config
 from utils.devices import pick_device, pick_dtype, resting_place
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 from utils.settings.run import RunConfig
 from utils.settings.sampling import RESULTS
 from utils.stopwatch import Stopwatch
@@ -71,6 +71,11 @@ class Orbits:
     def best_views_BVCHW(self) -> Tensor:
         """The refined views if there are any, else the plain views."""
         return self.views_BVCHW if self.refined_views_BVCHW is None else self.refined_views_BVCHW
+
+
+def name_of(one: OrbitInput) -> str:
+    """Name an input in a message."""
+    return "an image" if isinstance(one, Tensor) else repr(str(one))
 
 
 class ViewsPipeline:
@@ -196,7 +201,7 @@ class ViewsPipeline:
             ValueError: there is no input, the numbers of seeds and inputs differ, or a text model has known views.
             ConfigError: refined results need a head, an input view of the head is not sampled, or the resolution does
                 not fit the networks.
-            DataError: an image cannot be used.
+            DataError: an image cannot be used, or conditions, latents or views are not finite.
         """
         inputs, seeds = self._lists(inputs, seeds)
         results = self.results_of(results)
@@ -209,13 +214,18 @@ class ViewsPipeline:
         with torch.no_grad():
             with watch.part("conditions"):
                 given = self._given(inputs, known_views or {}, call)
+                self._check_conditions(given, inputs)
             with watch.part("denoise"):
                 run = self._denoising(
                     given, call, refiner=refiner, guide_scale=guide_scale, on_step=on_step, watch=watch
                 )
                 latents = self._denoise(noise, run, results)
+                for one in latents:
+                    self._check_finite(one, inputs, what="latents", options=("test_model", "lora.path"))
             with watch.part("decode"):
                 views = [self.decode(one).float().cpu() for one in latents]
+                for one in views:
+                    self._check_finite(one, inputs, what="views", options=("auto_encoder.pretrained",))
             gaussians = self._reconstruct(head, views[-1], call, watch)
         return self._orbits(
             views, latents, gaussians, inputs=inputs, seeds=seeds, c2w_V44=call.c2w_V44, seconds=watch.seconds
@@ -288,6 +298,35 @@ class ViewsPipeline:
         if known_views and not isinstance(self.conditioner, ImageConditioner):
             raise ValueError("known_views need an image model, but this is a text model; leave known_views out")
         return {0: conditions, **{view: self.conditioner(images, call) for view, images in known_views.items()}}
+
+    def _check_conditions(self, given: Mapping[int, Conditions], inputs: list[OrbitInput]) -> None:
+        """Check the conditions before sampling. Both branches together, because a GPU waits at each check."""
+        for conditions in given.values():
+            for name, value in conditions.conditional.items():
+                options = ("auto_encoder.pretrained",) if name == "local_image" else ("embedder.pretrained",)
+                both = torch.stack([value, conditions.unconditional[name]], dim=1)
+                self._check_finite(both, inputs, what=f"conditions ({name})", options=options)
+
+    def _check_finite(self, values_B: Tensor, inputs: list[OrbitInput], *, what: str, options: tuple[str, ...]) -> None:
+        """Check that values of samples are numbers.
+
+        Args:
+            values_B: (B, ...).
+            what: name of the values, for the message.
+            options: settings with the weights that may be the cause.
+
+        Raises:
+            DataError: they are not; the message has the inputs and the remedy.
+        """
+        finite_B = values_B.isfinite().flatten(1).all(dim=1)
+        if finite_B.all():
+            return
+        names = [name_of(one) for one, finite in zip(inputs, finite_B.tolist(), strict=True) if not finite]
+        files = {"test_model": self.cfg.test_model, "lora.path": self.cfg.lora.path}
+        files |= {f"{name}.pretrained": getattr(self.cfg, name).pretrained for name in ("auto_encoder", "embedder")}
+        weights = " and ".join(f"{option}={files[option]}" for option in options if files[option]) or "the weights"
+        remedy = ", or set precision=float32" if self.network.dtype != torch.float32 else ""
+        raise DataError(f"the {what} of {', '.join(names)} are not finite (NaN or infinity); check {weights}{remedy}")
 
     def _denoising(
         self,

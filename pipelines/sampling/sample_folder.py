@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,14 +12,21 @@ from typing import Any
 
 from torch import Tensor
 
+from pipelines.assets import ASSET_FILES
 from pipelines.sampling.pipeline import Orbits
 from utils.cameras import opencv_to_opengl
-from utils.files import atomic_folder, meanwhile, write_json
+from utils.errors import ConfigError, DataError
+from utils.files import atomic_folder, meanwhile, read_json, write_json
 from utils.images import contact_sheet, save_png, save_video
 from utils.registry import VISUAL
 from utils.settings.assets import AssetOptions
 
 RESULT_FILE = "result.json"
+# What a run writes into a sample; everything else there belongs to the user.
+OURS = re.compile(
+    r"orbit(_gs)?\.mp4|sheet(_gs)?\.png|views(_gs)?/\d{3,}\.png|transforms\.json|result\.json|"
+    + "|".join(map(re.escape, ASSET_FILES))
+)
 
 
 @VISUAL.register
@@ -28,7 +36,7 @@ class VisualGeneratedVideos:
     A folder is written completely or not at all. If there are results without and with 3D-aware sampling, those with it
     are orbit_gs.mp4, sheet_gs.png and views_gs/.
 
-    A sample with Gaussians also gets the files of pipelines.assets.files. If one of them cannot be made, result.json
+    A sample with Gaussians also gets the files of pipelines.assets.files. If the object has no such file, result.json
     has the reason.
 
     Args:
@@ -46,20 +54,27 @@ class VisualGeneratedVideos:
 
         columns: int = 6
 
+        def __post_init__(self) -> None:
+            if self.columns < 1:
+                raise ConfigError(f"visual_inference.columns must be at least 1, got {self.columns}")
+
     def __init__(self, config: Config, *, assets: AssetOptions | None = None, rasterizer: str = "auto") -> None:
         self.config, self.assets, self.rasterizer = config, assets or AssetOptions(), rasterizer
 
     def write(self, folder: Path, orbits: Orbits, index: int, *, fps: int, record: dict[str, Any]) -> None:
-        """Write sample `index` of a batch to `folder`; an older folder is replaced.
+        """Write sample `index` of a batch to `folder`. An older sample is replaced, but a user's own files are kept.
 
         Args:
             fps: frame rate of the video.
             record: input and settings of the sample, the first entries of result.json.
+
+        Raises:
+            WriteError: a file cannot be written, for example because the disk is full.
         """
         results = {"": orbits.views_BVCHW}
         if orbits.refined_views_BVCHW is not None:
             results["_gs"] = orbits.refined_views_BVCHW
-        with atomic_folder(folder) as part:
+        with atomic_folder(folder, is_ours=ours_in(folder)) as part:
             with meanwhile(*self._pictures(part, results, index, fps=fps)):
                 objects = self._write_object(part, orbits, index, title=record.get("prompt", folder.name))
             size = orbits.views_BVCHW.shape[-2:]
@@ -68,7 +83,7 @@ class VisualGeneratedVideos:
                 own = nerf_transforms(orbits.c2w_V44, orbits.gaussians_fov_deg, size)
                 transforms["gaussians"] = {name: own[name] for name in ("camera_angle_x", "fl_x", "fl_y")}
             write_json(part / "transforms.json", transforms)
-            write_json(part / RESULT_FILE, {**self._result(orbits, record), **objects})
+            write_json(part / RESULT_FILE, {**self._result(orbits, record), **objects, "files": sizes_in(part)})
 
     def _pictures(
         self, part: Path, results: dict[str, Tensor], index: int, *, fps: int
@@ -105,6 +120,65 @@ class VisualGeneratedVideos:
             "camera_convention": "c2w, camera to world, OpenCV axes (x right, y down, z forward), world z up",
             "c2w": orbits.c2w_V44.tolist(),
         }
+
+
+def sizes_in(folder: Path) -> dict[str, int]:
+    """Return the sizes in bytes of all files in a folder, by their name relative to it."""
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def missing_file(folder: Path, result: dict[str, Any]) -> str:
+    """Say which file of a sample is missing, is not whole or was never written; "" if all are there.
+
+    Args:
+        result: result.json. Those of earlier versions have no sizes; then the files must be there and not be empty.
+    """
+    assets, files = result.get("assets", {}), result.get("files")
+    if not isinstance(assets, dict) or not all(isinstance(fact, dict) for fact in assets.values()):
+        return f"has a {RESULT_FILE} that cannot be understood"
+    for name, fact in assets.items():
+        if "error" in fact and not fact.get("permanent"):
+            return f"has no {name} ({fact['error']})"
+    if not isinstance(files, dict):
+        files = dict.fromkeys(_names_of_earlier_versions(folder))
+        files |= {name: fact.get("bytes") for name, fact in assets.items() if "error" not in fact}
+    for name, num_bytes in files.items():
+        try:
+            found = (folder / name).stat().st_size
+        except OSError:
+            return f"has no {name}"
+        if found != (found or 1 if num_bytes is None else num_bytes):
+            return f"has a {name} that is not as it was written"
+    return ""
+
+
+def _names_of_earlier_versions(folder: Path) -> list[str]:
+    """List the files that a sample without a list of its files must have."""
+    names = ["transforms.json"]
+    for suffix in ("", "_gs"):
+        pair = [f"orbit{suffix}.mp4", f"sheet{suffix}.png"]
+        of_a_run = any((folder / name).exists() for name in pair)  # the samples of an evaluation have only views
+        names += pair if of_a_run else []
+        present = [path.relative_to(folder).as_posix() for path in folder.glob(f"views{suffix}/*.png")]
+        names += [*present, f"views{suffix}/000.png"] if of_a_run or present or not suffix else []
+    return names
+
+
+def ours_in(folder: Path) -> Callable[[Path], bool]:
+    """Return a function that says whether a run wrote a file of a sample, and nobody changed it since."""
+    try:
+        files = read_json(folder / RESULT_FILE, option=RESULT_FILE, kind=dict).get("files", {})
+    except DataError:
+        files = {}
+
+    def ours(name: Path) -> bool:
+        written = files.get(name.as_posix()) if isinstance(files, dict) else None
+        now = (folder / name).lstat().st_size
+        return now in (0, written) if written is not None else OURS.fullmatch(name.as_posix()) is not None
+
+    return ours
 
 
 def nerf_transforms(c2w_V44: Tensor, fov_deg: float, size: tuple[int, int]) -> dict[str, Any]:

@@ -135,6 +135,18 @@ class OrbitSampler(ABC):
             latents_BCVHW, float32.
         """
 
+    def check(self, diffusion: DiffusionDDIM) -> None:
+        """Check, before networks are loaded, that the options fit the diffusion process.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        if self.config.num_steps > diffusion.num_timesteps:
+            raise ConfigError(
+                f"sampler.num_steps={self.config.num_steps} is more than the {diffusion.num_timesteps} timesteps of "
+                "Diffusion; use fewer steps"
+            )
+
     def both(self, noise_BCVHW: Tensor, run: Denoising) -> tuple[Tensor, Tensor]:
         """Sample without and with the refiner. Only the refined result advances the generators of the run."""
         plain = dataclasses.replace(run, refiner=None, generators=copies_of(run.generators))
@@ -193,8 +205,17 @@ class Sampler(OrbitSampler):
         def reuses(self) -> bool:
             return self.reuse_steps > 1
 
+    def check(self, diffusion: DiffusionDDIM) -> None:
+        super().check(diffusion)
+        if self.config.num_steps >= diffusion.num_timesteps - 1:  # only then can timesteps repeat
+            self.scheduler(diffusion)
+
     def scheduler(self, diffusion: DiffusionDDIM) -> Any:
-        """Make a new diffusers scheduler with the options of this sampler."""
+        """Make a new diffusers scheduler with the options of this sampler.
+
+        Raises:
+            ConfigError: a timestep would be used twice.
+        """
         config = self.config
         return make_scheduler(
             diffusion, solver=config.solver, num_steps=config.num_steps, spacing=config.spacing, warp=config.warp

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.diffusion import DiffusionDDIM
+from utils.errors import ConfigError
 
 SPACINGS = ("leading", "trailing", "linspace", "angle")
 SOLVERS: dict[str, Callable[..., Any]] = {}  # filled by `solver_named`
@@ -28,21 +29,32 @@ def solver_named(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
 
 
 def make_scheduler(diffusion: DiffusionDDIM, *, solver: str, num_steps: int, spacing: str, warp: float) -> Any:
-    """Make a scheduler that takes x0, with the timesteps of a run; for the options see pipelines.sampling.sampler."""
+    """Make a scheduler that takes x0, with the timesteps of a run; for the options see pipelines.sampling.sampler.
+
+    Raises:
+        ConfigError: a timestep would be used twice, as some solvers do when all timesteps are steps.
+    """
     betas = diffusion.betas.clone()
     alpha_bar = diffusion.alpha_bar
     if alpha_bar[-1] < 2**-24 and solver != "ddim":
         # Multistep solvers use log(signal / noise), so the signal at the last timestep must not be exactly zero.
         betas[-1] = 1 - 2**-24 / alpha_bar[-2]
     angle = spacing == "angle"
+    # As published, leading timesteps begin at 1. With as many steps as timesteps, this would be one too many.
+    offset = 1 if spacing == "leading" and num_steps < diffusion.num_timesteps else 0
     scheduler = SOLVERS[solver](
         num_train_timesteps=diffusion.num_timesteps,
         trained_betas=betas.tolist(),
         prediction_type="sample",
         timestep_spacing="trailing" if angle else spacing,
-        steps_offset=1 if spacing == "leading" else 0,
+        steps_offset=offset,
     )
     scheduler.set_timesteps(num_steps)
+    if (scheduler.timesteps.diff() >= 0).any():
+        raise ConfigError(
+            f"sampler.spacing={spacing} uses timesteps twice with sampler.num_steps={num_steps}; use "
+            "sampler.spacing=trailing, or fewer steps"
+        )
     if angle:
         alpha_bar = scheduler.alphas_cumprod
         t_S = angle_timesteps(alpha_bar, num_steps, warp=warp)

@@ -14,6 +14,7 @@ from PIL import Image
 from tests.conftest import ROOT
 from tests.odd_pictures import BAD, GOOD, square
 from tests.reference_cases import REFERENCE, load_case
+from utils import object_image
 from utils.errors import DataError
 from utils.object_image import cut_out, fit, input_view, is_centred, object_box, open_picture, over_white, recentre
 from utils.recenter_i2v import add_to_list, background_remover, find_pictures, recentre_files
@@ -242,3 +243,123 @@ def test_background_removal_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "rembg", SimpleNamespace(new_session=unreachable))
     with pytest.raises(DataError, match="could not download or read its weights \\(no route to host\\)"):
         background_remover()(Image.new("RGB", (4, 4)))
+
+
+def view_of(tmp_path, rgba_HW4, name="x.png", *, recenter=True):
+    Image.fromarray(rgba_HW4).save(tmp_path / name)
+    return input_view(tmp_path / name, resolution=(64, 64), recenter=recenter, object_share=0.7)
+
+
+def large(**changes):
+    return square(256, 256, left=40, top=60, side=100, **changes)
+
+
+def left_by_removers():
+    """What background removers leave: single faint pixels, a faint veil, a speck."""
+    one, veil, speck, all_of_it = (large() for _ in range(4))
+    one[250, 3, 3] = 2
+    veil[veil[..., 3] == 0] = (90, 90, 90, 3)
+    speck[250:252, 3:5] = (10, 10, 10, 255)
+    all_of_it[all_of_it[..., 3] == 0] = (90, 90, 90, 1)
+    all_of_it[3, 250] = 255
+    return {"one faint pixel": one, "a faint veil": veil, "a speck": speck, "a veil and a speck": all_of_it}
+
+
+@pytest.mark.parametrize("name", left_by_removers())
+def test_what_a_remover_left_is_not_the_object(tmp_path, name):
+    found, plain = view_of(tmp_path, left_by_removers()[name]), view_of(tmp_path, large(), "plain.png")
+    assert torch.equal(found, plain)
+    columns = np.flatnonzero((found < 1).any(dim=0).any(dim=0).numpy())
+    assert (columns[0], columns[-1]) == (9, 53)  # 45 of 64 pixels, in the middle
+
+
+def test_parts_of_the_object_count(tmp_path):
+    rgba_HW4 = large()
+    rgba_HW4[200:220, 200:220] = (10, 200, 10, 120)  # a part of its own, half transparent
+    Image.fromarray(rgba_HW4).save(tmp_path / "x.png")
+    rgba_HW4 = cut_out(open_picture(tmp_path / "x.png"), path="x.png")
+    assert object_box(rgba_HW4) == (40, 60, 219, 219)
+
+
+def not_cut_out(kind):
+    rgba_HW4 = np.full((200, 200, 4), (120, 130, 140, 255), dtype=np.uint8)
+    rgba_HW4[60:120, 60:120, :3] = (200, 40, 40)
+    y, x = np.mgrid[:200, :200]
+    corner = np.minimum(x, 199 - x) + np.minimum(y, 199 - y)
+    if kind == "one transparent pixel":
+        rgba_HW4[0, 0, 3] = 0
+    elif kind == "one pixel that is nearly opaque":
+        rgba_HW4[0, 0, 3] = 254
+    elif kind == "cut corners":
+        rgba_HW4[corner < 8, 3] = 0
+    elif kind == "a veil everywhere":
+        rgba_HW4[..., 3] = 250
+    elif kind == "a frame of one pixel at one side":
+        rgba_HW4[:, 0, 3] = 0
+    return rgba_HW4
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["one transparent pixel", "one pixel that is nearly opaque", "cut corners", "a veil everywhere",
+     "a frame of one pixel at one side"],
+)  # fmt: skip
+def test_a_background_that_was_left_is_refused(tmp_path, kind):
+    with pytest.raises(DataError, match=r"x\.png: is not cut out \(only \d+ of 40000 .*--remove-background"):
+        view_of(tmp_path, not_cut_out(kind))
+    remove = lambda image: Image.fromarray(square(200, 200, side=50))  # noqa: E731
+    rgba_HW4 = cut_out(Image.fromarray(not_cut_out(kind)), path="x.png", remove_background=remove)
+    assert object_box(rgba_HW4) == (5, 4, 54, 53)
+
+
+def test_an_object_that_fills_the_frame_is_told_once(tmp_path, caplog):
+    rgba_HW4 = not_cut_out("")
+    y, x = np.mgrid[:200, :200]
+    rgba_HW4[np.minimum(x, 199 - x) + np.minimum(y, 199 - y) < 20, 3] = 0  # 2 % of the pixels
+    for _ in range(2):
+        view_of(tmp_path, rgba_HW4)
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        f"{tmp_path / 'x.png'}: the object fills 98% of the frame"
+    ]
+
+
+@pytest.mark.parametrize("rgb", [(255, 255, 255), (120, 130, 140)])
+def test_an_inverted_mask_is_told(tmp_path, rgb, caplog):
+    rgba_HW4 = large()
+    rgba_HW4[..., 3] = 255 - rgba_HW4[..., 3]
+    rgba_HW4[rgba_HW4[..., 3] == 255, :3] = rgb
+    view = view_of(tmp_path, rgba_HW4)
+    assert "the border is opaque and the middle transparent; if the alpha channel is inverted" in caplog.text
+    assert ("the picture is empty, white everywhere, over white" in caplog.text) == (bool(view.min() > 0.99))
+    assert ("is empty" in caplog.text) == (rgb == (255, 255, 255))
+
+
+def test_an_ordinary_object_is_not_talked_about(tmp_path, caplog):
+    view_of(tmp_path, large())
+    view_of(tmp_path, square(60, 60, left=0, top=0, side=55), "tight.png")
+    view_of(tmp_path, large(rgb=(255, 255, 250)), "pale.png")
+    assert not caplog.records
+
+
+def test_a_small_file_with_many_pixels_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    Image.new("1", (10_001, 10_000)).save(tmp_path / "large.png")
+    assert (tmp_path / "large.png").stat().st_size < 100_000
+    with pytest.raises(DataError, match=r"large.png: 10001 x 10000 are too many pixels to read safely"):
+        open_picture(tmp_path / "large.png")
+    monkeypatch.setattr(object_image, "free_memory", lambda: 10**8)
+    Image.new("1", (4_000, 4_000)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image.Image, "load", None)
+    with pytest.raises(DataError, match=r"4000 x 4000 pixels need about 0.3 GiB of memory, but 0.1 GiB are free"):
+        open_picture(tmp_path / "large.png")
+
+
+def test_pixels_of_unknown_meaning_are_refused(tmp_path):
+    Image.fromarray(np.ones((8, 8), dtype=np.float32)).save(tmp_path / "x.tif")
+    with pytest.raises(DataError, match=r"x.tif: has pixels of an unusual kind \(F\)"):
+        input_view(tmp_path / "x.tif", resolution=(16, 16), recenter=False, object_share=0.5)
+
+
+def test_a_list_is_read_as_users_save_it(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf# mine\r\nx.png\r\n")
+    add_to_list(tmp_path / "list.txt", [tmp_path / "y.png", tmp_path / "y.png"])
+    assert (tmp_path / "list.txt").read_text() == f"# mine\nx.png\n{tmp_path / 'y.png'}\n"

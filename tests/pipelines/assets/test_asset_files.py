@@ -17,6 +17,7 @@ from models.gaussians.rendering import render
 from models.gaussians.scene import Gaussians
 from pipelines.assets.files import MESH_FILE, PLY_FILE, SPLAT_FILE, TURNTABLE_FILE, VIEWER_FILE, write_assets
 from pipelines.assets.turntable import write_turntable
+from pipelines.assets.viewer import write_viewer
 from pipelines.sampling.sample_folder import VisualGeneratedVideos
 from tests.tiny_gaussians import SMALL, SMALL_OPTIONS, ball, transparent
 from utils.cameras import intrinsics, orbit_cameras
@@ -131,6 +132,13 @@ def test_a_sample_with_gaussians_gets_their_files(tmp_path):
     assert "a &lt;/script&gt; ball" in (tmp_path / "ball" / VIEWER_FILE).read_text()
     torch.testing.assert_close(read_ply(tmp_path / "ball" / PLY_FILE).means_BN3, pair[1].means_BN3)
     assert Image.open(tmp_path / "ball" / "views" / "001.png").size == (32, 32)
+
+
+def test_a_title_may_have_the_words_of_the_template(tmp_path):
+    title = "__SPLATS__ __SCENE__ __TITLE__"
+    write_viewer(tmp_path / "a.html", ball(), c2w_44=ORBIT[0], fov_deg=39.6, background=1.0, title=title)
+    write_viewer(tmp_path / "b.html", ball(), c2w_44=ORBIT[0], fov_deg=39.6, background=1.0, title="TITLE")
+    assert (tmp_path / "a.html").read_text() == (tmp_path / "b.html").read_text().replace(">TITLE<", f">{title}<")
 
 
 def test_a_failed_mesh_is_named_in_the_result(tmp_path):

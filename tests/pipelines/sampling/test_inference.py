@@ -249,3 +249,22 @@ def test_a_base_that_leads_back_is_refused(tmp_path):
     write_config(tmp_path / "a.yaml", {"base": "a.yaml"})
     with pytest.raises(ConfigError, match=r"refers back.*remove it"):
         load_config(tmp_path / "a.yaml")
+
+
+def test_a_list_with_a_byte_order_mark_and_windows_line_ends(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeff# my prompts\r\na red mug\r\n  \r\nune tasse bleutée\r\n".encode())
+    assert read_prompts(str(path)) == ["a red mug", "une tasse bleutée"]
+    path.write_bytes("a bleutée mug".encode("latin-1"))
+    with pytest.raises(DataError, match=r"prompts.txt is not UTF-8 text \(byte 0xe9 in line 1; .*save it as UTF-8"):
+        read_prompts(str(path))
+
+
+def test_a_prompt_that_is_no_text_is_refused_before_sampling(tmp_path, family):
+    line = [sys.executable, str(ROOT / "inference.py"), "--cfg", str(write_config(tmp_path / "run.yaml", family))]
+    done = subprocess.run([*line, "--prompt", b"a\xffb"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: prompt 'a\\udcffb' is not valid UTF-8 (character 2); write it in UTF-8"
+    )
+    assert not (tmp_path / "out").exists()
