@@ -24,6 +24,7 @@ ELEVATION_TOLERANCE_DEG = 0.5
 # Far beyond what is useful, and within what memory and float32 hold.
 MOST_VIEWS, MOST_ROUNDS, LARGEST_SIDE = 1000, 10**6, 8192
 LARGEST_ANGLE_DEG, SMALLEST_DISTANCE, LARGEST_DISTANCE = 36000.0, 1e-3, 1e4
+SMALLEST_FOV_DEG, LARGEST_FOV_DEG = 1.0, 150.0
 LARGEST_SCALE = 1000.0  # of guidance
 LARGEST_SEED = 2**63 - 1  # of torch's generators
 # Results of a run with 3D-aware sampling for each input: without it, with it, or both (as published).
@@ -58,8 +59,8 @@ class CamerasConfig:
     def __post_init__(self) -> None:
         within("cameras.num_views", self.num_views, 1, MOST_VIEWS)
         within("cameras.azimuth_span_deg", self.azimuth_span_deg, -LARGEST_ANGLE_DEG, LARGEST_ANGLE_DEG)
-        if self.fov_deg is not None and not 0 < self.fov_deg < 180:
-            raise ConfigError(f"cameras.fov_deg must lie in (0, 180), got {self.fov_deg}")
+        if self.fov_deg is not None:
+            within("cameras.fov_deg", self.fov_deg, SMALLEST_FOV_DEG, LARGEST_FOV_DEG)
         within("cameras.azimuth_start_deg", self.azimuth_start_deg, -LARGEST_ANGLE_DEG, LARGEST_ANGLE_DEG)
         check_camera("cameras.", 0.0, self.elevation_deg, self.distance)
         within("cameras.views: their number", len(self.views), 0, MOST_VIEWS)
