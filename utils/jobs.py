@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import os
 import shutil
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -128,3 +131,11 @@ def _start() -> None:
 
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent was killed; otherwise it would wait for jobs for ever."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)

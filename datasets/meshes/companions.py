@@ -174,7 +174,7 @@ def decode_picture(content: bytes) -> np.ndarray:
     Raises:
         DataError: it is no picture, or too large.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     for start, kind in _OTHER_FORMATS.items():
         if content.startswith(start):
@@ -191,6 +191,8 @@ def decode_picture(content: bytes) -> np.ndarray:
             return np.asarray(image.convert("RGBA" if clear else "RGB"))
     except DataError:
         raise
+    except UnidentifiedImageError as err:
+        raise DataError("is broken or no picture") from err
     except Exception as err:  # the decoders of Pillow raise any exception
         raise DataError(f"is broken or no picture ({first_line(err)[:80]})") from err
 

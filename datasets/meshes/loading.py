@@ -104,6 +104,7 @@ def _from_trimesh(content: bytes, suffix: str, files: Companions) -> RenderMesh:
     """Read a format other than glTF."""
     import trimesh  # imported here, because training does not need it
 
+    logging.getLogger("trimesh").setLevel(logging.CRITICAL)  # it logs tracebacks; what is lost is noted here
     materials: list[ObjMaterial] = []
     extra: dict[str, bytes] = {}
     if suffix == ".obj":
@@ -131,6 +132,7 @@ def _from_trimesh(content: bytes, suffix: str, files: Companions) -> RenderMesh:
 
 def _resolver(files: Companions, extra: dict[str, bytes]) -> trimesh.resolvers.Resolver:
     """What trimesh asks for the files that a mesh names; `extra` are files that we wrote."""
+    from PIL import Image
     from trimesh.resolvers import Resolver
 
     class Finder(Resolver):
@@ -141,11 +143,12 @@ def _resolver(files: Companions, extra: dict[str, bytes]) -> trimesh.resolvers.R
             name = str(name).strip()
             if name in extra:
                 return extra[name]
-            content = files.content(name)
-            if content is None:
-                files.note(files.why_missing(name))
+            pixels_HWC = files.picture(name)  # formats other than .obj name nothing but textures
+            if pixels_HWC is None:
                 raise FileNotFoundError(name)
-            return content
+            buffer = io.BytesIO()
+            Image.fromarray(pixels_HWC).save(buffer, "PNG", compress_level=1)
+            return buffer.getvalue()
 
         def keys(self) -> list[str]:
             return list(extra)

@@ -64,20 +64,26 @@ def prepare(content: bytes, files: Companions) -> ObjText:
         materials |= _read_library(name, files)
     if used and not names:
         files.note(f"material {', '.join(list(used)[:3])} is named, but no material file (mtllib)")
-    content = _without_relative_indices(content)
-    out = ObjText(content=b"mtllib " + MTL_NAME.encode() + re.sub(rb"\nmtllib\b[^\n]*", b"", content))
+    content = re.sub(rb"\nmtllib\b[^\n]*", b"", _without_relative_indices(content))
+    out = ObjText(content=b"mtllib " + MTL_NAME.encode())
     lowered = {name.lower(): material for name, material in materials.items()}
-    lost = []
+    lost: list[str] = []
+    numbers: dict[str, int] = {}  # trimesh gets numbers for names, which may have spaces or any encoding
     for name in used:
         found = materials.get(name, lowered.get(name.lower()))
         if found is None:
             lost.append(name)
             continue
-        # trimesh joins the words of a name with one space
-        out.mtl += f"newmtl {name}\n{KEY} {len(out.materials)}\n"
+        numbers[name] = len(out.materials)
+        out.mtl += f"newmtl m{numbers[name]}\n{KEY} {numbers[name]}\n"
         out.materials.append(found)
     if lost and materials:
         files.note(f"material {', '.join(lost[:3])}{' ...' * (len(lost) > 3)} is in no material file")
+    out.content += re.sub(
+        rb"\nusemtl[ \t]+([^\n]*)",
+        lambda line: b"\nusemtl m%d" % numbers.get(_text(line[1]).strip(), -1),
+        content,
+    )
     return out
 
 

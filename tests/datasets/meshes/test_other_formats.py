@@ -83,6 +83,15 @@ def test_several_material_files_and_names_that_differ_in_case(tmp_path):
     assert notes == []
 
 
+def test_names_in_latin_1_and_with_several_spaces(tmp_path):
+    (tmp_path / "a.obj").write_bytes(obj_text("m\xfcll.mtl", material="my  sk\xedn").encode("latin-1"))
+    (tmp_path / "m\xfcll.mtl").write_bytes("newmtl my  sk\xedn\nmap_Kd H\xe4ut.png\n".encode("latin-1"))
+    (tmp_path / "H\xe4ut.png").write_bytes(flat_png(GREEN))
+    seen, notes = color(tmp_path / "a.obj")
+    np.testing.assert_allclose(seen, lit((0, 1, 0)), atol=1)
+    assert notes == []
+
+
 def test_textures_lie_below_the_folder_that_was_given(tmp_path):
     """`../t.png` is read when the folder above was given, and named otherwise."""
     path = write_obj(tmp_path / "set" / "a" / "a.obj", "map_Kd ../t.png", texture=tmp_path / "set" / "t.png")
@@ -166,6 +175,22 @@ def ply(path, names: str, *, binary: bool = False):
 def test_colours_of_ply(tmp_path, names, binary):
     mesh = load_mesh(ply(tmp_path / "a.ply", names, binary=binary))
     np.testing.assert_allclose(linear_to_srgb(mesh.colors_F33[0, 0]) * 255, [200, 0, 0], atol=0.5)
+
+
+def test_textures_of_ply(tmp_path, capfd):
+    head = "ply\nformat ascii 1.0\ncomment TextureFile skin.png\nelement vertex 4\n"
+    head += "".join(f"property float {name}\n" for name in ("x", "y", "z", "s", "t"))
+    head += "element face 2\nproperty list uchar int vertex_indices\nend_header\n"
+    rows = ["-1 -1 0 0 0", "1 -1 0 1 0", "1 1 0 1 1", "-1 1 0 0 1", "3 0 1 2", "3 0 2 3"]
+    (tmp_path / "a.ply").write_text(head + "\n".join(rows) + "\n")
+    seen, notes = color(tmp_path / "a.ply")
+    np.testing.assert_allclose(seen, lit((0.7, 0.7, 0.7)), atol=1)
+    assert notes == ["texture skin.png is not found"]
+    (tmp_path / "skin.png").write_bytes(png(np.full((4, 4), 40000, np.uint16)))
+    seen, notes = color(tmp_path / "a.ply")
+    np.testing.assert_allclose(seen, lit(np.full(3, 0.3325)), atol=1)  # 156 of 255, decoded
+    assert notes == []
+    assert capfd.readouterr().err == ""
 
 
 def test_gaussians_are_no_mesh(tmp_path):
