@@ -33,8 +33,10 @@ NO_TEXTS = {
     "a cut character": (b"a red mug\xe2\x82", "byte 0xe2"),
 }
 NO_INPUT = {
-    "blank lines": b"\n \n\t\r\n", "comments": b"# a\n  # b\n",     "a mark and a comment": b"\xef\xbb\xbf# my prompts\r\n",
-}  # fmt: skip
+    "blank lines": b"\n \n\t\r\n",
+    "comments": b"# a\n  # b\n",
+    "a mark and a comment": b"\xef\xbb\xbf# my prompts\r\n",
+}
 
 
 def cases(folder: Path) -> Iterator[Case]:
@@ -111,7 +113,7 @@ def _settings(folder: Path, text: Path, image: Path) -> Iterator[Case]:
     for config, table in ((text, SETTINGS), (image, OF_IMAGES)):
         for setting, says in table.items():
             given = setting.replace("{folder}", str(folder))
-            overrides = tuple(re.split(r" (?=\w+[.=])", given))
+            overrides = tuple(re.split(r" (?=[\w.]+=)", given))
             yield Case(name=setting, command=("inference", "--cfg", str(config), *overrides), code=2, says=says)
 
 
