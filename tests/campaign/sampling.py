@@ -33,9 +33,10 @@ NO_TEXTS = {
     "a cut character": (b"a red mug\xe2\x82", "byte 0xe2"),
 }
 NO_INPUT = {
-    "blank lines": b"\n \n\t\r\n", "comments": b"# a\n  # b\n",
+    "blank lines": b"\n \n\t\r\n",
+    "comments": b"# a\n  # b\n",
     "a mark and a comment": b"\xef\xbb\xbf# my prompts\r\n",
-}  # fmt: skip
+}
 
 
 def cases(folder: Path) -> Iterator[Case]:

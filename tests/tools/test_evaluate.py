@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -59,7 +60,17 @@ def test_samples_are_tested_for_consistency_and_mistakes_are_named(tmp_path, mea
     consistency = ("--measure", "consistency", "--fit-steps", "2", "--fit-gaussians", "50", "--fit-batch", "1")
     table = measure(*consistency, "--runs", "run", "seed=3")
     assert all(name in table for name in ("run ", "true views (ceiling)", "mixed (floor)", "Chamfer"))
-    assert (tmp_path / "out" / "consistency.json").is_file()
+    before = (tmp_path / "out" / "consistency.json").read_text()
+    damaged = ("[]", "null", "[" * 50_000, '{"orbit": 1}')
+    for record, content in zip(sorted((tmp_path / "out" / "consistency").rglob("*.json")), damaged, strict=False):
+        record.write_text(content)
+    measure(*consistency, "--runs", "run", "seed=3")  # what is damaged is measured again
+    now = (tmp_path / "out" / "consistency.json").read_text()
+    rows, old_rows = (json.loads(text)["rows"] for text in (now, before))
+    assert {name: row["num_objects"] for name, row in rows.items()} == {
+        name: row["num_objects"] for name, row in old_rows.items()
+    }
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"one"}
     write_config(tmp_path / "head.yaml", write_family(tmp_path) | write_head(tmp_path))
     assert "unseen cameras (4 views)" in measure("--measure", "head", "--cfg", "head.yaml", "assets.glb=false")
     for options, message in (
