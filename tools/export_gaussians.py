@@ -24,16 +24,15 @@ if not __package__:
 import torch
 from tqdm import tqdm
 
-from datasets.meshes.render_options import remove_leftovers
 from models.gaussians.files import read_ply, read_splat
 from models.gaussians.rendering import RASTERIZERS, pick_rasterizer
 from models.gaussians.scene import Gaussians
 from pipelines.assets.files import write_assets
 from utils.cameras import DATA_FOV_DEG, cameras_at
 from utils.devices import pick_device
-from utils.errors import ConfigError, DataError, first_line
+from utils.errors import ConfigError, DataError, WriteError, first_line
 from utils.files import writable_folder
-from utils.jobs import DiskFullError, check_disk
+from utils.jobs import check_disk
 from utils.script import run_script
 from utils.settings.assets import AssetOptions
 
@@ -166,11 +165,10 @@ def main(argv: list[str] | None = None) -> int:
     for file, folder in tqdm(folders.items(), unit="file"):
         errors: list[str] = []
         try:
-            remove_leftovers(folder)
             line, errors = export(file, folder, assets=assets, camera=camera)
             # a name may have bytes that are no text
             tqdm.write(line.encode("utf-8", "replace").decode("utf-8"), file=sys.stdout)
-        except DiskFullError:
+        except WriteError:
             raise
         except DataError as err:
             errors = [str(err)]

@@ -20,7 +20,7 @@ if not __package__:
 
 import numpy as np
 
-from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings, remove_leftovers
+from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings
 from datasets.meshes.renderer import Rendering, render_views
 from datasets.orbits.layout import is_complete, write_orbit
 from datasets.orbits.packed import PackedShard, shard_file, write_shard
@@ -160,7 +160,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     options = parse_args(argv)
     writable_folder(options.out, option="out")
-    remove_leftovers(options.out, *(options.out / str(k) for k in range(-(-options.num // DICTIONARY_SIZE))))
     # the last packed file depends on --num; in the other layout, objects may be added later
     held = (*HELD, "num") if options.packed else HELD
     hold_settings(options.out, {name: getattr(options, name) for name in held})

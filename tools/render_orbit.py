@@ -38,7 +38,7 @@ from tqdm import tqdm
 from datasets.meshes.companions import Companions
 from datasets.meshes.loading import UP_BY_SUFFIX, read_mesh
 from datasets.meshes.records import SOURCE_FILE, is_current, same_source, source_record
-from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings, remove_leftovers
+from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings
 from datasets.meshes.renderer import Rendering, render_views
 from datasets.meshes.scene import RenderMesh, normalise
 from datasets.orbits.layout import is_complete, view_file, write_orbit
@@ -46,7 +46,7 @@ from datasets.orbits.packed import PackedShard, shard_file, write_shard
 from utils.cameras import orbit_cameras
 from utils.errors import ConfigError, DataError, first_line
 from utils.files import writable_folder, write_json
-from utils.jobs import DiskFullError, run_jobs
+from utils.jobs import run_jobs
 from utils.script import run_script
 
 # Meshes that a user may expect to be read from a folder.
@@ -341,7 +341,6 @@ def main(argv: list[str] | None = None) -> int:
                 f"--list={options.list} contains none of the meshes with --where {' '.join(options.where)}; change one"
             )
     out = writable_folder(options.out, option="--out")
-    remove_leftovers(out, out / options.dictionary)
     if options.packed:
         return pack_meshes(meshes, known, out, options)
     hold_settings(out, held_settings(options))
@@ -380,20 +379,12 @@ def pack_meshes(
 
 
 def _report(rows: Iterable[tuple[list[str], list[str]]], *, num_todo: int, num_there: int, out: Path) -> int:
-    """Print errors and notes as they come, and the summary in any case."""
+    """Print errors and notes as they come, and the summary."""
     num_failed = num_noted = 0
-    full: DiskFullError | None = None
-    try:
-        for errors, notes in rows:
-            num_failed, num_noted = num_failed + len(errors), num_noted + len(notes)
-            for line in [f"error: {error}" for error in errors] + [f"warning: {note}" for note in notes]:
-                tqdm.write(line, file=sys.stderr)
-    except DiskFullError as err:
-        full = err
-    finally:
-        remove_leftovers(out)
-    if full is not None:
-        raise full
+    for errors, notes in rows:
+        num_failed, num_noted = num_failed + len(errors), num_noted + len(notes)
+        for line in [f"error: {error}" for error in errors] + [f"warning: {note}" for note in notes]:
+            tqdm.write(line, file=sys.stderr)
     noted = f" ({num_noted} with a warning)" if num_noted else ""
     print(f"{num_todo - num_failed} rendered{noted}, {num_there} already there, {num_failed} failed: {out}")
     return 1 if num_failed else 0

@@ -15,7 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -427,6 +427,8 @@ def _machine() -> str:
 def sole_use(folder: Path, *, option: str) -> Iterator[None]:
     """Hold a lock on a folder while the block runs; the lock ends with the process, however that ends.
 
+    It is a record lock: processes that are forked in the block, such as those that read data, do not hold it.
+
     Raises:
         DataError: another run holds it.
     """
@@ -439,7 +441,7 @@ def sole_use(folder: Path, *, option: str) -> Iterator[None]:
         )
     with file:
         try:
-            if file.writable():
+            with suppress(OSError):  # a full disk; what is written in the block reports it
                 file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
                 file.flush()
             yield
@@ -452,12 +454,12 @@ def _locked(path: Path) -> Any:
     try:
         import fcntl
     except ImportError:  # Windows
-        return open(os.devnull, encoding="utf-8")
+        return open(os.devnull, "a", encoding="utf-8")
     while True:
         file = path.open("a", encoding="utf-8")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             file.close()
             return None
         except OSError as err:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import multiprocessing
 import os
 import shutil
@@ -18,15 +17,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils.errors import DataError
+from utils.errors import DataError, WriteError
+from utils.files import is_full_disk, no_room_for
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 # Some writers of pictures do not say why they failed; with less than this, the disk is full.
 LEAST_FREE_BYTES = 1 << 18
-
-
-class DiskFullError(DataError):
-    """The disk is full, so that no further job can succeed."""
 
 
 def run_jobs(
@@ -47,7 +42,7 @@ def run_jobs(
         (result, None) or (None, error message in one line), in the order in which jobs finish.
 
     Raises:
-        DiskFullError: a job failed because the disk of `out` is full.
+        WriteError: a job failed because the disk of `out` is full.
         KeyboardInterrupt: the processes were ended before.
     """
     with tqdm(total=total, unit=unit, smoothing=0.05, mininterval=0.5) as progress:
@@ -109,11 +104,12 @@ def check_disk(error: BaseException, out: Path | None) -> None:
     """Find out whether something failed because the disk of `out` is full.
 
     Raises:
-        DiskFullError: it is.
+        WriteError: it is.
     """
-    full = isinstance(error, OSError) and error.errno in FULL
-    if full or (out is not None and out.exists() and shutil.disk_usage(out).free < LEAST_FREE_BYTES):
-        raise DiskFullError(f"{out}: the disk is full; free space and run the same command again") from error
+    if isinstance(error, WriteError):
+        raise error
+    if is_full_disk(error) or (out is not None and out.exists() and shutil.disk_usage(out).free < LEAST_FREE_BYTES):
+        raise WriteError(no_room_for(out or "the output", error)) from error
 
 
 def _line(error: BaseException | None, out: Path | None) -> str | None:

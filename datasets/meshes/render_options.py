@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -96,29 +94,3 @@ def hold_settings(out: Path, settings: dict[str, Any]) -> None:
             )
     else:
         write_json(path, settings)
-
-
-def remove_leftovers(*folders: Path) -> None:
-    """Remove what killed runs left half written in these folders, but nothing of a process that is alive.
-
-    The names are those of utils.files and datasets.orbits.layout: `.<name>.<process>.part`.
-    """
-    for folder in folders:
-        for path in folder.glob(".*.part*") if folder.is_dir() else ():
-            match = re.fullmatch(r"\..+\.(\d{1,9})\.part(\.\w+)?", path.name)
-            if match is None or _is_alive(int(match[1])):
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it belongs to another user
-        return True
-    return True

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import cv2
 import numpy as np
 
 from utils.errors import DataError
+from utils.files import atomic_folder
 
 VIEW_FOLDER = "campos_512_v4"
 REMEDY = "render or download this object again, or remove it from the index"
@@ -65,10 +65,7 @@ def write_orbit(
         bounds_23: lowest and highest corner of the object's bounding box.
         normals_VHW3: world normals; written together with depth_VHW (along the camera's z) if both are given.
     """
-    object_dir = Path(object_dir)
-    part = object_dir.with_name(f".{object_dir.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with atomic_folder(object_dir, is_ours=lambda name: name.parts[0] == VIEW_FOLDER) as part:
         for view, rgba_HW4 in enumerate(rgba_VHW4):
             view_file(part, view).parent.mkdir(parents=True)
             write_png(view_file(part, view), rgba_HW4)
@@ -76,13 +73,6 @@ def write_orbit(
             view_file(part, view, ".json").write_text(json.dumps(camera), encoding="utf-8")
             if normals_VHW3 is not None and depth_VHW is not None:
                 write_normal_depth(view_file(part, view, "_nd.exr"), normals_VHW3[view], depth_VHW[view])
-        if object_dir.exists():  # left by an earlier run that was stopped
-            shutil.rmtree(object_dir / VIEW_FOLDER, ignore_errors=True)
-            os.replace(part / VIEW_FOLDER, object_dir / VIEW_FOLDER)
-        else:
-            os.replace(part, object_dir)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def camera_record(c2w_44: np.ndarray, *, fov_deg: float, bounds_23: np.ndarray) -> dict[str, object]:

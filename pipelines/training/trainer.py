@@ -27,7 +27,6 @@ from pipelines.training.checkpoints import (
     saving,
 )
 from pipelines.training.launch import check_tracker, join_processes, leave_processes, make_accelerator, watch_signals
-from pipelines.training.lock import folder_lock
 from pipelines.training.network_setup import exchanges_afterwards, prepare_network
 from pipelines.training.objectives.base import Objective
 from pipelines.training.optimization import MovingAverage, learning_rate, parameter_groups
@@ -37,6 +36,7 @@ from pipelines.training.resume import check_agreement, clean_up, find_state, not
 from pipelines.training.state import TrainingState, latest, read_state, restore, save_state, snapshot, state_path
 from utils.config import save_config
 from utils.errors import ConfigError, DataError
+from utils.files import sole_use, writable_folder
 from utils.processes import is_main, largest, main_first, take_from_main
 from utils.registry import Section
 from utils.settings.run import RunConfig
@@ -62,7 +62,7 @@ def train(cfg: RunConfig) -> Path:
     with ExitStack() as held:
         with main_first():
             if is_main():
-                held.enter_context(folder_lock(cfg.log_dir, option="log_dir"))
+                held.enter_context(sole_use(writable_folder(cfg.log_dir, option="log_dir"), option="log_dir"))
         return _train(cfg, training, device)
 
 

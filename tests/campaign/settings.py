@@ -103,7 +103,7 @@ OVERRIDES = {
     "cameras.elevation_deg=90": r"cameras.elevation_deg must lie in \(-90, 90\)",
     "cameras.num_views=1e9": "cameras.num_views must lie in",
     "cameras.num_views=-1": "cameras.num_views must be >= 1",
-    "cameras.fov_deg=180": r"cameras.fov_deg must lie in \(0, 180\)",
+    "cameras.fov_deg=180": r"cameras.fov_deg must lie in \[1, 150\]",
     "cameras.fov_deg=inf": "cameras.fov_deg=inf is not a finite number",
     "cameras.views=[{distance: .inf}]": r"cameras.views\[0\].distance=inf is not a finite",
     "cameras.views=[{height: 3}]": r"cameras.views\[0\] has unknown keys",

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from datasets.meshes.records import SOURCE_FILE
-from datasets.meshes.render_options import remove_leftovers
 from datasets.orbits.layout import is_complete, read_rgba, view_file
+from tests.conftest import ROOT
 from tests.tiny_meshes import BLUE, GREEN, Glb, box_glb, card, flat_png, write_obj
 from tools import make_zoo, render_orbit
 from utils.errors import ConfigError, DataError
+from utils.files import atomic_folder
 
 pytest.importorskip("embreex")
 pytest.importorskip("trimesh")  # before the processes are forked, so that they need not import it
@@ -160,19 +161,18 @@ def test_hidden_files_and_folders_with_a_mesh_name_are_passed_over(tmp_path, cap
 
 
 def test_leftovers_of_killed_runs_are_removed_but_not_those_of_a_live_one(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
     box_glb().write(tmp_path / "a.glb")
     folder = tmp_path / "out" / "meshes"
-    folder.mkdir(parents=True)
-    for name in (f".b.{dead.pid}.part", f".c.{os.getpid()}.part", f".d.{dead.pid}.parts", f"e.{dead.pid}.part"):
-        (folder / name).mkdir()
-    (tmp_path / "out" / f".x.{dead.pid}.part.json").touch()
-    assert render(tmp_path / "a.glb", tmp_path / "out") == 0
-    names = {path.name for path in folder.iterdir()} - {"a"}
-    assert names == {f".c.{os.getpid()}.part", f".d.{dead.pid}.parts", f"e.{dead.pid}.part"}
-    assert not (tmp_path / "out" / f".x.{dead.pid}.part.json").exists()
-    remove_leftovers(tmp_path / "no such folder")
+    killed = (
+        "import os\nfrom utils.files import atomic_folder\n"
+        f"with atomic_folder({str(folder / 'b')!r}):\n    os._exit(1)\n"
+    )
+    subprocess.run([sys.executable, "-c", killed], cwd=ROOT, check=False)
+    [left] = folder.iterdir()
+    with atomic_folder(folder / "c") as live:
+        left.mkdir(exist_ok=True)  # the line above has removed it in this process
+        assert render(tmp_path / "a.glb", tmp_path / "out") == 0
+        assert {path.name for path in folder.iterdir()} == {"a", live.name}  # the left one is gone
 
 
 @pytest.mark.parametrize("tool", ["render_orbit", "make_zoo"])
@@ -187,7 +187,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, tool):
     mesh = box_glb().write(tmp_path / "a.glb")
     out = str(tmp_path / "out")
     line = {"render_orbit": [str(mesh), "--out", out], "make_zoo": [out, "--num", "3"]}[tool]
-    with pytest.raises(DataError, match=r"out: the disk is full; free space and run the same command again"):
+    with pytest.raises(DataError, match=r"out cannot be written \(No space left on device\); free some space"):
         module.main([*line, *SMALL])
 
 

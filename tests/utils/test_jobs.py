@@ -10,8 +10,8 @@ import time
 import pytest
 
 from tests.conftest import ROOT
-from utils.errors import DataError
-from utils.jobs import DiskFullError, run_jobs
+from utils.errors import DataError, WriteError
+from utils.jobs import run_jobs
 
 
 def job(number: int, how: str) -> int:
@@ -39,7 +39,7 @@ def test_every_failure_is_one_line_and_the_others_are_done(workers):
 
 
 def test_a_full_disk_ends_the_run(tmp_path):
-    with pytest.raises(DiskFullError, match=f"{tmp_path}: the disk is full; free space and run the same command again"):
+    with pytest.raises(WriteError, match=rf"{tmp_path} cannot be written \(No space left on device\); free some space"):
         list(run_jobs(job, [(0, "full"), (1, "good")], workers=1, total=2, unit="job", out=tmp_path))
 
 

@@ -269,7 +269,11 @@ def within(name: str, value: float, low: float, high: float) -> None:
         return
     if isinstance(value, int) and value < low == 1:
         raise ConfigError(f"{name} must be >= 1, got {value}")
-    raise ConfigError(f"{name} must lie in [{low}, {high}], got {value}")
+    raise ConfigError(f"{name} must lie in [{_short(low)}, {_short(high)}], got {value}")
+
+
+def _short(number: float) -> str:
+    return f"{number:g}" if isinstance(number, float) else str(number)
 
 
 def one_of(name: str, value: str, valid: tuple[str, ...]) -> None:

@@ -31,9 +31,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.autoencoder import draw_like
-from pipelines.training.lock import folder_lock
 from utils.errors import DataError
-from utils.files import atomic_path, read_json, writable_folder, write_json
+from utils.files import atomic_path, read_json, sole_use, writable_folder, write_json
 from utils.processes import is_main, num_processes, process_rank, seen_by_all, wait_for_all
 
 log = logging.getLogger(__name__)
@@ -158,8 +157,9 @@ def write_cache(
     Raises:
         DataError: the folder cannot be written, is not the same on all machines, or the disk is full.
     """
-    with folder_lock(folder, option="cache_dir") if is_main() else nullcontext():
-        _write_cache(writable_folder(folder, option="cache_dir"), encode, wanted, num_samples=num_samples)
+    folder = writable_folder(folder, option="cache_dir")
+    with sole_use(folder, option="cache_dir") if is_main() else nullcontext():
+        _write_cache(folder, encode, wanted, num_samples=num_samples)
 
 
 def _write_cache(

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from pipelines.training import progress
-from pipelines.training.lock import folder_lock
 from pipelines.training.state import latest, read_numbers, read_state
 from pipelines.training.trainer import Trainer, train
 from tests.conftest import ROOT
 from tests.pipelines.training.test_training import load
 from tests.tiny_orbits import write_orbits
 from utils.errors import DataError
+from utils.files import sole_use, writable_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -151,24 +151,27 @@ def test_another_division_of_the_batch_goes_on_where_the_first_stopped(folder, c
 
 
 def test_a_second_training_in_one_folder_is_refused(folder):
+    run = writable_folder(folder / "run", option="log_dir")
     code = (
-        "import sys, time\nfrom pipelines.training.lock import folder_lock\n"
-        f"with folder_lock({str(folder / 'run')!r}, option='log_dir'):\n print('held', flush=True)\n sys.stdin.read()\n"
+        "import sys\nfrom pathlib import Path\nfrom utils.files import sole_use\n"
+        f"with sole_use(Path({str(run)!r}), option='log_dir'):\n print('held', flush=True)\n sys.stdin.read()\n"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(DataError, match=rf"log_dir=.*run is in use by process {holder.pid} on .*another log_dir"):
+        with pytest.raises(
+            DataError, match=rf"log_dir=.*run is used by another run \(process {holder.pid} on .*another log_dir"
+        ):
             train(load(folder, **CLASSIFIER, num_steps=1))
         assert not (folder / "run" / "state").exists()
     finally:
         holder.kill()
         holder.communicate()
     train(load(folder, **CLASSIFIER, num_steps=1))  # a killed holder leaves no lock
-    assert not (folder / "run" / ".lock").exists()
-    with folder_lock(folder / "run", option="log_dir"):
+    assert not (folder / "run" / ".in_use").exists()
+    with sole_use(folder / "run", option="log_dir"):
         pass
 
 
