@@ -223,9 +223,11 @@ class ViewsPipeline:
                 for one in latents:
                     self._check_finite(one, inputs, what="latents", options=("test_model", "lora.path"))
             with watch.part("decode"):
-                views = [self.decode(one).float().cpu() for one in latents]
-                for one in views:
-                    self._check_finite(one, inputs, what="views", options=("auto_encoder.pretrained",))
+                views = []
+                for one in latents:
+                    decoded = self.decode(one, clamp=False)  # infinity would become white
+                    self._check_finite(decoded, inputs, what="views", options=("auto_encoder.pretrained",))
+                    views.append(decoded.clamp(0, 1).float().cpu())
             gaussians = self._reconstruct(head, views[-1], call, watch)
         return self._orbits(
             views, latents, gaussians, inputs=inputs, seeds=seeds, c2w_V44=call.c2w_V44, seconds=watch.seconds
@@ -363,10 +365,10 @@ class ViewsPipeline:
         clean = self.cfg.hold_views == "clean" and isinstance(self.conditioner, ImageConditioner)
         return KnownViews.of(given, clean=clean) if clean or len(given) > 1 else None
 
-    def decode(self, latents_BCVHW: Tensor) -> Tensor:
-        """Decode latents to views in [0, 1], `decoder_bs` views at a time."""
+    def decode(self, latents_BCVHW: Tensor, *, clamp: bool = True) -> Tensor:
+        """Decode latents to views, `decoder_bs` views at a time; in [0, 1], if `clamp` is true."""
         self.placement.bring(self.autoencoder)
-        return self.autoencoder.decode_views(latents_BCVHW.to(*self._place), chunk=self.cfg.decoder_bs)
+        return self.autoencoder.decode_views(latents_BCVHW.to(*self._place), chunk=self.cfg.decoder_bs, clamp=clamp)
 
     def _reconstruct(
         self, head: Reconstructor | None, views_BVCHW: Tensor, call: CallOptions, watch: Stopwatch

@@ -40,8 +40,10 @@ def make_scheduler(diffusion: DiffusionDDIM, *, solver: str, num_steps: int, spa
         # Multistep solvers use log(signal / noise), so the signal at the last timestep must not be exactly zero.
         betas[-1] = 1 - 2**-24 / alpha_bar[-2]
     angle = spacing == "angle"
-    # As published, leading timesteps begin at 1. With as many steps as timesteps, this would be one too many.
-    offset = 1 if spacing == "leading" and num_steps < diffusion.num_timesteps else 0
+    # As published, leading timesteps begin at 1. With as many steps as timesteps, this would be one too many; the
+    # multistep solvers of diffusers count one step more.
+    most_steps = diffusion.num_timesteps - (0 if solver == "ddim" else 1)
+    offset = 1 if spacing == "leading" and num_steps < most_steps else 0
     scheduler = SOLVERS[solver](
         num_train_timesteps=diffusion.num_timesteps,
         trained_betas=betas.tolist(),

@@ -305,9 +305,11 @@ def test_latents_that_are_no_numbers_are_no_sample(tmp_path, family, kind):
 
 def test_views_and_conditions_that_are_no_numbers_are_named(tmp_path, family):
     pipeline = ViewsPipeline.from_config(load(tmp_path, family))
-    pipeline.decode = lambda latents: torch.full((1, 1, 3, 32, 32), torch.nan)
-    with pytest.raises(DataError, match=r"the views of 'a red mug' .*; check auto_encoder.pretrained="):
-        pipeline("a red mug")
+    for value in (torch.nan, torch.inf, -torch.inf):  # infinity would be white or black
+        with torch.no_grad():
+            pipeline.autoencoder.network.decoder.conv_out.bias[0] = value
+        with pytest.raises(DataError, match=r"the views of 'a red mug' .*; check auto_encoder.pretrained="):
+            pipeline("a red mug")
     pipeline.conditioner.embedder.encode_text = lambda prompts: torch.full((len(prompts), 16, 24), torch.inf)
     steps = []
     with pytest.raises(DataError, match=r"the conditions \(y\) of 'a red mug' .*; check embedder.pretrained="):
@@ -392,6 +394,9 @@ def test_every_timestep_can_be_a_step(tmp_path, family, kind, spacing):
     if kind != "DDIM" and spacing != "trailing":  # diffusers repeats some
         with pytest.raises(ConfigError, match=rf"sampler.spacing={spacing} uses timesteps twice .*=trailing"):
             cfg.sampler.build().check(diffusion)
+        fewer = load(tmp_path, config, "sampler.num_steps=19")
+        timesteps = fewer.sampler.build().scheduler(diffusion).timesteps
+        assert timesteps.tolist() == list(range(19, 0, -1))
         return
     timesteps = cfg.sampler.build().scheduler(diffusion).timesteps
     assert timesteps.tolist() == list(range(19, -1, -1))
