@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import os
 import re
 import signal
@@ -165,31 +163,6 @@ def test_a_signal_that_comes_twice_is_one(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.signal(signal.SIGINT, before) == signal.default_int_handler
-
-
-def test_a_signal_that_comes_while_a_line_is_logged_counts(caplog):
-    caplog.set_level("INFO", logger=launch.log.name)
-
-    class Pipe(io.RawIOBase):
-        written = b""
-
-        def writable(self):
-            return True
-
-        def write(self, content):
-            if not self.written:
-                self.written = bytes(content)
-                signal.raise_signal(signal.SIGTERM)
-            return len(content)
-
-    handler = logging.StreamHandler(io.TextIOWrapper(io.BufferedWriter(Pipe())))
-    launch.log.addHandler(handler)
-    try:
-        with launch.watch_signals() as received:
-            launch.log.warning("step 2")
-    finally:
-        launch.log.removeHandler(handler)
-    assert received == [signal.SIGTERM]
 
 
 @pytest.mark.parametrize(
