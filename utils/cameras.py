@@ -20,6 +20,8 @@ from torch import Tensor
 DATA_FOV_DEG = 2.0 * math.degrees(math.atan(512.0 / 1422.222))
 # The published Gaussian head was trained with this angle, although the data have another one.
 LGM_FOV_DEG = 49.1
+# An object that fills the unit cube lies within this distance of the origin: half of the cube's diagonal, rounded up.
+BALL_RADIUS = 0.87
 
 
 def orbit_cameras(

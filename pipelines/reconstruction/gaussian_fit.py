@@ -18,10 +18,9 @@ from torch import Tensor
 
 from models.gaussians.rendering import render
 from models.gaussians.scene import Gaussians
-from utils.cameras import intrinsics
+from utils.cameras import BALL_RADIUS, intrinsics
 from utils.errors import ConfigError
 
-BALL_RADIUS = 0.87  # all objects lie within this distance of the origin
 FOREGROUND = 0.05  # a pixel with a larger difference to the background, in any channel, shows the object
 CANDIDATES = 32  # candidate points per Gaussian
 # Initial learning rates of Adam, for parameters in world units, logarithms and logits.

@@ -1,0 +1,1 @@
+"""Views of one object with known cameras, in the formats of other programs."""

@@ -1,0 +1,62 @@
+"""Small views of a sphere, drawn exactly, and files of cameras in the formats of other programs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from datasets.views.posed_views import PosedViews
+from utils.cameras import intrinsics, orbit_cameras
+
+FOV_DEG = 39.6
+SAMPLES = 4  # rays per pixel along each side
+
+
+def sphere_views(
+    *,
+    num_views: int = 6,
+    size: int = 24,
+    radius: float = 0.5,
+    center: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    distance: float = 2.0,
+    c2w_V44: Tensor | None = None,
+    K_33: Tensor | None = None,
+    width: int | None = None,
+) -> PosedViews:
+    """Views of a sphere that is coloured by its normal, with soft edges.
+
+    Args:
+        size: height in pixels, and width unless that is given.
+        c2w_V44: cameras instead of an orbit.
+        K_33: intrinsics instead of those of an orbit.
+    """
+    if c2w_V44 is None:
+        c2w_V44 = orbit_cameras(num_views=num_views, elevation_deg=15.0, radius=distance)
+    K_33 = intrinsics(FOV_DEG, size) if K_33 is None else K_33
+    fine_y, fine_x = (
+        (torch.arange(side * SAMPLES, dtype=torch.float64) + 0.5) / SAMPLES for side in (size, width or size)
+    )
+    y_HW, x_HW = torch.meshgrid(fine_y, fine_x, indexing="ij")
+    pixels_HW3 = torch.stack([x_HW, y_HW, torch.ones_like(x_HW)], dim=-1)
+    colors, masks = [], []
+    for c2w_44 in c2w_V44.double():
+        rays_HW3 = pixels_HW3 @ torch.linalg.inv(K_33.double()).T @ c2w_44[:3, :3].T
+        rays_HW3 = rays_HW3 / rays_HW3.norm(dim=-1, keepdim=True)
+        from_center_3 = c2w_44[:3, 3] - torch.tensor(center, dtype=torch.float64)
+        along_HW = rays_HW3 @ from_center_3
+        root_HW = along_HW**2 - from_center_3 @ from_center_3 + radius**2
+        near_HW = -along_HW - root_HW.clamp_min(0).sqrt()
+        hit_HW = ((root_HW > 0) & (near_HW > 0)).double()
+        normal_HW3 = (from_center_3 + near_HW[..., None] * rays_HW3) / radius
+        rgb_HW3 = (0.5 + 0.4 * normal_HW3).clamp(0, 1) * hit_HW[..., None]
+        mask_1HW = torch.nn.functional.avg_pool2d(hit_HW[None], SAMPLES)
+        rgb_3HW = torch.nn.functional.avg_pool2d(rgb_HW3.permute(2, 0, 1), SAMPLES)
+        colors.append(rgb_3HW / mask_1HW.clamp_min(1e-9))
+        masks.append(mask_1HW)
+    return PosedViews(
+        colors_V3HW=torch.stack(colors).float(),
+        masks_V1HW=torch.stack(masks).float(),
+        c2w_V44=c2w_V44.float(),
+        K_V33=K_33.float().expand(len(c2w_V44), 3, 3).clone(),
+        names=tuple(f"view {number}" for number in range(len(c2w_V44))),
+    )
