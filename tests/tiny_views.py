@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import torch
+from PIL import Image
 from torch import Tensor
 
 from datasets.views.posed_views import PosedViews
+from datasets.views.transforms_json import nerf_transforms
 from utils.cameras import intrinsics, orbit_cameras
+from utils.files import write_json
+from utils.images import to_uint8
 
 FOV_DEG = 39.6
 SAMPLES = 4  # rays per pixel along each side
@@ -60,3 +69,30 @@ def sphere_views(
         K_V33=K_33.float().expand(len(c2w_V44), 3, 3).clone(),
         names=tuple(f"view {number}" for number in range(len(c2w_V44))),
     )
+
+
+def write_pictures(folder: Path, views: PosedViews, *, over: float | None = None) -> list[str]:
+    """Write the pictures as views/NNN.png with alpha, or over a grey without; returns their names."""
+    (folder / "views").mkdir(parents=True)
+    rgba_VHW4 = to_uint8(torch.cat([views.colors_V3HW, views.masks_V1HW], dim=1))
+    images = rgba_VHW4 if over is None else to_uint8(views.over(over))
+    names = [f"views/{number:03d}.png" for number in range(len(views))]
+    for name, image in zip(names, images, strict=True):
+        Image.fromarray(image).save(folder / name)
+    return names
+
+
+def write_transforms(folder: Path, views: PosedViews | None = None, *, over: float | None = None) -> Path:
+    """Write a folder in our own format: an orbit of a sphere, or other views with its field of view."""
+    views = views or sphere_views()
+    write_pictures(folder, views, over=over)
+    write_json(folder / "transforms.json", nerf_transforms(views.c2w_V44, FOV_DEG, views.size))
+    return folder
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any], *, file: str = "transforms.json") -> Path:
+    """Change the JSON of a folder; it may then hold numbers that are not finite."""
+    content = json.loads((folder / file).read_text())
+    change(content)
+    (folder / file).write_text(json.dumps(content))
+    return folder

@@ -88,6 +88,61 @@ def opencv_to_opengl(c2w_V44: Tensor) -> Tensor:
     return c2w_V44 * flip
 
 
+# What the cameras' files of other programs hold: the axes, and whether the matrices lead to the world or from it.
+CONVENTIONS = {
+    "opencv": "OpenCV axes, camera to world",
+    "opengl": "OpenGL axes, camera to world",
+    "opencv_w2c": "OpenCV axes, world to camera",
+    "opengl_w2c": "OpenGL axes, world to camera",
+}
+
+
+def from_convention(matrix_V44: Tensor, convention: str) -> Tensor:
+    """Convert cameras of another program to c2w with OpenCV axes: (..., 4, 4), same dtype.
+
+    Args:
+        convention: a key of `CONVENTIONS`.
+    """
+    c2w_V44 = torch.linalg.inv(matrix_V44) if convention.endswith("_w2c") else matrix_V44
+    return opencv_to_opengl(c2w_V44) if convention.startswith("opengl") else c2w_V44
+
+
+def to_convention(c2w_V44: Tensor, convention: str) -> Tensor:
+    """Convert c2w with OpenCV axes to the cameras of another program, the inverse of `from_convention`."""
+    matrix_V44 = opencv_to_opengl(c2w_V44) if convention.startswith("opengl") else c2w_V44
+    return torch.linalg.inv(matrix_V44) if convention.endswith("_w2c") else matrix_V44
+
+
+def rotation_to_up(up_3: Tensor) -> Tensor:
+    """The smallest rotation that turns a world in which `up_3` points up into one with z up: (3, 3) float64."""
+    up_3 = up_3.double() / up_3.double().norm()
+    z_3 = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    if float(up_3 @ z_3) < -1 + 1e-12:
+        return torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
+    x, y, z = torch.linalg.cross(up_3, z_3).tolist()
+    cross_33 = torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]], dtype=torch.float64)
+    return torch.eye(3, dtype=torch.float64) + cross_33 + cross_33 @ cross_33 / (1 + up_3 @ z_3)
+
+
+def mean_up(c2w_V44: Tensor) -> Tensor:
+    """The world's direction that most cameras hold up: (3,) float64, unit length.
+
+    If no camera is tilted sideways, all of their x axes are at right angles to it, which also holds for views of one
+    side from above. Otherwise it is the mean of the cameras' up vectors. Directions within a thousandth of an axis of
+    the world are that axis.
+    """
+    rights_V3, ups_V3 = c2w_V44[:, :3, 0].double(), -c2w_V44[:, :3, 1].double()
+    mean_3 = torch.nn.functional.normalize(ups_V3.mean(dim=0), dim=0)
+    values_3, vectors_33 = torch.linalg.eigh(rights_V3.T @ rights_V3 / len(rights_V3))
+    up_3 = mean_3
+    if float(values_3[0]) < 1e-3 and float(values_3[1]) > 0.02:
+        up_3 = vectors_33[:, 0] * (1 if float(vectors_33[:, 0] @ mean_3) >= 0 else -1)
+    largest = int(up_3.abs().argmax())
+    if float(up_3.abs()[largest]) > 1 - 5e-7:
+        return torch.eye(3, dtype=torch.float64)[largest] * up_3[largest].sign()
+    return up_3
+
+
 def camera_condition(c2w_V44: Tensor) -> Tensor:
     """Camera input of the UNet: the rows of the OpenGL camera-to-world matrix.
 

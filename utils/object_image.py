@@ -63,8 +63,11 @@ def tell_once(line: str) -> None:
         log.warning("%s", line)
 
 
-def open_picture(path: str | Path) -> Image.Image:
-    """Read an image file: its first frame, turned upright.
+def open_picture(path: str | Path, *, upright: bool = True) -> Image.Image:
+    """Read an image file: its first frame.
+
+    Args:
+        upright: turn a picture upright whose camera lay on its side. Intrinsics are those of the pixels as stored.
 
     Raises:
         DataError: the file is missing, is not an image, is broken, or needs more memory than there is.
@@ -83,7 +86,7 @@ def open_picture(path: str | Path) -> Image.Image:
             if getattr(image, "n_frames", 1) > 1:
                 log.info("%s is animated; only the first of its %d frames is used", path, image.n_frames)
             image.load()
-            return ImageOps.exif_transpose(image)
+            return ImageOps.exif_transpose(image) if upright else image.copy()
     except (Image.DecompressionBombError, MemoryError) as err:
         raise DataError(f"{path}: too many pixels to read safely; make the picture smaller") from err
     except DataError:
@@ -134,7 +137,7 @@ def cut_out(
     if what and remove_background is None:
         raise DataError(NO_ALPHA.format(path=path, what=what))
     if what:
-        rgba_HW4 = np.asarray(remove_background(_rgb(image, path=path)).convert("RGBA"))
+        rgba_HW4 = np.asarray(remove_background(to_rgb(image, path=path)).convert("RGBA"))
     solid_HW = solid(rgba_HW4)
     if not solid_HW.any():
         raise DataError(f"{path}: the picture is transparent everywhere; export it again with the object")
@@ -282,7 +285,7 @@ def input_view(path: str | Path, *, resolution: tuple[int, int], recenter: bool,
     elif image.has_transparency_data:
         rgb_HW3 = over_white(np.asarray(image.convert("RGBA")))
     else:
-        rgb_HW3 = np.asarray(_rgb(image, path=path))
+        rgb_HW3 = np.asarray(to_rgb(image, path=path))
     tell_if_white(rgb_HW3, path=path)
     return torch.from_numpy(fit(rgb_HW3, resolution)).permute(2, 0, 1).float() / 255
 
@@ -307,7 +310,7 @@ def fit(rgb_HW3: np.ndarray, resolution: tuple[int, int]) -> np.ndarray:
     return np.array(canvas)
 
 
-def _rgb(image: Image.Image, *, path: str | Path) -> Image.Image:
+def to_rgb(image: Image.Image, *, path: str | Path) -> Image.Image:
     """Any mode to 8-bit RGB; Pillow itself would clip 16-bit grey instead of scaling it.
 
     Raises:

@@ -20,11 +20,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from datasets.views.transforms_json import nerf_transforms
 from pipelines.evaluation.held_out import TrueOrbit, TrueOrbits
 from pipelines.sampling.finished import Job, is_done, sample_settings, weights_of
 from pipelines.sampling.inputs import Source, slug_of
 from pipelines.sampling.pipeline import ViewsPipeline
-from pipelines.sampling.sample_folder import RESULT_FILE, nerf_transforms, ours_in, sizes_in
+from pipelines.sampling.sample_folder import RESULT_FILE, ours_in, sizes_in
 from utils.errors import ConfigError, DataError
 from utils.files import atomic_folder, read_json, write_json
 from utils.images import save_png

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from datasets.views.transforms_json import nerf_transforms
 from pipelines.assets import ASSET_FILES
 from pipelines.sampling.pipeline import Orbits
-from utils.cameras import opencv_to_opengl
 from utils.errors import ConfigError, DataError
 from utils.files import atomic_folder, meanwhile, read_json, write_json
 from utils.images import contact_sheet, save_png, save_video
@@ -179,29 +178,3 @@ def ours_in(folder: Path) -> Callable[[Path], bool]:
         return now in (0, written) if written is not None else OURS.fullmatch(name.as_posix()) is not None
 
     return ours
-
-
-def nerf_transforms(c2w_V44: Tensor, fov_deg: float, size: tuple[int, int]) -> dict[str, Any]:
-    """Return the `transforms.json` of NeRF and Gaussian-splatting tools: OpenGL camera-to-world, world z up.
-
-    Args:
-        fov_deg: horizontal field of view.
-        size: height and width of the views in pixels.
-    """
-    height, width = size
-    focal = 0.5 * width / math.tan(math.radians(fov_deg) / 2)
-    frames = [
-        {"file_path": f"views/{number:03d}.png", "transform_matrix": matrix}
-        for number, matrix in enumerate(opencv_to_opengl(c2w_V44).tolist())
-    ]
-    return {
-        "camera_model": "OPENCV",
-        "camera_angle_x": math.radians(fov_deg),
-        "w": width,
-        "h": height,
-        "fl_x": focal,
-        "fl_y": focal,
-        "cx": width / 2,
-        "cy": height / 2,
-        "frames": frames,
-    }
