@@ -139,7 +139,7 @@ def mean_up(c2w_V44: Tensor) -> Tensor:
         up_3 = vectors_33[:, 0] * (1 if float(vectors_33[:, 0] @ mean_3) >= 0 else -1)
     largest = int(up_3.abs().argmax())
     if float(up_3.abs()[largest]) > 1 - 5e-7:
-        return torch.eye(3, dtype=torch.float64)[largest] * up_3[largest].sign()
+        return torch.eye(3, dtype=torch.float64)[largest] * up_3[largest].sign() + 0.0  # no minus zeros
     return up_3
 
 

@@ -96,8 +96,8 @@ def border_of(image_HW3: np.ndarray) -> np.ndarray:
 def cut_from_plain(colors_HW3: np.ndarray, *, name: str, background_3: np.ndarray | None = None) -> CutOut:
     """Cut out an object by the distance to a plain background, with soft edges.
 
-    In pixels at the outline, the share of the object is the distance to the background relative to the largest
-    distance in the neighbourhood, and the background's share is taken out of the colour.
+    A pixel at the outline is a mixture of the background and the mean colour of the object's inner pixels around it.
+    Its share of the object follows, and the background's share is taken out of its colour.
 
     Args:
         name: of the picture, for messages.
@@ -121,8 +121,7 @@ def cut_from_plain(colors_HW3: np.ndarray, *, name: str, background_3: np.ndarra
     object_HW = _without_specks(distance_HW > max(FOREGROUND, NOISE_FACTOR * noise))
     cross = np.ones((3, 3), dtype=np.uint8)
     inner_HW = cv2.erode(object_HW.astype(np.uint8), cross, borderType=cv2.BORDER_REPLICATE) > 0
-    strongest_HW = cv2.dilate(distance_HW, np.ones((5, 5), dtype=np.uint8))
-    mask_HW = np.where(inner_HW, 1.0, distance_HW / np.maximum(strongest_HW, FOREGROUND)) * object_HW
+    mask_HW = np.where(inner_HW, 1.0, _outline_share(colors_HW3 - behind_3, distance_HW, inner_HW)) * object_HW
     share_HW1 = np.maximum(mask_HW, 0.1)[..., None]
     straight_HW3 = np.clip((colors_HW3 - (1 - share_HW1) * behind_3) / share_HW1, 0, 1)
     return CutOut(
@@ -130,6 +129,20 @@ def cut_from_plain(colors_HW3: np.ndarray, *, name: str, background_3: np.ndarra
         mask_HW=mask_HW.clip(0, 1).astype(np.float32),
         background_3=behind_3,
     )
+
+
+def _outline_share(beyond_HW3: np.ndarray, distance_HW: np.ndarray, inner_HW: np.ndarray) -> np.ndarray:
+    """Share of the object in pixels near inner ones, from colours minus the background: (H, W) in [0, 1].
+
+    Thin parts have no inner pixels; there it is the distance relative to the largest one around.
+    """
+    near_HW = cv2.boxFilter(inner_HW.astype(np.float32), -1, (5, 5), normalize=False)
+    inner_HW3 = cv2.boxFilter(beyond_HW3 * inner_HW[..., None], -1, (5, 5), normalize=False)
+    inner_HW3 = inner_HW3 / np.maximum(near_HW, 1)[..., None]
+    mixed_HW = (beyond_HW3 * inner_HW3).sum(axis=2) / np.maximum((inner_HW3**2).sum(axis=2), FOREGROUND**2)
+    strongest_HW = cv2.dilate(distance_HW, np.ones((5, 5), dtype=np.uint8))
+    thin_HW = distance_HW / np.maximum(strongest_HW, FOREGROUND)
+    return np.where(near_HW >= 1, mixed_HW, thin_HW).clip(0, 1)
 
 
 def _without_specks(object_HW: np.ndarray) -> np.ndarray:
