@@ -5,23 +5,27 @@ Letters: V views, H W pixels, N points.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.views.posed_views import LEAST_PARALLAX_DEG, PosedViews, closest_point
+from datasets.orbits.check import FAINT
+from datasets.views.posed_views import NO_PARALLAX, PosedViews, closest_point
 from utils.cameras import CONVENTIONS, from_convention, to_convention
 from utils.errors import DataError
 
 SAME_PLACE = 1e-5  # of the largest distance between cameras
-# Cameras may miss the point that is closest to their axes by this share of their distance.
-AIM_SHARE = 0.5
-# The best point of a scene lies in almost all masks.
-LEAST_VOTES, GOOD_VOTES = 0.75, 0.9
-FACING = 0.5  # share of cameras that must have the object in front of them, or their convention is another
-RAY_VIEWS, RAY_PIXELS, RAY_DEPTHS = 4, 64, 96
+# Below this spread of the optical axes, where they meet says little, because cameras do not aim exactly.
+RELIABLE_DEG = 10.0
+AWAY_SHARE = 0.5  # if fewer cameras look away, they are wrong and not the convention, unless another one fits better
+AIM_SHARE = 0.5  # cameras of a good fit miss the common point by at most this share of their distance
+# Share of the other masks in which the best point of a ray through a mask lies, mean over rays. It is 1 for exact
+# cameras and masks.
+COHERENT, INCOHERENT, BETTER = 0.9, 0.75, 0.1
+RAY_VIEWS, RAY_PIXELS, RAY_DEPTHS = 4, 64, 160
 
 
 def check_cameras(c2w_V44: Tensor, *, path: str, names: Sequence[str], convention: str) -> None:
@@ -34,21 +38,27 @@ def check_cameras(c2w_V44: Tensor, *, path: str, names: Sequence[str], conventio
         convention: the key of utils.cameras.CONVENTIONS from which they were converted.
 
     Raises:
-        DataError: there is one view, two are the same, all are in one place or look along one line, one looks away from
-            the object, or the cameras have another convention. The message names the file, the view and the remedy.
+        DataError: there is one view, two are the same, all are in one place, one looks away from the object, or the
+            cameras have another convention. The message names the file, the view and the remedy.
     """
     if len(c2w_V44) < 2:
         raise DataError(f"{path}: has one view, which shows no depth; give two or more views from different sides")
-    point_3 = aim_point(c2w_V44)
-    front_V = torch.zeros(len(c2w_V44)) if point_3 is None else _depths(point_3, c2w_V44)
-    if point_3 is None or float((front_V > 0).double().mean()) < FACING:
-        other = next((name for name in _others(convention) if _fits(_read_as(c2w_V44, convention, name))), None)
-        if other is not None:
-            raise DataError(f"{path}: {_looks_like(convention, other)}")
     centers_V3 = c2w_V44[:, :3, 3]
     between_VV = torch.cdist(centers_V3, centers_V3)
     reach = float(between_VV.max())
-    if reach <= SAME_PLACE * max(float(centers_V3.norm(dim=1).max()), 1e-9):
+    in_one_place = reach <= SAME_PLACE * max(float(centers_V3.norm(dim=1).max()), 1e-9)
+    point_3 = aim_point(c2w_V44)
+    away: list[str] = []
+    if point_3 is not None and _spread_deg(c2w_V44) >= RELIABLE_DEG:
+        depths_V = _depths(point_3, c2w_V44)
+        away = [name for name, depth in zip(names, depths_V.tolist(), strict=True) if depth <= 0]
+    if away or in_one_place:
+        misfits = {name: _misfit(_read_as(c2w_V44, convention, name)) for name in CONVENTIONS if name != convention}
+        best = min(misfits, key=lambda name: misfits[name])
+        mostly = in_one_place or len(away) >= AWAY_SHARE * len(names)
+        if misfits[best] <= AIM_SHARE and (mostly or misfits[best] < _misfit(c2w_V44, behind=True)):
+            raise DataError(f"{path}: {_looks_like(convention, best)}")
+    if in_one_place:
         raise DataError(
             f"{path}: all {len(c2w_V44)} cameras are at {_shown(centers_V3[0])}, a scene with a scale of zero; correct "
             "the shifts of the cameras"
@@ -58,12 +68,6 @@ def check_cameras(c2w_V44: Tensor, *, path: str, names: Sequence[str], conventio
     if same_VV.any():
         first, second = same_VV.nonzero()[0].tolist()
         raise DataError(f"{path}: {names[first]} and {names[second]} have the same camera; remove one of them")
-    if point_3 is None:
-        raise DataError(
-            f"{path}: the {len(c2w_V44)} views look along one line (within {LEAST_PARALLAX_DEG:g} degrees, or from "
-            "opposite sides), which shows no depth; add views from other sides"
-        )
-    away = [names[view] for view in range(len(c2w_V44)) if float(front_V[view]) <= 0]
     if away:
         raise DataError(
             f"{path}: {len(away)} of {len(c2w_V44)} cameras look away from the object (first {away[0]}); correct their "
@@ -72,25 +76,32 @@ def check_cameras(c2w_V44: Tensor, *, path: str, names: Sequence[str], conventio
 
 
 def check_masks(views: PosedViews, *, path: str, convention: str) -> None:
-    """Check that there is a point that lies in the masks of all views.
+    """Check that the masks show one object from several sides.
 
     Raises:
-        DataError: a mask is empty, or the masks do not meet, for example because the cameras have another convention.
+        DataError: a mask is empty, the views have no parallax, or the masks do not meet, for example because the
+            cameras have another convention.
     """
     for name, mask_1HW in zip(views.names, views.masks_V1HW, strict=True):
-        if float(mask_1HW.max()) < 4 / 255:
+        if float(mask_1HW.max()) < FAINT:
             raise DataError(f"{path}: {name} shows no object, its mask is empty; remove this view or correct its mask")
-    if _share_of_votes(views.c2w_V44.double(), views) >= LEAST_VOTES:
+    c2w_V44 = views.c2w_V44.double()
+    if closest_point(c2w_V44[:, :3, 3], views.object_directions()) is None:
+        raise DataError(f"{path}: {NO_PARALLAX.format(num_views=len(views))}")
+    found = _coherence(c2w_V44, views)
+    if found >= COHERENT:
         return
-    for other in _others(convention):
-        c2w_V44 = _read_as(views.c2w_V44.double(), convention, other)
-        if _share_of_votes(c2w_V44, views) >= GOOD_VOTES:
-            raise DataError(f"{path}: {_looks_like(convention, other)}")
-    best = round(_share_of_votes(views.c2w_V44.double(), views) * len(views))
-    raise DataError(
-        f"{path}: the masks of the object do not meet: no point lies in more than {best} of {len(views)} masks; check "
-        "that cameras and pictures belong together"
-    )
+    others = {
+        name: _coherence(_read_as(c2w_V44, convention, name), views) for name in CONVENTIONS if name != convention
+    }
+    best = max(others, key=lambda name: others[name])
+    if others[best] >= max(COHERENT, found + BETTER):
+        raise DataError(f"{path}: {_looks_like(convention, best)}")
+    if found < INCOHERENT:
+        raise DataError(
+            f"{path}: the masks do not show one object: what is in one mask is in {found:.0%} of the others at best; "
+            "check that cameras, pictures and masks belong together"
+        )
 
 
 def _looks_like(convention: str, other: str) -> str:
@@ -98,12 +109,6 @@ def _looks_like(convention: str, other: str) -> str:
         f"read as {CONVENTIONS[convention]}, the cameras do not look at the object; the file looks like "
         f"{CONVENTIONS[other]}; convert it with tools/convert_cameras.py --from {other}"
     )
-
-
-def _others(convention: str) -> list[str]:
-    """Other conventions, those with the same direction of the matrices first."""
-    same_way = convention.endswith("_w2c")
-    return sorted((name for name in CONVENTIONS if name != convention), key=lambda n: n.endswith("_w2c") != same_way)
 
 
 def _read_as(c2w_V44: Tensor, convention: str, other: str) -> Tensor:
@@ -121,42 +126,63 @@ def _depths(point_3: Tensor, c2w_V44: Tensor) -> Tensor:
     return ((point_3 - c2w_V44[:, :3, 3]) * c2w_V44[:, :3, 2]).sum(dim=1)
 
 
-def _fits(c2w_V44: Tensor) -> bool:
-    """Whether cameras look at one thing that is in front of all of them."""
+def _spread_deg(c2w_V44: Tensor) -> float:
+    """Root mean square angle of the optical axes to their common direction."""
+    axes_V3 = c2w_V44[:, :3, 2]
+    across_33 = torch.eye(3, dtype=torch.float64) - axes_V3.T @ axes_V3 / len(axes_V3)
+    return math.degrees(math.asin(math.sqrt(float(torch.linalg.eigvalsh(across_33)[0].clamp(0, 1)))))
+
+
+def _misfit(c2w_V44: Tensor, *, behind: bool = False) -> float:
+    """By how much of their distance cameras miss their common point; infinity if it is not in front of all of them.
+
+    Args:
+        behind: it may also lie behind cameras.
+    """
     point_3 = aim_point(c2w_V44)
-    if point_3 is None:
-        return False
+    if point_3 is None or _spread_deg(c2w_V44) < RELIABLE_DEG:
+        return math.inf
     depths_V = _depths(point_3, c2w_V44)
+    # Cameras that turn on the spot meet where they are.
+    nearest = 0.01 * float(torch.cdist(c2w_V44[:, :3, 3], c2w_V44[:, :3, 3]).max())
+    if not behind and bool((depths_V <= nearest).any()):
+        return math.inf
     beside_V = (point_3 - c2w_V44[:, :3, 3] - depths_V[:, None] * c2w_V44[:, :3, 2]).norm(dim=1)
-    return bool((depths_V > 0).all()) and float(beside_V.median()) <= AIM_SHARE * float(depths_V.median())
+    return float((beside_V / depths_V.abs()).square().mean().sqrt())
 
 
-def _share_of_votes(c2w_V44: Tensor, views: PosedViews) -> float:
-    """The largest share of views in whose masks one point lies, of points on rays through the masks of a few views."""
+def _coherence(c2w_V44: Tensor, views: PosedViews) -> float:
+    """How well the masks agree on an object: every ray through a mask must meet a point that lies in all others.
+
+    Returns:
+        The largest share of the other masks in which a point of a ray lies, mean over rays through a few masks.
+    """
     centers_V3 = c2w_V44[:, :3, 3]
     reach = float(torch.cdist(centers_V3, centers_V3).max())
     if not reach:
         return 0.0
     depths_D = reach * torch.logspace(-1.3, 1.7, RAY_DEPTHS, dtype=torch.float64)
     inside_V1HW = views.masks_V1HW > 0.5 * views.masks_V1HW.amax(dim=(2, 3), keepdim=True)
-    points = []
+    points, own = [], []
     for view in np.unique(np.linspace(0, len(views) - 1, RAY_VIEWS).round().astype(int)):
         pixels_N2 = inside_V1HW[view, 0].nonzero().flip(1).double() + 0.5
         pixels_N2 = pixels_N2[torch.linspace(0, len(pixels_N2) - 1, min(RAY_PIXELS, len(pixels_N2))).round().long()]
         pixels_N3 = torch.cat([pixels_N2, torch.ones(len(pixels_N2), 1, dtype=torch.float64)], dim=1)
         rays_N3 = pixels_N3 @ torch.linalg.inv(views.K_V33[view].double()).T @ c2w_V44[view, :3, :3].T
-        points.append((centers_V3[view] + rays_N3[:, None] * depths_D[:, None]).flatten(0, 1))
-    points_N3 = torch.cat(points)
+        points.append(centers_V3[view] + rays_N3[:, None] * depths_D[:, None])
+        own += [view] * len(rays_N3)
+    points_ND3 = torch.cat(points)
     # Pixels beside a mask count too, because cameras and masks are not exact.
     wide_V1HW = torch.nn.functional.max_pool2d(inside_V1HW.float(), 3, stride=1, padding=1) > 0
     height, width = views.size
-    votes_N = torch.zeros(len(points_N3))
-    for c2w_44, K_33, wide_1HW in zip(c2w_V44, views.K_V33.double(), wide_V1HW, strict=True):
-        camera_N3 = (points_N3 - c2w_44[:3, 3]) @ c2w_44[:3, :3]
-        x_N, y_N = ((camera_N3 @ K_33.T)[:, :2] / camera_N3[:, 2:].clamp_min(1e-9)).floor().unbind(dim=1)
-        seen_N = (camera_N3[:, 2] > 0) & (x_N >= 0) & (x_N < width) & (y_N >= 0) & (y_N < height)
-        votes_N[seen_N] += wide_1HW[0, y_N[seen_N].long(), x_N[seen_N].long()]
-    return float(votes_N.max()) / len(views)
+    votes_ND = torch.zeros(points_ND3.shape[:2])
+    for view, (c2w_44, K_33) in enumerate(zip(c2w_V44, views.K_V33.double(), strict=True)):
+        camera_ND3 = (points_ND3 - c2w_44[:3, 3]) @ c2w_44[:3, :3]
+        x_ND, y_ND = ((camera_ND3 @ K_33.T)[..., :2] / camera_ND3[..., 2:].clamp_min(1e-9)).floor().unbind(dim=2)
+        seen_ND = (camera_ND3[..., 2] > 0) & (x_ND >= 0) & (x_ND < width) & (y_ND >= 0) & (y_ND < height)
+        seen_ND &= (torch.tensor(own) != view)[:, None]
+        votes_ND[seen_ND] += wide_V1HW[view, 0, y_ND[seen_ND].long(), x_ND[seen_ND].long()]
+    return float(votes_ND.amax(dim=1).mean()) / (len(views) - 1)
 
 
 def check_pictures(files: Sequence[tuple[str, str]], *, path: str) -> None:

@@ -140,12 +140,15 @@ def describe(cameras: FolderCameras, *, format: str = "") -> str:
     """
     height, width = cameras.size
     centers_V3 = cameras.c2w_V44[:, :3, 3]
-    distances_V = (centers_V3 - aim_point(cameras.c2w_V44)).norm(dim=1)
+    middle_3 = aim_point(cameras.c2w_V44)
+    if middle_3 is None:
+        far = "with parallel axes"
+    else:
+        far = f"{_range((centers_V3 - middle_3).norm(dim=1), '.3g')} from the middle of the scene"
     fovs_V = torch.rad2deg(2 * torch.atan(0.5 * width / cameras.K_V33[:, 0, 0]))
     return (
-        f"{len(distances_V)} views of {width} x {height} pixels, {format or cameras.file.format} "
-        f"({CONVENTIONS[cameras.convention]}), field of view {_range(fovs_V, '.1f')} degrees, cameras "
-        f"{_range(distances_V, '.3g')} from the middle of the scene"
+        f"{len(centers_V3)} views of {width} x {height} pixels, {format or cameras.file.format} "
+        f"({CONVENTIONS[cameras.convention]}), field of view {_range(fovs_V, '.1f')} degrees, cameras {far}"
     )
 
 

@@ -21,8 +21,12 @@ AIM_TOLERANCE = 1e-3
 # ... no mask shows more than the ball and two pixels, and the object is not smaller than this.
 SLACK_PIXELS = 2.0
 LEAST_RADIUS = 0.25
-# Axes that are closer to parallel than this have no common point.
+# Lines that are closer to parallel than this have no common point.
 LEAST_PARALLAX_DEG = 2.0
+NO_PARALLAX = (
+    "the {num_views} views see the object along one line (within 2 degrees, or from opposite sides), which shows no "
+    "depth; add views from other sides"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,18 +147,23 @@ class PosedViews:
             and float(extents_V.max()) >= LEAST_RADIUS
         ):
             return self, Normalization(scale=1.0, center_3=origin_3)
-        cones_V3 = torch.stack([_cone_axis(rays_P3) if len(rays_P3) else axes_V3[0] for rays_P3 in rays])
-        center_3 = closest_point(centers_V3[seen_V], cones_V3[seen_V])
+        cones_V3 = torch.stack([_cone_axis(rays_P3) for rays_P3 in rays if len(rays_P3)])
+        center_3 = closest_point(centers_V3[seen_V], cones_V3)
         if center_3 is None:
-            raise DataError(
-                f"the {len(self)} views look along one line (within {LEAST_PARALLAX_DEG:g} degrees), which shows no "
-                "depth; add views from other sides"
-            )
+            raise DataError(NO_PARALLAX.format(num_views=len(self)))
         scale = BALL_RADIUS / float(_extents(center_3, centers_V3, rays).max())
         c2w_V44 = self.c2w_V44.double().cpu()
         c2w_V44[:, :3, 3] = scale * (c2w_V44[:, :3, 3] - center_3)
         moved = replace(self, c2w_V44=c2w_V44.to(self.c2w_V44))
         return moved, Normalization(scale=scale, center_3=center_3)
+
+    def object_directions(self) -> Tensor:
+        """Unit directions in the world from the cameras to the middle of their masks, of which none may be empty.
+
+        Returns:
+            (V, 3) float64.
+        """
+        return torch.stack([_cone_axis(self._outline_rays(view)) for view in range(len(self))])
 
     def _outline_rays(self, view: int) -> Tensor:
         """Unit directions in the world through the corners of the convex outline of a mask: (P, 3), P may be 0."""

@@ -87,5 +87,5 @@ def test_views_without_an_object_or_depth_are_refused():
         pair = sphere_views(c2w_V44=cameras, center=(0.0, 0.0, 0.3), radius=0.9)
         centers_V3, axes_V3 = cameras[:, :3, 3].double(), cameras[:, :3, 2].double()
         assert closest_point(centers_V3, axes_V3) is None
-        with pytest.raises(DataError, match=r"2 views look along one line .* add views from other sides"):
+        with pytest.raises(DataError, match=r"2 views see the object along one line .* add views from other sides"):
             moved(pair, scale=1.0, shift=(0.0, 0.0, 5.0)).normalized()

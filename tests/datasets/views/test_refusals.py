@@ -129,7 +129,7 @@ def test_views_along_one_line_are_refused(azimuths, tmp_path):
     angles = torch.tensor(azimuths)
     c2w_V44 = cameras_at(angles, torch.zeros(len(angles)), torch.full((len(angles),), 2.0))
     write_transforms(tmp_path, sphere_views(c2w_V44=c2w_V44))
-    with pytest.raises(DataError, match=r"look along one line .*add views from other sides"):
+    with pytest.raises(DataError, match=r"see the object along one line .*add views from other sides"):
         read_views(tmp_path)
 
 
@@ -177,7 +177,7 @@ def test_pictures_of_another_orbit_are_noticed(tmp_path):
     views = sphere_views(center=(0.45, 0.0, 0.0), radius=0.15)
     backwards = replace(views, c2w_V44=views.c2w_V44[[1, 3, 5, 0, 2, 4]])
     write_transforms(tmp_path, backwards)
-    with pytest.raises(DataError, match=r"no point lies in more than \d of 6 masks; check that cameras and pictures"):
+    with pytest.raises(DataError, match=r"in 3\d% of the others at best; check that cameras, pictures"):
         read_views(tmp_path)
 
 
