@@ -20,8 +20,10 @@ from utils.errors import DataError
 SAME_PLACE = 1e-5  # of the largest distance between cameras
 # Below this spread of the optical axes, where they meet says little, because cameras do not aim exactly.
 RELIABLE_DEG = 10.0
-AWAY_SHARE = 0.5  # if fewer cameras look away, they are wrong and not the convention, unless another one fits better
-AIM_SHARE = 0.5  # cameras of a good fit miss the common point by at most this share of their distance
+# If fewer cameras look away, they are wrong and not the convention, unless another convention fits better.
+AWAY_SHARE = 0.5
+# Cameras of a good fit miss their common point by at most this share of their distance; a fit is better by this much.
+AIM_SHARE, CLEAR = 0.5, 0.02
 # Share of the other masks in which the best point of a ray through a mask lies, mean over rays. It is 1 for exact
 # cameras and masks.
 COHERENT, INCOHERENT, BETTER = 0.9, 0.75, 0.1
@@ -56,7 +58,7 @@ def check_cameras(c2w_V44: Tensor, *, path: str, names: Sequence[str], conventio
         misfits = {name: _misfit(_read_as(c2w_V44, convention, name)) for name in CONVENTIONS if name != convention}
         best = min(misfits, key=lambda name: misfits[name])
         mostly = in_one_place or len(away) >= AWAY_SHARE * len(names)
-        if misfits[best] <= AIM_SHARE and (mostly or misfits[best] < _misfit(c2w_V44, behind=True)):
+        if misfits[best] <= AIM_SHARE and (mostly or misfits[best] < _misfit(c2w_V44, behind=True) - CLEAR):
             raise DataError(f"{path}: {_looks_like(convention, best)}")
     if in_one_place:
         raise DataError(
