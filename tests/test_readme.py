@@ -24,6 +24,7 @@ from pipelines.benchmark.runner import plan
 from pipelines.parts import check_fit
 from tests.conftest import ROOT
 from tests.reference_cases import REFERENCE
+from tools import convert_cameras
 from utils import registry
 from utils.config import load_config
 from utils.registry import ENGINE, INFER_ENGINE, Section
@@ -161,6 +162,11 @@ def test_a_data_command_is_accepted(line):
     options = vars(tool.parse_args(arguments(line)))
     given = {word.removeprefix("--").replace("-", "_") for word in arguments(line) if word.startswith("--")}
     assert given <= set(options)
+
+
+@pytest.mark.parametrize("line", commands("tools/convert_cameras.py"))
+def test_a_conversion_command_is_accepted(line):
+    assert convert_cameras.parse_args(arguments(line)).to in line
 
 
 def test_a_wrong_command_would_be_noticed(started, monkeypatch):

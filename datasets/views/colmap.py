@@ -23,6 +23,7 @@ from datasets.views.records import (
     intrinsics_33,
     pixels,
     positive,
+    short,
     shown,
 )
 from datasets.views.transforms_json import same_intrinsics
@@ -113,7 +114,7 @@ def _read_image(
             f"{where}: {shown(line)} is not an image (number, quaternion, shift, camera, name); every image has two "
             "lines, of which the second may be empty"
         )
-    name, where = f"image {words[0]} ({words[9]})", f"{where}: image {words[0]}"
+    name, where = f"image {words[0]} ({short(words[9])})", f"{where}: image {words[0]}"
     quat_4 = np.array([finite(_number(word), name=f"{where}: its quaternion") for word in words[1:5]])
     shift_3 = [finite(_number(word), name=f"{where}: its shift") for word in words[5:8]]
     length = float(np.linalg.norm(quat_4))
@@ -124,7 +125,7 @@ def _read_image(
     matrix_44 = np.eye(4)
     matrix_44[:3, :3] = rotation_of(quat_4 / length)
     matrix_44[:3, 3] = shift_3
-    picture = find_picture([project / "images", project], words[9], where=f"{where} ({words[9]})")
+    picture = find_picture([project / "images", project], words[9], where=f"{where} ({short(words[9])})")
     masks = [project / "masks"]
     mask = find_file(masks, f"{words[9]}.png") or find_file(masks, str(Path(words[9]).with_suffix(".png")))
     K_33, size = cameras[words[8]]

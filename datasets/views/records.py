@@ -63,8 +63,13 @@ class CameraFile:
 
 def shown(value: Any) -> str:
     """A value of a file, short enough for a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return short(repr(value))
+
+
+def short(text: str) -> str:
+    """A name in a file, short enough for a message of one line; the end of a path says most."""
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else f"{text[:20]}...{text[-37:]}"
 
 
 def finite(value: Any, *, name: str) -> float:

@@ -32,6 +32,7 @@ from datasets.views.records import (
     pixels,
     pose,
     positive,
+    short,
     shown,
 )
 from utils.cameras import opencv_to_opengl
@@ -73,7 +74,7 @@ def _read_frame(path: Path, content: dict[str, Any], number: int) -> ViewRecord:
     frame = content["frames"][number]
     if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
         raise DataError(f"{path}: frame {number} has no file_path, so its picture is unknown; correct the file")
-    name = f"frame {number} ({frame['file_path']})"
+    name = f"frame {number} ({short(frame['file_path'])})"
     where = f"{path}: {name}"
     if "transform_matrix" not in frame:
         raise DataError(f"{where}: has no transform_matrix; correct the file or write it again")

@@ -19,7 +19,7 @@ from unittest import mock
 
 from utils.script import run_script
 
-AREAS = ("meshes", "sampling", "settings", "training")
+AREAS = ("meshes", "sampling", "settings", "training", "views")
 
 
 @dataclass(frozen=True, kw_only=True)
