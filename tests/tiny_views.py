@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ FOV_DEG = 39.6
 SAMPLES = 4  # rays per pixel along each side
 
 
+@cache
 def sphere_views(
     *,
     num_views: int = 6,
@@ -32,7 +34,7 @@ def sphere_views(
     K_33: Tensor | None = None,
     width: int | None = None,
 ) -> PosedViews:
-    """Views of a sphere that is coloured by its normal, with soft edges.
+    """Views of a sphere that is coloured by its normal, with soft edges; do not change them in place.
 
     Args:
         size: height in pixels, and width unless that is given.

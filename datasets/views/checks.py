@@ -173,12 +173,12 @@ def _coherence(c2w_V44: Tensor, views: PosedViews) -> float:
         rays_N3 = pixels_N3 @ torch.linalg.inv(views.K_V33[view].double()).T @ c2w_V44[view, :3, :3].T
         points.append(centers_V3[view] + rays_N3[:, None] * depths_D[:, None])
         own += [view] * len(rays_N3)
-    points_ND3 = torch.cat(points)
+    points_ND3 = torch.cat(points).float()  # a pixel needs no more digits
     # Pixels beside a mask count too, because cameras and masks are not exact.
     wide_V1HW = torch.nn.functional.max_pool2d(inside_V1HW.float(), 3, stride=1, padding=1) > 0
     height, width = views.size
     votes_ND = torch.zeros(points_ND3.shape[:2])
-    for view, (c2w_44, K_33) in enumerate(zip(c2w_V44, views.K_V33.double(), strict=True)):
+    for view, (c2w_44, K_33) in enumerate(zip(c2w_V44.float(), views.K_V33, strict=True)):
         camera_ND3 = (points_ND3 - c2w_44[:3, 3]) @ c2w_44[:3, :3]
         x_ND, y_ND = ((camera_ND3 @ K_33.T)[..., :2] / camera_ND3[..., 2:].clamp_min(1e-9)).floor().unbind(dim=2)
         seen_ND = (camera_ND3[..., 2] > 0) & (x_ND >= 0) & (x_ND < width) & (y_ND >= 0) & (y_ND < height)

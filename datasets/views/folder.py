@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 AXES = {"x": (1, 0, 0), "-x": (-1, 0, 0), "y": (0, 1, 0), "-y": (0, -1, 0), "z": (0, 0, 1), "-z": (0, 0, -1)}
 UPS = ("auto", *AXES)
+FARTHEST = 1e3  # distance of cameras to the origin, relative to that between them; float32 has seven digits
 LYING_DEG = 60.0  # if the cameras' up vector is farther from the world's z axis, the scene probably lies on its side
 
 
@@ -86,8 +87,19 @@ def read_views(
 
 
 def load_views(cameras: FolderCameras, *, background: float | Sequence[float] | None = None) -> PosedViews:
-    """Read the pictures and masks of checked cameras, see `read_views`."""
+    """Read the pictures and masks of checked cameras, see `read_views`.
+
+    Raises:
+        DataError: a picture cannot be used, masks and cameras do not fit, or the scene is too far from the origin.
+    """
     background_3 = _background(background)
+    centers_V3 = cameras.c2w_V44[:, :3, 3]
+    reach, farthest = float(torch.cdist(centers_V3, centers_V3).max()), float(centers_V3.norm(dim=1).max())
+    if farthest > FARTHEST * reach:
+        raise DataError(
+            f"{cameras.file.path}: the cameras are {farthest:.4g} away from the origin but only {reach:.4g} apart, "
+            "which loses digits; subtract their mean from all shifts"
+        )
     cuts = [read_cut_out(view.picture, mask=view.mask, background_3=background_3) for view in cameras.file.views]
     _tell_masks(cuts, cameras)
     views = PosedViews(

@@ -235,6 +235,16 @@ def test_a_wrong_model_is_one_line(name, tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_scene_far_from_the_origin_is_refused(tmp_path):
+    def shift(matrix_44):
+        matrix_44[:3, 3] += 5e4
+        return matrix_44
+
+    edit(write_transforms(tmp_path), all_matrices(shift))
+    with pytest.raises(DataError, match=r"8\.66e\+04 away from the origin but only 3\.\d+ apart.*subtract their mean"):
+        read_views(tmp_path)
+
+
 def test_a_binary_model_is_named(tmp_path):
     model = write_model(tmp_path)
     for name in ("cameras", "images"):
