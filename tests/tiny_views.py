@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -98,3 +99,25 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], Any], *, file: str = "
     change(content)
     (folder / file).write_text(json.dumps(content))
     return folder
+
+
+def picture(path: Path, width: int = 16, height: int = 16, mode: str = "RGBA") -> Path:
+    """Write a picture of a red square on nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGBA", (width, height))
+    image.paste((200, 40, 40, 255), (width // 4, height // 4, 3 * width // 4, 3 * height // 4))
+    image.convert(mode).save(path)
+    return path
+
+
+def write_model(folder: Path, *, cameras: str = "1 PINHOLE 16 8 20 21 7.5 4.25\n", images: str | None = None) -> Path:
+    """Write a COLMAP model of two cameras a quarter turn apart, in a world whose y axis points down."""
+    model = folder / "sparse" / "0"
+    model.mkdir(parents=True)
+    half = math.sqrt(0.5)
+    lines = ["# comment", "1 1 0 0 0 0 0 3 1 a.png", "1.0 2.0 -1 3.0 4.0 7", f"2 {half} 0 {half} 0 0 0 3 1 b b.png", ""]
+    (model / "cameras.txt").write_text("# comment\n" + cameras)
+    (model / "images.txt").write_text(images or "\n".join(lines) + "\n")
+    picture(folder / "images" / "a.png", 16, 8)
+    picture(folder / "images" / "b b.png", 16, 8)
+    return model

@@ -85,7 +85,7 @@ def check_masks(views: PosedViews, *, path: str, convention: str) -> None:
             cameras have another convention.
     """
     for name, mask_1HW in zip(views.names, views.masks_V1HW, strict=True):
-        if float(mask_1HW.max()) < FAINT:
+        if float(mask_1HW.max()) <= FAINT:
             raise DataError(f"{path}: {name} shows no object, its mask is empty; remove this view or correct its mask")
     c2w_V44 = views.c2w_V44.double()
     if closest_point(c2w_V44[:, :3, 3], views.object_directions()) is None:
@@ -181,9 +181,12 @@ def _coherence(c2w_V44: Tensor, views: PosedViews) -> float:
     for view, (c2w_44, K_33) in enumerate(zip(c2w_V44.float(), views.K_V33, strict=True)):
         camera_ND3 = (points_ND3 - c2w_44[:3, 3]) @ c2w_44[:3, :3]
         x_ND, y_ND = ((camera_ND3 @ K_33.T)[..., :2] / camera_ND3[..., 2:].clamp_min(1e-9)).floor().unbind(dim=2)
-        seen_ND = (camera_ND3[..., 2] > 0) & (x_ND >= 0) & (x_ND < width) & (y_ND >= 0) & (y_ND < height)
-        seen_ND &= (torch.tensor(own) != view)[:, None]
+        front_ND = (camera_ND3[..., 2] > 0) & (torch.tensor(own) != view)[:, None]
+        seen_ND = front_ND & (x_ND >= 0) & (x_ND < width) & (y_ND >= 0) & (y_ND < height)
         votes_ND[seen_ND] += wide_V1HW[view, 0, y_ND[seen_ND].long(), x_ND[seen_ND].long()]
+        inside_HW = inside_V1HW[view, 0]
+        if inside_HW[[0, -1]].any() or inside_HW[:, [0, -1]].any():  # the object goes on outside of the picture
+            votes_ND[front_ND & ~seen_ND] += 1
     return float(votes_ND.amax(dim=1).mean()) / (len(views) - 1)
 
 

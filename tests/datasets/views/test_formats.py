@@ -8,13 +8,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from datasets.orbits.layout import write_orbit
 from datasets.views.colmap import quaternion_of, read_colmap, rotation_of
 from datasets.views.folder import find_cameras, read_cameras, read_views
 from datasets.views.transforms_json import nerf_transforms, read_transforms
-from tests.tiny_views import FOV_DEG, edit, sphere_views, write_transforms
+from tests.tiny_views import FOV_DEG, edit, picture, sphere_views, write_model, write_transforms
 from utils.cameras import from_convention, mean_up, orbit_cameras, rotation_to_up, to_convention
 from utils.errors import DataError
 
@@ -28,14 +27,6 @@ ON_Y_GL = [[-1, 0, 0, 0], [0, 0, 1, 3], [0, 1, 0, 0], [0, 0, 0, 1]]
 @pytest.fixture(autouse=True)
 def _one_thread(one_thread):
     pass
-
-
-def picture(path, width=16, height=16, mode="RGBA"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.new("RGBA", (width, height))
-    image.paste((200, 40, 40, 255), (width // 4, height // 4, 3 * width // 4, 3 * height // 4))
-    image.convert(mode).save(path)
-    return path
 
 
 def write_json_file(path, **content):
@@ -94,19 +85,6 @@ def test_blender_has_one_angle_and_names_without_suffix(tmp_path):
     np.testing.assert_allclose(file.views[0].K_33, [[32, 0, 16], [0, 32, 8], [0, 0, 1]], atol=1e-9)
     assert file.views[1].picture == tmp_path / "train" / "b.png"
     assert find_cameras(tmp_path / "transforms_test.json").views[0].picture == tmp_path / "test" / "a.png"
-
-
-def write_model(folder, *, cameras="1 PINHOLE 16 8 20 21 7.5 4.25\n", images=None):
-    """A model of two cameras in a world whose y axis points down: on the z axis, and a quarter turn to the side."""
-    model = folder / "sparse" / "0"
-    model.mkdir(parents=True)
-    half = math.sqrt(0.5)
-    lines = ["# comment", "1 1 0 0 0 0 0 3 1 a.png", "1.0 2.0 -1 3.0 4.0 7", f"2 {half} 0 {half} 0 0 0 3 1 b b.png", ""]
-    (model / "cameras.txt").write_text("# comment\n" + cameras)
-    (model / "images.txt").write_text(images or "\n".join(lines) + "\n")
-    picture(folder / "images" / "a.png", 16, 8)
-    picture(folder / "images" / "b b.png", 16, 8)
-    return model
 
 
 def test_colmap_text_model(tmp_path):

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.views.colmap import write_colmap
 from datasets.views.folder import read_cameras, read_views
-from tests.datasets.views.test_formats import picture, write_model
-from tests.tiny_views import edit, sphere_views, write_pictures, write_transforms
+from tests.tiny_views import edit, picture, sphere_views, write_model, write_pictures, write_transforms
 from utils.cameras import cameras_at, opencv_to_opengl
 from utils.errors import ConfigError, DataError
 
@@ -181,13 +181,19 @@ def test_pictures_of_another_orbit_are_noticed(tmp_path):
         read_views(tmp_path)
 
 
+def test_pictures_that_cut_the_object_off_are_read(tmp_path):
+    """The object goes on outside of some pictures, so no point of it need lie in all masks."""
+    views = sphere_views(center=(0.5, 0.0, 0.0), radius=0.35, num_views=8)
+    at_edge_V = (views.masks_V1HW[..., [0, -1]] > 0.5).flatten(1).any(dim=1)
+    assert 0 < int(at_edge_V.sum()) < 8
+    torch.testing.assert_close(read_views(write_transforms(tmp_path, views)).c2w_V44, views.c2w_V44)
+
+
 def test_a_model_in_another_convention_is_named(tmp_path):
     """Camera to world where COLMAP has world to camera, and axes of OpenGL."""
     views = sphere_views(num_views=4)
     write_pictures(tmp_path, views)
     (tmp_path / "views").rename(tmp_path / "images")
-    from datasets.views import colmap
-
     model = tmp_path / "sparse" / "0"
     model.mkdir(parents=True)
     files = [f"{number:03d}.png" for number in range(4)]
@@ -195,7 +201,7 @@ def test_a_model_in_another_convention_is_named(tmp_path):
         (torch.linalg.inv(views.c2w_V44), "opencv"),
         (opencv_to_opengl(views.c2w_V44), "opengl_w2c"),
     ):
-        colmap.write_colmap(model, matrix_V44, views.K_V33, views.size, files=files)
+        write_colmap(model, matrix_V44, views.K_V33, views.size, files=files)
         with pytest.raises(
             DataError, match=rf"looks like O.*; convert it with tools/convert_cameras\.py --from {other}$"
         ):
