@@ -90,12 +90,10 @@ def check_masks(views: PosedViews, *, path: str, convention: str) -> None:
     c2w_V44 = views.c2w_V44.double()
     if closest_point(c2w_V44[:, :3, 3], views.object_directions()) is None:
         raise DataError(f"{path}: {NO_PARALLAX.format(num_views=len(views))}")
-    found = _coherence(c2w_V44, views)
+    found = coherence(c2w_V44, views)
     if found >= COHERENT:
         return
-    others = {
-        name: _coherence(_read_as(c2w_V44, convention, name), views) for name in CONVENTIONS if name != convention
-    }
+    others = {name: coherence(_read_as(c2w_V44, convention, name), views) for name in CONVENTIONS if name != convention}
     best = max(others, key=lambda name: others[name])
     if others[best] >= max(COHERENT, found + BETTER):
         raise DataError(f"{path}: {_looks_like(convention, best)}")
@@ -153,7 +151,7 @@ def _misfit(c2w_V44: Tensor, *, behind: bool = False) -> float:
     return float((beside_V / depths_V.abs()).square().mean().sqrt())
 
 
-def _coherence(c2w_V44: Tensor, views: PosedViews) -> float:
+def coherence(c2w_V44: Tensor, views: PosedViews) -> float:
     """How well the masks agree on an object: every ray through a mask must meet a point that lies in all others.
 
     Returns:
