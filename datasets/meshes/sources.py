@@ -1,0 +1,122 @@
+"""The sources of free meshes for tools/collect_meshes.py: where they are, under which licence, how they are read.
+
+To add one, add a row. What a catalogue says about an object (licence, author, name) comes before what stands here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from datasets.meshes.collecting.download import DebianPackage, GitRepositories, Origin
+from datasets.meshes.collecting.readers import Reader, Terms, mesh_files, sweethome3d
+
+KAYKIT = (
+    "Restaurant-Bits", "City-Builder-Bits", "Dungeon-Remastered", "Furniture-Bits", "Halloween-Bits",
+    "Medieval-Hexagon-Pack", "Prototype-Bits", "Space-Base-Bits", "Character-Pack-Adventures",
+    "Character-Pack-Skeletons",
+)  # fmt: skip
+# Pieces that one builds with; alone they are no objects.
+PIECES = r"floor|wall|tile|(^|_)(road|street|path|river|coast)(_|$)|ground|flag|corner|primitive"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A source of meshes.
+
+    Attributes:
+        name: the folder of its objects.
+        origin: where it is downloaded.
+        terms: prefix of its file names, licence (SPDX) and author, where an object does not say them itself.
+        reader: lists its objects.
+        credit: the sentence of the attribution page.
+        needs: the Python package that its format needs, with the name that pip knows; None for none.
+        megabytes: of disk that the download needs while it is unpacked, about.
+    """
+
+    name: str
+    origin: Origin
+    terms: Terms
+    reader: Reader
+    credit: str
+    needs: tuple[str, str] | None = None
+    megabytes: int = 100
+
+    @property
+    def by_default(self) -> bool:
+        """GPL meshes are taken only on request: works made of them would have to be under the GPL too."""
+        return not self.terms.licence.startswith("GPL")
+
+
+SOURCES = {
+    source.name: source
+    for source in (
+        Source(
+            name="sweethome3d",
+            origin=DebianPackage("sweethome3d-furniture"),
+            terms=Terms("sh3d", "CC-BY-3.0", "Sweet Home 3D contributors"),
+            reader=sweethome3d,
+            credit="furniture libraries of Sweet Home 3D (sweethome3d.com): Scopia, Kator Legaz, Reallusion, and "
+            "contributors of Blend Swap, converted by Emmanuel Puybaret / eTeks",
+            megabytes=700,
+        ),
+        Source(
+            name="sweethome3d_default",
+            origin=DebianPackage("sweethome3d"),
+            terms=Terms("sh3dd", "GPL-2.0-or-later", "eTeks"),
+            reader=sweethome3d,
+            credit="the catalogue inside Sweet Home 3D (sweethome3d.com), Emmanuel Puybaret / eTeks",
+        ),
+        Source(
+            name="kaykit",
+            origin=GitRepositories(*(f"https://github.com/KayKit-Game-Assets/KayKit-{pack}-1.0" for pack in KAYKIT)),
+            terms=Terms("kk", "CC0-1.0", "Kay Lousberg"),
+            reader=partial(mesh_files, patterns=("*.gltf", "*.glb"), leave_out=PIECES),
+            credit="KayKit packs by Kay Lousberg (kaylousberg.com)",
+            megabytes=1000,
+        ),
+        Source(
+            name="quaternius",
+            origin=GitRepositories("https://github.com/trebeljahr/quaternius-showcase"),
+            terms=Terms("q", "CC0-1.0", "Quaternius"),
+            reader=partial(
+                mesh_files,
+                patterns=("public/glb/*.glb", "*/public/glb/*.glb"),
+                leave_out=PIECES,
+                drop=frozenset("crop harvested level firstage secondage age first second singlepart".split()),
+            ),
+            credit="models by Quaternius (quaternius.com), collected in GitHub trebeljahr/quaternius-showcase",
+            needs=("DracoPy", "DracoPy"),
+            megabytes=300,
+        ),
+        Source(
+            name="kenney",
+            origin=GitRepositories("https://github.com/beep2bleep/FreeAssetsByKenneyNLandQuaternius"),
+            terms=Terms("kn", "CC0-1.0", "Kenney"),
+            reader=partial(
+                mesh_files,
+                patterns=tuple(f"*Kenny NL Assets/*/Models/*.{suffix}" for suffix in ("obj", "glb")),
+                leave_out=PIECES,
+            ),
+            credit="kits by Kenney (kenney.nl), collected in GitHub beep2bleep/FreeAssetsByKenneyNLandQuaternius",
+            megabytes=800,
+        ),
+        Source(
+            name="market",
+            origin=GitRepositories("https://github.com/pmndrs/market-assets"),
+            terms=Terms("mk", "CC0-1.0", "Kenney, Sara Vieira and creativetrio"),
+            reader=partial(mesh_files, patterns=("files/models/*.gltf", "*/files/models/*.gltf"), leave_out=PIECES),
+            credit="models by Kenney, Sara Vieira and creativetrio, collected in GitHub pmndrs/market-assets",
+            megabytes=800,
+        ),
+        Source(
+            name="mmmm",
+            origin=GitRepositories("https://github.com/mikelovesrobots/mmmm"),
+            terms=Terms("mmmm", "CC-BY-4.0", "Mike Judge"),
+            reader=partial(mesh_files, patterns=("collada/*.dae", "*/collada/*.dae"), up="y"),
+            credit="Mini Mike's Metro Minis, additional artwork by Mike Judge (GitHub mikelovesrobots/mmmm)",
+            needs=("collada", "pycollada"),
+            megabytes=300,
+        ),
+    )
+}
