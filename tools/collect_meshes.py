@@ -110,8 +110,9 @@ def fetched(source: Source, options: argparse.Namespace) -> Path:
     own = options.own.get(source.name)
     if own is not None and own.is_dir():
         return own
-    done = options.downloads / f".{source.name}.done"
-    if done.is_file() and folder.is_dir():
+    done = options.downloads / f"{source.name}.done"
+    stamp = source.origin.described() if own is None else f"{own.absolute()} {own.stat().st_mtime_ns}"
+    if folder.is_dir() and done.is_file() and done.read_text(encoding="utf-8", errors="replace") == stamp:
         return folder
     free = shutil.disk_usage(options.downloads).free / 1e6
     if free < source.megabytes:
@@ -124,7 +125,7 @@ def fetched(source: Source, options: argparse.Namespace) -> Path:
         unpack_deb(own, folder)
     else:
         source.origin.fetch(folder)
-        done.touch()
+    done.write_text(stamp, encoding="utf-8", errors="backslashreplace")
     return folder
 
 
@@ -156,6 +157,8 @@ def is_made(folder: Path, entry: Entry, record: dict[str, Any] | None, options: 
     """Whether an object is there as this version would make it, or was left out by it."""
     if record is None or record.get("rules") != RULES or record.get("texture") != options.texture:
         return False
+    if record.get("left_out") == "duplicate":  # with more variants it may be none
+        return record.get("variants", 0) >= options.variants
     return "left_out" in record or (folder / f"{entry.name}.glb").is_file()
 
 
@@ -167,18 +170,14 @@ def finish(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Counter[s
     """
     order = [name for name in SOURCES if (options.out / name / RECORDS).is_file()]
     records = {name: read_records(options.out / name) for name in order}
-    rows = [row for name in order for _, row in sorted(records[name].items()) if "group" in row]
+    rows = [row for name in order for _, row in sorted(records[name].items()) if glb_of(options.out, row).is_file()]
     listed = []
     for row, before in without_duplicates(rows, variants=options.variants):
-        file = options.out / row["source"] / f"{row['name']}.glb"
-        if before is not None:
-            row |= {"left_out": "duplicate", "reason": f"same geometry as {before}"}
-            file.unlink(missing_ok=True)
-        elif file.is_file():
-            row.pop("left_out", None)
+        if before is None:
             listed.append(row)
-        elif row.get("left_out") == "duplicate":  # it was one for other --variants
-            row.pop("left_out")
+        else:
+            row |= {"left_out": "duplicate", "reason": f"like {before}", "variants": options.variants}
+            glb_of(options.out, row).unlink()
     for name in order:
         write_records(options.out / name, records[name])
     if not options.gpl:
@@ -186,6 +185,11 @@ def finish(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Counter[s
     write_lines(options.out / LIST, [list_line(row) for row in listed])
     write_page(options.out / PAGE, listed)
     return listed, Counter(row["left_out"] for known in records.values() for row in known.values() if "left_out" in row)
+
+
+def glb_of(out: Path, record: dict[str, Any]) -> Path:
+    """The file of an object."""
+    return out / record["source"] / f"{record['name']}.glb"
 
 
 def list_line(record: dict[str, Any]) -> dict[str, Any]:
@@ -328,14 +332,14 @@ def main(argv: list[str] | None = None) -> int:
 def summarise(options: argparse.Namespace, counts: Counts) -> None:
     """Write the lists and print the summary, also of a run that was stopped."""
     listed, left_out = finish(options)
-    size = sum((options.out / row["source"] / f"{row['name']}.glb").stat().st_size for row in listed)
+    size = sum(glb_of(options.out, row).stat().st_size for row in listed)
     reasons = ", ".join(f"{left_out[reason]} {reason}" for reason in LEFT_OUT if left_out[reason]) or "none"
     noted = f" ({counts.noted} with a warning)" if counts.noted else ""
     sources = f" and {counts.sources} whole sources" * bool(counts.sources)
     print(
         f"{len(listed)} objects in {options.out / LIST} ({size / 1e6:.0f} MB), {counts.new} read now{noted} in "
-        f"{elapsed(counts.start)}; left out: {reasons}; failed: {counts.failed}{sources}. "
-        f"{options.downloads} is not needed any more"
+        f"{elapsed(counts.start)}; left out: {reasons}; failed: {counts.failed}{sources}; "
+        f"downloads: {options.downloads}"
     )
 
 

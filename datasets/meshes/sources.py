@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from datasets.meshes.collecting import pyrogenesis
 from datasets.meshes.collecting.download import DebianPackage, GitRepositories, Origin
 from datasets.meshes.collecting.readers import Reader, Terms, mesh_files, sweethome3d
 
@@ -66,6 +67,14 @@ SOURCES = {
             terms=Terms("sh3dd", "GPL-2.0-or-later", "eTeks"),
             reader=sweethome3d,
             credit="the catalogue inside Sweet Home 3D (sweethome3d.com), Emmanuel Puybaret / eTeks",
+        ),
+        Source(
+            name="0ad",
+            origin=DebianPackage("0ad-data"),
+            terms=Terms("oad", "CC-BY-SA-3.0", "Wildfire Games"),
+            reader=pyrogenesis.actors,
+            credit="models of 0 A.D. (play0ad.com), Copyright Wildfire Games",
+            megabytes=5000,
         ),
         Source(
             name="kaykit",

@@ -11,7 +11,8 @@ ADJECTIVES = frozenset(
     "decorated decorative cushion mobile standing hanging wooden wood metal stone iron gold golden silver glass brick "
     "plastic red green blue yellow orange purple pink black white grey gray brown beige dark light snowy autumn winter "
     "summer african asian indian european american arabian bactrian tropical temperate northern southern defensive "
-    "military common simple modern fancy burnt grilled cooked uncooked chopped sliced male female adult".split()
+    "military persian doric ionic corinthian tan chestnut pure arctic polar rough common simple "
+    " modern fancy burnt grilled cooked uncooked chopped sliced male female adult".split()
 )
 PROPER = frozenset(
     "American African Apple Asian British Chevrolet Christmas Concept Egyptian Ford French Greek Indian Japanese "
