@@ -7,22 +7,30 @@ import re
 # Words that files put after the noun, and English puts before it.
 ADJECTIVES = frozenset(
     "small large big medium little tiny huge long short tall wide narrow thin thick low high old new open closed empty "
-    "full broken ruined damaged dead dry wild young square round rounded curved corner flat half double single triple "
-    "decorated decorative cushion mobile standing hanging wooden wood metal stone iron gold golden silver glass brick "
-    "plastic red green blue yellow orange purple pink black white grey gray brown beige dark light snowy autumn winter "
-    "summer african asian indian european american arabian bactrian tropical temperate northern southern defensive "
-    "military persian doric ionic corinthian tan chestnut pure arctic polar rough common simple "
-    " modern fancy burnt grilled cooked uncooked chopped sliced male female adult".split()
+    "full broken ruined damaged dead dry wild young baby square round rounded curved corner flat half double single "
+    "triple rectangle decorated decorative cushion mobile standing hanging fallen potted buried propped wooden wood "
+    "metal stone iron gold golden silver glass brick plastic granite limestone sandstone redstone marble red green "
+    "blue yellow orange purple pink black white grey gray brown beige tan chestnut dark light snowy autumn winter summer "
+    "african asian indian european american arabian persian bactrian mediterranean tropical temperate arctic polar "
+    "northern southern doric ionic corinthian defensive military simple modern fancy burnt grilled cooked uncooked "
+    "chopped sliced male female adult".split()
+)
+CAPITALS = frozenset(
+    "african american arab arabian asian bactrian celtic cretan doric european greek hungarian iberian indian ionic "
+    "mediterranean persian roman senegal viking".split()
 )
 PROPER = frozenset(
     "American African Apple Asian British Chevrolet Christmas Concept Egyptian Ford French Greek Indian Japanese "
     "Oriental Osaka Peugeot PlayStation Renault Roman Rubik's Ryokan Seat Siamese VW Winchester Yamaha".split()
 )
-REPLACED = {"male": "man", "female": "woman", "decal": "", "mat": "", "mesh": "", "lod": "", "var": "", "variant": ""}
+REPLACED = {
+    "male": "man", "female": "woman", "aut": "autumn", "medit": "mediterranean", "euro": "european", "sm": "small",
+    "generic": "", "decal": "", "mat": "", "mesh": "", "lod": "", "var": "", "variant": "", "decor": "",
+}  # fmt: skip
 MASS = frozenset(
     "bamboo bread butter cheese clothes cutlery grass hay ham ice milk rice soap sugar water wheat".split()
 )
-SINGULAR = frozenset("bus gas lens canvas focus christmas swiss atlas tennis chess mattress".split())
+SINGULAR = frozenset("barracks bus gas lens canvas focus christmas swiss atlas tennis chess mattress".split())
 # Letters whose names begin with a vowel: an SUV, an MP3 player, a TV.
 SPOKEN_VOWELS = "AEFHILMNORSX"
 LINKS = re.compile(r" (?:with|of|on|in|under|for|from|and|or|at|without)\b|,")
@@ -35,12 +43,13 @@ def words_of(name: str) -> list[str]:
     return [REPLACED.get(word, word) for word in found if len(word) > 1 and REPLACED.get(word, word)]
 
 
-def caption_of_file(name: str, *, drop: frozenset[str] = frozenset(), noun: str = "") -> str:
+def caption_of_file(name: str, *, drop: frozenset[str] = frozenset(), noun: str = "", noun_first: bool = False) -> str:
     """Make a noun phrase of the name of a file.
 
     Args:
         drop: words that say something about the file, not about the object.
         noun: what the object is if the name does not say it, such as "tree" for "oak".
+        noun_first: the first word is the noun and all others describe it, as in "whale_fin", unless it is an adjective.
 
     Returns:
         The phrase with its article; "" if no word remains.
@@ -50,10 +59,12 @@ def caption_of_file(name: str, *, drop: frozenset[str] = frozenset(), noun: str 
     before: list[str] = []
     while len(words) > 1 and words[-1] in ADJECTIVES:
         before.append(words.pop())
+    if noun_first and words and words[0] not in ADJECTIVES:
+        words = words[1:] + words[:1]
     words = before + words
     if noun and words and noun not in words and not words[-1].endswith(noun):
         words.append(noun)
-    return with_article(" ".join(words))
+    return with_article(" ".join(word.capitalize() if word in CAPITALS else word for word in words))
 
 
 def caption_of_title(title: str) -> str:
@@ -77,5 +88,5 @@ def with_article(phrase: str) -> str:
     if len(first) > 1 and first[:2].isupper():
         vowel = first[0] in SPOKEN_VOWELS
     else:
-        vowel = first[0].lower() in "aeiou" and not re.match(r"(uni|eu|one|use|uti|uri)", first.lower())
+        vowel = first[0].lower() in "aeiou" and not re.match(r"(uni|eu|one|use|ute|uti|uri)", first.lower())
     return f"{'an' if vowel else 'a'} {phrase}"

@@ -36,7 +36,8 @@ CATEGORIES = {
 NO_OBJECTS = re.compile(
     r"decal|foundation|scaffold|destruct|rubble|ruin|debris|garrison|flag|banner|smoke|fire|test|temp|fndn|selection|"
     r"waterfall|particle|shadow|dirt|grass_|_grass|field|door|ladder|reflect|foam|fog|puddle|dummy|"
-    r"branches|leaves|sapling_|_top|trunk|_base$|blocker|plane|_props?$|_structs?$"
+    r"branches|leaves|sapling|_top|trunk|_base$|blocker|plane|_props?$|_structs?$|needles|patch|^deci|^water|_water|"
+    r"^snow|^highland|forest_floor|plot|^sp_|^sb_"
 )
 PEOPLES = {
     "athenians": "Athenian", "britons": "British", "carthaginians": "Carthaginian", "celts": "Celtic",
@@ -46,6 +47,9 @@ PEOPLES = {
     "hele": "Greek", "celt": "Celtic", "pers": "Persian", "rome": "Roman", "maur": "Mauryan", "kush": "Kushite",
     "ptol": "Ptolemaic", "sele": "Seleucid", "spart": "Spartan", "brit": "British", "gaul": "Gallic", "iber": "Iberian",
 }  # fmt: skip
+ROCK_WORDS = frozenset("gray grey red white small large round square granite marble sandstone boulder".split())
+CLEARER = {"special": "special building", "range": "archery range"}
+TREES = frozenset("baobab bamboo cedar cypress fir juniper maple oak palm pine poplar willow".split())
 # Where the material says so, the engine paints what is transparent in the player's colour. It is drawn by name here.
 PLAYERS = ((10, 10, 190), (150, 20, 20), (50, 165, 5), (230, 205, 40), (50, 170, 170), (160, 80, 200), (220, 115, 16))
 CUTOFF = 0.5
@@ -341,7 +345,16 @@ def caption_of_actor(actor: str, *, noun: str = "") -> str:
     """Make a noun phrase of an actor's path: structures/romans/barracks.xml is "a Roman barracks"."""
     *folders, file = actor.removesuffix(".xml").split("/")
     words = words_of(file)
-    people = next((PEOPLES[word] for word in (*folders, *words) if word in PEOPLES), "")
-    phrase = caption_of_file(" ".join(word for word in words if word not in PEOPLES), noun=noun)
+    people = next((PEOPLES[word] for word in (*folders, *words) if word in PEOPLES and word != "cart"), "")
+    words = [word for word in words if word not in PEOPLES or word == "cart"]
+    if folders[0] == "geology":
+        words = [word for word in words if word in ROCK_WORDS]
+        noun = "rock"
+    elif folders[0] == "structures":
+        words = [CLEARER.get(word, word) for word in words]
+    noun = "" if "bush" in words else noun
+    drop = frozenset(("new", "building", "reversed"))
+    noun_first = folders[0] == "fauna" or (bool(words) and words[0] in TREES)
+    phrase = caption_of_file(" ".join(words), drop=drop, noun=noun, noun_first=noun_first) or with_article(noun)
     bare = re.sub(r"^an? ", "", phrase)
     return with_article(f"{people} {bare}".strip()) if bare else ""
