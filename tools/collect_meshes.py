@@ -65,8 +65,10 @@ def collect(source: Source, options: argparse.Namespace, counts: Counts) -> None
     entries = source.reader(fetched(source, options), options.downloads / f"{source.name}_unpacked", source.terms)
     if not entries:
         raise DataError("no mesh in what was downloaded; its layout has changed, or --from names another folder")
-    entries = entries if options.gpl else [entry for entry in entries if not entry.licence.startswith("GPL")]
-    entries = entries[: options.limit]
+    free = [entry for entry in entries if options.gpl or not entry.licence.startswith("GPL")]
+    if len(free) < len(entries):
+        print(f"{source.name}: {len(entries) - len(free)} objects are left out, see --gpl", file=sys.stderr)
+    entries = free[: options.limit]
     folder = options.out / source.name
     records = read_records(folder)
     todo = [entry for entry in entries if not is_made(folder, entry, records.get(entry.name), options)]

@@ -10,10 +10,10 @@ ADJECTIVES = frozenset(
     "full broken ruined damaged dead dry wild young baby square round rounded curved corner flat half double single "
     "triple rectangle decorated decorative cushion mobile standing hanging fallen potted buried propped wooden wood "
     "metal stone iron gold golden silver glass brick plastic granite limestone sandstone redstone marble red green "
-    "blue yellow orange purple pink black white grey gray brown beige tan chestnut dark light snowy autumn winter summer "
+    "blue yellow orange purple pink black white grey gray brown beige tan chestnut dark light snowy autumn winter "
     "african asian indian european american arabian persian bactrian mediterranean tropical temperate arctic polar "
-    "northern southern doric ionic corinthian defensive military simple modern fancy burnt grilled cooked uncooked "
-    "chopped sliced male female adult".split()
+    "summer northern southern doric ionic corinthian defensive military simple modern fancy burnt grilled cooked "
+    "uncooked chopped sliced male female adult".split()
 )
 CAPITALS = frozenset(
     "african american arab arabian asian bactrian celtic cretan doric european greek hungarian iberian indian ionic "

@@ -39,6 +39,8 @@ NO_OBJECTS = re.compile(
     r"branches|leaves|sapling|_top|trunk|_base$|blocker|plane|_props?$|_structs?$|needles|patch|^deci|^water|_water|"
     r"^snow|^highland|forest_floor|plot|^sp_|^sb_"
 )
+# What is attached only sometimes, or is no surface.
+NO_PROPS = re.compile(r"garrison|decal|smoke|fire|particle|foundation|scaffold")
 PEOPLES = {
     "athenians": "Athenian", "britons": "British", "carthaginians": "Carthaginian", "celts": "Celtic",
     "gauls": "Gallic", "hellenes": "Greek", "iberians": "Iberian", "kushites": "Kushite", "macedonians": "Macedonian",
@@ -267,7 +269,7 @@ class _Builder:
                 continue
             place_44 = matrix_44 if name == "root" else matrix_44 @ point.matrix_44
             for prop in actors:
-                if prop and not NO_OBJECTS.search(Path(prop).name):
+                if prop and not NO_PROPS.search(prop):
                     try:
                         self.add(prop, place_44, depth + 1)
                     except DataError as err:
@@ -276,7 +278,7 @@ class _Builder:
     def _paint(self, pmd: Pmd, look: Look, matrix_44: np.ndarray) -> None:
         points_N3 = (pmd.points_N3 @ matrix_44[:3, :3].T + matrix_44[:3, 3]) @ FROM_ENGINE.T
         normals_N3 = pmd.normals_N3 @ matrix_44[:3, :3].T @ FROM_ENGINE.T
-        faces_F3 = pmd.faces_F3[:, ::-1]  # the axes are mirrored, and with them the order of corners
+        faces_F3 = pmd.faces_F3  # clockwise in left-handed axes, so counter-clockwise in ours
         described = (self.mod.read(f"art/materials/{look.material}") or b"") if look.material else b""
         color = (
             self.player if b"USE_PLAYERCOLOR" in described else look.color if b"USE_OBJECTCOLOR" in described else None
