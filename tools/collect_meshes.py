@@ -62,7 +62,11 @@ def collect(source: Source, options: argparse.Namespace, counts: Counts) -> None
     """
     if source.needs is not None and importlib.util.find_spec(source.needs[0]) is None:
         raise DataError(f"its format needs a package that is not installed; pip install {source.needs[1]}")
-    entries = source.reader(fetched(source, options), options.downloads / f"{source.name}_unpacked", source.terms)
+    root, missing = fetched(source, options)
+    counts.sources += bool(missing)
+    for problem in missing:
+        print(f"error: {source.name}: {problem}", file=sys.stderr)
+    entries = source.reader(root, options.downloads / f"{source.name}_unpacked", source.terms)
     if not entries:
         raise DataError("no mesh in what was downloaded; its layout has changed, or --from names another folder")
     free = [entry for entry in entries if options.gpl or not entry.licence.startswith("GPL")]
@@ -106,16 +110,16 @@ def _make(origin: str, entry: Entry, folder: Path, max_texture: int) -> tuple[di
         raise DataError(f"{origin}: cannot be read ({type(err).__name__}: {first_line(err)})") from err
 
 
-def fetched(source: Source, options: argparse.Namespace) -> Path:
-    """The folder with the content of a source: the user's own, or the downloaded one."""
+def fetched(source: Source, options: argparse.Namespace) -> tuple[Path, list[str]]:
+    """The folder with the content of a source, the user's own or the downloaded one, and errors about missing parts."""
     folder = options.downloads / source.name
     own = options.own.get(source.name)
     if own is not None and own.is_dir():
-        return own
+        return own, []
     done = options.downloads / f"{source.name}.done"
     stamp = source.origin.described() if own is None else f"{own.absolute()} {own.stat().st_mtime_ns}"
     if folder.is_dir() and done.is_file() and done.read_text(encoding="utf-8", errors="replace") == stamp:
-        return folder
+        return folder, []
     free = shutil.disk_usage(options.downloads).free / 1e6
     if free < source.megabytes:
         raise DataError(
@@ -123,12 +127,14 @@ def fetched(source: Source, options: argparse.Namespace) -> Path:
             "choose another --downloads"
         )
     print(f"{source.name}: {own or source.origin.described()} -> {folder}", file=sys.stderr)
+    missing: list[str] = []
     if own is not None:
         unpack_deb(own, folder)
     else:
-        source.origin.fetch(folder)
-    done.write_text(stamp, encoding="utf-8", errors="backslashreplace")
-    return folder
+        missing = source.origin.fetch(folder)
+    if not missing:
+        done.write_text(stamp, encoding="utf-8", errors="backslashreplace")
+    return folder, missing
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:

@@ -372,8 +372,23 @@ def test_a_repository_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsy
     monkeypatch.setitem(collect_meshes.SOURCES, "kaykit", source)
     assert collect(tmp_path / "out", "--sources", "kaykit") == 1
     [line] = errors(capsys.readouterr().err)
-    assert line.startswith("error: kaykit: git clone failed (")
+    assert line.startswith("error: kaykit: none of its repositories can be cloned; gone: git clone failed (")
     assert not (tmp_path / "out_downloads" / "kaykit" / "gone").exists()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_one_of_two_repositories_is_used_and_the_other_named_and_tried_again(tmp_path, repository, monkeypatch, capsys):
+    later = tmp_path / "later"
+    source = replace(SOURCES["kaykit"], origin=GitRepositories(later.as_uri(), repository.as_uri()))
+    monkeypatch.setitem(collect_meshes.SOURCES, "kaykit", source)
+    assert collect(tmp_path / "out", "--sources", "kaykit") == 1
+    out, err = capsys.readouterr()
+    [line] = errors(err)
+    assert line.startswith("error: kaykit: later: git clone failed (")
+    assert out.startswith("2 objects in ")
+    shutil.copytree(repository, later)
+    assert collect(tmp_path / "out", "--sources", "kaykit") == 0
+    assert "2 duplicate" in capsys.readouterr().out
 
 
 # 0 A.D.

@@ -25,11 +25,14 @@ class Origin(Protocol):
         """Name the origin in words."""
         ...
 
-    def fetch(self, folder: Path) -> None:
-        """Put the content of the source into `folder`, completely or not at all.
+    def fetch(self, folder: Path) -> list[str]:
+        """Put the content of the source into `folder`; each part completely or not at all.
+
+        Returns:
+            An error message for each part that is missing.
 
         Raises:
-            DataError: a client is missing, or it failed.
+            DataError: a client is missing, or nothing could be downloaded.
             WriteError: the disk is full.
         """
         ...
@@ -44,7 +47,7 @@ class DebianPackage:
     def described(self) -> str:
         return f"Debian package {self.package}"
 
-    def fetch(self, folder: Path) -> None:
+    def fetch(self, folder: Path) -> list[str]:
         remedy = f"download the package {self.package} by hand, and name it or its unpacked folder by --from"
         for client in ("apt-get", "dpkg-deb"):
             if shutil.which(client) is None:
@@ -61,6 +64,7 @@ class DebianPackage:
         _run(["apt-get", "download", self.package], watched=kept, total=int(size), title=self.package, cwd=kept)
         unpack_deb(kept / filename, folder)
         shutil.rmtree(kept)
+        return []
 
 
 class GitRepositories:
@@ -72,18 +76,27 @@ class GitRepositories:
     def described(self) -> str:
         return "git " + (self.urls[0] if len(self.urls) == 1 else f"{self.urls[0]} and {len(self.urls) - 1} more")
 
-    def fetch(self, folder: Path) -> None:
+    def fetch(self, folder: Path) -> list[str]:
         if shutil.which("git") is None:
             raise DataError("git is not on this machine; install it, or clone by hand and name the folder by --from")
         folder.mkdir(parents=True, exist_ok=True)
+        failed = []
         for url in self.urls:
             name = url.rstrip("/").rpartition("/")[2].removesuffix(".git")
             if (folder / name).is_dir():
                 continue
-            with atomic_folder(folder / name) as part:
-                command = ["git", "clone", "--quiet", "--depth", "1", "--", url, str(part)]
-                _run(command, watched=part, total=None, title=name)
-                shutil.rmtree(part / ".git", ignore_errors=True)
+            try:
+                with atomic_folder(folder / name) as part:
+                    command = ["git", "clone", "--quiet", "--depth", "1", "--", url, str(part)]
+                    _run(command, watched=part, total=None, title=name)
+                    shutil.rmtree(part / ".git", ignore_errors=True)
+            except WriteError:
+                raise
+            except DataError as err:
+                failed.append(f"{name}: {err}")
+        if len(failed) == len(self.urls):
+            raise DataError(f"none of its repositories can be cloned; {failed[0]}")
+        return failed
 
 
 def unpack_deb(package: Path, folder: Path) -> None:
