@@ -18,7 +18,7 @@ KAYKIT = (
     "Character-Pack-Skeletons",
 )  # fmt: skip
 # Pieces that one builds with; alone they are no objects.
-PIECES = r"floor|wall|tile|(^|_)(road|street|path|river|coast)(_|$)|ground|flag|corner|primitive"
+PIECES = r"^hex_|^block|floor|wall|tile|(^|_)(road|street|path|river|coast)(_|$)|ground|flag|corner|primitive"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,12 @@ SOURCES = {
             name="kaykit",
             origin=GitRepositories(*(f"https://github.com/KayKit-Game-Assets/KayKit-{pack}-1.0" for pack in KAYKIT)),
             terms=Terms("kk", "CC0-1.0", "Kay Lousberg"),
-            reader=partial(mesh_files, patterns=("*.gltf", "*.glb"), leave_out=PIECES),
+            reader=partial(
+                mesh_files,
+                patterns=("*.gltf", "*.glb"),
+                leave_out=PIECES,
+                drop=frozenset(("food", "ingredient", "building", "straight", "handed")),
+            ),
             credit="KayKit packs by Kay Lousberg (kaylousberg.com)",
             megabytes=1000,
         ),
@@ -92,7 +97,7 @@ SOURCES = {
                 mesh_files,
                 patterns=("public/glb/*.glb", "*/public/glb/*.glb"),
                 leave_out=PIECES,
-                drop=frozenset("crop harvested level firstage secondage age first second singlepart".split()),
+                drop=frozenset("crop harvested level age first second props details transformed stack".split()),
             ),
             credit="models by Quaternius (quaternius.com), collected in GitHub trebeljahr/quaternius-showcase",
             needs=("DracoPy", "DracoPy"),
@@ -122,7 +127,9 @@ SOURCES = {
             name="mmmm",
             origin=GitRepositories("https://github.com/mikelovesrobots/mmmm"),
             terms=Terms("mmmm", "CC-BY-4.0", "Mike Judge"),
-            reader=partial(mesh_files, patterns=("collada/*.dae", "*/collada/*.dae"), up="y"),
+            reader=partial(
+                mesh_files, patterns=("collada/*.dae", "*/collada/*.dae"), drop=frozenset(("obj", "chr", "veh")), up="z"
+            ),
             credit="Mini Mike's Metro Minis, additional artwork by Mike Judge (GitHub mikelovesrobots/mmmm)",
             needs=("collada", "pycollada"),
             megabytes=300,

@@ -391,6 +391,19 @@ def test_one_of_two_repositories_is_used_and_the_other_named_and_tried_again(tmp
     assert "2 duplicate" in capsys.readouterr().out
 
 
+def test_folders_name_what_files_do_not(tmp_path):
+    for name in ("files/models/palm-long/model.glb", "Castle Kit/Models/OBJ format/tower_A.gltf.glb", "building_B.glb"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        box_glb().write(tmp_path / name)
+    drop = frozenset(("building",))
+    entries = mesh_files(tmp_path, tmp_path, Terms("x", "CC0-1.0", "Ann"), patterns=("*.glb",), drop=drop)
+    assert {entry.name: (entry.category, entry.caption) for entry in entries} == {
+        "x_palm_long": ("", "a long palm"),
+        "x_castle_kit_tower_a": ("Castle Kit", "a tower"),
+        "x_building_b": ("", "a building"),
+    }
+
+
 # 0 A.D.
 
 

@@ -47,15 +47,15 @@ def caption_of_file(name: str, *, drop: frozenset[str] = frozenset(), noun: str 
     """Make a noun phrase of the name of a file.
 
     Args:
-        drop: words that say something about the file, not about the object.
+        drop: words that say something about the file, not about the object; they are kept if there are no others.
         noun: what the object is if the name does not say it, such as "tree" for "oak".
         noun_first: the first word is the noun and all others describe it, as in "whale_fin", unless it is an adjective.
 
     Returns:
         The phrase with its article; "" if no word remains.
     """
-    words = [word for word in words_of(name) if word not in drop]
-    words = list(dict.fromkeys(words))
+    found = list(dict.fromkeys(words_of(name)))
+    words = [word for word in found if word not in drop] or found
     before: list[str] = []
     while len(words) > 1 and words[-1] in ADJECTIVES:
         before.append(words.pop())

@@ -30,6 +30,9 @@ class Terms:
     author: str
 
 
+# Names of files that leave it to the folder to say what the object is.
+NO_NAMES = ("model", "scene", "mesh")
+NO_CATEGORIES = ("assets", "models", "model", "gltf", "glb", "obj", "meshes", "files", "public", "addons", "collada")
 # A reader lists the objects below a folder; what it has to unpack goes into the second one.
 Reader = Callable[[Path, Path, Terms], list[Entry]]
 
@@ -70,21 +73,21 @@ def mesh_files(
     )
     found = []
     for path in paths:
-        category = _category(path.relative_to(root).parent)
-        caption = caption_of_file(path.stem, drop=drop)
-        if not caption or re.search(leave_out, path.stem, re.IGNORECASE):
+        folder, title = path.relative_to(root).parent, Path(path.stem).stem  # .gltf.glb has two suffixes
+        if title.lower() in NO_NAMES and folder.name:
+            folder, title = folder.parent, folder.name
+        category, caption = _category(folder), caption_of_file(title, drop=drop)
+        if not caption or re.search(leave_out, title, re.IGNORECASE):
             continue
         read = partial(read_file, path, root, up)
-        found.append(
-            Entry(f"{category} {path.stem}", path.stem, category, caption, terms.licence, terms.author, str(path), read)
-        )
+        name = f"{category} {title}"
+        found.append(Entry(name, title, category, caption, terms.licence, terms.author, str(path), read))
     return named(found, terms.prefix)
 
 
 def _category(folder: Path) -> str:
-    """The last folder that is not named after a file format."""
-    plain = {"assets", "models", "model", "gltf", "glb", "obj", "meshes", "files", "public", "addons", "collada", "."}
-    names = [part for part in folder.parts if part.lower() not in plain]
+    """The last folder that is not named after a file format or the like."""
+    names = [part for part in folder.parts if part.lower().removesuffix(" format") not in NO_CATEGORIES]
     return names[-1] if names else ""
 
 
