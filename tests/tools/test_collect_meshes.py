@@ -16,7 +16,7 @@ from datasets.meshes.collecting.captions import caption_of_file, caption_of_titl
 from datasets.meshes.collecting.download import DebianPackage, GitRepositories
 from datasets.meshes.collecting.glb import write_glb
 from datasets.meshes.collecting.objects import split_of
-from datasets.meshes.collecting.pyrogenesis import PLAYERS, caption_of_actor
+from datasets.meshes.collecting.pyrogenesis import PLAYERS, caption_of_actor, open_mod
 from datasets.meshes.collecting.readers import Terms, mesh_files
 from datasets.meshes.loading import load_mesh
 from datasets.meshes.scene import CLAMP, srgb_to_linear
@@ -405,6 +405,16 @@ def test_folders_name_what_files_do_not(tmp_path):
 
 
 # 0 A.D.
+
+
+def test_processes_do_not_share_an_open_zip(tmp_path, monkeypatch):
+    """They would move each other's place in the file."""
+    with zipfile.ZipFile(tmp_path / "public.zip", "w") as archive:
+        archive.writestr("art/a.xml", "<a/>")
+    mod = open_mod(tmp_path / "public.zip")
+    assert open_mod(tmp_path / "public.zip") is mod
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert open_mod(tmp_path / "public.zip") is not mod
 
 
 def test_an_actor_has_its_mesh_texture_and_props(tmp_path, capsys):

@@ -10,6 +10,7 @@ Letters: F faces, N vertices.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import struct
 import zipfile
@@ -156,9 +157,13 @@ class Mod:
         return None
 
 
-@cache
 def open_mod(path: Path) -> Mod:
-    """A mod, opened once per process."""
+    """A mod, opened once per process: processes that share an open file would read from each other's places."""
+    return _open_mod(path, os.getpid())
+
+
+@cache
+def _open_mod(path: Path, pid: int) -> Mod:
     return Mod(path)
 
 
