@@ -343,7 +343,7 @@ def summarise(options: argparse.Namespace, counts: Counts) -> None:
     size = sum(glb_of(options.out, row).stat().st_size for row in listed)
     reasons = ", ".join(f"{left_out[reason]} {reason}" for reason in LEFT_OUT if left_out[reason]) or "none"
     noted = f" ({counts.noted} with a warning)" if counts.noted else ""
-    sources = f" and {counts.sources} whole sources" * bool(counts.sources)
+    sources = f" and {counts.sources} sources not complete" * bool(counts.sources)
     print(
         f"{len(listed)} objects in {options.out / LIST} ({size / 1e6:.0f} MB), {counts.new} read now{noted} in "
         f"{elapsed(counts.start)}; left out: {reasons}; failed: {counts.failed}{sources}; "

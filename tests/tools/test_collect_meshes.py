@@ -143,7 +143,7 @@ def test_a_source_that_cannot_be_downloaded_is_one_line_and_the_next_is_read(
     [line] = errors(err)
     assert line.startswith("error: sweethome3d: ")
     assert said in line
-    assert "failed: 0 and 1 whole sources" in out
+    assert "failed: 0 and 1 sources not complete" in out
     assert list(listed(tmp_path / "out")) == ["oad_fauna_bear_brown"]
 
 
