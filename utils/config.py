@@ -49,7 +49,7 @@ SECTIONS = {
     if field.metadata.get("registry", "SAMPLERS") != "SAMPLERS"
 }
 KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
-MOST_SHOWN, LONGEST_SHOWN = 10, 140  # faults in one message, and characters of each
+MOST_SHOWN, LONGEST_SHOWN = 10, 240  # faults in one message, and characters of each
 
 
 @dataclass(kw_only=True)

@@ -44,6 +44,7 @@ LONGEST_WRITE_SECONDS = 24 * 3600
 MAX_NAME_BYTES = 150  # of a name to which the suffix of a temporary file is added; file systems allow 255
 
 _tidied: set[tuple[int, Path]] = set()
+_in_use: set[tuple[int, Path]] = set()
 
 
 # Text
@@ -433,7 +434,8 @@ def sole_use(folder: Path, *, option: str) -> Iterator[None]:
         DataError: another run holds it.
     """
     path = folder / ".in_use"
-    file = _locked(path)
+    own = (os.getpid(), folder.absolute())  # the system does not keep a process from locking a file twice
+    file = None if own in _in_use else _locked(path)
     if file is None:
         owner = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else "unknown"
         raise DataError(
@@ -441,11 +443,13 @@ def sole_use(folder: Path, *, option: str) -> Iterator[None]:
         )
     with file:
         try:
+            _in_use.add(own)
             with suppress(OSError):  # a full disk; what is written in the block reports it
                 file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
                 file.flush()
             yield
         finally:
+            _in_use.discard(own)
             path.unlink(missing_ok=True)  # before the lock ends
 
 

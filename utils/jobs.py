@@ -73,7 +73,9 @@ def _in_pool(
     # fork shares loaded data with the processes; other systems do not have it or it is unsafe there
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(max_workers=min(workers, len(jobs)), mp_context=context, initializer=_start)
+    pool = ProcessPoolExecutor(
+        max_workers=min(workers, len(jobs)), mp_context=context, initializer=_start, initargs=(os.getpid(),)
+    )
     with pool:
         try:
             futures: dict[Future[Any], tuple[Any, ...]] = {}
@@ -121,13 +123,13 @@ def _line(error: BaseException | None, out: Path | None) -> str | None:
     return text if isinstance(error, (DataError, OSError)) else f"{type(error).__name__}: {text}"
 
 
-def _start() -> None:
+def _start(parent: int) -> None:
     """One OpenCV thread per process, because the processes already use all cores; Ctrl-C is the parent's business."""
     import cv2
 
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:

@@ -150,12 +150,10 @@ def check_counts(cfg: RunConfig, *, num_sources: int) -> None:
     """Check the number of samples of a run, and the memory of a batch of them.
 
     Raises:
-        ConfigError: it is too large, or the seeds of the rounds are out of range.
+        ConfigError: it is too large.
     """
     if num_sources * cfg.round > MAX_JOBS:
         raise ConfigError(f"round={cfg.round}: {num_sources * cfg.round} samples are too many; at most {MAX_JOBS}")
-    if not -(2**63) <= cfg.seed <= cfg.seed + cfg.round <= 2**63:
-        raise ConfigError(f"seed={cfg.seed} must lie in [-2**63, 2**63 - round]")
     num_views = len(cfg.cameras.views) or cfg.cameras.num_views
     check_memory(cfg, num_views=num_views, num_samples=min(cfg.batch_size, num_sources * cfg.round))
 

@@ -16,7 +16,7 @@ from pipelines.training.objectives.base import Objective
 from pipelines.training.optimization import MovingAverage
 from pipelines.training.parallel import put_together
 from pipelines.training.state import latest, old_states
-from utils.errors import DataError, first_line
+from utils.errors import DataError, WriteError, first_line
 from utils.files import remove_folder
 from utils.processes import is_main, largest
 
@@ -35,9 +35,10 @@ def saving(log_dir: Path, what: str, *, only_files: bool = False) -> Iterator[No
         yield
     except torch.OutOfMemoryError:  # also a RuntimeError, but not an error of the disk
         raise
-    except (OSError, RuntimeError, SafetensorError) as err:
-        if only_files and not isinstance(err, OSError):
+    except (OSError, RuntimeError, SafetensorError, WriteError) as err:
+        if only_files and not isinstance(err, OSError | WriteError):
             raise
+        err = err.__cause__ if isinstance(err, WriteError) and err.__cause__ else err
         # safetensors and torch.save have their own errors for a full disk
         last, free_mb = latest(log_dir / "state"), shutil.disk_usage(log_dir).free / 1e6
         raise DataError(

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -188,9 +188,12 @@ def watch_signals() -> Iterator[list[int]]:
     def note(number: int, _frame: object) -> None:
         now = time.monotonic()
         if number not in since:
-            log.info("stopping after this step")
             received.append(number)
             since[number] = now
+            # Not through logging: the signal can arrive while a line is being logged. The stream then refuses another
+            # line with an error, which logging hides, and the signal would be lost.
+            with suppress(OSError):
+                os.write(2, b"stopping after this step\n")
         elif now - since[number] > REPEAT_S:
             signal.signal(number, handlers[number])
             signal.raise_signal(number)

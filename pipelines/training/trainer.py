@@ -36,7 +36,7 @@ from pipelines.training.resume import check_agreement, clean_up, find_state, not
 from pipelines.training.state import TrainingState, latest, read_state, restore, save_state, snapshot, state_path
 from utils.config import save_config
 from utils.errors import ConfigError, DataError
-from utils.files import sole_use, writable_folder
+from utils.files import sole_use, tidy, writable_folder
 from utils.processes import is_main, largest, main_first, take_from_main
 from utils.registry import Section
 from utils.settings.run import RunConfig
@@ -63,6 +63,7 @@ def train(cfg: RunConfig) -> Path:
         with main_first():
             if is_main():
                 held.enter_context(sole_use(writable_folder(cfg.log_dir, option="log_dir"), option="log_dir"))
+                tidy(Path(cfg.log_dir) / "state")  # a state that was moved aside when its run was killed comes back
         return _train(cfg, training, device)
 
 

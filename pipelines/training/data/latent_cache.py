@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.autoencoder import draw_like
-from utils.errors import DataError
+from utils.errors import DataError, WriteError
 from utils.files import atomic_path, read_json, sole_use, writable_folder, write_json
 from utils.processes import is_main, num_processes, process_rank, seen_by_all, wait_for_all
 
@@ -262,7 +262,8 @@ def _writing(folder: Path) -> Iterator[None]:
     """Turn errors of writing files into one line."""
     try:
         yield
-    except (OSError, SafetensorError) as err:
+    except (OSError, SafetensorError, WriteError) as err:
+        err = err.__cause__ if isinstance(err, WriteError) and err.__cause__ else err
         free_mb = shutil.disk_usage(folder).free / 1e6
         raise DataError(
             f"cache_dir={folder}: latents cannot be saved ({err}; {free_mb:.0f} MB are free); free disk space and run "

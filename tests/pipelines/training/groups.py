@@ -86,6 +86,8 @@ def _train(file: Path, output: Path, variables: dict[str, str], start_method: st
     with output.open("a") as printed:
         for number in (1, 2):
             os.dup2(printed.fileno(), number)
+    # the streams before were files, which this may not be
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
     os.environ.update(variables)
     os.chdir(file.parent)
     sys.argv = ["train_net.py", "--cfg", str(file)]

@@ -70,7 +70,7 @@ def test_known_views_do_not_count_and_the_loss_keeps_its_scale():
     assert float(loss(prediction, target, weights)) == pytest.approx(0.25)
 
 
-def test_the_network_sees_known_views_clean_and_the_others_noisy(folder):
+def test_the_network_sees_known_views_clean_and_the_others_noisy(folder, monkeypatch):
     task = objective(folder, objective={"p_known": 1.0, "max_known": 2})
     batch = next(task.batches())
     seen = {}
@@ -78,11 +78,8 @@ def test_the_network_sees_known_views_clean_and_the_others_noisy(folder):
     task.network.forward = lambda x, *args, **kwargs: seen.update(x=x) or forward(x, *args, **kwargs)
     drawn = {}
     draw = KnownViewOptions.draw_known
-    task.options.__class__.draw_known = lambda *a, **k: drawn.setdefault("known", draw(*a, **k))
-    try:
-        loss, _ = task(batch)
-    finally:
-        KnownViewOptions.draw_known = draw
+    monkeypatch.setattr(KnownViewOptions, "draw_known", lambda *a, **k: drawn.setdefault("known", draw(*a, **k)))
+    loss, _ = task(batch)
     apart_BV = (seen["x"] - batch.latents_BCVHW).abs().amax(dim=(1, 3, 4))
     assert torch.equal(apart_BV == 0, drawn["known"])
     assert drawn["known"][:, 0].all()
