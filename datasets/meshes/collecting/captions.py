@@ -13,22 +13,30 @@ ADJECTIVES = frozenset(
     "blue yellow orange purple pink black white grey gray brown beige tan chestnut dark light snowy autumn winter "
     "african asian indian european american arabian persian bactrian mediterranean tropical temperate arctic polar "
     "summer northern southern doric ionic corinthian defensive military simple modern fancy burnt grilled cooked "
-    "uncooked chopped sliced male female adult".split()
+    "uncooked chopped sliced male female adult great floating rough celtic iberian egyptian italic greek roman "
+    "arab".split()
 )
 CAPITALS = frozenset(
-    "african american arab arabian asian bactrian celtic cretan doric european greek hungarian iberian indian ionic "
-    "mediterranean persian roman senegal viking".split()
+    "african american arab arabian asian bactrian celtic cretan doric egyptian european greek hungarian iberian indian "
+    "ionic italic mediterranean persian roman senegal viking".split()
 )
 PROPER = frozenset(
     "American African Apple Asian British Chevrolet Christmas Concept Egyptian Ford French Greek Indian Japanese "
     "Oriental Osaka Peugeot PlayStation Renault Roman Rubik's Ryokan Seat Siamese VW Winchester Yamaha".split()
 )
-REPLACED = {
-    "male": "man", "female": "woman", "aut": "autumn", "medit": "mediterranean", "euro": "european", "sm": "small",
+# Words that mean something else in English, or are misspelt, in file names and titles.
+CORRECTED = {
+    "male": "man", "female": "woman", "hashtray": "ashtray", "gaz": "gas", "mocassin": "moccasin", "teck": "teak",
+    "penbox": "pen box", "flipper": "pinball machine", "puff": "pouf", "bended": "bent", "trunck": "trunk",
+}  # fmt: skip
+# Abbreviations in file names, and words there that say nothing about the object.
+REPLACED = CORRECTED | {
+    "aut": "autumn", "medit": "mediterranean", "euro": "european", "sm": "small", "med": "medium",
     "generic": "", "decal": "", "mat": "", "mesh": "", "lod": "", "var": "", "variant": "", "decor": "",
 }  # fmt: skip
-MASS = frozenset(
-    "bamboo bread butter cheese clothes cutlery grass hay ham ice milk rice soap sugar water wheat".split()
+MASS = frozenset(  # and irregular plurals
+    "amphorae bamboo bread butter cheese clothes cutlery grass hay ham ice milk rice soap sugar water wheat "
+    "wood".split()
 )
 SINGULAR = frozenset("barracks bus gas lens canvas focus christmas swiss atlas tennis chess mattress".split())
 # Letters whose names begin with a vowel: an SUV, an MP3 player, a TV.
@@ -37,7 +45,7 @@ LINKS = re.compile(r" (?:with|of|on|in|under|for|from|and|or|at|without)\b|,")
 
 
 def words_of(name: str) -> list[str]:
-    """Split the name of a file into words in small letters; numbers and single letters, which count variants, go."""
+    """Split the name of a file into lower-case words; numbers and single letters, which count variants, are dropped."""
     text = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
     found = [re.sub(r"\d+[a-z]?$", "", word.lower()) for word in re.split(r"[^A-Za-z0-9']+", text)]
     return [REPLACED.get(word, word) for word in found if len(word) > 1 and REPLACED.get(word, word)]
@@ -73,7 +81,7 @@ def caption_of_title(title: str) -> str:
     words = text.split()
     if words and words[0] not in PROPER and not any(letter.isupper() for letter in words[0][1:]):
         words[0] = words[0].lower()
-    return with_article(" ".join(REPLACED.get(word, word) for word in words).strip())
+    return with_article(" ".join(CORRECTED.get(word, word) for word in words))
 
 
 def with_article(phrase: str) -> str:

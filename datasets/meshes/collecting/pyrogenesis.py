@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from datasets.meshes.collecting.captions import caption_of_file, with_article, words_of
+from datasets.meshes.collecting.actor_captions import caption_of_actor
 from datasets.meshes.collecting.objects import Entry
 from datasets.meshes.collecting.readers import Terms, named
 from datasets.meshes.companions import decode_picture
@@ -38,28 +38,18 @@ NO_OBJECTS = re.compile(
     r"decal|foundation|scaffold|destruct|rubble|ruin|debris|garrison|flag|banner|smoke|fire|test|temp|fndn|selection|"
     r"waterfall|particle|shadow|dirt|grass_|_grass|field|door|ladder|reflect|foam|fog|puddle|dummy|"
     r"branches|leaves|sapling|_top|trunk|_base$|blocker|plane|_props?$|_structs?$|needles|patch|^deci|^water|_water|"
-    r"^snow|^highland|forest_floor|plot|^sp_|^sb_"
+    r"^snow|^highland|forest_floor|plot|^sp_|^sb_|woodbit|delimitator|runway"
 )
 # What is attached only sometimes, or is no surface.
 NO_PROPS = re.compile(r"garrison|decal|smoke|fire|particle|foundation|scaffold")
-PEOPLES = {
-    "athenians": "Athenian", "britons": "British", "carthaginians": "Carthaginian", "celts": "Celtic",
-    "gauls": "Gallic", "hellenes": "Greek", "iberians": "Iberian", "kushites": "Kushite", "macedonians": "Macedonian",
-    "mauryas": "Mauryan", "mauryans": "Mauryan", "persians": "Persian", "ptolemies": "Ptolemaic", "romans": "Roman",
-    "seleucids": "Seleucid", "spartans": "Spartan", "han": "Chinese", "athen": "Athenian", "cart": "Carthaginian",
-    "hele": "Greek", "celt": "Celtic", "pers": "Persian", "rome": "Roman", "maur": "Mauryan", "kush": "Kushite",
-    "ptol": "Ptolemaic", "sele": "Seleucid", "spart": "Spartan", "brit": "British", "gaul": "Gallic", "iber": "Iberian",
-}  # fmt: skip
-ROCK_WORDS = frozenset("gray grey red white small large round square granite marble sandstone boulder".split())
-CLEARER = {"special": "special building", "range": "archery range"}
-TREES = frozenset("baobab bamboo cedar cypress fir juniper maple oak palm pine poplar willow".split())
 # Where the material says so, the engine paints what is transparent in the player's colour. It is drawn by name here.
 PLAYERS = ((10, 10, 190), (150, 20, 20), (50, 165, 5), (230, 205, 40), (50, 170, 170), (160, 80, 200), (220, 115, 16))
 CUTOFF = 0.5
 MAX_DEPTH = 4
 NO_BONE = 0xFF
-# Rows are the new axes, z up with the front along +x; the engine's are x right, y up, z to the front (left-handed).
-FROM_ENGINE = np.array([[0, 0, 1], [-1, 0, 0], [0, 1, 0]], dtype=np.float64)
+# Rows are the new axes, z up with the front along +x; the engine's are left-handed, y up, and animals and buildings
+# face -z.
+FROM_ENGINE = np.array([[0, 0, -1], [1, 0, 0], [0, 1, 0]], dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -85,10 +75,10 @@ def read_pmd(content: bytes) -> Pmd:
     """Read a PMD file.
 
     Raises:
-        DataError: it is none, has another version, or is truncated.
+        DataError: it is not a PMD file, has another version, or is truncated.
     """
     if content[:4] != b"PSMD" or len(content) < 16:
-        raise DataError("is no PMD file; download it again")
+        raise DataError("is not a PMD file; download it again")
     version, _, num_vertices = struct.unpack_from("<III", content, 4)
     if not 3 <= version <= 4:
         raise DataError(f"is PMD version {version}, but 3 and 4 are read; take another release")
@@ -108,7 +98,7 @@ def read_pmd(content: bytes) -> Pmd:
     except (struct.error, ValueError, UnicodeDecodeError) as err:
         raise DataError(f"is truncated ({first_line(err)}); download it again") from err
     if num_faces and faces_F3.max() >= num_vertices:
-        raise DataError("a face names a vertex that is not there; download it again")
+        raise DataError("a face refers to a vertex that does not exist; download it again")
     uvs_N2 = data[:, 6:8] if num_uvs else np.zeros((num_vertices, 2))
     return Pmd(data[:, :3], data[:, 3:6], uvs_N2, faces_F3, props)
 
@@ -199,7 +189,7 @@ def read_actor(mod: Mod, actor: str) -> Look:
     """Read an actor with, in each group, the variant of highest frequency.
 
     Raises:
-        DataError: it is missing or no actor.
+        DataError: it is missing or not XML.
     """
     content = mod.read(f"art/actors/{actor}")
     if content is None:
@@ -223,7 +213,7 @@ def _parsed(content: bytes) -> ElementTree.Element:
     try:
         return ElementTree.fromstring(content)
     except ElementTree.ParseError as err:
-        raise DataError(f"is no XML ({first_line(err)})") from err
+        raise DataError(f"is not XML ({first_line(err)})") from err
 
 
 def read_object(path: Path, actor: str) -> tuple[RenderMesh, list[str]]:
@@ -328,11 +318,11 @@ def actors(root: Path, work: Path, terms: Terms) -> list[Entry]:
     """
     found = sorted(root.rglob("public.zip")) or sorted(path.parents[1] for path in root.rglob("art/actors"))
     if not found:
-        raise DataError(f"{root}: no public.zip and no folder art/actors in it; name the folder of the game's data")
+        raise DataError(f"{root}: contains neither public.zip nor a folder art/actors; name the game's folder")
     try:
         mod = open_mod(found[0])
     except (zipfile.BadZipFile, OSError) as err:
-        raise DataError(f"{found[0]}: is no zip ({first_line(err)}); download it again") from err
+        raise DataError(f"{found[0]}: is not a zip file ({first_line(err)}); download it again") from err
     entries = []
     for name in sorted(mod.names):
         actor = name.removeprefix("art/actors/")
@@ -346,22 +336,3 @@ def actors(root: Path, work: Path, terms: Terms) -> list[Entry]:
         read = partial(read_object, found[0], actor)
         entries.append(Entry(title, title, category, caption, terms.licence, terms.author, origin, read))
     return named(entries, terms.prefix)
-
-
-def caption_of_actor(actor: str, *, noun: str = "") -> str:
-    """Make a noun phrase of an actor's path: structures/romans/barracks.xml is "a Roman barracks"."""
-    *folders, file = actor.removesuffix(".xml").split("/")
-    words = words_of(file)
-    people = next((PEOPLES[word] for word in (*folders, *words) if word in PEOPLES and word != "cart"), "")
-    words = [word for word in words if word not in PEOPLES or word == "cart"]
-    if folders[0] == "geology":
-        words = [word for word in words if word in ROCK_WORDS]
-        noun = "rock"
-    elif folders[0] == "structures":
-        words = [CLEARER.get(word, word) for word in words]
-    noun = "" if "bush" in words else noun
-    drop = frozenset(("new", "building", "reversed"))
-    noun_first = folders[0] == "fauna" or (bool(words) and words[0] in TREES)
-    phrase = caption_of_file(" ".join(words), drop=drop, noun=noun, noun_first=noun_first) or with_article(noun)
-    bare = re.sub(r"^an? ", "", phrase)
-    return with_article(f"{people} {bare}".strip()) if bare else ""

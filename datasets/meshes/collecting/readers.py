@@ -127,7 +127,7 @@ def sweethome3d(root: Path, work: Path, terms: Terms) -> list[Entry]:
     """
     catalogues = sorted(path for path in root.rglob("*") if path.suffix in (".sh3f", ".jar") and path.is_file())
     if not catalogues:
-        raise DataError(f"{root}: no furniture catalogue (.sh3f or .jar) in it; name the folder of the package")
+        raise DataError(f"{root}: contains no furniture catalogue (.sh3f or .jar); name the folder of the package")
     found = []
     for path in catalogues:
         folder = work / path.stem
@@ -137,7 +137,7 @@ def sweethome3d(root: Path, work: Path, terms: Terms) -> list[Entry]:
                 texts = [archive.read(name).decode("latin-1") for name in lists]
                 unpack(archive, folder, want=r"\.(obj|mtl|png|jpe?g|bmp|gif)$")
         except (zipfile.BadZipFile, OSError, EOFError) as err:
-            raise DataError(f"{path}: is no furniture catalogue ({first_line(err)}); download it again") from err
+            raise DataError(f"{path}: is not a furniture catalogue ({first_line(err)}); download it again") from err
         for text in texts:
             found += _furniture(text, folder, terms)
     return named(found, terms.prefix)
