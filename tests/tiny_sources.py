@@ -1,7 +1,11 @@
-"""Small packages like those that tools/collect_meshes.py downloads: a furniture library and the data of a game."""
+"""Small packages like those that tools/collect_meshes.py downloads: a furniture library and the data of a game.
+
+Also what its tests ask of the folder that it writes.
+"""
 
 from __future__ import annotations
 
+import json
 import struct
 import subprocess
 import zipfile
@@ -9,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.meshes.loading import load_mesh
 from tests.tiny_meshes import box, flat_png
+from tools import collect_meshes
 
 ACTOR = """<?xml version="1.0" encoding="utf-8"?>
 <actor version="1">
@@ -93,3 +99,23 @@ def write_game(root: Path, actors: dict[str, dict[str, str]], meshes: dict[str, 
     (root / "art/materials/player.xml").write_text('<material><define name="USE_PLAYERCOLOR" value="1"/></material>')
     (root / "art/materials/trans.xml").write_text("<material><alpha_blending/></material>")
     return root
+
+
+# The tool and its folder
+
+
+def collect(out, *more) -> int:
+    return collect_meshes.main([str(out), "--workers", "1", *map(str, more)])
+
+
+def listed(out) -> dict[str, dict]:
+    rows = [json.loads(line) for line in (out / "objects.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {row["id"].partition("/")[2]: row for row in rows}
+
+
+def errors(text: str) -> list[str]:
+    return [line for line in text.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+
+
+def sides(path) -> list[float]:
+    return np.ptp(load_mesh(path).points_F33.reshape(-1, 3), axis=0).round(4).tolist()

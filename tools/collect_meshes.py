@@ -17,6 +17,7 @@ import argparse
 import importlib.util
 import json
 import multiprocessing
+import os
 import shutil
 import sys
 import time
@@ -32,7 +33,7 @@ from tqdm import tqdm
 
 from datasets.meshes.collecting.download import elapsed, unpack_deb
 from datasets.meshes.collecting.objects import RULES, Entry, make_object, split_of, without_duplicates
-from datasets.meshes.sources import SOURCES, Source
+from datasets.meshes.sources import LICENCE_TEXTS, SOURCES, Source
 from utils.errors import ConfigError, DataError, WriteError, first_line
 from utils.files import atomic_path, sole_use, writable_folder
 from utils.jobs import run_jobs
@@ -68,7 +69,7 @@ def collect(source: Source, options: argparse.Namespace, counts: Counts) -> None
         print(f"error: {source.name}: {problem}", file=sys.stderr)
     entries = source.reader(root, options.downloads / f"{source.name}_unpacked", source.terms)
     if not entries:
-        raise DataError("no mesh in what was downloaded; its layout has changed, or --from names another folder")
+        raise DataError(f"no mesh was found in {root}; its layout has changed, or --from names another folder")
     free = [entry for entry in entries if options.gpl or not entry.licence.startswith("GPL")]
     if len(free) < len(entries):
         print(f"{source.name}: {len(entries) - len(free)} objects are left out, see --gpl", file=sys.stderr)
@@ -144,7 +145,8 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
             record = json.loads(line)
-            known[record["name"]] = record
+            if record["source"] == folder.name:
+                known[record["name"]] = record
         except (ValueError, KeyError, TypeError):
             continue
     return known
@@ -213,9 +215,10 @@ def write_page(path: Path, rows: list[dict[str, Any]]) -> None:
     lines = [
         "# Attribution",
         "",
-        "Every object was changed: turned, scaled to a longest side of 1, its textures made smaller. `objects.jsonl`",
-        "names licence and author of each. Renders of an object are adaptations of it. Works made of CC BY objects",
-        "must name the authors; works made of CC BY-SA objects must be under the same licence too.",
+        "Every object was changed: it was turned and scaled to a longest side of 1, and large textures were made",
+        "smaller. `objects.jsonl` has title, licence and author of each. Renders of an object are adaptations of it.",
+        "Works made of CC BY objects must name the authors; works made of CC BY-SA objects must also be under the same",
+        "licence.",
         "",
         "| source | objects | licence | origin |",
         "| --- | --- | --- | --- |",
@@ -223,12 +226,17 @@ def write_page(path: Path, rows: list[dict[str, Any]]) -> None:
     counts = Counter((row["source"], row["licence"]) for row in rows)
     for (name, licence), number in sorted(counts.items()):
         source = SOURCES[name]
-        lines.append(f"| `{name}` | {number} | {licence} | {source.credit}; {source.origin.described()} |")
+        lines.append(f"| `{name}` | {number} | {link(licence)} | {source.credit}; {source.origin.described()} |")
     for name, licence in sorted(counts):
         authors = sorted({row["author"] for row in rows if (row["source"], row["licence"]) == (name, licence)})
         lines += ["", f"## {name}, {licence}", "", ", ".join(authors) + "."]
     with atomic_path(path) as part:
         part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def link(licence: str) -> str:
+    """A licence with a link to its text, if that is known."""
+    return f"[{licence}]({LICENCE_TEXTS[licence]})" if licence in LICENCE_TEXTS else licence
 
 
 def print_sources() -> int:
@@ -272,7 +280,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             raise ConfigError(f"--{name} must lie between {low} and {high}, got {getattr(options, name)}")
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit must be at least 1, got {options.limit}")
+    options.out = Path(os.path.abspath(options.out)) if options.out.name in ("", "..") else options.out
     options.downloads = options.downloads or options.out.with_name(f"{options.out.name}_downloads")
+    if options.downloads.resolve().is_relative_to(options.out.resolve()):
+        raise ConfigError(
+            f"--downloads {options.downloads} is in the folder of the objects, {options.out}; choose one beside it"
+        )
     options.own = own_paths(options.own)
     options.sources = chosen(options)
     return options
@@ -282,16 +295,18 @@ def own_paths(texts: list[str]) -> dict[str, Path]:
     """Read the NAME=PATH of --from.
 
     Raises:
-        ConfigError: a text has no `=`, or the path is no folder and no .deb file.
+        ConfigError: a text has no `=` or no path, a name is there twice, or a path is neither a folder nor a .deb file.
     """
     own = {}
     for text in texts:
         name, equals, path = text.partition("=")
-        if not equals:
+        if not equals or not path:
             raise ConfigError(f"--from {text} must be NAME=PATH, for example sweethome3d=sweethome3d-furniture.deb")
+        if name in own:
+            raise ConfigError(f"--from: {name} has two paths, {own[name]} and {path}; name one of them")
         own[name] = Path(path)
         if not own[name].is_dir() and not (own[name].is_file() and own[name].suffix == ".deb"):
-            raise ConfigError(f"--from {text}: {path} is no folder and no .deb file; correct the path")
+            raise ConfigError(f"--from {text}: {path} is neither a folder nor a .deb file; correct the path")
     return own
 
 
@@ -322,7 +337,7 @@ def main(argv: list[str] | None = None) -> int:
     writable_folder(options.out, option="out")
     writable_folder(options.downloads, option="--downloads")
     counts = Counts()
-    with sole_use(options.out, option="out"):
+    with sole_use(options.out, option="out"), sole_use(options.downloads, option="--downloads"):
         try:
             for source in options.sources:
                 try:

@@ -1,6 +1,6 @@
 """The sources of free meshes for tools/collect_meshes.py: where they are, under which licence, how they are read.
 
-To add one, add a row. What a catalogue says about an object (licence, author, name) comes before what stands here.
+To add a source, add a row. Where a catalogue states the licence, author or name of an object, these are used instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ KAYKIT = (
     "Medieval-Hexagon-Pack", "Prototype-Bits", "Space-Base-Bits", "Character-Pack-Adventures",
     "Character-Pack-Skeletons",
 )  # fmt: skip
-# Pieces that one builds with; alone they are no objects.
+LICENCE_TEXTS = {
+    "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
+    "CC-BY-3.0": "https://creativecommons.org/licenses/by/3.0/",
+    "CC-BY-3.0-US": "https://creativecommons.org/licenses/by/3.0/us/",
+    "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
+    "CC-BY-SA-3.0": "https://creativecommons.org/licenses/by-sa/3.0/",
+    "GPL-2.0-or-later": "https://www.gnu.org/licenses/old-licenses/gpl-2.0.html",
+}
+# Building pieces, which are not objects on their own.
 PIECES = r"^hex_|^block|floor|wall|tile|(^|_)(road|street|path|river|coast)(_|$)|ground|flag|corner|primitive"
 
 
@@ -32,7 +40,7 @@ class Source:
         reader: lists its objects.
         credit: the sentence of the attribution page.
         needs: the Python package that its format needs, with the name that pip knows; None for none.
-        megabytes: of disk that the download needs while it is unpacked, about.
+        megabytes: disk space that the download needs while it is unpacked, roughly.
     """
 
     name: str
