@@ -1,4 +1,4 @@
-"""Divides concave polygons of an .obj into triangles: trimesh makes fans of them, which fill holes and notches.
+"""Rewrites concave polygons of an .obj: trimesh makes fans from their first corners, which fill holes and notches.
 
 Letters: P polygons, N corners of a polygon.
 """
@@ -12,12 +12,15 @@ import numpy as np
 
 POLYGON = re.compile(rb"\nf((?:[ \t]+[0-9/]+){4,})[ \t]*(?:#[^\n]*)?(?=\n)")
 VERTEX = re.compile(rb"\nv[ \t]+([^\n#]*)")
+MAX_STARTS = 8  # corners from which fans are tried
 MAX_CORNERS = 2000  # clipping ears takes quadratic time
-OVERLAP = 1.001  # triangles of a fan that cover more than this multiple of the polygon overlap or leave it
+REVERSED = 1e-3  # of the polygon's area; smaller triangles in the other direction are errors of rounding
 
 
 def divide_concave_polygons(content: bytes) -> bytes:
-    """Rewrite the concave faces of an .obj as triangles, if fans from their first corners are wrong.
+    """Rewrite the faces of an .obj of which fans from the first corner are wrong.
+
+    They begin with a corner whose fan is right, or become triangles.
 
     Args:
         content: text whose lines begin with their keyword; indices are positive.
@@ -34,33 +37,44 @@ def divide_concave_polygons(content: bytes) -> bytes:
         by_length: dict[int, list[int]] = defaultdict(list)
         for number, indices in enumerate(corners):
             by_length[len(indices)].append(number)
-        concave = [
-            number
-            for length, numbers in by_length.items()
-            if length <= MAX_CORNERS
-            for number, is_concave in zip(
-                numbers, _concave(points_V3[[corners[n] for n in numbers]]).tolist(), strict=True
-            )
-            if is_concave
-        ]
+        first: dict[int, int | None] = {}  # corners from which fans are right, where the first one is not
+        for length, numbers in by_length.items():
+            if length <= MAX_CORNERS:
+                first |= _first_corners(numbers, points_V3[[corners[number] for number in numbers]])
     except (ValueError, IndexError):  # the parser names what is wrong
         return content
     parts, end = [], 0
-    for number in sorted(concave):
+    for number, start in sorted(first.items()):
         polygon, words = polygons[number], polygons[number][1].split()
         parts.append(content[end : polygon.start()])
-        for triangle in clip_ears(points_V3[corners[number]]):
-            parts.append(b"\nf " + b" ".join(words[k] for k in triangle))
+        faces = clip_ears(points_V3[corners[number]]) if start is None else [range(start - len(words), start)]
+        parts += [b"\nf " + b" ".join(words[k] for k in face) for face in faces]
         end = polygon.end()
     return b"".join([*parts, content[end:]])
 
 
-def _concave(points_PN3: np.ndarray) -> np.ndarray:
-    """Whether the fan of a polygon covers more than the polygon, as (P,) bools."""
+def _first_corners(numbers: list[int], points_PN3: np.ndarray) -> dict[int, int | None]:
+    """The corner from which a fan is right, by the number of a polygon; None if no fan was found.
+
+    Polygons whose fans from the first corner are right are left out.
+    """
+    wrong_P = _fan_is_wrong(points_PN3)
+    found: dict[int, int | None] = {numbers[k]: None for k in np.flatnonzero(wrong_P)}
+    left_P = np.flatnonzero(wrong_P)
+    for start in range(1, min(points_PN3.shape[1], MAX_STARTS)):
+        right_P = ~_fan_is_wrong(np.roll(points_PN3[left_P], -start, axis=1))
+        found |= {numbers[k]: start for k in left_P[right_P]}
+        left_P = left_P[~right_P]
+    return found
+
+
+def _fan_is_wrong(points_PN3: np.ndarray) -> np.ndarray:
+    """Whether a triangle of the fan from the first corner runs in the other direction than the polygon: (P,) bools."""
     edges_PN3 = points_PN3[:, 1:] - points_PN3[:, :1]
     cross_PN3 = np.cross(edges_PN3[:, :-1], edges_PN3[:, 1:])
-    area_P = np.linalg.norm(cross_PN3.sum(axis=1), axis=1)
-    return np.linalg.norm(cross_PN3, axis=2).sum(axis=1) > OVERLAP * area_P
+    sum_P3 = cross_PN3.sum(axis=1)
+    along_PN = np.einsum("pnk,pk->pn", cross_PN3, sum_P3)
+    return (along_PN < -REVERSED * np.square(sum_P3).sum(axis=1)[:, None]).any(axis=1)
 
 
 def clip_ears(points_N3: np.ndarray) -> list[tuple[int, int, int]]:
