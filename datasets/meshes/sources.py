@@ -26,7 +26,10 @@ LICENCE_TEXTS = {
     "GPL-2.0-or-later": "https://www.gnu.org/licenses/old-licenses/gpl-2.0.html",
 }
 # Building pieces, which are not objects on their own.
-PIECES = r"^hex_|^block|floor|wall|tile|(^|_)(road|street|path|river|coast)(_|$)|ground|flag|corner|primitive"
+PIECES = (
+    r"^hex_|^block|floor|wall|tile|(^|_)(road|street|path|river|coast|platform|cube|roof|window|pipes?)(_|$)|ground|flag"
+    r"|corner|primitive|modular|details|_(top|bottom|side|left|right|middle)(_|$)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +139,11 @@ SOURCES = {
             origin=GitRepositories("https://github.com/mikelovesrobots/mmmm"),
             terms=Terms("mmmm", "CC-BY-4.0", "Mike Judge"),
             reader=partial(
-                mesh_files, patterns=("collada/*.dae", "*/collada/*.dae"), drop=frozenset(("obj", "chr", "veh")), up="z"
+                mesh_files,
+                patterns=("collada/*.dae", "*/collada/*.dae"),
+                leave_out="street|sidewalk|crosswalk|curb|driveway|splatter|tracks|path|^env",
+                drop=frozenset(("obj", "chr", "veh", "mob", "scene")),
+                up="z",
             ),
             credit="Mini Mike's Metro Minis, additional artwork by Mike Judge (GitHub mikelovesrobots/mmmm)",
             needs=("collada", "pycollada"),

@@ -13,8 +13,8 @@ ADJECTIVES = frozenset(
     "blue yellow orange purple pink black white grey gray brown beige tan chestnut dark light snowy autumn winter "
     "african asian indian european american arabian persian bactrian mediterranean tropical temperate arctic polar "
     "summer northern southern doric ionic corinthian defensive military simple modern fancy burnt grilled cooked "
-    "uncooked chopped sliced male female adult great floating rough celtic iberian egyptian italic greek roman "
-    "arab".split()
+    "uncooked chopped sliced male female adult great filled dirty melted destroyed floating rough celtic iberian "
+    "egyptian italic greek roman arab".split()
 )
 CAPITALS = frozenset(
     "african american arab arabian asian bactrian celtic cretan doric egyptian european greek hungarian iberian indian "
