@@ -82,6 +82,15 @@ def test_a_debian_package_is_unpacked_once(tmp_path, capsys):
     assert ", 0 read now in " in out
 
 
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
+def test_a_damaged_package_is_one_line(tmp_path, capsys):
+    (tmp_path / "bad.deb").write_text("no package")
+    assert collect(tmp_path / "out", "--sources", "sweethome3d", "--from", f"sweethome3d={tmp_path / 'bad.deb'}") == 1
+    [line] = errors(capsys.readouterr().err)
+    assert line.startswith("error: sweethome3d: dpkg-deb --extract failed (")
+    assert line.endswith("bad.deb may be damaged; download it again")
+
+
 def client(folder, name: str, script: str) -> None:
     """A program of this name."""
     folder.mkdir(exist_ok=True)
@@ -390,6 +399,27 @@ def test_one_of_two_repositories_is_used_and_the_other_named_and_tried_again(tmp
     shutil.copytree(repository, later)
     assert collect(tmp_path / "out", "--sources", "kaykit") == 0
     assert "2 duplicate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "piece", "caption"),
+    [
+        ("kaykit", "KayKit-X/addons/x/Assets/gltf/table_round_A.gltf", "wall_half.gltf", "a round table"),
+        ("kaykit", "KayKit-X/addons/x/Assets/gltf/bottle_C_green.gltf.glb", "floor_dirt.gltf.glb", "a green bottle"),
+        ("quaternius", "showcase/public/glb/crops_pack/Tomato_1.glb", "Platform_2x.glb", "a tomato"),
+        ("kenney", "Free/Kenny NL Assets/Kit (1.0)/Models/OBJ format/chair.obj", "road_bend.obj", "a chair"),
+        ("kenney", "Free/Kenny NL Assets/Kit (1.0)/Models/GLTF format/key.glb", "blockHalf.glb", "a key"),
+        ("market", "market-assets/files/models/grapes/model.gltf", "../model-wall.gltf", "grapes"),
+        ("mmmm", "mmmm/collada/obj_cart1.dae", "obj_sidewalk2.dae", "a cart"),
+    ],
+)
+def test_repositories_are_read_in_their_layouts(source, file, piece, caption, tmp_path):
+    for path in (tmp_path / file, (tmp_path / file).parent / piece):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    [entry] = SOURCES[source].reader(tmp_path, tmp_path, SOURCES[source].terms)
+    assert (entry.caption, entry.origin) == (caption, str(tmp_path / file))
+    assert (entry.licence, entry.author) == (SOURCES[source].terms.licence, SOURCES[source].terms.author)
 
 
 def test_folders_name_what_files_do_not(tmp_path):

@@ -112,7 +112,8 @@ def unpack_deb(package: Path, folder: Path) -> None:
     total = int(kilobytes) * 1024 if kilobytes and kilobytes.strip().isdigit() else None
     with atomic_folder(folder) as part:
         command = ["dpkg-deb", "--extract", str(package), str(part)]
-        _run(command, watched=part, total=total, title=f"unpacking {package.name}")
+        remedy = f"{package} may be damaged; download it again"
+        _run(command, watched=part, total=total, title=f"unpacking {package.name}", remedy=remedy)
 
 
 def _environment() -> dict[str, str]:
@@ -126,7 +127,15 @@ def _output(command: list[str]) -> str | None:
     return done.stdout if done.returncode == 0 and done.stdout.strip() else None
 
 
-def _run(command: list[str], *, watched: Path, total: int | None, title: str, cwd: Path | None = None) -> None:
+def _run(
+    command: list[str],
+    *,
+    watched: Path,
+    total: int | None,
+    title: str,
+    cwd: Path | None = None,
+    remedy: str = "check the network, and run again",
+) -> None:
     """Run a client, and show how a folder grows meanwhile.
 
     Args:
@@ -158,7 +167,7 @@ def _run(command: list[str], *, watched: Path, total: int | None, title: str, cw
         reason = " / ".join(lines[-LAST_LINES:]) or f"exit code {client.returncode}"
         if "No space left" in errors or "enough free space" in errors:
             raise WriteError(f"{watched.parent} cannot be written ({reason}); free some space, or choose --downloads")
-        raise DataError(f"{' '.join(command[:2])} failed ({reason}); check the network, and run again")
+        raise DataError(f"{' '.join(command[:2])} failed ({reason}); {remedy}")
 
 
 def _size(folder: Path) -> int:
