@@ -155,8 +155,12 @@ def test_a_benchmark_command_is_planned(line, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "line", commands("tools/make_zoo.py", "tools/render_orbit.py", "tools/index_dataset.py", "tools/check_images.py")
-)
+    "line",
+    commands(
+        "tools/make_zoo.py", "tools/render_orbit.py", "tools/index_dataset.py", "tools/check_images.py",
+        "tools/collect_meshes.py",
+    ),
+)  # fmt: skip
 def test_a_data_command_is_accepted(line):
     tool = importlib.import_module(shlex.split(line)[1].removesuffix(".py").replace("/", "."))
     options = vars(tool.parse_args(arguments(line)))

@@ -16,7 +16,7 @@ from datasets.meshes.companions import Companions
 from datasets.meshes.gltf import DRACO, INSTANCING, Gltf, as_float
 from datasets.meshes.gltf_materials import Materials, numbers, without_texture
 from datasets.meshes.materials import painted
-from datasets.meshes.scene import RenderMesh, join, seamless_normals, srgb_to_linear
+from datasets.meshes.scene import EmptyMeshError, RenderMesh, join, seamless_normals, srgb_to_linear
 from utils.errors import DataError
 
 MAX_FACES = 20_000_000
@@ -65,7 +65,7 @@ class _Scene:
                     invisible = invisible or part is None
                     parts += [] if part is None else [part]
         if not parts:
-            raise DataError(
+            raise EmptyMeshError(
                 "everything in it is transparent, so nothing can be seen; correct the materials' alpha"
                 if invisible
                 else "contains no triangles (it is a point cloud, hidden, or empty); export a triangle mesh"

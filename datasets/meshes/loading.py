@@ -24,6 +24,7 @@ from datasets.meshes.obj import KEY, MTL_NAME, ObjMaterial, prepare
 from datasets.meshes.scene import (
     DEFAULT_ALBEDO,
     Y_UP_TO_Z_UP,
+    EmptyMeshError,
     RenderMesh,
     Texture,
     join,
@@ -70,7 +71,8 @@ def read_mesh(files: Companions, *, up: str = "auto") -> RenderMesh:
         The mesh with z up and, for a y-up file, its front (+z in glTF) along +x. Not normalised.
 
     Raises:
-        DataError: the file is missing, is not a mesh, needs something that is not read here, or contains no triangles.
+        DataError: the file is missing, is not a mesh, or needs something that is not read here.
+        EmptyMeshError: it contains no triangles, or nothing of it can be seen.
     """
     path = files.path
     if up not in ("auto", "y", "z"):
@@ -88,6 +90,8 @@ def read_mesh(files: Companions, *, up: str = "auto") -> RenderMesh:
             warnings.simplefilter("ignore")
             is_gltf = suffix in GLTF or content[:4] == b"glTF"
             mesh = read_gltf(content, files) if is_gltf else _from_trimesh(content, suffix, files)
+    except EmptyMeshError as err:
+        raise EmptyMeshError(f"{path}: {err}") from err
     except DataError as err:
         raise DataError(f"{path}: {err}") from err
     except MemoryError as err:
@@ -121,12 +125,12 @@ def _from_trimesh(content: bytes, suffix: str, files: Companions) -> RenderMesh:
         ) from err
     parts = [g for g in scene.dump() if isinstance(g, trimesh.Trimesh) and len(g.faces)]
     if not parts:
-        raise DataError("contains no triangles (it is a point cloud, or empty); export a triangle mesh")
+        raise EmptyMeshError("contains no triangles (it is a point cloud, or empty); export a triangle mesh")
     if not all(np.isfinite(np.asarray(g.vertices)[np.asarray(g.faces)]).all() for g in parts):
         raise DataError("some vertices are not finite; repair the mesh and export it again")
     meshes = [mesh for g in parts if (mesh := _painted(g, materials, files)) is not None]
     if not meshes:
-        raise DataError("everything in it is transparent, so nothing can be seen; correct the materials")
+        raise EmptyMeshError("everything in it is transparent, so nothing can be seen; correct the materials")
     return join(meshes)
 
 

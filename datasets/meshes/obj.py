@@ -1,7 +1,7 @@
 """Prepares an .obj file for the parser of trimesh: materials are read here, and what it gets wrong is rewritten.
 
-trimesh reads one material file, names without spaces before a texture's name, and counts relative indices from the
-file's end. Source: the Wavefront OBJ and MTL descriptions, http://paulbourke.net/dataformats/mtl/.
+trimesh reads one material file, names without spaces before a texture's name, counts relative indices from the file's
+end, and divides concave polygons as if they were convex. Source: the Wavefront OBJ and MTL descriptions, http://paulbourke.net/dataformats/mtl/.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 from datasets.meshes.companions import Companions
 from datasets.meshes.materials import Material
+from datasets.meshes.polygons import divide_concave_polygons
 from datasets.meshes.scene import CLAMP, DEFAULT_ALBEDO, REPEAT, Texture, srgb_to_linear
 from utils.errors import DataError
 
@@ -64,7 +65,7 @@ def prepare(content: bytes, files: Companions) -> ObjText:
         materials |= _read_library(name, files)
     if used and not names:
         files.note(f"material {', '.join(list(used)[:3])} is named, but no material file (mtllib)")
-    content = re.sub(rb"\nmtllib\b[^\n]*", b"", _without_relative_indices(content))
+    content = re.sub(rb"\nmtllib\b[^\n]*", b"", divide_concave_polygons(_without_relative_indices(content)))
     out = ObjText(content=b"mtllib " + MTL_NAME.encode())
     lowered = {name.lower(): material for name, material in materials.items()}
     lost: list[str] = []

@@ -21,6 +21,10 @@ Y_UP_TO_Z_UP = np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]], dtype=np.float64)
 REPEAT, CLAMP, MIRROR = "repeat", "clamp", "mirror"
 
 
+class EmptyMeshError(DataError):
+    """A file was read, but it contains no surface that can be seen."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Texture:
     """A picture on a surface.
@@ -134,12 +138,12 @@ def normalise(mesh: RenderMesh) -> RenderMesh:
     No point is then farther than sqrt(3) / 2 from the origin.
 
     Raises:
-        DataError: the mesh has no size.
+        EmptyMeshError: the mesh has no size.
     """
     low, high = mesh.bounds_23
     side = float((high - low).max())
     if not np.isfinite(side) or side <= 0.0:
-        raise DataError("the mesh has no size: all its points coincide or are not finite")
+        raise EmptyMeshError("the mesh has no size: all its points coincide or are not finite")
     return replace(mesh, points_F33=((mesh.points_F33 - (low + high) / 2) / side).astype(np.float32))
 
 
