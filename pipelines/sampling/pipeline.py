@@ -232,9 +232,8 @@ class ViewsPipeline:
                 given = self._given(given_inputs, known_views or {}, call)
                 self._check_conditions(given, inputs)
             with watch.part("denoise"):
-                run = self._denoising(
-                    given, call, refiner=refiner, guide_scale=guide_scale, on_step=on_step, watch=watch
-                )
+                options = {"refiner": refiner, "guide_scale": guide_scale, "on_step": on_step}
+                run = self._denoising(given, call, **options, watch=watch)
                 latents = self._denoise(noise, run, results)
                 for one in latents:
                     self._check_finite(one, inputs, what="latents", options=("test_model", "lora.path"))
@@ -245,9 +244,8 @@ class ViewsPipeline:
                     self._check_finite(decoded, inputs, what="views", options=("auto_encoder.pretrained",))
                     views.append(decoded.clamp(0, 1).float().cpu())
             gaussians = self._reconstruct(head, views[-1], call, watch)
-        texts = None if given_inputs.images is None else given_inputs.prompts
-        facts = {"inputs": inputs, "prompts": texts, "seeds": seeds, "c2w_V44": call.c2w_V44}
-        return self._orbits(views, latents, gaussians, **facts, seconds=watch.seconds)
+        facts = {"seeds": seeds, "c2w_V44": call.c2w_V44, "seconds": watch.seconds}
+        return self._orbits(views, latents, gaussians, given_inputs, **facts)
 
     def results_of(self, asked: str | None = None) -> str:
         """Return the kind of results of a call: `asked`, or the setting of the config with refine=true, else plain.
@@ -418,9 +416,13 @@ class ViewsPipeline:
         with watch.part("reconstruct"):
             return head.world_gaussians(views_BVCHW, call.c2w_V44)
 
-    def _orbits(self, views: list[Tensor], latents: list[Tensor], gaussians: Gaussians | None, **call: Any) -> Orbits:
+    def _orbits(
+        self, views: list[Tensor], latents: list[Tensor], gaussians: Gaussians | None, inputs: Inputs, **call: Any
+    ) -> Orbits:
         """Collect the results and the facts of the call."""
         return Orbits(
+            inputs=inputs.named,
+            prompts=None if inputs.images is None else inputs.prompts,
             views_BVCHW=views[0],
             latents_BCVHW=latents[0],
             fov_deg=self.cfg.cameras.fov_deg or DATA_FOV_DEG,
