@@ -101,6 +101,8 @@ def started(monkeypatch):
     notes = []
 
     class Nothing:
+        failures = ()
+
         def run(self):
             return []
 
