@@ -1,4 +1,4 @@
-"""Sample: `python inference.py --cfg configs/mini/t2v_infer.yaml [--prompt TEXT | --image FILE] [key=value ...]`."""
+"""Sample: `python inference.py --cfg configs/mini/t2v_infer.yaml [--prompt TEXT] [--image FILE] [key=value ...]`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from utils.script import config_arguments, run_script
 def main() -> int:
     parser = config_arguments(__doc__)
     parser.add_argument(
-        "--prompt", action="append", help="prompt, instead of the list in test_list_path; may be repeated"
+        "--prompt",
+        action="append",
+        help="prompt, instead of the list in test_list_path; may be repeated; with --image: one for all, or one each",
     )
-    parser.add_argument(
-        "--image", action="append", help="input picture of an image model, instead of the list; may be repeated"
-    )
+    parser.add_argument("--image", action="append", help="input picture, instead of the list; may be repeated")
     args = parser.parse_intermixed_args()
 
     import datasets  # noqa: F401 - registers

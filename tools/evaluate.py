@@ -126,7 +126,7 @@ def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
             held_out=args.held_out, among=args.among, runs=args.runs[0], num_objects=args.num, out=args.out
         )
         return likeness_text(evaluate_likeness(cfg, options))
-    if cfg.takes_images:
+    if cfg.takes_images and args.measure != "recognition":
         if args.runs:
             raise ConfigError(
                 "--runs does not apply to an image model, which is sampled from the true views; leave it out"
@@ -161,12 +161,12 @@ def arguments() -> argparse.ArgumentParser:
     add(
         "--held-out", type=Path, required=True, help="orbits from tools/make_zoo.py --split held_out or render_orbit.py"
     )
-    kinds = ("auto", "consistency", "head", "likeness", "settings")
+    kinds = ("auto", "consistency", "head", "likeness", "recognition", "settings")
     add(
         "--measure",
         choices=kinds,
         default="auto",
-        help="auto: recognition for a text model, quality for an image model",
+        help="auto: recognition for a text model, quality for an image model; recognition: prompts alone",
     )
     add("--num", type=int, default=64, help="largest number of objects or prompts (default 64)")
     add("--runs", type=Path, action="append", default=[], help="measure these samples; may be repeated")

@@ -45,6 +45,8 @@ def measure_solvers(bench: Bench, case: Case) -> list[dict[str, Any]]:
     """
     if not has_files(case.cfg):
         raise ConfigError(f"--measure solvers needs trained weights, but those of {case.model} are missing; add them")
+    if case.takes_images and case.cfg.prompts:
+        raise ConfigError(f"prompts: --measure solvers samples {case.model} from images; leave prompts out")
     results = results_of(case)
     converged = reference_views(bench, case, converged_sampler(case), results)
     own_sampler = plain_sampler(case.cfg)

@@ -22,7 +22,7 @@ from pipelines.evaluation.held_out import open_held_out
 from pipelines.evaluation.samples import read_views, sample_folders, views_folders
 from pipelines.sampling.sample_folder import RESULT_FILE
 from utils.devices import pick_device
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
 from utils.files import read_json, writable_folder, write_json
 from utils.registry import INFER_ENGINE, MODEL
 from utils.settings.assets import NO_FILES
@@ -144,6 +144,11 @@ def evaluate_recognition(
     Raises:
         ConfigError, DataError: a setting or a folder does not fit.
     """
+    if cfg.takes_images and not cfg.takes_prompts:
+        raise ConfigError(
+            f"--measure recognition needs prompts, but UNet.type={cfg.UNet.type} is an image model; set "
+            "takes_prompts=true if its weights were trained for prompts"
+        )
     out = writable_folder(out, option="--out")
     dataset, attributes = open_held_out(held_out, cfg)
     network = MODEL.build(
@@ -153,7 +158,8 @@ def evaluate_recognition(
     objects = held_out_objects(dataset, attributes, limit=num_objects)
     if runs is None:
         prompts = [one.prompt for one in objects]
-        sampling = dataclasses.replace(cfg, prompts=prompts, round=1, log_dir=str(out / "runs"), assets=NO_FILES)
+        alone = {"prompts": prompts, "images": [], "known_views": [], "input_elevation_deg": None, "image_prompt": ""}
+        sampling = dataclasses.replace(cfg, **alone, round=1, log_dir=str(out / "runs"), assets=NO_FILES)
         folders = INFER_ENGINE.build({"type": cfg.TASK_TYPE}, where="TASK_TYPE", cfg=sampling).run()
     else:
         folders = sample_folders(runs)

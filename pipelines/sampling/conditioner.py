@@ -1,6 +1,6 @@
 """Turns prompts or images into conditions of the network. Text and image modes differ only in this file.
 
-Letters: B batch, V views, S tokens, C channels, H W pixels or latent pixels.
+Letters: B batch, N texts, V views, S tokens, C channels, H W pixels or latent pixels.
 """
 
 from __future__ import annotations
@@ -26,6 +26,24 @@ from utils.settings.run import RunConfig
 OrbitInput = str | Path | Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The inputs of B orbits: prompts, images, or images with a prompt each.
+
+    Attributes:
+        images: the images, or None.
+        prompts: the prompts, or None.
+    """
+
+    images: list[OrbitInput] | None = None
+    prompts: list[str] | None = None
+
+    @property
+    def named(self) -> list[OrbitInput]:
+        """The inputs for messages and results: the images, or the prompts if there are none."""
+        return (self.prompts or []) if self.images is None else self.images
+
+
 @dataclass(frozen=True)
 class Conditions:
     """Arguments of the network for both guidance branches.
@@ -33,8 +51,8 @@ class Conditions:
     Attributes:
         conditional: tensors by argument name, batch first.
         unconditional: the same names.
-        latents_BC1HW: scaled latents of the input in float32, before they get the precision of the network; None for a
-            text model.
+        latents_BC1HW: scaled latents of the input image in float32, before they get the precision of the network; None
+            without an image.
     """
 
     conditional: dict[str, Tensor]
@@ -79,23 +97,27 @@ class CallOptions:
 class TextConditioner:
     """Turns prompts and cameras into conditions.
 
+    A network with image conditions gets zeros for them, as in training with `objective.p_no_image`.
+
     Attributes:
         embedder: has `encode_text(prompts) -> words_BSC`.
         negative_prompt: text of the unconditional branch.
         prompt_suffix: appended to a prompt if it does not end with it.
         fps: frame rate, a condition of the network.
+        autoencoder: for a network with image conditions, to know the shape of its latents.
     """
 
     embedder: Any
     negative_prompt: str
     prompt_suffix: str
     fps: int
+    autoencoder: AutoencoderKL | None = None
 
     def __call__(self, prompts: Sequence[str], call: CallOptions) -> Conditions:
         """Encode the prompts; all samples of the batch have the same cameras."""
         words_BSC = self.embedder.encode_text([self.full_prompt(prompt) for prompt in prompts])
         negative_BSC = self.embedder.encode_text([self.negative_prompt]).expand_as(words_BSC)
-        shared = call.shared_conditions(fps=self.fps)
+        shared = call.shared_conditions(fps=self.fps) | self._no_image(call)
         return Conditions(
             {"y": words_BSC.to(call.device, call.dtype), **shared},
             {"y": negative_BSC.to(call.device, call.dtype), **shared},
@@ -105,15 +127,26 @@ class TextConditioner:
         """Append the suffix to a prompt."""
         return with_suffix(prompt, self.prompt_suffix)
 
+    def _no_image(self, call: CallOptions) -> dict[str, Tensor]:
+        """Return the zero image embedding and image latent of a network with image conditions."""
+        if self.autoencoder is None:
+            return {}
+        width, height = (side // self.autoencoder.reduction for side in call.resolution)
+        B, V, place = len(call.generators), len(call.c2w_V44), {"device": call.device, "dtype": call.dtype}
+        return {
+            "image": torch.zeros(B, 1, self.embedder.image_width, **place),
+            "local_image": torch.zeros(B, self.autoencoder.latent_channels, V, height, width, **place),
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConditioner:
-    """Turns images and cameras into conditions.
+    """Turns images, with or without prompts, and cameras into conditions.
 
     Attributes:
         embedder: has `encode_text` and `encode_image(images_B3HW) -> image_BC`.
         autoencoder: has `encode_views`.
-        text: text of the conditional branch; empty for the published model.
+        text: text of the conditional branch for images without prompts; empty for the published model.
         negative_prompt: text of the unconditional branch.
         fps: frame rate, a condition of the network.
         use_zero_infer: use a zero image embedding in the unconditional branch, as published; if false, use that of the
@@ -122,6 +155,7 @@ class ImageConditioner:
             published.
         recenter: cut out and centre the object in an image file, unless it is already centred.
         object_share: see `utils.object_image.input_view`.
+        prompts: makes the conditions of prompts without images; None: the network was not trained for prompts.
     """
 
     embedder: Any
@@ -133,24 +167,32 @@ class ImageConditioner:
     zero_local_image: bool
     recenter: bool
     object_share: float
+    prompts: TextConditioner | None = None
 
-    def __call__(self, images: Sequence[OrbitInput], call: CallOptions) -> Conditions:
-        """Embed and encode the images; all samples of the batch have the same cameras."""
+    def __call__(
+        self, images: Sequence[OrbitInput], call: CallOptions, prompts: Sequence[str] | None = None
+    ) -> Conditions:
+        """Embed and encode the images; all samples of the batch have the same cameras.
+
+        Args:
+            prompts: one per image, only if `self.prompts` is set; None: `text` for all images.
+        """
+        texts = [self.text] if prompts is None else [self.prompts.full_prompt(prompt) for prompt in prompts]
         views_B3HW = self.views(images, call)
         image_BC = self.embedder.encode_image(views_B3HW.float())
         latents_BC1HW = self.encode(views_B3HW, call)
         latents_BCVHW = latents_BC1HW.expand(-1, -1, len(call.c2w_V44), -1, -1)
-        words_2SC = self.embedder.encode_text([self.text, self.negative_prompt])
+        words_NSC = self.embedder.encode_text([*texts, self.negative_prompt])
         shared = call.shared_conditions(fps=self.fps)
 
-        def branch(words_SC: Tensor, image_BC: Tensor, latents_BCVHW: Tensor) -> dict[str, Tensor]:
-            own = {"y": words_SC.expand(len(images), -1, -1), "image": image_BC[:, None], "local_image": latents_BCVHW}
+        def branch(words_NSC: Tensor, image_BC: Tensor, latents_BCVHW: Tensor) -> dict[str, Tensor]:
+            own = {"y": words_NSC.expand(len(images), -1, -1), "image": image_BC[:, None], "local_image": latents_BCVHW}
             return {name: value.to(call.device, call.dtype) for name, value in own.items()} | shared
 
         return Conditions(
-            branch(words_2SC[0], image_BC, latents_BCVHW),
+            branch(words_NSC[:-1], image_BC, latents_BCVHW),
             branch(
-                words_2SC[1],
+                words_NSC[-1:],
                 torch.zeros_like(image_BC) if self.use_zero_infer else image_BC,
                 torch.zeros_like(latents_BCVHW) if self.zero_local_image else latents_BCVHW,
             ),
@@ -205,13 +247,15 @@ def conditioner_for(
 ) -> TextConditioner | ImageConditioner:
     """Make the conditioner for the kind of the network, text or image."""
     check_model_kind(unet, embedder, image=unet.config.takes_images, option="UNet")
+    of_prompts = TextConditioner(
+        embedder=embedder,
+        negative_prompt=cfg.negative_prompt,
+        prompt_suffix=cfg.prompt_suffix,
+        fps=cfg.target_fps,
+        autoencoder=autoencoder if unet.config.takes_images else None,
+    )
     if not unet.config.takes_images:
-        return TextConditioner(
-            embedder=embedder,
-            negative_prompt=cfg.negative_prompt,
-            prompt_suffix=cfg.prompt_suffix,
-            fps=cfg.target_fps,
-        )
+        return of_prompts
     return ImageConditioner(
         embedder=embedder,
         autoencoder=autoencoder,
@@ -222,4 +266,5 @@ def conditioner_for(
         zero_local_image=cfg.zero_local_image,
         recenter=cfg.recenter,
         object_share=cfg.object_share,
+        prompts=of_prompts if cfg.takes_prompts else None,
     )

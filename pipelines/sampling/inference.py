@@ -124,8 +124,11 @@ class OrbitInference:
     def _sample(self, pipeline: ViewsPipeline, batch: list[Job], known: dict[int, str], bar: tqdm) -> Orbits:
         name = batch[0].source.slug[:40]
         bar.set_description(name)
+        sources = [job.source for job in batch]  # all are prompts, all images, or all images with prompts
+        of_images, prompts = sources[0].has_image, [source.prompt for source in sources]
         return pipeline(
-            [job.source.text for job in batch],
+            [source.text for source in sources] if of_images else None,
+            prompts=None if sources[0].prompt is None else prompts,
             seeds=[job.seed for job in batch],
             known_views={view: [image] * len(batch) for view, image in known.items()},
             on_step=partial(count_step, bar, steps_per_call=pipeline.steps_per_call, name=name),

@@ -34,7 +34,7 @@ class Source:
     """The input of one orbit.
 
     Attributes:
-        text: the prompt, or the path of the image.
+        text: the path of the image, or the prompt if there is no image.
         slug: the first part of the name of its folders.
         record: facts for result.json. Those in `PLACES` say where a picture was found; an orbit with other values of
             the others is made again.
@@ -44,17 +44,33 @@ class Source:
     slug: str
     record: dict[str, Any]
 
+    @property
+    def prompt(self) -> str | None:
+        """The prompt, alone or with an image."""
+        return self.record.get("prompt")
+
+    @property
+    def has_image(self) -> bool:
+        """Whether the input is an image, with or without a prompt."""
+        return _has_image(self.record)
+
     def made(self, result: Mapping[str, Any], *, exactly: bool = False) -> bool:
         """Whether a result.json is of this input. A picture that changed in its place is the same input.
 
         Args:
             exactly: only if the content of the picture is the same too.
         """
+        if result.get("prompt") != self.prompt or _has_image(result) != self.has_image:
+            return False
         facts = [name for name in self.record if name not in PLACES]
         if all(result.get(name) == self.record[name] for name in facts):
             return True
         place = "image_path" if "image_path" in result else "image"  # as earlier versions wrote it
         return not exactly and place in self.record and result.get(place) == self.record[place]
+
+
+def _has_image(record: Mapping[str, Any]) -> bool:
+    return any(place in record for place in PLACES)
 
 
 def prompt_sources(prompts: Sequence[str]) -> list[Source]:
@@ -69,13 +85,18 @@ def prompt_sources(prompts: Sequence[str]) -> list[Source]:
     ]
 
 
-def image_sources(images: Sequence[str], cfg: RunConfig) -> list[Source]:
+def image_sources(images: Sequence[str], cfg: RunConfig, prompts: Sequence[str] = ()) -> list[Source]:
     """Make one source for each different image; every file is read to check that it can be used.
 
+    Args:
+        prompts: none, one for all images, or one per image. Then each different pair is a source.
+
     Raises:
+        ConfigError: the number of prompts does not fit.
         DataError: files cannot be used; the message has the first file, the remedy, and the names of the others.
     """
-    images = list(dict.fromkeys(os.path.expanduser(image) for image in images))
+    images = [os.path.expanduser(image) for image in images]
+    pairs = list(dict.fromkeys(zip(images, matched_prompts(prompts, len(images)) or [None] * len(images), strict=True)))
     known = [str(view["image"]) for view in cfg.known_views]
     failures = {}
     for image in dict.fromkeys([*images, *known]):
@@ -88,18 +109,41 @@ def image_sources(images: Sequence[str], cfg: RunConfig) -> list[Source]:
         more = f" (as are {len(others)} other images: {', '.join(others[:5])})" if others else ""
         raise DataError(f"{failures[first]}{more}")
     sources = []
-    for image in images:
+    for image, prompt in pairs:
         digest = hashlib.sha256(b"".join(Path(file).read_bytes() for file in (image, *known))).hexdigest()
         record = {"image": image, "image_path": str(Path(image).resolve()), "sha256": digest}
+        if prompt is not None:
+            record["prompt"] = check_text(prompt, name="prompt")
         sources.append(Source(text=image, slug=slug_of(Path(image).stem), record=record))
     return sources
+
+
+def matched_prompts(prompts: Sequence[str], num_images: int) -> list[str]:
+    """Return one prompt per image, or none if there are none.
+
+    Raises:
+        ConfigError: there are several prompts, but not one per image.
+    """
+    if len(prompts) not in (0, 1, num_images):
+        raise ConfigError(
+            f"prompts (--prompt): {len(prompts)} prompts for {num_images} images; give one for all, or one per image"
+        )
+    return [*prompts] * (num_images if len(prompts) == 1 else 1)
+
+
+def refused_prompts(cfg: RunConfig, prompts: Sequence[str]) -> str:
+    """Say that an image model was not trained for prompts."""
+    return (
+        f"prompts (--prompt) is only for text models, but UNet.type={cfg.UNet.type} with takes_prompts=false got "
+        f"{prompts[0]!r}; use --image, image_prompt=... for a text, or takes_prompts=true for weights trained with both"
+    )
 
 
 def sources_of(cfg: RunConfig, *, kind: str) -> list[Source]:
     """Return all sources of a run.
 
     Args:
-        kind: "prompt" or "image", set by TASK_TYPE.
+        kind: "prompt" or "image", set by TASK_TYPE. With takes_prompts=true, image runs may have prompts too.
 
     Raises:
         ConfigError: the network or another setting belongs to the other kind.
@@ -110,16 +154,38 @@ def sources_of(cfg: RunConfig, *, kind: str) -> list[Source]:
         entrance = "inference_i2vgen_entrance" if of_images else "inference_text2video_entrance"
         raise ConfigError(f"UNet.type={cfg.UNet.type} does not fit TASK_TYPE={cfg.TASK_TYPE}; use {entrance}")
     if kind == "prompt":
-        for name in ("images", "known_views", "input_elevation_deg"):
-            if getattr(cfg, name) not in ([], None):
-                raise ConfigError(f"{name} (--image) is only for image models; use e.g. configs/mini/i2v_infer.yaml")
+        _refuse_settings_of_images(cfg, "is only for image models; use e.g. configs/mini/i2v_infer.yaml")
         prompts = list(cfg.prompts) or read_prompts(cfg.test_list_path)
-        for prompt in prompts:
-            check_text(prompt, name="prompt")
-        _note_unknown(prompts, cfg)
+    else:
+        prompts = list(cfg.prompts)
+        _check_prompts_of_image_model(cfg)
+    for prompt in prompts:
+        check_text(prompt, name="prompt")
+    _note_unknown(prompts, cfg)
+    if kind == "prompt" or (prompts and not cfg.images):
         return prompt_sources(prompts)
-    if cfg.prompts:
-        raise ConfigError("prompts (--prompt) is only for text models; use --image, and image_prompt=... for a text")
+    return _sources_with_images(cfg)
+
+
+def _refuse_settings_of_images(cfg: RunConfig, remedy: str) -> None:
+    for name in ("images", "known_views", "input_elevation_deg"):
+        if getattr(cfg, name) not in ([], None):
+            raise ConfigError(f"{name} (--image) {remedy}")
+
+
+def _check_prompts_of_image_model(cfg: RunConfig) -> None:
+    if not cfg.prompts:
+        return
+    if not cfg.takes_prompts:
+        raise ConfigError(refused_prompts(cfg, cfg.prompts))
+    if cfg.image_prompt:
+        raise ConfigError(f"prompts (--prompt) replace image_prompt={cfg.image_prompt}; give one of them")
+    if not cfg.images:
+        _refuse_settings_of_images(cfg, "needs an image as view 0, but there are only prompts; add --image")
+
+
+def _sources_with_images(cfg: RunConfig) -> list[Source]:
+    """Return the sources of images, each with its prompt if there are prompts."""
     elevations_V = camera_elevations_deg(cfg.cameras.c2w())
     if float((elevations_V - elevations_V[0]).abs().max()) > ELEVATION_TOLERANCE_DEG:
         log.warning(
@@ -127,7 +193,7 @@ def sources_of(cfg: RunConfig, *, kind: str) -> list[Source]:
             "on such orbits gives good results (those of configs/ were trained with one elevation per orbit)"
         )
     images = list(cfg.images) or [found_path(image) for image in read_list(cfg.test_list_path, of="image")]
-    sources = image_sources(images, cfg)
+    sources = image_sources(images, cfg, cfg.prompts)
     if cfg.known_views and len(sources) > 1:
         raise ConfigError(f"known_views is for one object, but there are {len(sources)} images; give only one --image")
     if cfg.known_views and cfg.recenter:
@@ -196,9 +262,11 @@ def slug_of(text: str) -> str:
 def names_of(source: Source) -> Iterator[str]:
     """Yield the names that the folders of an input may have; the first that no other input has is used."""
     yield source.slug
-    checked = f"{source.slug}-{zlib.crc32(source.text.encode()):08x}"
     # The path of a picture can be written in many ways, so its content comes first.
-    content = source.record.get("sha256")
-    longer = f"{source.slug}-{(content or hashlib.sha256(source.text.encode()).hexdigest())[:16]}"
+    text, content = source.text, source.record.get("sha256")
+    if source.has_image and source.prompt is not None:  # a picture may come with several prompts
+        text, content = (hashlib.sha256(f"{one}\n{source.prompt}".encode()).hexdigest() for one in (text, content))
+    checked = f"{source.slug}-{zlib.crc32(text.encode()):08x}"
+    longer = f"{source.slug}-{(content or hashlib.sha256(text.encode()).hexdigest())[:16]}"
     yield from (longer, checked) if content else (checked, longer)
     yield from (f"{longer}-{number}" for number in itertools.count(2))

@@ -21,8 +21,17 @@ from pipelines.parts import Parts, check_fit, check_resolution, load_parts, save
 from pipelines.placement import Placement, SamplingNetwork, give_twins
 from pipelines.reconstruction.base import Reconstructor
 from pipelines.reconstruction.loading import build_reconstruction, usable
-from pipelines.sampling.conditioner import CallOptions, Conditions, ImageConditioner, OrbitInput, conditioner_for
+from pipelines.sampling.conditioner import (
+    CallOptions,
+    Conditions,
+    ImageConditioner,
+    Inputs,
+    OrbitInput,
+    TextConditioner,
+    conditioner_for,
+)
 from pipelines.sampling.guidance import ClassifierFreeGuidance, Refiner
+from pipelines.sampling.inputs import matched_prompts, refused_prompts
 from pipelines.sampling.known_views import KnownViews
 from pipelines.sampling.sampler import Denoising, OrbitSampler
 from utils.cameras import DATA_FOV_DEG
@@ -40,7 +49,7 @@ class Orbits:
     """Result of a call of the pipeline.
 
     Attributes:
-        inputs: the B prompts or images.
+        inputs: the B images, or the B prompts if there are no images.
         seeds: one per sample.
         views_BVCHW: (B, V, 3, H, W) float32 in [0, 1], on the CPU; sampled without 3D-aware sampling, or with it for
             results=refined.
@@ -48,6 +57,7 @@ class Orbits:
         c2w_V44: the cameras, see utils.cameras.
         fov_deg: field of view of the views.
         seconds: duration of each part: conditions, denoise (which includes refine), decode, reconstruct.
+        prompts: the prompts of the images, if they have any.
         refined_views_BVCHW: the same samples with 3D-aware sampling, for results=both.
         refined_latents_BCVHW: the latents of the refined views.
         gaussians: the objects, B scenes on the head's device in the world frame of `c2w_V44`, from the refined views if
@@ -62,6 +72,7 @@ class Orbits:
     c2w_V44: Tensor
     fov_deg: float
     seconds: dict[str, float]
+    prompts: list[str] | None = None
     refined_views_BVCHW: Tensor | None = None
     refined_latents_BCVHW: Tensor | None = None
     gaussians: Gaussians | None = None
@@ -172,8 +183,9 @@ class ViewsPipeline:
 
     def __call__(
         self,
-        inputs: OrbitInput | Sequence[OrbitInput],
+        inputs: OrbitInput | Sequence[OrbitInput] | None = None,
         *,
+        prompts: str | Sequence[str] | None = None,
         seeds: int | Sequence[int] | None = None,
         c2w_V44: Tensor | None = None,
         guide_scale: float | None = None,
@@ -186,7 +198,9 @@ class ViewsPipeline:
 
         Args:
             inputs: one or several inputs: prompts for a text model, images for an image model, as files or as (3, H, W)
-                in [0, 1] over white.
+                in [0, 1] over white. None: only `prompts`.
+            prompts: prompts for an image model with takes_prompts=true: alone, or with images, then one for all images
+                or one per image. A text model takes them here or as `inputs`.
             seeds: one seed for all inputs, or one per input; a sample depends only on its own seed. Default: that of
                 the config, as for all following arguments.
             c2w_V44: cameras.
@@ -198,12 +212,14 @@ class ViewsPipeline:
             on_step: called after every denoising step.
 
         Raises:
-            ValueError: there is no input, the numbers of seeds and inputs differ, or a text model has known views.
-            ConfigError: refined results need a head, an input view of the head is not sampled, or the resolution does
-                not fit the networks.
+            ValueError: there is no input, the numbers of seeds or prompts and inputs differ, or there are known views
+                without an image.
+            ConfigError: the network does not take prompts, refined results need a head, an input view of the head is
+                not sampled, or the resolution does not fit the networks.
             DataError: an image cannot be used, or conditions, latents or views are not finite.
         """
-        inputs, seeds = self._lists(inputs, seeds)
+        given_inputs = self._inputs(inputs, prompts)
+        inputs, seeds = given_inputs.named, self._seeds(seeds, num_inputs=len(given_inputs.named))
         results = self.results_of(results)
         call = self._call_options(seeds, c2w_V44, resolution)
         num_views, refined = len(call.c2w_V44), results != "plain"
@@ -213,12 +229,11 @@ class ViewsPipeline:
         watch = Stopwatch(call.device)
         with torch.no_grad():
             with watch.part("conditions"):
-                given = self._given(inputs, known_views or {}, call)
+                given = self._given(given_inputs, known_views or {}, call)
                 self._check_conditions(given, inputs)
             with watch.part("denoise"):
-                run = self._denoising(
-                    given, call, refiner=refiner, guide_scale=guide_scale, on_step=on_step, watch=watch
-                )
+                options = {"refiner": refiner, "guide_scale": guide_scale, "on_step": on_step}
+                run = self._denoising(given, call, **options, watch=watch)
                 latents = self._denoise(noise, run, results)
                 for one in latents:
                     self._check_finite(one, inputs, what="latents", options=("test_model", "lora.path"))
@@ -229,9 +244,8 @@ class ViewsPipeline:
                     self._check_finite(decoded, inputs, what="views", options=("auto_encoder.pretrained",))
                     views.append(decoded.clamp(0, 1).float().cpu())
             gaussians = self._reconstruct(head, views[-1], call, watch)
-        return self._orbits(
-            views, latents, gaussians, inputs=inputs, seeds=seeds, c2w_V44=call.c2w_V44, seconds=watch.seconds
-        )
+        facts = {"seeds": seeds, "c2w_V44": call.c2w_V44, "seconds": watch.seconds}
+        return self._orbits(views, latents, gaussians, given_inputs, **facts)
 
     def results_of(self, asked: str | None = None) -> str:
         """Return the kind of results of a call: `asked`, or the setting of the config with refine=true, else plain.
@@ -266,16 +280,33 @@ class ViewsPipeline:
     def _place(self) -> tuple[torch.device, torch.dtype]:
         return self.placement.device, self.network.dtype
 
-    def _lists(
-        self, inputs: OrbitInput | Sequence[OrbitInput], seeds: int | Sequence[int] | None
-    ) -> tuple[list[OrbitInput], list[int]]:
-        """Return inputs and seeds as lists of equal length."""
-        inputs = [inputs] if isinstance(inputs, OrbitInput) else list(inputs)
+    def _inputs(self, inputs: OrbitInput | Sequence[OrbitInput] | None, prompts: str | Sequence[str] | None) -> Inputs:
+        """Sort the inputs of a call into prompts and images.
+
+        Raises:
+            ValueError: the network does not take prompts or takes nothing else, or their number does not fit.
+        """
+        inputs = [inputs] if isinstance(inputs, OrbitInput) else list(inputs or [])
+        prompts = [prompts] if isinstance(prompts, str) else prompts and list(prompts)
+        if isinstance(self.conditioner, TextConditioner):
+            if inputs and prompts:
+                raise ValueError("a text model takes prompts only; give them as inputs or as prompts=, not both")
+            return Inputs(prompts=inputs or prompts)
+        if not prompts:
+            return Inputs(images=inputs)
+        if self.conditioner.prompts is None:
+            raise ConfigError(refused_prompts(self.cfg, prompts))
+        return (
+            Inputs(images=inputs, prompts=matched_prompts(prompts, len(inputs))) if inputs else Inputs(prompts=prompts)
+        )
+
+    def _seeds(self, seeds: int | Sequence[int] | None, *, num_inputs: int) -> list[int]:
+        """Return one seed per input."""
         seeds = self.cfg.seed if seeds is None else seeds
-        seeds = [seeds] * len(inputs) if isinstance(seeds, int) else list(seeds)
-        if not inputs or len(inputs) != len(seeds):
-            raise ValueError(f"got {len(seeds)} seeds and {len(inputs)} inputs; give at least one, and a seed for each")
-        return inputs, seeds
+        seeds = [seeds] * num_inputs if isinstance(seeds, int) else list(seeds)
+        if not num_inputs or num_inputs != len(seeds):
+            raise ValueError(f"got {len(seeds)} seeds and {num_inputs} inputs; give at least one, and a seed for each")
+        return seeds
 
     def _call_options(
         self, seeds: list[int], c2w_V44: Tensor | None, resolution: tuple[int, int] | None
@@ -292,14 +323,20 @@ class ViewsPipeline:
         )
 
     def _given(
-        self, inputs: list[OrbitInput], known_views: Mapping[int, Sequence[OrbitInput]], call: CallOptions
+        self, inputs: Inputs, known_views: Mapping[int, Sequence[OrbitInput]], call: CallOptions
     ) -> dict[int, Conditions]:
         """Return the conditions of the input (view 0) and of each known view, by the index of the view."""
         self.placement.bring(self.conditioner.embedder, self.autoencoder)
-        conditions = self.conditioner(inputs, call)
-        if known_views and not isinstance(self.conditioner, ImageConditioner):
+        of_images = self.conditioner if isinstance(self.conditioner, ImageConditioner) else None
+        if known_views and not of_images:
             raise ValueError("known_views need an image model, but this is a text model; leave known_views out")
-        return {0: conditions, **{view: self.conditioner(images, call) for view, images in known_views.items()}}
+        if known_views and inputs.images is None:
+            raise ValueError("known_views need an image as view 0, but there are only prompts; give images too")
+        if inputs.images is None:
+            of_prompts = of_images.prompts if of_images else self.conditioner
+            return {0: of_prompts(inputs.prompts, call)}
+        conditions = of_images(inputs.images, call, inputs.prompts)  # first, because the order draws random numbers
+        return {0: conditions, **{view: of_images(images, call) for view, images in known_views.items()}}
 
     def _check_conditions(self, given: Mapping[int, Conditions], inputs: list[OrbitInput]) -> None:
         """Check the conditions before sampling. Both branches together, because a GPU waits at each check."""
@@ -362,7 +399,7 @@ class ViewsPipeline:
 
     def _held(self, given: dict[int, Conditions]) -> KnownViews | None:
         """Return the views to fix, as set in `hold_views`; the input alone is fixed only with hold_views=clean."""
-        clean = self.cfg.hold_views == "clean" and isinstance(self.conditioner, ImageConditioner)
+        clean = self.cfg.hold_views == "clean" and given[0].latents_BC1HW is not None
         return KnownViews.of(given, clean=clean) if clean or len(given) > 1 else None
 
     def decode(self, latents_BCVHW: Tensor, *, clamp: bool = True) -> Tensor:
@@ -379,9 +416,13 @@ class ViewsPipeline:
         with watch.part("reconstruct"):
             return head.world_gaussians(views_BVCHW, call.c2w_V44)
 
-    def _orbits(self, views: list[Tensor], latents: list[Tensor], gaussians: Gaussians | None, **call: Any) -> Orbits:
+    def _orbits(
+        self, views: list[Tensor], latents: list[Tensor], gaussians: Gaussians | None, inputs: Inputs, **call: Any
+    ) -> Orbits:
         """Collect the results and the facts of the call."""
         return Orbits(
+            inputs=inputs.named,
+            prompts=None if inputs.images is None else inputs.prompts,
             views_BVCHW=views[0],
             latents_BCVHW=latents[0],
             fov_deg=self.cfg.cameras.fov_deg or DATA_FOV_DEG,

@@ -30,8 +30,8 @@ class VisualTrainTextImageToVideo:
     class Config:
         """
         Attributes:
-            prompts: prompts for a text model; empty: no previews.
-            images: image files for an image model; empty: no previews.
+            prompts: prompts for a text model, or an image model with takes_prompts=true; empty: no previews of them.
+            images: image files for an image model; empty: no previews of them.
             guide_scale: guidance scale of the previews.
         """
 
@@ -43,21 +43,29 @@ class VisualTrainTextImageToVideo:
         self.config = config
 
     def write(self, folder: Path, step: int, *, cfg: RunConfig, **parts: Any) -> None:
-        """Sample and write `{input}_{step}.png` and `.mp4`.
+        """Sample each prompt and each image and write `{input}_{step}.png` and `.mp4`.
 
         Args:
             parts: unet, autoencoder, embedder and diffusion, as in `ViewsPipeline`.
         """
         of_images = parts["unet"].config.takes_images
-        inputs = self.config.images if of_images else self.config.prompts
-        if not inputs:
+        prompts = self.config.prompts if cfg.takes_prompts or not of_images else []
+        images = self.config.images if of_images else []
+        if self.config.prompts and not prompts:
+            log.warning("visual_train.prompts are left out, because takes_prompts=false for this image model")
+        if self.config.images and not images:
+            log.warning("visual_train.images are left out, because UNet.type=%s is a text model", cfg.UNet.type)
+        if not prompts and not images:
             return
         pipeline = ViewsPipeline(cfg, sampler=cfg.sampler.build(), **parts)
-        orbits = pipeline(inputs, guide_scale=self.config.guide_scale)
+        kinds = [{"prompts": prompts}] * bool(prompts) + [{"inputs": images}] * bool(images)
+        orbits = [pipeline(**inputs, guide_scale=self.config.guide_scale) for inputs in kinds]
         if not is_main():  # all processes must sample, because FSDP gathers layers from all of them
             return
-        for text, views_VCHW in zip(inputs, orbits.views_BVCHW, strict=True):
-            stem = f"{slug_of(Path(text).stem if of_images else text)}_{step:08d}"
+        slugs = [*map(slug_of, prompts), *(slug_of(Path(image).stem) for image in images)]
+        for number, views_VCHW in enumerate(view for one in orbits for view in one.views_BVCHW):
+            same = slugs[:number].count(slugs[number])  # a prompt and an image may have the same name
+            stem = f"{slugs[number]}{f'-{same + 1}' * bool(same)}_{step:08d}"
             save_png(folder / f"{stem}.png", contact_sheet(views_VCHW))
             save_video(folder / f"{stem}.mp4", views_VCHW, fps=cfg.target_fps)
         log.info("wrote previews of step %d to %s", step, folder)

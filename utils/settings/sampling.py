@@ -166,6 +166,7 @@ class SamplingConfig:
     use_zero_infer: bool = True
     zero_local_image: bool = False
     image_prompt: str = ""
+    takes_prompts: bool = False
     recenter: bool = True
     object_share: float = 200 / 256
     input_elevation_deg: float | None = None

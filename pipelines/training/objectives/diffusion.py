@@ -91,6 +91,13 @@ class OrbitDenoising(Objective):
         super().__init__(cfg, device=device, num_views=max(cfg.frame_lens))
         config.check_known(image=config.image, num_views=max(cfg.frame_lens))
         self.options, self.of_images = config, config.image
+        if config.image and cfg.takes_prompts != bool(config.p_no_image):
+            log.warning(
+                "takes_prompts=%s and objective.p_no_image=%g do not agree: only p_no_image above 0 teaches prompts "
+                "alone, and only takes_prompts=true lets sampling take them",
+                str(cfg.takes_prompts).lower(),
+                config.p_no_image,
+            )
         if config.image:
             self.stem = "i2v"
         joint = self._share_with_images() if cfg.is_joint else None

@@ -20,10 +20,10 @@ from pipelines.evaluation.recognition import (
     recognition_text,
     shuffled_rate,
 )
-from tests.tiny import write_config, write_family, write_head
+from tests.tiny import write_config, write_family, write_head, write_image_family
 from tests.tiny_orbits import SIZE, write_orbits, write_turning_orbits
 from utils.config import load_config
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
 from utils.registry import MODEL
 
 
@@ -97,6 +97,22 @@ def test_sampling_and_measuring_end_to_end(tmp_path):
     (tmp_path / "empty" / "other" / "result.json").write_text('{"prompt": "a cat"}')
     with pytest.raises(DataError, match="no sample has a prompt"):
         evaluate_recognition(cfg, **options, runs=tmp_path / "empty", num_objects=3)
+
+
+def test_a_model_that_takes_prompts_and_images_is_measured_from_prompts_alone(tmp_path):
+    config = write_image_family(tmp_path) | {"images": [str(tmp_path / "disc.png")], "image_prompt": "a toy"}
+    held_out = write_orbits(tmp_path / "held_out", copies=1)
+    network = MODEL.build({"type": "ViewClassifier", "kinds": ["disc", "square"], "colors": ["blue", "red"]})
+    save_safetensors(tmp_path / "classifier.safetensors", network.state_dict(), metadata=network.metadata())
+    options = {"held_out": held_out, "classifier": str(tmp_path / "classifier.safetensors"), "out": tmp_path / "out"}
+    cfg = load_config(write_config(tmp_path / "run.yaml", config))
+    with pytest.raises(ConfigError, match="is an image model; set takes_prompts=true"):
+        evaluate_recognition(cfg, **options, runs=None, num_objects=3)
+    cfg = load_config(tmp_path / "run.yaml", ["takes_prompts=true"])
+    result = evaluate_recognition(cfg, **options, runs=None, num_objects=3)
+    assert {sample["prompt"] for sample in result["samples"]} == {"a red square", "a blue square", "a red disc"}
+    results = [json.loads(path.read_text()) for path in (tmp_path / "out" / "runs").glob("*/result.json")]
+    assert [("prompt" in one, "image" in one) for one in results] == [(True, False)] * 3
 
 
 def test_samples_to_be_measured_get_no_files_of_the_object(tmp_path):

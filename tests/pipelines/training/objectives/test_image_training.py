@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import datasets  # noqa: F401 - registers
 import pipelines  # noqa: F401 - registers
@@ -229,3 +231,24 @@ def test_a_data_set_can_begin_anywhere(folder):
     assert {tuple(one) for one in levels} == {tuple(int(x) for x in np.roll(LEVELS[2], -start)) for start in range(3)}
     assert all(torch.equal(sample["c2w_V44"], samples[0]["c2w_V44"]) for sample in samples)
     assert {sample["caption"] for sample in samples} == {""}
+
+
+def test_previews_of_a_model_that_takes_both(folder, caplog):
+    pictures = [folder / "red.png", folder / "a-red-disc.png"]
+    for picture in pictures:
+        Image.fromarray(np.pad(np.full((20, 20, 4), 255, dtype=np.uint8), ((6, 6), (6, 6), (0, 0)))).save(picture)
+    visual = {"type": "VisualTrainTextImageToVideo", "prompts": ["a red disc"], "images": [str(p) for p in pictures]}
+    changes = {"num_steps": 2, "viz_interval": 2, "visual_train": visual, "target_fps": 8}
+    for takes, names in ((True, {"a-red-disc", "red", "a-red-disc-2"}), (False, {"red", "a-red-disc"})):
+        run = str(folder / f"takes_{takes}")
+        options = {"takes_prompts": takes, "objective": {"p_no_image": 0.5 * takes}, "log_dir": run}
+        train(load(folder, **changes, **options))
+        found = {path.name for path in Path(run, "previews").iterdir()}
+        assert found == {f"{name}_00000002{suffix}" for name in names for suffix in (".png", ".mp4")}
+    assert caplog.text.count("visual_train.prompts are left out, because takes_prompts=false") == 1
+
+
+@pytest.mark.parametrize(("takes", "share"), [(True, 0.0), (False, 0.5), (True, 0.5), (False, 0.0)])
+def test_a_training_that_does_not_fit_its_setting_is_told(folder, caplog, takes, share):
+    objective(folder, takes_prompts=takes, objective={"p_no_image": share})
+    assert ("do not agree" in caplog.text) == (takes != bool(share))
