@@ -19,6 +19,7 @@ from pipelines.reconstruction.loading import load_network_of
 from pipelines.sampling.pipeline import ViewsPipeline
 from tests.models.gaussians.test_splatting import random_gaussians
 from tests.tiny import UNET, load, run, write_config, write_family, write_head, write_image_family
+from tests.tiny_gaussians import SMALL
 from tools.random_weights import write_random_weights
 from utils.cameras import cameras_at, head_cameras, head_to_world, intrinsics, opencv_to_opengl, orbit_cameras
 from utils.config import load_config
@@ -32,7 +33,7 @@ FEW_VIEWS = "cameras.num_views=4"  # those that the head sees
 
 @pytest.fixture
 def family(tmp_path):
-    return write_family(tmp_path) | write_head(tmp_path) | {"UNet": REFINED}
+    return write_family(tmp_path) | write_head(tmp_path) | {"UNet": REFINED, "assets": SMALL}
 
 
 def pipeline_of(tmp_path, family, *overrides):
