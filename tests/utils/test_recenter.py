@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.campaign import run_command
 from tests.conftest import ROOT
 from tests.odd_pictures import BAD, GOOD, square
 from tests.reference_cases import REFERENCE, load_case
@@ -20,10 +22,9 @@ from utils.object_image import cut_out, fit, input_view, is_centred, object_box,
 from utils.recenter_i2v import add_to_list, background_remover, find_pictures, recentre_files
 
 
-def command(folder, *arguments):
-    line = [sys.executable, "-m", "utils.recenter_i2v", *map(str, arguments)]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
-    return subprocess.run(line, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+def command(*arguments):
+    """Run the command in this process and folder: (exit code, stdout, stderr)."""
+    return run_command("utils.recenter_i2v", *map(str, arguments))
 
 
 def test_agrees_with_the_recorded_picture():
@@ -163,7 +164,8 @@ def test_many_pixels_are_read_without_a_word(tmp_path, monkeypatch, recwarn):
     assert not recwarn.list
 
 
-def test_a_folder_with_broken_files_still_does_the_others(tmp_path):
+def test_a_folder_with_broken_files_still_does_the_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("a.png", "b.png"):
@@ -171,24 +173,25 @@ def test_a_folder_with_broken_files_still_does_the_others(tmp_path):
     Image.fromarray(square()).save(folder / "b.webp")
     (folder / "broken.png").write_text("text")
     (folder / "notes.txt").write_text("not looked at")
-    done = command(tmp_path, "in", "gone.png", "--list", "list.txt")
-    assert done.returncode == 1
-    failures = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
+    code, _, stderr = command("in", "gone.png", "--list", "list.txt")
+    assert code == 1
+    failures = [line for line in stderr.splitlines() if line.startswith("failed: ")]
     assert all(any(name in line for line in failures) for name in ("in/broken.png", "in/b.webp", "gone.png"))
     assert len(failures) == 3
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in stderr
     assert sorted(path.name for path in (tmp_path / "data" / "images").iterdir()) == ["a.png", "b.png"]
     assert (tmp_path / "list.txt").read_text().split() == ["data/images/a.png", "data/images/b.png"]
-    again = command(
-        tmp_path, "in/a.png", "--out", "data/images", "--list", "list.txt", "--size", 64, "--object-size", 40
-    )
-    assert again.returncode == 0, again.stderr
+    line = ("in/a.png", "--out", "data/images", "--list", "list.txt", "--size", 64, "--object-size", 40)
+    code, _, stderr = command(*line)
+    assert code == 0, stderr
     assert Image.open(tmp_path / "data" / "images" / "a.png").size == (64, 64)
     assert len((tmp_path / "list.txt").read_text().split()) == 2
 
 
 def test_wrong_options_end_with_2(tmp_path):
-    done = command(tmp_path, "x.png", "--object-size", 300)
+    line = [sys.executable, "-m", "utils.recenter_i2v", "x.png", "--object-size", "300"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert (done.returncode, "--object-size must lie" in done.stderr) == (2, True)
 
 

@@ -41,7 +41,7 @@ def tables_of(tmp_path, config, *measures, **options):
 
 def test_a_text_model_is_measured(tmp_path):
     config = write_family(tmp_path) | write_head(tmp_path)
-    config["sampler"] = {"type": "DDIM", "num_steps": 3}
+    config |= {"sampler": {"type": "DDIM", "num_steps": 3}, "cameras": {"num_views": 4}}
     tables, text = tables_of(tmp_path, config, "step", "decode", "orbit", "refine", "cold", "diffusers")
     (step,) = tables["step"]
     assert step["weights"] == "files"
@@ -79,19 +79,19 @@ def test_settings_are_rows_and_errors_are_against_float32(tmp_path):
 
 
 def test_settings_are_compared_with_many_steps_and_with_their_own_sampler(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.benchmark.solvers.REFERENCE_STEPS", 8)
+    monkeypatch.setattr("pipelines.benchmark.solvers.REFERENCE_STEPS", 4)
     sheets = []
     monkeypatch.setattr("pipelines.benchmark.solvers.write_sheet", lambda path, lines: sheets.append(list(lines)))
     steps = "precision=float32 sampler.type=DDIM sampler.num_steps="
-    settings = [f"{steps}8", f"{steps}2", f"{steps}3 sampler.reuse_steps=3", "reconstruction.guidance=before"]
-    config = write_family(tmp_path) | write_head(tmp_path)
+    settings = [f"{steps}4", f"{steps}2", f"{steps}3 sampler.reuse_steps=3", "reconstruction.guidance=before"]
+    config = write_family(tmp_path) | write_head(tmp_path) | {"cameras": {"num_views": 4}}
     tables, _ = tables_of(tmp_path, config, "solvers", settings=settings, num_samples=1)
     same, short, reusing, refined = tables["solvers"]
     assert (same["psnr_db"], same["samples"], short["steps"]) == (60, 1, 2)
     assert max(short["psnr_db"], reusing["psnr_db"], reusing["psnr_same_db"], refined["psnr_same_db"]) < 60
     assert "psnr_same_db" not in {name for row in (same, short) for name, value in row.items() if value is not None}
     labels = [line.label for line in sheets[-1]]
-    reference = "8 steps of DDIM in float32"
+    reference = "4 steps of DDIM in float32"
     assert [label for label in labels if label[0] == reference] == [(reference,), (reference, "with 3D-aware sampling")]
     assert len(labels) == 2 + len(settings)
     assert labels[-1][0] == "reconstruction.guidance=before"
@@ -180,13 +180,14 @@ def test_marks_measure_time():
     assert len(calls) == 3 + 5
 
 
-def test_the_command_measures_the_mini_model(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    line = ["benchmark.py", "--cfg", "configs/mini/t2v_infer.yaml", "--measure", "step", "--out", str(tmp_path)]
+def test_the_command_measures_a_model(tmp_path, monkeypatch, capsys):
+    (tmp_path / "small").mkdir()
+    cfg = write_config(tmp_path / "small" / "infer.yaml", write_family(tmp_path))
+    line = ["benchmark.py", "--cfg", str(cfg), "--measure", "step", "--out", str(tmp_path / "bench")]
     monkeypatch.setattr(sys, "argv", [*line, "cameras.num_views=1", "sampler.num_steps=3", "device=cpu"])
     main()
     printed = capsys.readouterr().out
-    assert "mini/t2v_infer" in printed
+    assert "small/infer" in printed
     assert "matrix product of 64, bfloat16" in printed
 
 

@@ -33,11 +33,22 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 OTHERS = "mean image of the other held-out objects (floor)"
 
 
-@pytest.fixture
-def family(tmp_path):
+def family_of(tmp_path):
     auto_encoder = write_image_family(tmp_path)["auto_encoder"] | {"posterior": "mode"}
     config = write_image_family(tmp_path) | {"auto_encoder": auto_encoder, "cameras": {"num_views": 8}}
     return config | {"sampler": {"type": "DPMSolver++", "num_steps": 2}, "batch_size": 2}
+
+
+@pytest.fixture
+def family(tmp_path):
+    return family_of(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A folder with an evaluation of 1, 2 and 4 given views, and what it found."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    return folder, evaluate_quality(load(folder, family_of(folder)), options(folder, known=(2, 4)))
 
 
 def options(tmp_path, **changes):
@@ -48,9 +59,8 @@ def options(tmp_path, **changes):
     return QualityOptions(**values | {"out": tmp_path / "eval"} | changes)
 
 
-def test_rows_and_files(tmp_path, family):
-    cfg = load(tmp_path, family)
-    result = evaluate_quality(cfg, options(tmp_path, known=(2, 4)))
+def test_rows_and_files(evaluated):
+    tmp_path, result = evaluated
     assert json.loads((tmp_path / "eval" / "metrics.json").read_text()) == result
     names = [MODEL_ROW, f"{MODEL_ROW}, 2 given views", f"{MODEL_ROW}, 4 given views", REPEATED, OTHERS, CEILING]
     assert list(result["rows"]) == names
@@ -74,8 +84,8 @@ def test_rows_and_files(tmp_path, family):
     assert all(name in text for name in names)
 
 
-def test_each_object_has_its_own_cameras_and_known_views_their_place(tmp_path, family):
-    evaluate_quality(load(tmp_path, family), options(tmp_path, known=(2,)))
+def test_each_object_has_its_own_cameras_and_known_views_their_place(evaluated):
+    tmp_path, _ = evaluated
     folders = sorted((tmp_path / "eval" / "given_2").iterdir())
     assert [folder.name for folder in folders] == [f"000{n}-0-{n}_seed11" for n in range(3)]
     for folder, elevation in zip(folders, (10, 10, 25), strict=True):

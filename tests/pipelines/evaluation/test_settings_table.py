@@ -31,8 +31,8 @@ ROWS = {
 
 def compare(folder, family, rows):
     config = family | write_head(folder) | {"UNet": family["UNet"] | {"use_lgm_refine": True}}
-    config["sampler"] = {"type": "DDIM", "num_steps": 3}
-    orbits = {"elevations": (10.0, 20.0), "attributes": {"kind": "disc", "color": "red"}}
+    config |= {"sampler": {"type": "DDIM", "num_steps": 3}, "cameras": {"num_views": 4}}
+    orbits = {"elevations": (10.0, 20.0), "num_views": 4, "attributes": {"kind": "disc", "color": "red"}}
     network = MODEL.build({"type": "ViewClassifier", "kinds": ["disc", "square"], "colors": ["blue", "red"]})
     save_safetensors(folder / "classifier.safetensors", network.state_dict(), metadata=network.metadata())
     options = SettingsOptions(

@@ -19,6 +19,7 @@ from pipelines.reconstruction.loading import load_network_of
 from pipelines.sampling.pipeline import ViewsPipeline
 from tests.models.gaussians.test_splatting import random_gaussians
 from tests.tiny import UNET, load, run, write_config, write_family, write_head, write_image_family
+from tests.tiny_gaussians import SMALL
 from tools.random_weights import write_random_weights
 from utils.cameras import cameras_at, head_cameras, head_to_world, intrinsics, opencv_to_opengl, orbit_cameras
 from utils.config import load_config
@@ -27,11 +28,12 @@ from utils.registry import RECONSTRUCTORS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 REFINED = {**UNET, "use_lgm_refine": True}
+FEW_VIEWS = "cameras.num_views=4"  # those that the head sees
 
 
 @pytest.fixture
 def family(tmp_path):
-    return write_family(tmp_path) | write_head(tmp_path) | {"UNet": REFINED}
+    return write_family(tmp_path) | write_head(tmp_path) | {"UNet": REFINED, "assets": SMALL}
 
 
 def pipeline_of(tmp_path, family, *overrides):
@@ -120,7 +122,7 @@ def test_writes_both_results_and_gaussians(tmp_path, family):
 
 
 def test_results_agree_with_each_other(tmp_path, family):
-    pipeline = pipeline_of(tmp_path, family)
+    pipeline = pipeline_of(tmp_path, family, FEW_VIEWS)
     calls = []
     both = pipeline("a red mug", on_step=lambda: calls.append(1))
     assert len(calls) == pipeline.steps_per_call == 5 + 2  # refined at steps 2, 3 and 4
@@ -138,7 +140,8 @@ def test_results_agree_with_each_other(tmp_path, family):
 
 @pytest.mark.parametrize("guidance", ["after", "before"])
 def test_a_sample_is_the_same_alone_and_in_a_batch(tmp_path, family, guidance):
-    pipeline = pipeline_of(tmp_path, family, f"reconstruction.guidance={guidance}", "auto_encoder.posterior=sample")
+    options = (f"reconstruction.guidance={guidance}", "auto_encoder.posterior=sample", "sampler.num_steps=3")
+    pipeline = pipeline_of(tmp_path, family, FEW_VIEWS, *options)
     prompts, seeds = ["a red mug", "a blue chair"], [3, 4]
     together = pipeline(prompts, seeds=seeds)
     alone = pipeline(prompts[1], seeds=seeds[1])
@@ -161,8 +164,8 @@ def test_the_head_may_lie_in_the_generators_file(tmp_path, family):
     unet = read_weights(tmp_path / "t2v_00000007.pth", option="test").state
     both = unet | {f"{HEAD_PREFIX}{name}": value.float() for name, value in head.items()}
     save_published(tmp_path / "tuned_00000009.pth", both, 9)
-    separate = pipeline_of(tmp_path, family)("a red mug")
-    overrides = (f"test_model={tmp_path / 'tuned_00000009.pth'}", "reconstruction.pretrained=null")
+    separate = pipeline_of(tmp_path, family, FEW_VIEWS)("a red mug")
+    overrides = (f"test_model={tmp_path / 'tuned_00000009.pth'}", "reconstruction.pretrained=null", FEW_VIEWS)
     joined = pipeline_of(tmp_path, family, *overrides)("a red mug")
     assert torch.equal(joined.refined_latents_BCVHW, separate.refined_latents_BCVHW)
 
@@ -256,4 +259,4 @@ def test_no_section_no_head(tmp_path):
 def test_random_weights_come_with_a_head(tmp_path, family):
     section = {**family["reconstruction"], "pretrained": None}
     overrides = write_random_weights(load(tmp_path, family | {"reconstruction": section}), tmp_path)
-    assert pipeline_of(tmp_path, family, *overrides)("a red mug").gaussians.means_BN3.isfinite().all()
+    assert pipeline_of(tmp_path, family, FEW_VIEWS, *overrides)("a red mug").gaussians.means_BN3.isfinite().all()

@@ -28,6 +28,7 @@ STEPS_A_KILL = 2
 def config_file(folder: Path, name: str, *, num_steps: int) -> Path:
     changes = {"TASK_TYPE": "train_t2v_entrance", "use_ema": True, "cache_latents": True, "save_ckp_interval": 1}
     changes |= {"log_dir": str(folder / name), "num_steps": num_steps, "log_interval": 1, "keep_states": 3}
+    changes |= {"batch_sizes": {"3": 1}}
     return write_config(folder / f"{name}.yaml", training_config(folder, **changes))
 
 

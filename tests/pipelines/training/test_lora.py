@@ -13,6 +13,7 @@ from pipelines.parts import load_unet
 from pipelines.sampling.pipeline import ViewsPipeline
 from pipelines.training.state import latest, read_state
 from pipelines.training.trainer import train
+from tests.pipelines.training.test_resume import stopped_after
 from tests.pipelines.training.test_training import load, losses
 from tests.tiny import UNET, write_family
 from tests.tiny import load as load_family
@@ -82,9 +83,9 @@ def test_only_factors_train_and_are_saved(folder, caplog):
 
 def test_it_goes_on_bit_for_bit(folder):
     short = {"decay_mode": "constant", "use_ema": True}
-    train(lora_run(folder, **short, num_steps=4, log_dir=str(folder / "whole")))
-    for steps in (2, 4):
-        train(lora_run(folder, **short, num_steps=steps, log_dir=str(folder / "halves")))
+    train(lora_run(folder, **short, num_steps=4, save_ckp_interval=2, log_dir=str(folder / "whole")))
+    stopped_after(folder, 2, of="whole", as_="halves")
+    train(lora_run(folder, **short, num_steps=4, log_dir=str(folder / "halves")))
     one, two = (read_state(latest(folder / name / "state")) for name in ("whole", "halves"))
     torch.testing.assert_close(one.model, two.model, atol=0, rtol=0)
 

@@ -97,11 +97,9 @@ def test_one_global_batch_gives_one_gradient(folder, request):
 def test_processes_go_on_where_one_stopped(folder, request):
     """Another number of processes deals the same samples on, if the global batch has the same size."""
     files = {"vid_dataset": write_files(folder / "files"), "num_workers": 1, "decay_mode": "constant"}
-    whole = config_file(folder, "whole", **files, batch_sizes={"3": 4}, num_steps=3)
-    first = config_file(folder, "halves", **files, batch_sizes={"3": 4}, num_steps=1)
+    whole = config_file(folder, "whole", **files, batch_sizes={"3": 4}, num_steps=3, save_ckp_interval=1, keep_states=3)
     train_here(load_config(whole))
-    train_here(load_config(first))
-    state = folder / "halves" / "state"
+    state = folder / "whole" / "state" / "step_00000001"
     second = config_file(folder, "second", **files, batch_sizes={"3": 2}, num_steps=3, resume=str(state))
     if request.config.getoption("--slow"):
         output = train(*TORCHRUN, ROOT / "train_net.py", "--cfg", second, folder=folder)

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from utils.errors import DataError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 T2V = {"TASK_TYPE": "train_t2v_entrance", "decay_mode": "constant", "log_interval": 1}
+AUTOENCODER = {
+    "TASK_TYPE": "train_autoencoder_entrance", "objective": {"num_whitening": 0}, "batch_sizes": {"1": 2}
+}  # fmt: skip
 CLASSIFIER = {"TASK_TYPE": "train_classifier_entrance", "classifier": {"type": "ViewClassifier", "width": 8}}
 
 
@@ -35,6 +39,12 @@ def folder(tmp_path):
 
 def final_state(folder, name):
     return read_state(latest(folder / name / "state"))
+
+
+def stopped_after(folder, step, *, of, as_):
+    """A second log_dir that has what a training left when it was killed right after it had saved a step."""
+    state = f"state/step_{step:08d}"
+    shutil.copytree(folder / of / state, folder / as_ / state)
 
 
 def assert_same_training(folder, first, second):
@@ -54,7 +64,7 @@ def assert_same_training(folder, first, second):
         pytest.param({**T2V, "use_ema": True, "UNet.dropout": 0.1}, marks=pytest.mark.slow),
         pytest.param({**T2V, "files": True, "num_workers": 2}, marks=pytest.mark.slow),
         pytest.param({**T2V, "grad_accumulation": 2, "auto_encoder.posterior": "sample"}, marks=pytest.mark.slow),
-        {"TASK_TYPE": "train_autoencoder_entrance", "objective": {"num_whitening": 0}, "decay_mode": "constant"},
+        AUTOENCODER | {"decay_mode": "constant"},
         CLASSIFIER | {"decay_mode": "constant"},
     ],
     ids=[
@@ -73,9 +83,13 @@ def test_four_steps_are_two_and_two_more(folder, changes):
     deeper = [f"{key}={changes[key]}" for key in changes if "." in key]
     if "files" in changes:
         overrides["vid_dataset"] = write_files(folder / "files")
-    train(load(folder, *deeper, **overrides, num_steps=4, log_dir=str(folder / "whole")))
-    for steps in (2, 4):
-        train(load(folder, *deeper, **overrides, num_steps=steps, log_dir=str(folder / "halves")))
+    train(load(folder, *deeper, **overrides, num_steps=4, save_ckp_interval=2, log_dir=str(folder / "whole")))
+    halves = {**overrides, "log_dir": str(folder / "halves")}
+    if changes.get("TASK_TYPE") == "train_classifier_entrance":  # the quickest, so it also ends after two steps
+        train(load(folder, **halves, num_steps=2))
+    else:
+        stopped_after(folder, 2, of="whole", as_="halves")
+    train(load(folder, *deeper, **halves, num_steps=4))
     assert final_state(folder, "halves").step == 4
     assert_same_training(folder, "whole", "halves")
 

@@ -16,6 +16,7 @@ from pipelines.training.state import latest, read_state
 from pipelines.training.trainer import train as train_here
 from tests.pipelines.training.groups import train_in_group
 from tests.pipelines.training.test_processes import config_file
+from tests.pipelines.training.test_resume import stopped_after
 from tests.pipelines.training.test_training import load
 from tests.tiny import UNET, write_family
 from tests.tiny_orbits import write_orbits
@@ -64,9 +65,10 @@ def test_it_trains_as_the_whole_network_does_and_takes_over_from_it(folder):
     pretrain = {"type": "pretrain_specific_strategies", "grad_scale": 0.5, "resume_checkpoint": start}
     visual = {"type": "VisualTrainTextImageToVideo", "prompts": ["a red disc"], "guide_scale": 2.0}
     given = {"Pretrain": pretrain, "UNet": {**UNET, "use_checkpoint": True}}
-    one = run(folder, "one", **WHOLE, **given, num_steps=10, save_ckp_interval=9)
+    one = run(folder, "one", **WHOLE, **given, num_steps=10, save_ckp_interval=1, keep_states=3)
     # the number of samples in a step stays; so do the settings that make a run what it is
-    state = run(folder, "first", **WHOLE, **given, num_steps=8)
+    stopped_after(folder, 8, of="one", as_="first")
+    state = read_state(latest(folder / "first" / "state"))
     previewed = DIVIDED | {"visual_train": visual}
     second = run(folder, "second", **previewed, **given, num_steps=9, resume=str(folder / "first"))
     assert (state.step, second.step) == (8, 9)

@@ -18,15 +18,16 @@ import pipelines  # noqa: F401 - registers
 from models.weights import read_weights
 from pipelines.training.objectives.autoencoder import RestoreViews
 from pipelines.training.trainer import Trainer, train
+from tests.campaign import run_command
 from tests.conftest import ROOT
-from tests.tiny import write_config, write_family
+from tests.tiny import UNET, write_config, write_family
 from tests.tiny_orbits import training_config, write_orbits
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
 from utils.registry import ENGINE, MODEL
 
 TEMPORAL = "input_blocks.1.0.temopral_conv.conv4.3.weight"
-
+TWO_STEPS = {"TASK_TYPE": "train_t2v_entrance", "num_steps": 2, "use_ema": True, "ema_decay": 1.0}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,6 +42,19 @@ def load(folder, *overrides, **changes):
     return load_config(write_config(folder / "train.yaml", training_config(folder, **changes)), overrides)
 
 
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """The folder of a training of two steps, with weights, averages and previews of both, and what it said."""
+    folder = tmp_path_factory.mktemp("two_steps")
+    write_orbits(folder / "orbits")
+    visual = {"type": "VisualTrainTextImageToVideo", "prompts": ["a red disc"], "guide_scale": 2.0}
+    given = TWO_STEPS | {"save_ckp_interval": 1, "viz_interval": 1, "visual_train": visual}
+    file = write_config(folder / "train.yaml", training_config(folder, **given))
+    code, _, said = run_command("train_net", "--cfg", str(file))
+    assert code == 0, said
+    return folder, said
+
+
 def losses(caplog):
     return [float(found[1]) for found in re.finditer(r"step \d+: loss ([\d.]+)", caplog.text)]
 
@@ -48,15 +62,19 @@ def losses(caplog):
 @pytest.mark.parametrize(
     ("entrance", "stem", "changes"),
     [
-        ("train_autoencoder_entrance", "autoencoder", {"objective": {"num_whitening": 0}, "batch_sizes": {"1": 4}}),
+        (
+            "train_autoencoder_entrance",
+            "autoencoder",
+            {"objective": {"num_whitening": 0}, "batch_sizes": {"1": 2}, "num_steps": 8, "lr": 4e-3},
+        ),
         ("train_embedder_entrance", "embedder", {"num_steps": 120}),
         ("train_classifier_entrance", "classifier", {"classifier": {"type": "ViewClassifier", "width": 8}}),
-        ("train_t2v_entrance", "t2v", {"num_steps": 20, "cache_latents": True, "lr": 4e-3}),
+        ("train_t2v_entrance", "t2v", {"num_steps": 10, "cache_latents": True, "lr": 4e-3}),
     ],
 )
 def test_learns_and_leaves_weights(folder, caplog, entrance, stem, changes):
     caplog.set_level("INFO")
-    final = train(load(folder, TASK_TYPE=entrance, **changes))
+    final = train(load(folder, TASK_TYPE=entrance, log_interval=2, **changes))
     first, *_, last = losses(caplog)
     assert last < 0.8 * first
     steps = changes.get("num_steps", 20)
@@ -70,28 +88,25 @@ def test_learns_and_leaves_weights(folder, caplog, entrance, stem, changes):
     assert (folder / "run" / "config.yaml").is_file()
 
 
-def test_one_seed_gives_the_same_weights(folder):
-    short = {"TASK_TYPE": "train_t2v_entrance", "num_steps": 2}
-    files = [train(load(folder, **short, log_dir=str(folder / name))) for name in ("a", "b")]
-    first, second = (read_weights(file, option="test") for file in files)
+def test_one_seed_gives_the_same_weights(folder, two_steps):
+    """Also without previews."""
+    final = train(load(folder, **TWO_STEPS))
+    first, second = (read_weights(file, option="test") for file in (final, two_steps[0] / "run" / final.name))
     torch.testing.assert_close(first.state, second.state, atol=0, rtol=0)
 
 
-def test_trained_weights_load_into_inference(folder, caplog):
-    caplog.set_level("INFO")
-    config = write_family(folder)
-    train(load(folder, TASK_TYPE="train_t2v_entrance", num_steps=2, save_ckp_interval=1))
-    said = re.findall(r"saved step (\d): (.+), (.+)$", caplog.text, flags=re.MULTILINE)
-    assert [int(step) for step, *_ in said] == [1, 2]
-    assert all(Path(weights).is_file() and Path(state).is_dir() for _, weights, state in said)
-    checkpoint = folder / "run" / "checkpoints" / "t2v_00000002.pth"
-    again = MODEL.build(config["UNet"])
-    again.load_state_dict(read_weights(checkpoint, option="test_model").state, strict=True)
+def test_trained_weights_load_into_inference(two_steps):
+    folder, said = two_steps
+    saved = re.findall(r"saved step (\d): (.+), (.+)$", said, flags=re.MULTILINE)
+    assert [int(step) for step, *_ in saved] == [1, 2]
+    assert all(Path(weights).is_file() and Path(state).is_dir() for _, weights, state in saved)
+    for name in ("t2v_00000002.pth", "non_ema_t2v_00000002.pth"):
+        state = read_weights(folder / "run" / "checkpoints" / name, option="test_model").state
+        MODEL.build(UNET).load_state_dict(state, strict=True)
 
 
-def test_previews_are_sampled(folder):
-    visual = {"type": "VisualTrainTextImageToVideo", "prompts": ["a red disc"], "guide_scale": 2.0}
-    train(load(folder, TASK_TYPE="train_t2v_entrance", num_steps=2, viz_interval=1, visual_train=visual))
+def test_previews_are_sampled(two_steps):
+    folder, _ = two_steps
     names = {path.name for path in (folder / "run" / "previews").iterdir()}
     stems = ("a-red-disc_00000001", "a-red-disc_00000002")
     assert names == {f"{stem}{suffix}" for stem in stems for suffix in (".png", ".mp4")}
@@ -149,13 +164,13 @@ def test_decibels_take_part_in_the_loss(folder):
     assert float((plain - with_decibels).detach()) / 0.5 == pytest.approx(float(figures["psnr"]), abs=3)
 
 
-def test_the_average_is_what_is_sampled_with(folder):
-    train(load(folder, TASK_TYPE="train_t2v_entrance", num_steps=4, use_ema=True, ema_decay=1.0, save_ckp_interval=2))
+def test_the_average_is_what_is_sampled_with(two_steps):
+    folder, _ = two_steps
     files = sorted(path.name for path in (folder / "run" / "checkpoints").iterdir())
-    assert files == [f"{kind}t2v_{step:08d}.pth" for kind in ("non_ema_", "") for step in (2, 4)]
+    assert files == [f"{kind}t2v_{step:08d}.pth" for kind in ("non_ema_", "") for step in (1, 2)]
     trained, averaged, exported = (
         read_weights(folder / "run" / name, option="").state["out.2.weight"].float()
-        for name in ("checkpoints/non_ema_t2v_00000004.pth", "checkpoints/t2v_00000004.pth", "t2v.safetensors")
+        for name in ("checkpoints/non_ema_t2v_00000002.pth", "checkpoints/t2v_00000002.pth", "t2v.safetensors")
     )
     assert not torch.equal(trained, averaged)
     torch.testing.assert_close(exported, averaged.half().float(), atol=0, rtol=0)
@@ -184,6 +199,7 @@ def test_the_learning_rate_begins_anew_after_a_checkpoint(folder, monkeypatch, d
         torch.optim.AdamW, "step", lambda self, *a, **k: (rates.append(self.param_groups[0]["lr"]), step(self, *a, **k))
     )
     settings = {"num_steps": 11, "warmup_steps": 2, "lr": 1.0e-3, "decay_mode": "linear", "decay_over": decay_over}
+    settings["batch_sizes"] = {"3": 1}
     train(load(folder, TASK_TYPE="train_t2v_entrance", Pretrain=pretrain, **settings))
     total = 11 if decay_over == "num_steps" else 4
     assert rates == pytest.approx([0.5e-3, *(1e-3 * (1 - own / total) for own in (1, 2, 3))])
@@ -192,7 +208,7 @@ def test_the_learning_rate_begins_anew_after_a_checkpoint(folder, monkeypatch, d
 def test_steps_that_a_checkpoint_has_done_already_are_refused(folder):
     write_family(folder)
     pretrain = {"type": "pretrain_specific_strategies", "resume_checkpoint": str(folder / "t2v_00000007.pth")}
-    given = {"TASK_TYPE": "train_t2v_entrance", "Pretrain": pretrain}
+    given = {"TASK_TYPE": "train_t2v_entrance", "Pretrain": pretrain, "batch_sizes": {"3": 1}}
     with pytest.raises(ConfigError, match=r"num_steps=7, but .* continues from 7 of .*_00000007.pth; set") as caught:
         train(load(folder, **given, num_steps=7))
     assert "\n" not in str(caught.value)

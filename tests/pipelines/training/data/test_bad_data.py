@@ -47,7 +47,7 @@ def config(folder, section, **changes):
     return load(folder, **(given | changes))
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_broken_samples_are_skipped_and_named_once(folder, section, caplog, num_workers):
     final = train(config(folder, section, num_workers=num_workers))
     assert read_weights(final, option="test").step == 2

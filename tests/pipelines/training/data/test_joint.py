@@ -14,7 +14,7 @@ from pipelines.training.state import latest, read_state
 from pipelines.training.trainer import train as train_here
 from tests.conftest import ROOT
 from tests.pipelines.training.test_processes import config_file, gradients, train
-from tests.pipelines.training.test_resume import assert_same_training
+from tests.pipelines.training.test_resume import assert_same_training, stopped_after
 from tests.pipelines.training.test_training import load
 from tests.tiny import UNET
 from tests.tiny_images import write_list, write_shards
@@ -102,12 +102,12 @@ def test_one_process_takes_both_in_turn_and_goes_on_bit_for_bit(folder, caplog):
     caplog.set_level("INFO")
     given = JOINT | {"img_dataset": write_shards(folder / "shards"), "use_ema": True, "decay_mode": "constant"}
     given |= {"cache_latents": True, "num_workers": 1}
-    train_here(load(folder, **given, num_steps=4, log_dir=str(folder / "whole")))
+    train_here(load(folder, **given, num_steps=4, save_ckp_interval=1, keep_states=4, log_dir=str(folder / "whole")))
     figures = logged(caplog.text)
     assert [one["image_batches"] for one in figures] == [1, 0, 1, 0]
     assert [set(one) - {"loss", "image_batches"} for one in figures] == [{"loss_images"}, {"loss_orbits"}] * 2
-    for steps in (1, 4):
-        train_here(load(folder, **given, num_steps=steps, log_dir=str(folder / "halves")))
+    stopped_after(folder, 1, of="whole", as_="halves")
+    train_here(load(folder, **given, num_steps=4, log_dir=str(folder / "halves")))
     assert_same_training(folder, "whole", "halves")
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -17,9 +17,9 @@ from typing import TextIO
 import pytest
 
 from datasets.base import TrainingData
-from pipelines.training.data.reading import num_cores, read_samples
+from pipelines.training.data.reading import _leave_signals_to_training, num_cores, read_samples
 from pipelines.training.state import latest
-from tests.pipelines.training.groups import ENVIRONMENT, training
+from tests.pipelines.training.groups import training
 from tests.pipelines.training.test_processes import config_file
 from tests.tiny_orbits import write_files, write_orbits
 
@@ -79,29 +79,26 @@ def test_workers_do_not_outlive_a_training_that_is_killed(tmp_path):
         assert wait_for_end(process.pid) == []
 
 
-def test_the_training_may_still_end_a_worker(tmp_path):
+def test_the_training_may_still_end_a_worker():
     """As multiprocessing does with those that are left when the interpreter ends."""
-    program = """
-import multiprocessing, time
-from pipelines.training.data.reading import _leave_signals_to_training
-def work():
-    _leave_signals_to_training(0)
-    ready.set()
-    time.sleep(60)
-context = multiprocessing.get_context("fork")
-ready = context.Event()
-worker = context.Process(target=work)
-worker.start()
-ready.wait()
-worker.terminate()
-worker.join(10)
-print(worker.exitcode)
-worker.kill()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "0", done.stderr
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+
+    def work():
+        _leave_signals_to_training(0)
+        ready.set()
+        time.sleep(60)
+
+    worker = context.Process(target=work)
+    worker.start()
+    try:
+        assert ready.wait(60)
+        worker.terminate()
+        worker.join(10)
+        assert worker.exitcode == 0
+    finally:
+        worker.kill()
+        worker.join()
 
 
 class Empty(TrainingData):

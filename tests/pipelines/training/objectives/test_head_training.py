@@ -72,7 +72,8 @@ def config(folder, **changes):
         "cameras": {"num_views": NUM_VIEWS},
         "batch_sizes": {str(NUM_VIEWS): 2},
         "objective": {"num_output_views": 5, "lambda_lpips": 0.0},
-        "num_steps": 10,
+        "num_steps": 6,
+        "log_interval": 2,
         "lr": 4e-3,
     }
     base["vid_dataset"]["num_views"] = NUM_VIEWS
@@ -94,6 +95,14 @@ def tuning(folder, *overrides, **changes):
     given = {"TASK_TYPE": "train_t2v_entrance", "UNet": {**UNET, "use_lgm_refine": True}}
     given["test_model"] = str(folder / "t2v_00000007.pth")
     return load(folder, *overrides, **(given | changes))
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """The checkpoint of a tuning of one step."""
+    folder = make_orbits(tmp_path_factory.mktemp("tuned"))
+    train(tuning(folder, num_steps=1))
+    return folder / "run" / "checkpoints" / "head_00000001.pth"
 
 
 def test_the_head_learns_true_views(folder, caplog):
@@ -123,7 +132,7 @@ def test_tuning_teaches_the_head_and_leaves_the_generator(folder, caplog):
     first, *_, last = losses(caplog)
     assert last < 0.9 * first
     start = read_weights(folder / "t2v_00000007.pth", option="test").state
-    saved = read_weights(folder / "run" / "checkpoints" / "head_00000010.pth", option="test")
+    saved = read_weights(folder / "run" / "checkpoints" / "head_00000006.pth", option="test")
     torch.testing.assert_close(saved.state, start, atol=0, rtol=0)
     exported = read_weights(final, option="test").state
     assert set(exported) == set(saved.head)
@@ -203,14 +212,12 @@ def test_tuning_reads_files_and_compares_with_the_views_as_stored(folder):
     assert set(figures) == {"color", "mask", "psnr_unseen"}
 
 
-def test_tuning_goes_on_from_its_checkpoint(folder):
-    train(tuning(folder, num_steps=2))
-    checkpoint = folder / "run" / "checkpoints" / "head_00000002.pth"
-    cfg = tuning(folder, f"Pretrain={{type: pretrain_specific_strategies, resume_checkpoint: {checkpoint}}}")
+def test_tuning_goes_on_from_its_checkpoint(folder, tuned):
+    cfg = tuning(folder, f"Pretrain={{type: pretrain_specific_strategies, resume_checkpoint: {tuned}}}")
     task = cfg.training.build(cfg=cfg, device=torch.device("cpu"))
     trainer = Trainer(cfg, task, folder=folder / "again")
-    assert trainer.step == 2
-    expected = read_weights(checkpoint, option="test")
+    assert trainer.step == 1
+    expected = read_weights(tuned, option="test")
     torch.testing.assert_close(dict(trainer.objective.network.head.state_dict()), expected.head, atol=0, rtol=0)
     torch.testing.assert_close(dict(trainer.objective.unet.state_dict()), expected.state, atol=0, rtol=0)
 
@@ -242,13 +249,11 @@ def test_tuning_refuses(folder, monkeypatch, overrides, message):
         train(tuning(folder, *overrides))
 
 
-def test_tuning_refuses_a_missing_head(folder):
+def test_tuning_refuses_a_missing_head(folder, tuned):
     with pytest.raises(DataError, match=r"reconstruction.pretrained=.*no such file"):
         train(tuning(folder, f"reconstruction.pretrained={folder / 'none.safetensors'}"))
-    train(tuning(folder, num_steps=1))
-    tuned = folder / "run" / "checkpoints" / "head_00000001.pth"  # brings its head
     none = f"reconstruction.pretrained={folder / 'none.safetensors'}"
-    train(tuning(folder, none, f"test_model={tuned}", f"log_dir={folder / 'again'}", num_steps=1))
+    train(tuning(folder, none, f"test_model={tuned}", num_steps=1))  # brings its head
 
 
 @pytest.mark.parametrize(

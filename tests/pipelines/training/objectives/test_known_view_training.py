@@ -13,6 +13,7 @@ from pipelines.training.objectives.known_views import KnownViewOptions, give_cle
 from pipelines.training.state import latest, read_state
 from pipelines.training.trainer import train
 from tests.pipelines.training.objectives.test_image_training import folder, load, objective
+from tests.pipelines.training.test_resume import stopped_after
 from tests.pipelines.training.test_training import load as load_text
 from tests.tiny_orbits import NUM_VIEWS
 from utils.errors import ConfigError
@@ -90,11 +91,11 @@ def test_learns_from_known_views_and_goes_on_bit_for_bit(folder, caplog):
     caplog.set_level("INFO")
     known = {"objective": {"p_known": 1.0, "max_known": 2}, "decay_mode": "constant", "log_interval": 4}
     known["cache_latents"] = True
-    final = train(load(folder, num_steps=16, log_dir=str(folder / "whole"), **known))
+    final = train(load(folder, num_steps=16, save_ckp_interval=12, log_dir=str(folder / "whole"), **known))
     losses = [float(found[1]) for found in re.finditer(r"step \d+: loss ([\d.]+)", caplog.text)]
     assert losses[-1] < 0.8 * losses[0]
-    for steps in (8, 16):
-        train(load(folder, num_steps=steps, log_dir=str(folder / "parts"), **known))
+    stopped_after(folder, 12, of="whole", as_="parts")
+    train(load(folder, num_steps=16, log_dir=str(folder / "parts"), **known))
     one, two = (read_state(latest(folder / name / "state")) for name in ("whole", "parts"))
     torch.testing.assert_close(one.model, two.model, atol=0, rtol=0)
     assert final.is_file()
