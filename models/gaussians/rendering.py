@@ -72,7 +72,7 @@ def render(
     Args:
         gaussians: B scenes.
         c2w_BV44: camera to world, OpenCV axes, on any device.
-        K_33: intrinsics in pixels, pixel centres at +0.5.
+        K_33: intrinsics in pixels, pixel centres at +0.5; (3, 3), or (V, 3, 3) with one matrix per camera.
         size: height and width.
         background: grey, or RGB of shape (3,), (B, 3) or (B, V, 3).
         backend: see `pick_rasterizer`.

@@ -56,7 +56,7 @@ def project(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, *, size: tuple
 
     Args:
         c2w_BV44: camera to world, OpenCV axes.
-        K_33: intrinsics in pixels.
+        K_33: intrinsics in pixels, (3, 3) or (V, 3, 3).
         size: height and width of the images.
     """
     V = c2w_BV44.shape[1]
@@ -65,7 +65,6 @@ def project(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, *, size: tuple
     w2c_BV44 = torch.linalg.inv_ex(c2w_BV44)[0]  # `inv` would wait until the device reports success
     rotation_GV33 = w2c_BV44[scene_G, :, :3, :3]
     means_GV3 = apply(rotation_GV33, gaussians.means_BN3[scene_G, number_G][:, None]) + w2c_BV44[scene_G, :, :3, 3]
-    (fx, fy), (cx, cy) = (K_33[0, 0], K_33[1, 1]), (K_33[0, 2], K_33[1, 2])
     height, width = size
     visible_GV = means_GV3[..., 2] > NEAR
     pair_M, camera_M = visible_GV.nonzero(as_tuple=True)
@@ -74,6 +73,7 @@ def project(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, *, size: tuple
     scene_M, number_M = scene_G[pair_M], number_G[pair_M]
 
     x, y, z = means_GV3[pair_M, camera_M].unbind(-1)
+    fx, fy, cx, cy = (K_33[..., row, column].expand(V)[camera_M] for row, column in ((0, 0), (1, 1), (0, 2), (1, 2)))
     right, left = (width - cx) / fx, cx / fx
     below, above = (height - cy) / fy, cy / fy
     margin_x, margin_y = VIEW_MARGIN * width / (2 * fx), VIEW_MARGIN * height / (2 * fy)
@@ -93,6 +93,7 @@ def project(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, *, size: tuple
     # they cover would be NaN. They are left out, as in gsplat.
     drawn_M = ((determinant_M > 0) & determinant_M.isfinite()).nonzero()[:, 0]
     a, b, c, determinant_M, x, y, z = (values_M[drawn_M] for values_M in (a, b, c, determinant_M, x, y, z))
+    fx, fy, cx, cy = (values_M[drawn_M] for values_M in (fx, fy, cx, cy))
     scene_M, number_M, camera_M = scene_M[drawn_M], number_M[drawn_M], camera_M[drawn_M]
     opacities_M = gaussians.opacities_BN1[scene_M, number_M, 0]
     with torch.no_grad():
