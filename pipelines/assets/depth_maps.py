@@ -1,4 +1,4 @@
-"""Depth maps and colours of an object from all directions, rendered from its Gaussians, for its mesh.
+"""Depth maps and colours of an object from all directions, rendered from its Gaussians or its field, for its mesh.
 
 Letters: V views, H W pixels, N Gaussians.
 """
@@ -6,13 +6,14 @@ Letters: V views, H W pixels, N Gaussians.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from models.gaussians.rendering import render
+from models.gaussians.rendering import Rendering, render
 from models.gaussians.scene import OTHER_GAUSSIANS, Gaussians
 from utils.cameras import cameras_at, intrinsics, sphere_directions
 from utils.errors import DataError
@@ -34,6 +35,9 @@ FRAME = 1.05  # size of the image relative to the bounding sphere of the object
 SMALLEST_RADIUS = 1e-3
 CHUNK_PIXELS = 1 << 20  # number of pixels that are rendered at once; limits memory
 
+# Renders an object: (c2w_V44, K_33, size, background) to images with one scene.
+Draw = Callable[[Tensor, Tensor, tuple[int, int], float], Rendering]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DepthMaps:
@@ -42,8 +46,8 @@ class DepthMaps:
     Attributes:
         low_3: lower corner of the object's box.
         high_3: upper corner of the object's box.
-        c2w_V44: cameras around the centre of the box.
-        K_33: intrinsics in pixels.
+        c2w_V44: the cameras.
+        K_33: intrinsics in pixels, (3, 3) or (V, 3, 3).
         colors_V3HW: RGB of the object without background, divided by alpha; in [0, 1].
         alphas_V1HW: opacity in [0, 1].
         depths_V1HW: depth of the surface along the camera's axis; 0 where there is no surface.
@@ -56,6 +60,18 @@ class DepthMaps:
     colors_V3HW: Tensor
     alphas_V1HW: Tensor
     depths_V1HW: Tensor
+
+    @property
+    def K_V33(self) -> Tensor:
+        """Intrinsics of each view."""
+        return self.K_33.expand(len(self.c2w_V44), 3, 3)
+
+    def places(self, view: int, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        """Project coordinates in the frame of a camera to its image: (..., 2) in [-1, 1], for grid_sample."""
+        height, width = self.alphas_V1HW.shape[-2:]
+        K_33 = self.K_V33[view]
+        column, row = K_33[0, 0] * x / z + K_33[0, 2], K_33[1, 1] * y / z + K_33[1, 2]
+        return torch.stack([2 * column / width - 1, 2 * row / height - 1], dim=-1)
 
 
 def render_depth_maps(
@@ -76,23 +92,45 @@ def render_depth_maps(
     if solid.means_BN3.shape[1] < 4:
         raise DataError(f"fewer than 4 Gaussians are opaque enough to have a surface; {OTHER_GAUSSIANS}")
     low_3, high_3 = object_box(solid)
+
+    def draw(c2w_V44: Tensor, K_33: Tensor, image_size: tuple[int, int], background: float) -> Rendering:
+        return render(solid, c2w_V44[None], K_33, size=image_size, background=background, backend=rasterizer)
+
+    views = draw_depth_maps(draw, low_3, high_3, num_views=num_views, size=size, lowest_deg=lowest_deg)
+    if not bool((views.alphas_V1HW > 0.5).any()):
+        raise DataError(f"the Gaussians are too transparent to have a surface; {OTHER_GAUSSIANS}")
+    reach = REACH * float(solid.scales_BN3.amin(dim=-1).median())
+    return replace(views, depths_V1HW=(views.depths_V1HW - reach).clamp_min(0))
+
+
+@torch.no_grad()
+def draw_depth_maps(
+    draw: Draw, low_3: Tensor, high_3: Tensor, *, num_views: int, size: int, lowest_deg: float
+) -> DepthMaps:
+    """Render any object from cameras around its box, see `render_depth_maps`.
+
+    Args:
+        low_3: lower corner of the object's box.
+        high_3: upper corner of the object's box.
+    """
     middle_3, radius = (low_3 + high_3) / 2, max(float((high_3 - low_3).norm()) / 2, SMALLEST_RADIUS)
     distance = CAMERA_DISTANCE * radius
     fov_deg = 2 * math.degrees(math.asin(min(0.99, FRAME * radius / distance)))
     c2w_V44 = sphere_cameras(num_views, distance=distance, lowest_deg=lowest_deg).to(middle_3)
     c2w_V44[:, :3, 3] += middle_3
-    K_33 = intrinsics(fov_deg, size).to(middle_3)
-    chunks = c2w_V44.split(max(1, CHUNK_PIXELS // size**2))
-    with torch.no_grad():
-        drawn = [
-            render(solid, chunk[None], K_33, size=(size, size), background=0.0, backend=rasterizer) for chunk in chunks
-        ]
+    return depth_maps_at(draw, c2w_V44, intrinsics(fov_deg, size).to(middle_3), (size, size), low_3, high_3)
+
+
+@torch.no_grad()
+def depth_maps_at(
+    draw: Draw, c2w_V44: Tensor, K_33: Tensor, size: tuple[int, int], low_3: Tensor, high_3: Tensor
+) -> DepthMaps:
+    """Render an object from given cameras."""
+    cameras = c2w_V44.split(max(1, CHUNK_PIXELS // (size[0] * size[1])))
+    matrices = K_33.expand(len(c2w_V44), 3, 3).split(len(cameras[0]))
+    drawn = [draw(chunk, K_V33, size, 0.0) for chunk, K_V33 in zip(cameras, matrices, strict=True)]
     alphas_V1HW = torch.cat([chunk.alphas_BV1HW[0] for chunk in drawn])
-    if not bool((alphas_V1HW > 0.5).any()):
-        raise DataError(f"the Gaussians are too transparent to have a surface; {OTHER_GAUSSIANS}")
     colors_V3HW = torch.cat([chunk.colors_BV3HW[0] for chunk in drawn])
-    depths_V1HW = torch.cat([chunk.depths_BV1HW[0] for chunk in drawn])
-    reach = REACH * float(solid.scales_BN3.amin(dim=-1).median())
     return DepthMaps(
         low_3=low_3,
         high_3=high_3,
@@ -100,7 +138,7 @@ def render_depth_maps(
         K_33=K_33,
         colors_V3HW=(colors_V3HW / alphas_V1HW.clamp_min(1e-3)).clamp(0, 1),
         alphas_V1HW=alphas_V1HW,
-        depths_V1HW=(depths_V1HW - reach).clamp_min(0),
+        depths_V1HW=torch.cat([chunk.depths_BV1HW[0] for chunk in drawn]),
     )
 
 

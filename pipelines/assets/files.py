@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from models.gaussians.files import write_ply, write_splat
+from models.gaussians.rendering import Rendering, render
 from models.gaussians.scene import Gaussians
 from pipelines.assets import MESH_FILE, PLY_FILE, SPLAT_FILE, TURNTABLE_FILE, VIEWER_FILE
 from pipelines.assets.mesh import write_glb
@@ -67,8 +68,12 @@ def write_assets(
     def mesh(path: Path) -> dict[str, Any]:
         return write_glb(path, gaussians, options, rasterizer=rasterizer)
 
+    def draw(c2w_V44: Tensor, K_33: Tensor, size: tuple[int, int], background: float) -> Rendering:
+        return render(gaussians, c2w_V44[None], K_33, size=size, background=background, backend=rasterizer)
+
     def turntable(path: Path) -> dict[str, Any]:
-        return write_turntable(path, gaussians, options, distance=distance, fov_deg=fov_deg, rasterizer=rasterizer)
+        device = gaussians.means_BN3.device
+        return write_turntable(path, draw, options, distance=distance, fov_deg=fov_deg, device=device)
 
     def viewer(path: Path) -> dict[str, Any]:
         write_viewer(path, gaussians, c2w_44=c2w_44, fov_deg=fov_deg, background=options.background, title=title)
@@ -86,10 +91,10 @@ def write_assets(
         gaussians.check_values(name="the Gaussians")
     except DataError as err:  # otherwise each file would fail in another way, or contain invalid values
         return {name: _not_made(name, err) for name in makers}
-    return {name: _made(folder / name, make) for name, make in makers.items()}
+    return {name: made(folder / name, make) for name, make in makers.items()}
 
 
-def _made(path: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def made(path: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """Make one file; if the object has none, report the reason in one line."""
     started = time.perf_counter()
     try:

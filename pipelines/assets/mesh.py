@@ -1,4 +1,4 @@
-"""Convert the Gaussians of an object to a coloured triangle mesh in a `.glb` file.
+"""Convert the Gaussians or the surface of an object to a coloured triangle mesh in a `.glb` file.
 
 The file is y-up with the object's front along +z, as glTF requires; the world frame of the project is z-up. The colours
 already contain the light of the views. Therefore the material is marked as unlit (KHR_materials_unlit, which viewers
@@ -19,7 +19,7 @@ from PIL import Image
 from datasets.meshes.scene import Y_UP_TO_Z_UP, srgb_to_linear
 from models.gaussians.scene import Gaussians
 from pipelines.assets.depth_maps import DepthMaps, render_depth_maps
-from pipelines.assets.surface import extract_surface
+from pipelines.assets.surface import Surface, extract_surface
 from pipelines.assets.texture import bake, colors_at
 from utils.files import atomic_path
 from utils.settings.assets import AssetOptions
@@ -46,14 +46,32 @@ def write_glb(path: Path, gaussians: Gaussians, options: AssetOptions, *, raster
         lowest_deg=options.mesh_lowest_deg,
         rasterizer=rasterizer,
     )
-    surface = extract_surface(views, grid=options.grid, num_faces=options.faces)
+    return write_surface(path, extract_surface(views, grid=options.grid, num_faces=options.faces), views, options)
+
+
+def write_surface(
+    path: Path,
+    surface: Surface,
+    views: DepthMaps,
+    options: AssetOptions,
+    *,
+    pictures: DepthMaps | None = None,
+    to_world_44: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Colour a surface and write it, see `write_glb`.
+
+    Args:
+        views: renders of the object from all directions.
+        pictures: true views of the object, see `pipelines.assets.texture.colors_at`.
+        to_world_44: similarity from the frame of the surface to the world, for column vectors; None: they are one.
+    """
     closed = trimesh.Trimesh(surface.points_N3, surface.faces_F3, process=False)
     facts = describe(closed)
-    mesh = _textured(closed, views, size=options.texture) if options.texture else _colored(closed, views)
+    mesh = _textured(closed, views, pictures, options.texture) if options.texture else _colored(closed, views, pictures)
     if options.texture:
         facts["note"] = "points are duplicated at texture seams; these facts apply after merging points by position"
     mesh.metadata.update(facts)
-    mesh.apply_transform(_to_y_up())
+    mesh.apply_transform(_to_y_up() if to_world_44 is None else _to_y_up() @ to_world_44)
     with atomic_path(path) as part:
         scene = trimesh.Scene({"object": mesh})
         mark = _mark_unlit if options.unlit else None
@@ -74,8 +92,8 @@ def describe(mesh: trimesh.Trimesh) -> dict[str, Any]:
     return facts
 
 
-def _textured(mesh: trimesh.Trimesh, views: DepthMaps, *, size: int) -> trimesh.Trimesh:
-    texture = bake(mesh.vertices, mesh.faces, mesh.vertex_normals, views, size=size)
+def _textured(mesh: trimesh.Trimesh, views: DepthMaps, pictures: DepthMaps | None, size: int) -> trimesh.Trimesh:
+    texture = bake(mesh.vertices, mesh.faces, mesh.vertex_normals, views, size=size, pictures=pictures)
     material = _material(baseColorTexture=Image.fromarray(texture.image_HW3))
     return trimesh.Trimesh(
         texture.points_N3,
@@ -86,8 +104,9 @@ def _textured(mesh: trimesh.Trimesh, views: DepthMaps, *, size: int) -> trimesh.
     )
 
 
-def _colored(mesh: trimesh.Trimesh, views: DepthMaps) -> trimesh.Trimesh:
-    colors_N3 = srgb_to_linear(colors_at(mesh.vertices, mesh.vertex_normals, views))  # glTF's COLOR_0 is linear
+def _colored(mesh: trimesh.Trimesh, views: DepthMaps, pictures: DepthMaps | None) -> trimesh.Trimesh:
+    # glTF's COLOR_0 is linear
+    colors_N3 = srgb_to_linear(colors_at(mesh.vertices, mesh.vertex_normals, views, pictures=pictures))
     rgba_N4 = np.concatenate([colors_N3, np.ones_like(colors_N3[:, :1])], axis=1)
     visual = trimesh.visual.TextureVisuals(material=_material())
     visual.vertex_attributes["color"] = np.round(255 * rgba_N4).astype(np.uint8)

@@ -70,8 +70,16 @@ def extract_surface(views: DepthMaps, *, grid: int, num_faces: int) -> Surface:
     Raises:
         DataError: there is no surface.
     """
-    volume = clean(fuse(views, grid=grid))
-    return simplify(triangulate(volume), num_faces=num_faces)
+    return surface_of(fuse(views, grid=grid), num_faces=num_faces)
+
+
+def surface_of(volume: Volume, *, num_faces: int) -> Surface:
+    """Extract the surface of signed distances: closed, without floaters, with at most `num_faces` triangles.
+
+    Raises:
+        DataError: there is no surface.
+    """
+    return simplify(triangulate(clean(volume)), num_faces=num_faces)
 
 
 def fuse(views: DepthMaps, *, grid: int) -> Volume:
@@ -97,9 +105,7 @@ def _distances(views: DepthMaps, view: int, axes: list[Tensor], *, truncation: f
         (axes[0] * row[0])[:, None, None] + (axes[1] * row[1])[:, None] + (axes[2] * row[2] + row[3])
         for row in w2c_44[:3]
     )
-    size = views.alphas_V1HW.shape[-1]
-    scale = 2 * views.K_33[0, 0] / size  # pixels to [-1, 1] for grid_sample; the principal point is the image centre
-    places = torch.stack([scale * x / z, scale * y / z], dim=-1).flatten(0, 1)[None]
+    places = views.places(view, x, y, z).flatten(0, 1)[None]
     alpha, depth = close_gaps(views.alphas_V1HW[view], views.depths_V1HW[view], step=truncation / 2)
     sampled = functional.grid_sample(torch.cat([alpha, alpha * depth])[None], places, align_corners=False)
     alpha_XYZ, depth_XYZ = sampled[0].unflatten(1, z.shape[:2])
@@ -134,7 +140,7 @@ def clean(volume: Volume) -> Volume:
     values_XYZ = ndimage.gaussian_filter(volume.values_XYZ, SMOOTHING, mode="nearest")
     parts_XYZ, num_parts = ndimage.label(values_XYZ < 0)
     if num_parts == 0:
-        raise DataError(f"the Gaussians have no closed surface; {OTHER_GAUSSIANS}")
+        raise DataError(f"the object has no closed surface; {OTHER_GAUSSIANS}")
     sizes = np.bincount(parts_XYZ.ravel())
     sizes[0] = 0
     kept_XYZ = (sizes >= SMALL_PART * sizes.max())[parts_XYZ]

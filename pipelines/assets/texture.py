@@ -23,6 +23,7 @@ SHARPNESS = 6
 HIDDEN_BEHIND = 0.03  # fraction of the object's longest side; a point further behind a view's depth is hidden
 COVERED = 0.9  # pixels with a lower opacity belong to an edge and have mixed colours
 LEAST_WEIGHT = 1e-4  # with a lower sum of weights, no view sees the point
+RENDER_WEIGHT = 0.02  # of renders beside true views, which are sharper
 PADDING = 2  # number of texels between charts
 
 
@@ -46,12 +47,20 @@ class Texture:
 
 
 def bake(
-    points_N3: np.ndarray, faces_F3: np.ndarray, normals_N3: np.ndarray, views: DepthMaps, *, size: int
+    points_N3: np.ndarray,
+    faces_F3: np.ndarray,
+    normals_N3: np.ndarray,
+    views: DepthMaps,
+    *,
+    size: int,
+    pictures: DepthMaps | None = None,
 ) -> Texture:
     """Unwrap a mesh and compute its texture from the views.
 
     Args:
         normals_N3: unit normals of the points.
+        views: renders from all directions.
+        pictures: see `colors_at`.
         size: height and width of the texture in pixels.
 
     Raises:
@@ -66,7 +75,9 @@ def bake(
     image_HW3 = np.zeros((size, size, 3), dtype=np.uint8)
     painted_HW = np.zeros((size, size), dtype=bool)
     columns, rows = texels_T2[:, 0], size - 1 - texels_T2[:, 1]
-    image_HW3[rows, columns] = np.round(255 * colors_at(places_T3, facing_T3, views)).astype(np.uint8)
+    image_HW3[rows, columns] = np.round(255 * colors_at(places_T3, facing_T3, views, pictures=pictures)).astype(
+        np.uint8
+    )
     painted_HW[rows, columns] = True
     nearest = ndimage.distance_transform_edt(~painted_HW, return_distances=False, return_indices=True)
     return Texture(
@@ -118,23 +129,30 @@ def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
 
 
-def colors_at(places_T3: np.ndarray, normals_T3: np.ndarray, views: DepthMaps) -> np.ndarray:
+def colors_at(
+    places_T3: np.ndarray, normals_T3: np.ndarray, views: DepthMaps, *, pictures: DepthMaps | None = None
+) -> np.ndarray:
     """Return the colours of surface points: a mean over the views that see them, with more weight for frontal views.
 
     A point that no view sees gets the colour of the nearest visible point.
+
+    Args:
+        views: renders from all directions.
+        pictures: true views, whose colours are used where they see the surface; renders fill the rest, with a smooth
+            transition.
 
     Returns:
         (T, 3) sRGB in [0, 1].
     """
     places = torch.tensor(places_T3).to(views.c2w_V44)
     normals = functional.normalize(torch.tensor(normals_T3).to(views.c2w_V44), dim=-1)
-    total_T3, weights_T = torch.zeros_like(places), torch.zeros_like(places[:, 0])
-    for view in range(len(views.c2w_V44)):
-        weight_T, color_T3 = _seen(places, normals, views, view)
-        total_T3 += weight_T[:, None] * color_T3
-        weights_T += weight_T
-    colors_T3 = (total_T3 / weights_T.clamp_min(LEAST_WEIGHT)[:, None]).cpu().numpy()
-    seen_T = (weights_T > LEAST_WEIGHT).cpu().numpy()
+    total_T3, weights_T = _summed(places, normals, views)
+    if pictures is not None:
+        total_T3, weights_T = total_T3 * RENDER_WEIGHT, weights_T * RENDER_WEIGHT
+        for values, more in zip((total_T3, weights_T), _summed(places, normals, pictures), strict=True):
+            values += more
+    colors_T3 = (total_T3 / weights_T.clamp_min(LEAST_WEIGHT * RENDER_WEIGHT)[:, None]).cpu().numpy()
+    seen_T = (weights_T > LEAST_WEIGHT * RENDER_WEIGHT).cpu().numpy()
     if not seen_T.any():
         raise DataError("no camera sees the mesh's surface; increase assets.mesh_views")
     if not seen_T.all():
@@ -143,14 +161,23 @@ def colors_at(places_T3: np.ndarray, normals_T3: np.ndarray, views: DepthMaps) -
     return colors_T3.clip(0, 1)
 
 
+def _summed(places_T3: Tensor, normals_T3: Tensor, views: DepthMaps) -> tuple[Tensor, Tensor]:
+    """Return the sum of the weighted colours of all views at each point, and the sum of the weights."""
+    total_T3, weights_T = torch.zeros_like(places_T3), torch.zeros_like(places_T3[:, 0])
+    for view in range(len(views.c2w_V44)):
+        weight_T, color_T3 = _seen(places_T3, normals_T3, views, view)
+        total_T3 += weight_T[:, None] * color_T3
+        weights_T += weight_T
+    return total_T3, weights_T
+
+
 def _seen(places_T3: Tensor, normals_T3: Tensor, views: DepthMaps, view: int) -> tuple[Tensor, Tensor]:
     """Return the weight and the colour of one view at each point."""
     c2w_44 = views.c2w_V44[view]
     w2c_44 = torch.linalg.inv(c2w_44)
     camera_T3 = places_T3 @ w2c_44[:3, :3].T + w2c_44[:3, 3]
     z_T = camera_T3[:, 2]
-    size = views.alphas_V1HW.shape[-1]
-    at_T2 = 2 * views.K_33[0, 0] / size * camera_T3[:, :2] / z_T[:, None]
+    at_T2 = views.places(view, *camera_T3.unbind(-1))
     alpha, depth = views.alphas_V1HW[view], views.depths_V1HW[view]
     # Use the minimum over neighbouring pixels, so that a point does not get the colour of an object in front of it.
     neighbours = torch.cat([alpha, torch.where(alpha > 0.5, depth, torch.inf)])

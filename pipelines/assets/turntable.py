@@ -1,18 +1,16 @@
-"""A video of Gaussians during one turn of the camera.
+"""A video of an object during one turn of the camera.
 
 Letters: V frames.
 """
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from models.gaussians.rendering import render
-from models.gaussians.scene import Gaussians
+from pipelines.assets.depth_maps import Draw
 from utils.cameras import intrinsics, orbit_cameras
 from utils.images import save_video
 from utils.settings.assets import AssetOptions
@@ -21,20 +19,15 @@ CHUNK_PIXELS = 1 << 20  # number of pixels that are rendered at once; limits mem
 
 
 def write_turntable(
-    path: Path,
-    gaussians: Gaussians,
-    options: AssetOptions,
-    *,
-    distance: float,
-    fov_deg: float,
-    rasterizer: str = "auto",
+    path: Path, draw: Draw, options: AssetOptions, *, distance: float, fov_deg: float, device: torch.device
 ) -> dict[str, Any]:
-    """Write one turn around one scene as `.mp4`, completely or not at all.
+    """Write one turn around an object as `.mp4`, completely or not at all.
 
     Args:
+        draw: renders the object, in the world frame of utils.cameras.
         distance: distance of the camera to the origin, if the options do not set it.
         fov_deg: field of view of the square frames.
-        rasterizer: see models.gaussians.rendering.
+        device: device of the cameras.
 
     Returns:
         Facts about the file: frames, size, elevation.
@@ -45,12 +38,11 @@ def write_turntable(
         elevation_deg=options.turntable_elevation_deg,
         radius=options.turntable_distance or distance,
     )
-    K_33 = intrinsics(fov_deg, size)
-    draw = functools.partial(render, size=(size, size), background=options.background, backend=rasterizer)
+    K_33 = intrinsics(fov_deg, size).to(device)
     with torch.no_grad():
         frames = [
-            draw(gaussians, chunk[None], K_33).colors_BV3HW[0].cpu()
-            for chunk in c2w_V44.split(max(1, CHUNK_PIXELS // size**2))
+            draw(chunk, K_33, (size, size), options.background).colors_BV3HW[0].cpu()
+            for chunk in c2w_V44.to(device).split(max(1, CHUNK_PIXELS // size**2))
         ]
     save_video(path, torch.cat(frames), fps=options.turntable_fps)
     return {"frames": len(c2w_V44), "size": size, "elevation_deg": options.turntable_elevation_deg}

@@ -99,7 +99,11 @@ def test_the_turntable_shows_the_gaussians_at_any_elevation(tmp_path, elevation_
     options = dataclasses.replace(
         SMALL_OPTIONS, turntable_elevation_deg=elevation_deg, turntable_size=64, background=0.5, turntable_distance=1.5
     )
-    write_turntable(tmp_path / "turn.mp4", ball(), options, distance=2.0, fov_deg=39.6)
+
+    def draw(c2w_V44, K_33, size, background):
+        return render(ball(), c2w_V44[None], K_33, size=size, background=background)
+
+    write_turntable(tmp_path / "turn.mp4", draw, options, distance=2.0, fov_deg=39.6, device=torch.device("cpu"))
     frames = imageio.v3.imread(tmp_path / "turn.mp4", plugin="FFMPEG").astype(np.float64) / 255
     assert frames.shape == (4, 64, 64, 3)
     c2w = orbit_cameras(num_views=4, elevation_deg=elevation_deg, radius=1.5)
