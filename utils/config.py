@@ -266,6 +266,18 @@ def _tell_left_behind(below: dict[str, Any], above: dict[str, Any]) -> None:
             )
 
 
+def override_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the values of `key=value` arguments, nested by the dots of their keys.
+
+    Raises:
+        ConfigError: an argument is not of this form, or a key comes twice.
+    """
+    tree = _parse_overrides(overrides)
+    if tree.faults:
+        raise ConfigError(_one_line(tree.faults))
+    return tree.values
+
+
 def _parse_overrides(overrides: Sequence[str]) -> Tree:
     tree = Tree()
     waiting = list(overrides)

@@ -81,7 +81,7 @@ def read_views(
             the value and the remedy.
         ConfigError: an option is out of range.
     """
-    _background(background)  # a wrong option is found before files are read
+    background_color(background)  # a wrong option is found before files are read
     cameras = read_cameras(folder, num_views=num_views, up=up, convention=convention)
     return load_views(cameras, background=background)
 
@@ -92,7 +92,7 @@ def load_views(cameras: FolderCameras, *, background: float | Sequence[float] | 
     Raises:
         DataError: a picture cannot be used, masks and cameras do not fit, or the scene is too far from the origin.
     """
-    background_3 = _background(background)
+    background_3 = background_color(background)
     centers_V3 = cameras.c2w_V44[:, :3, 3]
     reach, farthest = float(torch.cdist(centers_V3, centers_V3).max()), float(centers_V3.norm(dim=1).max())
     if farthest > FARTHEST * reach:
@@ -275,7 +275,7 @@ def _turned_up(c2w_V44: Tensor, file: CameraFile, *, up: str | None) -> Tensor:
     return turned_V44
 
 
-def _background(background: float | Sequence[float] | None) -> np.ndarray | None:
+def background_color(background: float | Sequence[float] | None) -> np.ndarray | None:
     if background is None:
         return None
     color = np.asarray(background, dtype=np.float32)
