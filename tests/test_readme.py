@@ -24,7 +24,7 @@ from pipelines.benchmark.runner import plan
 from pipelines.parts import check_fit
 from tests.conftest import ROOT
 from tests.reference_cases import REFERENCE
-from tools import convert_cameras
+from tools import convert_cameras, reconstruct
 from utils import registry
 from utils.config import load_config
 from utils.registry import ENGINE, INFER_ENGINE, Section
@@ -171,6 +171,13 @@ def test_a_data_command_is_accepted(line):
 @pytest.mark.parametrize("line", commands("tools/convert_cameras.py"))
 def test_a_conversion_command_is_accepted(line):
     assert convert_cameras.parse_args(arguments(line)).to in line
+
+
+@pytest.mark.parametrize("line", commands("tools/reconstruct.py"))
+def test_a_reconstruction_command_is_accepted(line):
+    section, folders = reconstruct.sections_and_folders(reconstruct.parse_args(arguments(line)))
+    assert section.type in line
+    assert folders
 
 
 def test_a_wrong_command_would_be_noticed(started, monkeypatch):
