@@ -239,6 +239,23 @@ def test_packed_zoo_goes_on_where_it_stopped(tmp_path):
     assert [file.read_bytes() for file in files] == content
 
 
+def test_random_shapes_are_made_as_the_zoo_is(tmp_path):
+    assert zoo(tmp_path / "plain", "--no-nd", "--shapes") == 0
+    assert zoo(tmp_path / "packed", "--packed", "--shapes", "--shard", "3") == 0
+    captions = json.loads((tmp_path / "plain/captions.json").read_text())
+    packed = DATASETS.build({"type": "PackedOrbits", "data_dir_list": [str(tmp_path / "packed")], "num_views": 3})
+    assert packed.captions == list(captions.values())
+    assert [one["seed"] for one in packed.attributes] == [0, 1, 2, 3, 4]
+    before = (tmp_path / "packed/orbits_00001.safetensors").read_bytes()
+    (tmp_path / "packed/orbits_00001.safetensors").unlink()
+    assert zoo(tmp_path / "packed", "--packed", "--shapes", "--shard", "3") == 0
+    assert (tmp_path / "packed/orbits_00001.safetensors").read_bytes() == before
+    with pytest.raises(DataError, match=r"shapes=None \(was 1\)"):
+        zoo(tmp_path / "plain", "--no-nd")
+    with pytest.raises(ConfigError, match="leave out one of them"):
+        zoo(tmp_path / "other", "--shapes", "--kinds", "mug")
+
+
 def test_zoo_options_are_checked(tmp_path):
     for option, value in (("--kinds", "unicorn"), ("--elevation", "95"), ("--num", "0")):
         with pytest.raises(ConfigError, match=option):
