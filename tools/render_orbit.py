@@ -11,7 +11,7 @@ line. Textures are read below the folder that is given here, or below the folder
         --elevation 0 40 --packed --out workspace/objects_packed
 
 writes a few large files (see datasets/README.md), which the mini models train on. A list has one line of JSON for each
-mesh, with `file` (the end of the mesh's path), `caption` and any other attributes.
+mesh, with `file` (the end of the mesh's path), `caption` (or several `captions`) and any other attributes.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from utils.cameras import orbit_cameras
 from utils.errors import ConfigError, DataError, first_line
 from utils.files import writable_folder, write_json
 from utils.jobs import run_jobs
+from utils.prompts import wordings_of
 from utils.script import run_script
 
 FLAT = 1e-3  # thickness, relative to the longest side, of what cannot be seen from its edge
@@ -161,13 +162,18 @@ def render_shard(
                 c2w_NV44=np.stack([c2w_V44 for _, c2w_V44 in made.values()]),
                 fov_deg=options.fov,
                 object_ids=[f"{options.dictionary}/{name}" for name in made],
-                captions=[str(known.get(name, {}).get("caption", "")) for name in made],
+                captions=[captions_in(known.get(name, {})) for name in made],
                 attributes=[known.get(name, {}) for name in made],
             ),
         )
         write_json(shard_record(path), sources)
     errors = [row["error"] for row in sources.values() if row["error"] is not None]
     return errors, [viewed.note for viewed, _ in made.values() if viewed.note]
+
+
+def captions_in(row: dict[str, Any]) -> str | list[str]:
+    """The captions in a line of a list: all `captions`, or its only `caption`."""
+    return list(wordings_of(row.get("captions"))) or str(row.get("caption", ""))
 
 
 def shard_record(path: Path) -> Path:

@@ -30,7 +30,7 @@ NAMES = (
 )  # fmt: skip
 # Hue in degrees at which a name begins, for colours with a clear hue.
 HUES = (
-    (0, "pink"), (12, "red"), (42, "orange"), (80, "yellow"), (115, "green"), (178, "cyan"), (222, "blue"),
+    (0, "pink"), (12, "red"), (38, "orange"), (80, "yellow"), (115, "green"), (178, "cyan"), (222, "blue"),
     (287, "purple"), (325, "pink"),
 )  # fmt: skip
 GREY_CHROMA = 0.022  # below it a colour is black, grey or white
@@ -69,19 +69,28 @@ def name_indices(lab: np.ndarray) -> np.ndarray:
 
     warm, light = (hue >= 28) & (hue < 100), lightness > 0.82
     put("pink", (hue >= 5) & (hue < 40) & (lightness > 0.7) & (chroma < 0.16))
+    put("purple", (hue >= 325) & (lightness < 0.5))
+    put("red", (hue < 12) & (lightness < 0.5))
     put("pink", (hue < 28) & (lightness > 0.6) & (chroma < 0.07))
-    put("brown", (hue >= 28) & (hue < 58) & (lightness < 0.62) & (chroma < 0.145))
+    put("brown", (hue >= 28) & (hue < 58) & (lightness < 0.62) & (chroma < np.where(lightness < 0.57, 0.145, 0.12)))
     put("brown", (hue >= 58) & (hue < 90) & (lightness < 0.62))
     put("brown", (hue >= 50) & (hue < 72) & (lightness < 0.7) & (chroma < 0.13))
     put("green", (hue >= 90) & (hue < 115) & (lightness < 0.72))  # olive
     put("gold", (hue >= 74) & (hue < 100) & (lightness >= 0.62) & (lightness < 0.8) & (chroma > 0.1))
-    put("beige", warm & (lightness >= 0.62) & (chroma < 0.1))
-    put("beige", (hue >= 70) & (hue < 112) & (lightness > 0.88) & (chroma < 0.065))
-    grey = chroma < np.where(warm, GREY_CHROMA, GREY_CHROMA + np.where(lightness < 0.5, 0.018, 0.01))
+    tan = warm & (lightness >= 0.62) & (chroma < 0.1)
+    put("beige", tan)
+    put("brown", tan & (lightness < 0.58 + chroma))
+    put("beige", (hue >= 70) & (hue < 114) & (lightness > 0.76) & (chroma < 0.075))
+    # dark blue-green, such as slate, is called grey up to a higher chroma
+    cool, slate = GREY_CHROMA + 0.01, GREY_CHROMA + np.where(lightness < 0.5, 0.018, 0.01)
+    slaty = (hue >= 160) & (hue < 255)
+    grey = chroma < np.where(warm | (lightness < 0.5), GREY_CHROMA + 0.003, cool)
+    grey |= slaty & (chroma < slate)
     put("grey", grey)
     put("white", grey & light)
-    put("white", (chroma < 0.028) & (lightness > 0.92))
-    put("black", (grey & (lightness < 0.33)) | (lightness < 0.2) | ((chroma < PALE_CHROMA) & (lightness < 0.27)))
+    put("white", (chroma < np.where(warm, 0.028, 0.04)) & (lightness > 0.9))
+    put("black", (grey & (lightness < 0.33)) | (lightness < 0.18))
+    put("black", (lightness < 0.27) & (chroma < np.where(warm, 0.03, PALE_CHROMA)))
     return found
 
 
