@@ -59,7 +59,7 @@ def describe(
     files = Companions(file.path, file.root)
     try:
         mesh = normalise(read_mesh(files, up=options.up))
-        look = look_of(mesh)
+        look, material = look_of(mesh), material_word(files)
     except (DataError, OSError):
         raise
     except Exception as err:  # a mesh that nobody thought of must not end the batch
@@ -67,7 +67,6 @@ def describe(
     if look is None:
         raise DataError(f"{file.path}: nothing of it is seen; repair the mesh and export it again")
     noun = str(row.get("caption") or "") or caption_of_file(file.path.stem) or "an object"
-    material = material_word(files)
     captions = captions_of(noun, look, material=material, most=options.num)
     line = {"file": file.path.relative_to(file.root).as_posix()} | row
     line |= {"caption": captions[0], "captions": captions, "colors": look.shares, "material": material}

@@ -22,7 +22,13 @@ if not __package__:
 
 import numpy as np
 
-from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings
+from datasets.meshes.render_options import (
+    add_camera_options,
+    check_camera_options,
+    hold_settings,
+    light_of,
+    light_settings,
+)
 from datasets.meshes.renderer import Rendering, render_views
 from datasets.orbits.layout import is_complete, write_orbit
 from datasets.orbits.packed import PackedShard, shard_file, write_shard
@@ -85,6 +91,7 @@ def render_object(
         size=options.size,
         samples=options.samples,
         normal_depth=not (options.no_nd or options.packed),
+        light=light_of(object_id(number), options),
     )
     return drawn, views
 
@@ -175,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     writable_folder(options.out, option="out")
     # the last packed file depends on --num; in the other layout, objects may be added later
     held = (*HELD, "num") if options.packed else HELD
-    settings = {name: getattr(options, name) for name in held}
+    settings = {name: getattr(options, name) for name in held} | light_settings(options)
     # None, not False, because folders of earlier versions do not have it
     hold_settings(options.out, settings | {"shapes": VERSION if options.shapes else None})
     if options.packed:

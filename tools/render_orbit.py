@@ -38,7 +38,13 @@ from datasets.meshes.companions import Companions
 from datasets.meshes.listing import MeshFile, collect_meshes, read_list
 from datasets.meshes.loading import read_mesh
 from datasets.meshes.records import SOURCE_FILE, is_current, same_source, source_record
-from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings
+from datasets.meshes.render_options import (
+    add_camera_options,
+    check_camera_options,
+    hold_settings,
+    light_of,
+    light_settings,
+)
 from datasets.meshes.renderer import Rendering, render_views
 from datasets.meshes.scene import RenderMesh, normalise
 from datasets.orbits.layout import is_complete, view_file, write_orbit
@@ -84,7 +90,13 @@ def view_mesh(files: Companions, c2w_V44: np.ndarray, options: argparse.Namespac
         except DataError as err:
             raise DataError(f"{files.path}: {err}; repair the mesh and export it again") from err
         views = render_views(
-            mesh, c2w_V44, fov_deg=options.fov, size=options.size, samples=options.samples, normal_depth=normal_depth
+            mesh,
+            c2w_V44,
+            fov_deg=options.fov,
+            size=options.size,
+            samples=options.samples,
+            normal_depth=normal_depth,
+            light=light_of(files.path.stem, options),
         )
         notes = [*files.notes, *empty_views(files.path, mesh, views.rgba_VHW4, c2w_V44)]
     except (DataError, OSError):
@@ -219,7 +231,7 @@ def held_settings(options: argparse.Namespace) -> dict[str, Any]:
     settings = {name: getattr(options, name) for name in HELD}
     drawn = [name for name in RANGES if len(settings[name]) > 1]
     fixed = {name: settings[name][0] for name in RANGES if name not in drawn}
-    return settings | fixed | ({"seed": options.seed} if drawn else {})
+    return settings | fixed | ({"seed": options.seed} if drawn else {}) | light_settings(options)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -233,7 +245,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--azimuth", type=float, nargs="+", default=[0.0], help="degrees of view 0; two give a range (default 0)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed for values from the ranges (default 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed for values from the ranges, and for varied light (default 0)"
+    )
     parser.add_argument(
         "--up", choices=("auto", "y", "z"), default="auto", help="up axis of the files; auto: z for .stl, else y"
     )

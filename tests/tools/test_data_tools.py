@@ -239,6 +239,26 @@ def test_packed_zoo_goes_on_where_it_stopped(tmp_path):
     assert [file.read_bytes() for file in files] == content
 
 
+def test_varied_light_depends_on_object_and_seed(meshes, tmp_path):
+    def pictures(name, *more):
+        assert render(meshes, tmp_path / name, "--no-nd", *more) == 0
+        return [read_rgba(view_file(tmp_path / name / "meshes" / mesh, 0)) for mesh in ("ball", "brick")]
+
+    fixed, varied = pictures("fixed"), pictures("varied", "--light", "varied")
+    again, other = pictures("again", "--light", "varied"), pictures("other", "--light", "varied", "--seed", "1")
+    for one, two, three, four in zip(fixed, varied, again, other, strict=True):
+        np.testing.assert_array_equal(one[..., 3], two[..., 3])
+        np.testing.assert_array_equal(two, three)
+        assert not np.array_equal(one, two)
+        assert not np.array_equal(two, four)
+    with pytest.raises(DataError, match="light=None"):
+        render(meshes, tmp_path / "varied", "--no-nd")
+    # a folder of an earlier version goes on with fixed light
+    settings = tmp_path / "fixed" / "render_settings.json"
+    settings.write_text(json.dumps({k: v for k, v in json.loads(settings.read_text()).items() if k != "light"}))
+    assert render(meshes, tmp_path / "fixed", "--no-nd") == 0
+
+
 def test_random_shapes_are_made_as_the_zoo_is(tmp_path):
     assert zoo(tmp_path / "plain", "--no-nd", "--shapes") == 0
     assert zoo(tmp_path / "packed", "--packed", "--shapes", "--shard", "3") == 0
