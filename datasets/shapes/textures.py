@@ -181,7 +181,7 @@ def draw_texture(
             other_HW1 = list(PATTERNS.values())[rng.integers(len(PATTERNS))](rng)[..., None]
             linear_HW3 = linear_HW3 + (third - second) * mask_HW1 * other_HW1
     elif kind == FIELD:  # as in a blurred photograph
-        scale = [rng.uniform(0.08, 0.16), *rng.uniform(0.01, 0.05, 2)]
+        scale = [rng.uniform(0.08, 0.16), *rng.uniform(0.008, 0.03, 2)]
         fields = [noise(rng, slope=rng.uniform(1.3, 2.0)) * deviation for deviation in scale]
         linear_HW3 = linear_from_oklab(chosen_33[0] + np.stack(fields, axis=-1))
     # fine detail, and always some on a pierced surface

@@ -82,28 +82,28 @@ def test_a_texture_is_described_without_being_made():
 
 
 def test_one_seed_gives_one_shape():
-    first, second = sample_shape(7), sample_shape(7)
+    first, second = sample_shape(0), sample_shape(0)
     np.testing.assert_array_equal(first.mesh.points_F33, second.mesh.points_F33)
     for one, other in zip(first.mesh.textures, second.mesh.textures, strict=True):
         np.testing.assert_array_equal(one.pixels_HWC, other.pixels_HWC)
-    assert sample_shape(7, with_mesh=False).attributes() == first.attributes()
-    assert sample_shape(7, with_mesh=False).caption == first.caption
-    assert sample_shape(7, "held_out").forms != first.forms
+    assert sample_shape(0, with_mesh=False).attributes() == first.attributes()
+    assert sample_shape(0, with_mesh=False).caption == first.caption
+    assert sample_shape(0, "held_out", with_mesh=False).forms != first.forms
     np.testing.assert_array_equal(redraw_shape(first.attributes()).mesh.points_F33, first.mesh.points_F33)
     with pytest.raises(DataError, match="make the folder again"):
         redraw_shape(first.attributes() | {"version": 0})
     with pytest.raises(ConfigError, match="split must be one of train, held_out"):
-        sample_shape(7, "test")
+        sample_shape(0, "test")
 
 
 def test_parts_touch_each_other_and_lie_in_the_picture():
-    for seed in range(8):
+    for seed in (2, 6, 15):
         mesh = sample_shape(seed).mesh
         points_N3 = mesh.points_F33.reshape(-1, 3)
         assert np.isfinite(points_N3).all()
         assert np.isfinite(mesh.normals_F33).all()
         assert np.linalg.norm(points_N3, axis=1).max() <= MAX_RADIUS + 1e-5
-        groups = [points_N3[np.repeat(mesh.texture_F == number, 3)] for number in range(len(mesh.textures))]
+        groups = [points_N3[np.repeat(mesh.texture_F == number, 3)][::5] for number in range(len(mesh.textures))]
         joined, rest = groups[:1], groups[1:]
         while rest:  # the vertices of a surface lie up to 0.1 apart
             near = [k for k, one in enumerate(rest) if cKDTree(np.concatenate(joined)).query(one)[0].min() < 0.1]
@@ -112,7 +112,8 @@ def test_parts_touch_each_other_and_lie_in_the_picture():
 
 
 def test_mirrored_shapes_are_symmetric():
-    shape = next(one for one in map(sample_shape, range(40)) if "symmetric" in one.caption)
+    drawn = (sample_shape(seed, with_mesh=False) for seed in range(40))
+    shape = sample_shape(next(one.seed for one in drawn if "symmetric" in one.caption))
     points_N3 = np.unique(np.round(shape.mesh.points_F33.reshape(-1, 3), 4), axis=0)
     assert cKDTree(points_N3).query(points_N3 * [1, -1, 1])[0].max() < 1e-3
 

@@ -51,20 +51,20 @@ def test_a_data_set_has_all_captions_and_shows_the_first(several):
 
 
 def test_files_and_packed_orbits_draw_the_same_captions(several):
-    ids = [batch.token_ids_BL for batch in drawn(objective(several, cache_latents=False), 4)]
+    ids = [batch.token_ids_BL for batch in drawn(objective(several, cache_latents=False), 2)]
     files = write_files(several / "files") | {"caption_suffix": ""}
     packed = load(several).vid_dataset.build()
     write_json(several / "files/captions.json", {name: packed.wordings(n) for n, name in enumerate(packed.object_ids)})
-    of_files = drawn(objective(several, cache_latents=False, num_workers=0, vid_dataset=files), 4)
+    of_files = drawn(objective(several, cache_latents=False, num_workers=0, vid_dataset=files), 2)
     for one, other in zip(ids, of_files, strict=True):
         assert torch.equal(one, other.token_ids_BL)
 
 
 def test_the_cache_gives_the_words_of_the_caption_that_is_drawn(several):
-    plain = drawn(objective(several, cache_latents=False), 6)
+    plain = drawn(objective(several, cache_latents=False), 3)
     for gigabytes in (0, 1):
         task = objective(several, cache_memory_gb=gigabytes)
-        cached = drawn(task, 6)
+        cached = drawn(task, 3)
         for one, other in zip(plain, cached, strict=True):
             assert torch.equal(one.token_ids_BL, other.token_ids_BL)
             words = task.embedder.embed_tokens(one.token_ids_BL)[1]
@@ -74,8 +74,8 @@ def test_the_cache_gives_the_words_of_the_caption_that_is_drawn(several):
 
 def test_another_caption_makes_the_cache_anew(several, caplog):
     caplog.set_level("INFO")
-    objective(several).data.cached_latents()
     task = objective(several)
+    task.data.cached_latents()
     task.dataset._wordings[4] = (task.dataset.captions[4], "another one")
     task.data.cached_latents()
     assert "(index changed)" in caplog.text
