@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 SHARD_SIZE = 128  # samples per shard
 BEGUN = "begun.json"  # the fingerprint of an incomplete cache
 WORDS = "words"  # the tensor with a row for each caption; all others have one for each sample
-LAYOUT = 4  # increase it when the content of shards changes
+LAYOUT = 3  # increase it when the content of shards changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,8 +228,10 @@ def _write_shard(file: Path, chunks: list[EncodedChunk]) -> None:
             joined[name] = torch.cat([part.cpu() for part in parts]).to(
                 torch.float32 if name == "c2w" else torch.float16
             )
-    samples = [sample for chunk in chunks for sample in zip(chunk.object_ids, chunk.captions, strict=True)]
-    caption_of = [number for number, (_, captions) in enumerate(samples) for _ in captions]
+    named = [sample for chunk in chunks for sample in zip(chunk.object_ids, chunk.captions, strict=True)]
+    # A single caption is written as in earlier versions, whose caches remain valid.
+    samples = [(object_id, list(captions) if len(captions) > 1 else captions[0]) for object_id, captions in named]
+    caption_of = [number for number, (_, captions) in enumerate(named) for _ in captions]
     for name, values in joined.items():
         bad = (~values.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
         if bad:
@@ -238,9 +240,13 @@ def _write_shard(file: Path, chunks: list[EncodedChunk]) -> None:
                 f"cache_dir={file.parent}: the {name} of object {samples[sample][0]} is not finite (NaN or infinite); "
                 "check its views and the weights of the encoders"
             )
-    others = {name: value for name, value in joined.items() if name != WORDS}
-    header = {"samples": json.dumps(samples), "checksums": json.dumps(row_checksums(others))}
-    header["word_checksums"] = json.dumps(row_checksums({WORDS: joined[WORDS]}))
+    header = {"samples": json.dumps(samples)}
+    if len(caption_of) > len(samples):
+        others = {name: value for name, value in joined.items() if name != WORDS}
+        header["checksums"] = json.dumps(row_checksums(others))
+        header["word_checksums"] = json.dumps(row_checksums({WORDS: joined[WORDS]}))
+    else:
+        header["checksums"] = json.dumps(row_checksums(joined))
     with _writing(file.parent), atomic_path(file) as part:
         save_file({name: value.contiguous() for name, value in joined.items()}, part, header)
 
@@ -335,7 +341,7 @@ class CachedLatents:
         if not isinstance(samples, list) or not all(_is_sample(sample) for sample in samples):
             raise DataError(f"cache_dir={folder}: samples.json is broken; delete the folder to encode again")
         self.object_ids = [object_id for object_id, _ in samples]
-        self.captions = [captions for _, captions in samples]
+        self.captions = [[one] if isinstance(one, str) else one for _, one in samples]
         self.all_captions = [caption for captions in self.captions for caption in captions]
         self.first_caption = [0, *itertools.accumulate(len(captions) for captions in self.captions)][:-1]
         self.files = sorted(self.folder.glob("latents_*.safetensors"))
@@ -395,14 +401,23 @@ class CachedLatents:
             if number not in self._open:
                 self._open[number] = safe_open(str(self.files[number]), framework="pt")
             shard = self._open[number]
+            header = shard.metadata() or {}
             if (checksums, number) not in self._unseen:
-                stored = json.loads((shard.metadata() or {}).get(checksums, "[]"))
-                self._unseen[checksums, number] = dict(enumerate(stored))
+                self._unseen[checksums, number] = dict(enumerate(json.loads(header.get(checksums, "[]"))))
             there = set(shard.keys())
             found = {field: shard.get_slice(name)[first:last] for field, name in names.items() if name in there}
+            values = {names[field]: value for field, value in found.items()}
+            unseen = self._unseen[checksums, number]
+            if (
+                checksums == "checksums"
+                and "word_checksums" not in header
+                and not unseen.keys().isdisjoint(range(first, last))
+            ):
+                # with one caption for each sample, one checksum is for all tensors
+                values[WORDS] = shard.get_slice(WORDS)[first:last]
         except (SafetensorError, OSError, ValueError) as err:
             raise DataError(_broken(self.files[number], err)) from err
-        self._verify(run, {names[field]: value for field, value in found.items()}, checksums, starts)
+        self._verify(run, values, checksums, starts)
         return found
 
     def _verify(
@@ -416,7 +431,8 @@ class CachedLatents:
         for row, checksum in zip(range(first, last), row_checksums(values), strict=True):
             if unseen.pop(row, checksum) != checksum:
                 place = starts[number] + row
-                sample = bisect_right(self.first_caption, place) - 1 if WORDS in values else place
+                words = checksums == "word_checksums"
+                sample = bisect_right(self.first_caption, place) - 1 if words else place
                 raise DataError(
                     _broken(self.files[number], f"object {self.object_ids[sample]} has changed since it was written")
                 )
@@ -450,7 +466,8 @@ def _num_rows(file: Path) -> tuple[int, int]:
 def _is_sample(sample: Any) -> bool:
     if not isinstance(sample, list) or len(sample) != 2 or not isinstance(sample[0], str):
         return False
-    return isinstance(sample[1], list) and bool(sample[1]) and all(isinstance(one, str) for one in sample[1])
+    captions = [sample[1]] if isinstance(sample[1], str) else sample[1]
+    return isinstance(captions, list) and bool(captions) and all(isinstance(one, str) for one in captions)
 
 
 def _broken(file: Path, err: Exception | str) -> str:
