@@ -80,25 +80,38 @@ class OrbitData(TrainingData):
 
     @abstractmethod
     def caption(self, index: int) -> str:
-        """Return the caption of an object, without a suffix.
+        """Return the caption of an object, or the first of several, without a suffix.
 
         Raises:
             DataError: there is no caption; the message names the object.
         """
+
+    def wordings(self, index: int) -> Sequence[str]:
+        """Return all captions of an object, `caption` first; training draws one of them for each sample of a step."""
+        return (self.caption(index),)
 
     def source_files(self) -> Iterable[Path]:
         """List the files whose size or time changes with the images; a change makes cached latents invalid."""
         return ()
 
     def identity(self, index: int) -> Any:
-        """Return plain values that identify an object and its caption, for the cache of latents."""
-        return self.object_ids[index], self.prompt(index)
+        """Return plain values that identify an object and its captions, for the cache of latents."""
+        return self.object_ids[index], *self.prompts(index)
 
     def prompt(self, index: int) -> str:
-        """Return the caption for the text encoder: cut to `max_words`, with the suffix; "" with `empty_captions`."""
+        """Return the first of `prompts`."""
+        return self.prompts(index)[0]
+
+    def prompts(self, index: int) -> tuple[str, ...]:
+        """Return the captions for the text encoder: cut to `max_words`, with the suffix; "" with `empty_captions`.
+
+        Captions that become equal are returned once.
+        """
         if self.config.empty_captions:
-            return ""
-        return write_prompt(self.caption(index), suffix=self.config.caption_suffix, max_words=self.config.max_words)
+            return ("",)
+        suffix, max_words = self.config.caption_suffix, self.config.max_words
+        written = (write_prompt(one, suffix=suffix, max_words=max_words) for one in self.wordings(index))
+        return tuple(dict.fromkeys(written))
 
     def __len__(self) -> int:
         return len(self.object_ids)
@@ -106,7 +119,8 @@ class OrbitData(TrainingData):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one sample, see `datasets.orbits.sample.orbit_sample`.
 
-        With `prepare_lgm` it also has the stored views, `full_rgba_V4HW`: float32 in [0, 1] with straight alpha.
+        Its caption is the first one. With `prepare_lgm` it also has the stored views, `full_rgba_V4HW`: float32 in
+        [0, 1] with straight alpha.
         """
         if not 0 <= index < len(self):
             raise IndexError(index)

@@ -158,7 +158,7 @@ def test_a_benchmark_command_is_planned(line, monkeypatch):
     "line",
     commands(
         "tools/make_zoo.py", "tools/render_orbit.py", "tools/index_dataset.py", "tools/check_images.py",
-        "tools/collect_meshes.py",
+        "tools/collect_meshes.py", "tools/caption_objects.py",
     ),
 )  # fmt: skip
 def test_a_data_command_is_accepted(line):

@@ -25,6 +25,7 @@ from datasets.orbits.layout import count_views, find_objects, has_alpha, read_ca
 from utils.errors import ConfigError, DataError
 from utils.files import read_json, write_json
 from utils.jobs import run_jobs
+from utils.prompts import wordings_of
 from utils.script import run_script
 
 MOST_VIEWS, MOST_WORKERS = 1000, 1024
@@ -138,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
             raise DataError(f"{options.folder}: cannot be checked: {error}")
         object_id, lines = result
         caption = None if captions is None else captions.get(object_id)
-        if captions is not None and not (isinstance(caption, str) and caption.strip()):
+        if captions is not None and not wordings_of(caption):
             lines = [*lines, f"object {object_id}: no caption in {options.captions}; add one"]
         if lines:
             problems[object_id] = lines

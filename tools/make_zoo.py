@@ -1,11 +1,13 @@
-"""Render the procedural zoo: orbits with captions, without a download.
+"""Render the procedural zoo, or random shapes: orbits with captions, without a download.
 
     python tools/make_zoo.py data/zoo --num 6000
     python tools/make_zoo.py data/zoo_packed --num 6000 --packed
+    python tools/make_zoo.py data/shapes_packed --num 6000 --packed --shapes
 
 The first command writes the G-Objaverse layout with index.json, captions.json and attributes.json. The second writes
-the same data as a few large files (see datasets/orbits/packed.py), which the small models train on. Finished files are
-skipped, so if you start a stopped run again, it continues.
+the same data as a few large files (see datasets/orbits/packed.py), which the small models train on. The third draws
+random shapes instead of things with names. Finished files are skipped, so if you start a stopped run again, it
+continues.
 """
 
 from __future__ import annotations
@@ -20,10 +22,17 @@ if not __package__:
 
 import numpy as np
 
-from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings
+from datasets.meshes.render_options import (
+    add_camera_options,
+    check_camera_options,
+    hold_settings,
+    light_of,
+    light_settings,
+)
 from datasets.meshes.renderer import Rendering, render_views
 from datasets.orbits.layout import is_complete, write_orbit
 from datasets.orbits.packed import PackedShard, shard_file, write_shard
+from datasets.shapes import VERSION, RandomShape, sample_shape
 from datasets.zoo import KINDS, ZooObject, sample_object
 from utils.cameras import orbit_cameras
 from utils.errors import ConfigError
@@ -61,9 +70,20 @@ def elevation_of(number: int, options: argparse.Namespace) -> float:
     return float(np.random.default_rng([options.seed + number, 1]).uniform(low, high))
 
 
-def render_object(number: int, c2w_V44: np.ndarray, options: argparse.Namespace) -> tuple[ZooObject, Rendering]:
+def draw_object(number: int, options: argparse.Namespace, *, with_mesh: bool = True) -> ZooObject | RandomShape:
+    """Draw object `number`."""
+    seed, split = options.seed + number, options.split
+    if options.shapes:
+        return sample_shape(seed, split, with_mesh=with_mesh)
+    kinds = tuple(options.kinds) if options.kinds else None
+    return sample_object(seed, split, kinds=kinds, with_mesh=with_mesh)
+
+
+def render_object(
+    number: int, c2w_V44: np.ndarray, options: argparse.Namespace
+) -> tuple[ZooObject | RandomShape, Rendering]:
     """Draw and render object `number`."""
-    drawn = sample_object(options.seed + number, options.split, kinds=tuple(options.kinds) if options.kinds else None)
+    drawn = draw_object(number, options)
     views = render_views(
         drawn.mesh,
         c2w_V44,
@@ -71,6 +91,7 @@ def render_object(number: int, c2w_V44: np.ndarray, options: argparse.Namespace)
         size=options.size,
         samples=options.samples,
         normal_depth=not (options.no_nd or options.packed),
+        light=light_of(object_id(number), options),
     )
     return drawn, views
 
@@ -107,11 +128,7 @@ def make_shard(shard: int, numbers: list[int], c2w_NV44: np.ndarray, options: ar
 
 def write_lists(options: argparse.Namespace) -> None:
     """Write index.json, captions.json and attributes.json of the G-Objaverse layout."""
-    kinds = tuple(options.kinds) if options.kinds else None
-    described = {
-        object_id(n): sample_object(options.seed + n, options.split, kinds=kinds, with_mesh=False)
-        for n in range(options.num)
-    }
+    described = {object_id(n): draw_object(n, options, with_mesh=False) for n in range(options.num)}
     write_json(options.out / "index.json", list(described))
     write_json(options.out / "captions.json", {key: drawn.caption for key, drawn in described.items()})
     write_json(options.out / "attributes.json", {key: drawn.attributes() for key, drawn in described.items()})
@@ -133,6 +150,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", choices=("train", "held_out"), default="train")
     parser.add_argument("--seed", type=int, default=0, help="seed of object 0; object n has seed + n (default 0)")
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="only these kinds (default: all)")
+    parser.add_argument("--shapes", action="store_true", help="random shapes instead of the objects of the zoo")
     parser.add_argument(
         "--elevation", type=float, nargs="+", default=[15.0], help="degrees; two numbers are a range (default 15)"
     )
@@ -151,6 +169,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         )
     if len(options.elevation) > 2 or not -90 < options.elevation[0] <= options.elevation[-1] < 90:
         raise ConfigError(f"--elevation must be one angle or an increasing range in (-90, 90), got {options.elevation}")
+    if options.shapes and options.kinds:
+        raise ConfigError("--kinds names objects of the zoo, but --shapes draws random shapes; leave out one of them")
     unknown = sorted(set(options.kinds or ()) - set(KINDS))
     if unknown:
         raise ConfigError(f"--kinds: {', '.join(unknown)} unknown; valid: {', '.join(sorted(KINDS))}")
@@ -162,7 +182,9 @@ def main(argv: list[str] | None = None) -> int:
     writable_folder(options.out, option="out")
     # the last packed file depends on --num; in the other layout, objects may be added later
     held = (*HELD, "num") if options.packed else HELD
-    hold_settings(options.out, {name: getattr(options, name) for name in held})
+    settings = {name: getattr(options, name) for name in held} | light_settings(options)
+    # None, not False, because folders of earlier versions do not have it
+    hold_settings(options.out, settings | {"shapes": VERSION if options.shapes else None})
     if options.packed:
         groups = [list(range(k, min(k + options.shard, options.num))) for k in range(0, options.num, options.shard)]
         todo = [(k, group) for k, group in enumerate(groups) if not shard_file(options.out, k).is_file()]

@@ -11,7 +11,7 @@ line. Textures are read below the folder that is given here, or below the folder
         --elevation 0 40 --packed --out workspace/objects_packed
 
 writes a few large files (see datasets/README.md), which the mini models train on. A list has one line of JSON for each
-mesh, with `file` (the end of the mesh's path), `caption` and any other attributes.
+mesh, with `file` (the end of the mesh's path), `caption` (or several `captions`) and any other attributes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import json
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +35,16 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.meshes.companions import Companions
-from datasets.meshes.loading import UP_BY_SUFFIX, read_mesh
+from datasets.meshes.listing import MeshFile, collect_meshes, read_list
+from datasets.meshes.loading import read_mesh
 from datasets.meshes.records import SOURCE_FILE, is_current, same_source, source_record
-from datasets.meshes.render_options import add_camera_options, check_camera_options, hold_settings
+from datasets.meshes.render_options import (
+    add_camera_options,
+    check_camera_options,
+    hold_settings,
+    light_of,
+    light_settings,
+)
 from datasets.meshes.renderer import Rendering, render_views
 from datasets.meshes.scene import RenderMesh, normalise
 from datasets.orbits.layout import is_complete, view_file, write_orbit
@@ -47,21 +53,12 @@ from utils.cameras import orbit_cameras
 from utils.errors import ConfigError, DataError, first_line
 from utils.files import writable_folder, write_json
 from utils.jobs import run_jobs
+from utils.prompts import wordings_of
 from utils.script import run_script
 
-# Meshes that a user may expect to be read from a folder.
-OTHER_MESHES = {".fbx", ".dae", ".blend", ".usd", ".usda", ".usdc", ".usdz", ".3ds", ".3mf", ".max", ".vrm", ".wrl"}
 FLAT = 1e-3  # thickness, relative to the longest side, of what cannot be seen from its edge
 HELD = ("views", "size", "elevation", "azimuth", "distance", "fov", "samples", "up", "no_nd")
 RANGES = ("elevation", "azimuth")
-
-
-@dataclass(frozen=True)
-class MeshFile:
-    """A mesh, and the folder below which its textures may lie."""
-
-    path: Path
-    root: Path
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,13 @@ def view_mesh(files: Companions, c2w_V44: np.ndarray, options: argparse.Namespac
         except DataError as err:
             raise DataError(f"{files.path}: {err}; repair the mesh and export it again") from err
         views = render_views(
-            mesh, c2w_V44, fov_deg=options.fov, size=options.size, samples=options.samples, normal_depth=normal_depth
+            mesh,
+            c2w_V44,
+            fov_deg=options.fov,
+            size=options.size,
+            samples=options.samples,
+            normal_depth=normal_depth,
+            light=light_of(files.path.stem, options),
         )
         notes = [*files.notes, *empty_views(files.path, mesh, views.rgba_VHW4, c2w_V44)]
     except (DataError, OSError):
@@ -171,13 +174,18 @@ def render_shard(
                 c2w_NV44=np.stack([c2w_V44 for _, c2w_V44 in made.values()]),
                 fov_deg=options.fov,
                 object_ids=[f"{options.dictionary}/{name}" for name in made],
-                captions=[str(known.get(name, {}).get("caption", "")) for name in made],
+                captions=[captions_in(known.get(name, {})) for name in made],
                 attributes=[known.get(name, {}) for name in made],
             ),
         )
         write_json(shard_record(path), sources)
     errors = [row["error"] for row in sources.values() if row["error"] is not None]
     return errors, [viewed.note for viewed, _ in made.values() if viewed.note]
+
+
+def captions_in(row: dict[str, Any]) -> str | list[str]:
+    """The captions in a line of a list: all `captions`, or its only `caption`."""
+    return list(wordings_of(row.get("captions"))) or str(row.get("caption", ""))
 
 
 def shard_record(path: Path) -> Path:
@@ -223,72 +231,7 @@ def held_settings(options: argparse.Namespace) -> dict[str, Any]:
     settings = {name: getattr(options, name) for name in HELD}
     drawn = [name for name in RANGES if len(settings[name]) > 1]
     fixed = {name: settings[name][0] for name in RANGES if name not in drawn}
-    return settings | fixed | ({"seed": options.seed} if drawn else {})
-
-
-def collect_meshes(paths: list[Path]) -> dict[str, MeshFile]:
-    """Collect mesh files by name; for a folder, all mesh files in it and in its subfolders, without hidden ones.
-
-    Raises:
-        DataError: there is no mesh, or two files have the same name.
-    """
-    files: list[MeshFile] = []
-    for path in paths:
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if not p.name.startswith(".") and not p.is_dir())
-            files += [MeshFile(p, path) for p in found if p.suffix.lower() in UP_BY_SUFFIX]
-            others = Counter(p.suffix.lower() for p in found if p.suffix.lower() in OTHER_MESHES)
-            if others:
-                listed = ", ".join(f"{number} {suffix}" for suffix, number in sorted(others.items()))
-                print(f"warning: {path}: {listed} are not read; export them as .glb", file=sys.stderr)
-        else:
-            files.append(MeshFile(path, path.parent))
-    if not files:
-        raise DataError(f"no mesh ({', '.join(UP_BY_SUFFIX)}) in {', '.join(map(str, paths))}; name mesh files")
-    named: dict[str, MeshFile] = {}
-    for file in files:
-        before = named.setdefault(file.path.stem, file)
-        if os.path.abspath(before.path) != os.path.abspath(file.path):
-            raise DataError(f"{before.path} and {file.path} would be written to one folder; rename one of them")
-    return named
-
-
-def read_list(path: Path, where: list[str]) -> dict[str, dict[str, Any]]:
-    """Read the lines of a list for which every KEY=VALUE of `where` is true, by the names of the meshes.
-
-    Raises:
-        ConfigError: a condition has no `=`.
-        DataError: the file is missing, or a line is not a JSON object with a `file`.
-    """
-    bad = [text for text in where if "=" not in text]
-    if bad:
-        raise ConfigError(f"--where {' '.join(bad)} must be KEY=VALUE, for example split=train")
-    if not path.is_file():
-        raise DataError(f"--list={path}: no such file; correct the path")
-    conditions = [text.split("=", 1) for text in where]
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as err:
-        raise DataError(f"--list={path}: cannot be read as UTF-8 text ({first_line(err)}); save it as UTF-8") from err
-    known = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name = Path(row["file"]).stem
-        except (ValueError, KeyError, TypeError, RecursionError) as err:
-            raise DataError(
-                f"--list={path}: line {number} is not a JSON object with a `file` ({first_line(err)}); correct it"
-            ) from err
-        if all(_written(row.get(key)) == value for key, value in conditions):
-            known[name] = row
-    return known
-
-
-def _written(value: Any) -> str:
-    """Write a value as in JSON, but without quotes."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return settings | fixed | ({"seed": options.seed} if drawn else {}) | light_settings(options)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -302,7 +245,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--azimuth", type=float, nargs="+", default=[0.0], help="degrees of view 0; two give a range (default 0)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed for values from the ranges (default 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed for values from the ranges, and for varied light (default 0)"
+    )
     parser.add_argument(
         "--up", choices=("auto", "y", "z"), default="auto", help="up axis of the files; auto: z for .stl, else y"
     )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from datasets.meshes.lighting import FIXED, Light, draw_light
 from utils.cameras import DATA_FOV_DEG
 from utils.errors import ConfigError, DataError
 from utils.files import read_json, write_json
@@ -18,7 +22,7 @@ PIXEL_BYTES, RAY_BYTES = 20, 100
 
 
 def add_camera_options(parser: argparse.ArgumentParser, *, size: int | None, size_text: str = "") -> None:
-    """Add the options of rendering an orbit.
+    """Add the options of rendering an orbit. The command itself adds --seed, on which varied light depends.
 
     Args:
         size: of the pictures by default; with None the command chooses.
@@ -34,6 +38,12 @@ def add_camera_options(parser: argparse.ArgumentParser, *, size: int | None, siz
         type=float,
         default=round(DATA_FOV_DEG, 4),
         help="field of view in degrees (default: that of G-Objaverse)",
+    )
+    parser.add_argument(
+        "--light",
+        choices=("fixed", "varied"),
+        default="fixed",
+        help="varied: another direction, strength, colour and sky for each object (default fixed)",
     )
     parser.add_argument("--samples", type=int, default=3, help="n x n rays per pixel (default 3)")
     parser.add_argument(
@@ -67,6 +77,20 @@ def check_camera_options(options: argparse.Namespace) -> None:
             f"--size {options.size}, --views {options.views} and --samples {options.samples} need about "
             f"{needed / 1e9:.0f} GB for one object, but this machine has {memory / 1e9:.0f}; lower one of them"
         )
+
+
+def light_of(name: str, options: argparse.Namespace) -> Light:
+    """Return the light of an object; with --light varied it is drawn by the name and the seed."""
+    if options.light == "fixed":
+        return FIXED
+    digest = hashlib.sha256(f"light {options.seed} {name}".encode()).digest()
+    return draw_light(np.random.default_rng(list(digest[:8])))
+
+
+def light_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of the light that must not change when a run continues."""
+    # None for fixed light, because folders of earlier versions do not have it
+    return {"light": f"varied, seed {options.seed}" if options.light == "varied" else None}
 
 
 def _memory_bytes() -> float:

@@ -1,7 +1,7 @@
 """Renders a mesh by casting rays on the CPU (Embree): no display, no GPU.
 
-Light is fixed in the world: a hemisphere of sky and ground, a warm key light, a cool fill light and a light from
-behind, all diffuse. It therefore does not depend on the view and is computed once per corner and interpolated.
+Light is fixed in the world and diffuse (lighting.py). It therefore does not depend on the view and is computed once per
+corner and interpolated.
 
 A ray goes on behind a surface that lets light through (blended, or cut out by its texture), so that what is behind is
 seen. Meshes without such surfaces need one ray per sample.
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from datasets.meshes.lighting import FIXED, Light, irradiance
 from datasets.meshes.scene import CLAMP, MIRROR, REPEAT, RenderMesh, Texture, linear_to_srgb, srgb_to_linear
 
 _SRGB_DECODE = srgb_to_linear(np.arange(256) / 255.0)
@@ -24,16 +25,6 @@ _SRGB_ENCODE = np.round(linear_to_srgb(np.arange(_ENCODE_STEPS + 1) / _ENCODE_ST
 MAX_LAYERS = 64  # surfaces that one ray goes through
 STEP = 2e-5  # relative distance behind a surface at which a ray goes on; float32 is exact to 1e-7
 OPAQUE_ENOUGH = 1 / 512  # what a ray can still add is less than a step of 8 bits
-
-# Chosen by eye: a white object (albedo 0.8) has 45 % to 95 % sRGB, so that it differs from a white background.
-SKY = np.array([0.36, 0.38, 0.41], dtype=np.float32)
-GROUND = np.array([0.20, 0.19, 0.18], dtype=np.float32)
-# direction towards the light, colour, how far the light wraps past the terminator
-LIGHTS = (
-    (np.array([0.55, 0.50, 0.95]), np.array([0.68, 0.65, 0.60]), 0.25),
-    (np.array([0.45, -0.95, 0.35]), np.array([0.17, 0.19, 0.22]), 0.30),
-    (np.array([-1.00, -0.10, 0.45]), np.array([0.20, 0.21, 0.23]), 0.30),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +41,6 @@ class Rendering:
     depth_VHW: np.ndarray | None = None
 
 
-def irradiance(normals: np.ndarray) -> np.ndarray:
-    """Light (linear RGB) that falls on surfaces with these unit normals (..., 3)."""
-    up = (normals[..., 2:] * 0.5 + 0.5).astype(np.float32)
-    light = SKY * up + GROUND * (1 - up)
-    for direction, color, wrap in LIGHTS:
-        cosine = np.einsum("...i,i->...", normals, (direction / np.linalg.norm(direction)).astype(np.float32))
-        light = light + np.maximum((cosine + wrap) / (1 + wrap), 0)[..., None] * color.astype(np.float32)
-    return light.astype(np.float32)
-
-
 def render_views(
     mesh: RenderMesh,
     c2w_V44: np.ndarray,
@@ -68,6 +49,7 @@ def render_views(
     size: int,
     samples: int = 3,
     normal_depth: bool = True,
+    light: Light = FIXED,
 ) -> Rendering:
     """Render a mesh from every camera.
 
@@ -78,11 +60,12 @@ def render_views(
         size: H = W in pixels; pixel centres lie at +0.5.
         samples: n x n rays per pixel.
         normal_depth: also return normals and depth (means over the samples that hit).
+        light: the light.
 
     Returns:
         The views. Colours are averaged in linear light and weighted by coverage.
     """
-    tracer = _Tracer(mesh, fov_deg=fov_deg, size=size, samples=samples)
+    tracer = _Tracer(mesh, fov_deg=fov_deg, size=size, samples=samples, light=light)
     num_views = len(c2w_V44)
     rgba_VHW4 = np.zeros((num_views, size, size, 4), dtype=np.uint8)
     normals_VHW3 = np.zeros((num_views, size, size, 3), dtype=np.float32) if normal_depth else None
@@ -105,7 +88,7 @@ def render_views(
 class _Tracer:
     """A mesh with its lit colours, inside an Embree scene."""
 
-    def __init__(self, mesh: RenderMesh, *, fov_deg: float, size: int, samples: int) -> None:
+    def __init__(self, mesh: RenderMesh, *, fov_deg: float, size: int, samples: int, light: Light) -> None:
         from embreex.mesh_construction import TriangleMesh  # not needed by training machines
         from embreex.rtcore_scene import EmbreeScene
 
@@ -117,10 +100,10 @@ class _Tracer:
         faces_F3 = np.arange(3 * len(points_F33), dtype=np.int32).reshape(-1, 3)
         self._geometry = TriangleMesh(self.scene, points_F33.reshape(-1, 3), faces_F3)
         # Row f has the lit corners of face f seen from outside, row F + f those seen from inside.
-        light, light_inside = irradiance(mesh.normals_F33), irradiance(-mesh.normals_F33)
+        outside, inside = irradiance(mesh.normals_F33, light), irradiance(-mesh.normals_F33, light)
         if mesh.lit_F is not None:
-            light[~mesh.lit_F], light_inside[~mesh.lit_F] = 1.0, 1.0
-        self.lit = np.concatenate([mesh.colors_F33 * light, mesh.colors_F33 * light_inside]).astype(np.float32)
+            outside[~mesh.lit_F], inside[~mesh.lit_F] = 1.0, 1.0
+        self.lit = np.concatenate([mesh.colors_F33 * outside, mesh.colors_F33 * inside]).astype(np.float32)
         self.textures = [self._shrunk(texture) for texture in mesh.textures]
 
     def _shrunk(self, texture: Texture) -> Texture:

@@ -16,6 +16,7 @@ from datasets.orbits.layout import REMEDY, read_camera, read_rgba, view_file
 from datasets.orbits.sample import resize_views
 from utils.errors import ConfigError, DataError
 from utils.files import read_json
+from utils.prompts import wordings_of
 from utils.registry import DATASETS
 
 # All cameras of an orbit have one field of view; published files have six digits.
@@ -35,8 +36,8 @@ class VideoDataset(OrbitData):
         """Published options, in addition to those of all data sets of orbits.
 
         data_list: index files, JSON lists of `<dictionary id>/<instance id>`; data_dir_list: one folder for each.
-        caption_dir: file (not a folder, despite the published name) with a JSON object from object id to sentence, or
-            a list of such files.
+        caption_dir: file (not a folder, despite the published name) with a JSON object from object id to sentence or
+            list of sentences; or a list of such files.
         vit_resolution: [width, height] of the copy of view 0 for the image encoder.
         get_first_frame: add that copy as `first_frame_CHW`.
         """
@@ -88,7 +89,7 @@ class VideoDataset(OrbitData):
                 "tools/index_dataset.py, or make data with tools/make_zoo.py"
             )
         self.object_ids = [object_id for _, object_id in self.entries]
-        self.captions: dict[str, str] = {} if config.empty_captions else read_captions(config.caption_files)
+        self.captions: dict[str, Any] = {} if config.empty_captions else read_captions(config.caption_files)
 
     def stored(self, index: int) -> StoredOrbit:
         folder, object_id = self.entries[index]
@@ -96,12 +97,15 @@ class VideoDataset(OrbitData):
             return read_orbit(folder / object_id, num_views=self.config.num_views)
 
     def caption(self, index: int) -> str:
+        return self.wordings(index)[0]
+
+    def wordings(self, index: int) -> tuple[str, ...]:
         object_id = self.object_ids[index]
-        caption = self.captions.get(object_id)
-        if not isinstance(caption, str) or not caption.strip():
+        found = wordings_of(self.captions.get(object_id))
+        if not found:
             files = ", ".join(self.config.caption_files)
             raise DataError(f"object {object_id}: no caption in {files}; add one, or remove the object from the index")
-        return caption
+        return found
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """As OrbitData does; with `get_first_frame` also `first_frame_CHW`, which is view 0 at `vit_resolution`."""
@@ -131,13 +135,13 @@ def _naming(object_id: str) -> Iterator[None]:
         raise DataError(f"object {object_id}: {err}") from err
 
 
-def read_captions(files: list[str]) -> dict[str, str]:
-    """Captions by object id, from all files.
+def read_captions(files: list[str]) -> dict[str, Any]:
+    """Captions by object id, from all files: one, or a list of them.
 
     Raises:
         DataError: a file is missing or malformed, or two files have different captions for one object.
     """
-    captions: dict[str, str] = {}
+    captions: dict[str, Any] = {}
     for file in files:
         found = read_json(file, option="caption_dir")
         if not isinstance(found, dict):

@@ -1,7 +1,9 @@
 """Orbits in a few large files, which are written and read much faster than thousands of PNG files.
 
 A shard is a safetensors file with `rgba_NVHW4` (uint8 sRGB, straight alpha) and `c2w_NV44` (float32); field of view,
-object ids, captions and attributes are one JSON object in its metadata. Letters: N objects, V views, H W pixels.
+object ids, captions and attributes are one JSON object in its metadata. An object has one caption, or a list of them.
+
+Letters: N objects, V views, H W pixels.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from safetensors.numpy import save_file
 from datasets.base import OrbitData, StoredOrbit
 from utils.errors import ConfigError, DataError
 from utils.files import atomic_path
+from utils.prompts import wordings_of
 from utils.registry import DATASETS
 
 HEADER = "orbits"
@@ -34,7 +37,7 @@ class PackedShard:
     c2w_NV44: np.ndarray
     fov_deg: float
     object_ids: list[str]
-    captions: list[str]
+    captions: list[str | list[str]]
     attributes: list[dict[str, Any]]
 
 
@@ -96,7 +99,8 @@ class PackedOrbits(OrbitData):
         self.starts: list[int] = []
         self.fovs: list[float] = []
         self.object_ids: list[str] = []
-        self.captions: list[str] = []
+        self.captions: list[str] = []  # the first ones
+        self._wordings: list[tuple[str, ...]] = []
         self.attributes: list[dict[str, Any]] = []
         for file in self.files:
             self._read_header(file)
@@ -121,7 +125,9 @@ class PackedOrbits(OrbitData):
         self.starts.append(len(self.object_ids))
         self.fovs.append(float(header["fov_deg"]))
         self.object_ids += header["object_ids"]
-        self.captions += header["captions"]
+        wordings = [(one,) if isinstance(one, str) else tuple(one) for one in header["captions"]]
+        self.captions += [captions[0] for captions in wordings]
+        self._wordings += wordings
         self.attributes += header["attributes"]
 
     def source_files(self) -> list[Path]:
@@ -129,6 +135,9 @@ class PackedOrbits(OrbitData):
 
     def caption(self, index: int) -> str:
         return self.captions[index]
+
+    def wordings(self, index: int) -> tuple[str, ...]:
+        return self._wordings[index]
 
     def stored(self, index: int) -> StoredOrbit:
         number = bisect_right(self.starts, index) - 1
@@ -158,10 +167,12 @@ def _fault_in(header: Any, shapes: Mapping[str, tuple[int, ...]], dtypes: Mappin
         return f"c2w_NV44 is {dtypes['c2w_NV44']} of shape {list(c2w)}"
     if not isinstance(header, dict):
         return "its header is not a JSON object"
-    for name, kind in (("object_ids", str), ("captions", str), ("attributes", dict)):
+    for name, kinds in (("object_ids", (str,)), ("captions", (str, list)), ("attributes", (dict,))):
         values = header.get(name)
-        if not isinstance(values, list) or len(values) != rgba[0] or not all(isinstance(one, kind) for one in values):
-            return f"{name} is not a list of {rgba[0]} entries of type {kind.__name__}"
+        if not isinstance(values, list) or len(values) != rgba[0] or not all(isinstance(one, kinds) for one in values):
+            return f"{name} is not a list of {rgba[0]} entries of type {' or '.join(kind.__name__ for kind in kinds)}"
+    if not all(isinstance(one, str) or wordings_of(one) for one in header["captions"]):
+        return "captions contains a list that is empty or has entries without text"
     fov_deg = header.get("fov_deg")
     if isinstance(fov_deg, bool) or not isinstance(fov_deg, int | float) or not 0 < fov_deg < 180:
         return f"fov_deg={fov_deg} is not an angle between 0 and 180"

@@ -78,15 +78,20 @@ class Painter:
             colors.append(np.broadcast_to(color, (len(shape.faces_F3), 3, 3)))
             offset += len(shape.points_N3)
         points_N3, faces_F3 = np.concatenate(points), np.concatenate(faces)
-        mesh = normalise(
+        return within_reach(
             RenderMesh(
                 points_F33=points_N3[faces_F3],
                 normals_F33=crease_normals(points_N3, faces_F3, crease_deg=CREASE_DEG),
                 colors_F33=np.concatenate(colors).astype(np.float32),
             )
         )
-        reach = float(np.linalg.norm(mesh.points_F33, axis=-1).max())
-        return replace(mesh, points_F33=mesh.points_F33 * np.float32(min(1.0, MAX_RADIUS / reach)))
+
+
+def within_reach(mesh: RenderMesh) -> RenderMesh:
+    """Centre a mesh and scale it into the unit cube and to at most MAX_RADIUS from the origin."""
+    mesh = normalise(mesh)
+    reach = float(np.linalg.norm(mesh.points_F33, axis=-1).max())
+    return replace(mesh, points_F33=mesh.points_F33 * np.float32(min(1.0, MAX_RADIUS / reach)))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from datasets.meshes.loading import load_mesh
 from datasets.meshes.scene import RenderMesh
+from datasets.shapes import redraw_shape
 from datasets.zoo import redraw
 from models.gaussians.rendering import render
 from models.perceptual import Lpips, find_lpips
@@ -121,16 +122,21 @@ def load_head_alone(cfg: RunConfig, device: torch.device) -> GaussianReconstruct
 
 
 def true_meshes(folder: Path, cfg: RunConfig, *, num_objects: int) -> dict[int, RenderMesh]:
-    """Generate the meshes of the first objects in a folder of the zoo again; returns nothing for other data.
+    """Generate the meshes of the first objects in a folder of tools/make_zoo.py again; returns nothing for other data.
 
     Raises:
-        DataError: the zoo no longer generates these objects.
+        DataError: this version no longer generates these objects.
     """
     if not any(folder.glob("orbits_*.safetensors")) and not (folder / "attributes.json").is_file():
         log.info("no mesh figures: %s was not made by tools/make_zoo.py", folder)
         return {}
     attributes = open_held_out(folder, cfg)[1][:num_objects]
-    return {number: redraw(one).mesh for number, one in enumerate(attributes) if "seed" in one}
+    drawn = {
+        number: redraw_shape(one) if "forms" in one else redraw(one)
+        for number, one in enumerate(attributes)
+        if "seed" in one
+    }
+    return {number: one.mesh for number, one in drawn.items()}
 
 
 def sampled_views(runs: Sequence[Path], orbits: TrueOrbits) -> dict[str, dict[int, Path]]:

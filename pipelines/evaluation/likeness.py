@@ -18,6 +18,7 @@ from pipelines.evaluation.samples import read_cameras, read_views, sample_folder
 from pipelines.sampling.sample_folder import RESULT_FILE
 from utils.errors import DataError
 from utils.files import read_json, writable_folder, write_json
+from utils.prompts import wordings_of
 from utils.settings.run import RunConfig
 
 # A pixel shows the object if a channel differs more than this from the background; errors of an autoencoder are
@@ -110,7 +111,7 @@ def likeness_text(result: dict[str, Any]) -> str:
 
 
 def captions_of(folder: Path, orbits: TrueOrbits) -> list[str]:
-    """Return the stored caption of each object.
+    """Return the stored caption of each object, or the first of several.
 
     Raises:
         DataError: a caption is missing.
@@ -118,10 +119,11 @@ def captions_of(folder: Path, orbits: TrueOrbits) -> list[str]:
     if is_packed(folder):
         return orbits.dataset.captions[: len(orbits)]
     captions = read_json(folder / "captions.json", option="--held-out", kind=dict)
-    missing = [object_id for object_id in orbits.object_ids if not isinstance(captions.get(object_id), str)]
+    wordings = {object_id: wordings_of(captions.get(object_id)) for object_id in orbits.object_ids}
+    missing = [object_id for object_id, found in wordings.items() if not found]
     if missing:
         raise DataError(f"{folder / 'captions.json'}: no caption of {missing[0]}; add one")
-    return [captions[object_id] for object_id in orbits.object_ids]
+    return [wordings[object_id][0] for object_id in orbits.object_ids]
 
 
 def _samples_by_prompt(runs: Path, *, suffix: str) -> dict[str, list[Path]]:

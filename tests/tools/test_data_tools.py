@@ -239,6 +239,44 @@ def test_packed_zoo_goes_on_where_it_stopped(tmp_path):
     assert [file.read_bytes() for file in files] == content
 
 
+def test_varied_light_depends_on_object_and_seed(meshes, tmp_path):
+    def pictures(name, *more):
+        assert render(meshes, tmp_path / name, "--no-nd", *more) == 0
+        return [read_rgba(view_file(tmp_path / name / "meshes" / mesh, 0)) for mesh in ("ball", "brick")]
+
+    fixed, varied = pictures("fixed"), pictures("varied", "--light", "varied")
+    again, other = pictures("again", "--light", "varied"), pictures("other", "--light", "varied", "--seed", "1")
+    for one, two, three, four in zip(fixed, varied, again, other, strict=True):
+        np.testing.assert_array_equal(one[..., 3], two[..., 3])
+        np.testing.assert_array_equal(two, three)
+        assert not np.array_equal(one, two)
+        assert not np.array_equal(two, four)
+    with pytest.raises(DataError, match="light=None"):
+        render(meshes, tmp_path / "varied", "--no-nd")
+    # a folder of an earlier version goes on with fixed light
+    settings = tmp_path / "fixed" / "render_settings.json"
+    settings.write_text(json.dumps({k: v for k, v in json.loads(settings.read_text()).items() if k != "light"}))
+    assert render(meshes, tmp_path / "fixed", "--no-nd") == 0
+
+
+def test_random_shapes_are_made_as_the_zoo_is(tmp_path):
+    few = ["--shapes", "--num", "2"]
+    assert zoo(tmp_path / "plain", "--no-nd", *few) == 0
+    assert zoo(tmp_path / "packed", "--packed", *few, "--shard", "1") == 0
+    captions = json.loads((tmp_path / "plain/captions.json").read_text())
+    packed = DATASETS.build({"type": "PackedOrbits", "data_dir_list": [str(tmp_path / "packed")], "num_views": 3})
+    assert packed.captions == list(captions.values())
+    assert [one["seed"] for one in packed.attributes] == [0, 1]
+    before = (tmp_path / "packed/orbits_00001.safetensors").read_bytes()
+    (tmp_path / "packed/orbits_00001.safetensors").unlink()
+    assert zoo(tmp_path / "packed", "--packed", *few, "--shard", "1") == 0
+    assert (tmp_path / "packed/orbits_00001.safetensors").read_bytes() == before
+    with pytest.raises(DataError, match=r"shapes=None \(was 1\)"):
+        zoo(tmp_path / "plain", "--no-nd", "--num", "2")
+    with pytest.raises(ConfigError, match="leave out one of them"):
+        zoo(tmp_path / "other", "--shapes", "--kinds", "mug")
+
+
 def test_zoo_options_are_checked(tmp_path):
     for option, value in (("--kinds", "unicorn"), ("--elevation", "95"), ("--num", "0")):
         with pytest.raises(ConfigError, match=option):

@@ -181,7 +181,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, options, mes
     assert json.loads((tmp_path / "captions.json").read_text()) == {"0/good": "a disc"}
 
 
-@pytest.mark.parametrize("caption", [None, "", "  ", 3, ["a disc"]])
+@pytest.mark.parametrize("caption", [None, "", "  ", 3, [], ["a disc", ""]])
 def test_a_caption_that_is_no_text_is_reported(tmp_path, caption):
     write(tmp_path, "good")
     write(tmp_path, "other")

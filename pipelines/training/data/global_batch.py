@@ -138,6 +138,14 @@ class GlobalBatch:
         make = _like(functools.partial(torch.randint, high))
         return self.draw(make, torch.empty((), device=self.device).expand(shape))
 
+    def choices(self, counts_B: Sequence[int]) -> list[int]:
+        """Choose one of several for each row, such as one of its captions.
+
+        No random numbers of `generator` are used, so that other draws do not depend on the number of captions.
+        """
+        rows = enumerate(counts_B, start=self.first_row)
+        return [mixed_seed(self.seed, self.number, "choice", row) % count for row, count in rows]
+
     def row_generators(self) -> list[torch.Generator]:
         """Make a new generator for each row."""
         seeds = [mixed_seed(self.seed, self.number, "row", self.first_row + row) for row in range(self.size)]

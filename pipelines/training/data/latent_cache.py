@@ -4,13 +4,14 @@ A cache folder contains safetensors shards, `samples.json` and `fingerprint.json
 identifies the weights of the encoders, the data set, its index and its files. If any of them changes, the cache is made
 again.
 
-Letters: B samples, V views, C channels, H W latent pixels, L text tokens.
+Letters: B samples, M captions (a sample has one or several), V views, C channels, H W latent pixels, L text tokens.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 SHARD_SIZE = 128  # samples per shard
 BEGUN = "begun.json"  # the fingerprint of an incomplete cache
+WORDS = "words"  # the tensor with a row for each caption; all others have one for each sample
 LAYOUT = 3  # increase it when the content of shards changes
 
 
@@ -51,9 +53,9 @@ class EncodedChunk:
         mean_BCVHW: scaled means of the posterior.
         std_BCVHW: scaled standard deviations of the posterior, or None if its mode is used.
         c2w_BV44: cameras.
-        captions: B captions.
+        captions: the captions of each sample.
         object_ids: B names.
-        words_BLC: text tokens of the captions for the network.
+        words_MLC: text tokens of all captions for the network, in order.
         image_BVC: image embedding of every view, or None for a text model.
     """
 
@@ -61,9 +63,9 @@ class EncodedChunk:
     mean_BCVHW: Tensor
     std_BCVHW: Tensor | None
     c2w_BV44: Tensor
-    captions: list[str]
+    captions: list[Sequence[str]]
     object_ids: list[str]
-    words_BLC: Tensor
+    words_MLC: Tensor
     image_BVC: Tensor | None = None
 
 
@@ -218,7 +220,7 @@ def _begin(folder: Path, wanted: Mapping[str, Any]) -> None:
 
 def _write_shard(file: Path, chunks: list[EncodedChunk]) -> None:
     fields = {"mean": "mean_BCVHW", "std": "std_BCVHW", "c2w": "c2w_BV44"}
-    fields |= {"words": "words_BLC", "image": "image_BVC"}
+    fields |= {WORDS: "words_MLC", "image": "image_BVC"}
     joined = {}
     for name, field in fields.items():
         parts = [getattr(chunk, field) for chunk in chunks]
@@ -226,21 +228,31 @@ def _write_shard(file: Path, chunks: list[EncodedChunk]) -> None:
             joined[name] = torch.cat([part.cpu() for part in parts]).to(
                 torch.float32 if name == "c2w" else torch.float16
             )
-    samples = [sample for chunk in chunks for sample in zip(chunk.object_ids, chunk.captions, strict=True)]
+    named = [sample for chunk in chunks for sample in zip(chunk.object_ids, chunk.captions, strict=True)]
+    # A single caption is written as in earlier versions, whose caches remain valid.
+    samples = [(object_id, list(captions) if len(captions) > 1 else captions[0]) for object_id, captions in named]
+    caption_of = [number for number, (_, captions) in enumerate(named) for _ in captions]
     for name, values in joined.items():
         bad = (~values.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
         if bad:
+            sample = caption_of[bad[0]] if name == WORDS else bad[0]
             raise DataError(
-                f"cache_dir={file.parent}: the {name} of object {samples[bad[0]][0]} is not finite (NaN or infinite); "
+                f"cache_dir={file.parent}: the {name} of object {samples[sample][0]} is not finite (NaN or infinite); "
                 "check its views and the weights of the encoders"
             )
-    header = {"samples": json.dumps(samples), "checksums": json.dumps(row_checksums(joined))}
+    header = {"samples": json.dumps(samples)}
+    if len(caption_of) > len(samples):
+        others = {name: value for name, value in joined.items() if name != WORDS}
+        header["checksums"] = json.dumps(row_checksums(others))
+        header["word_checksums"] = json.dumps(row_checksums({WORDS: joined[WORDS]}))
+    else:
+        header["checksums"] = json.dumps(row_checksums(joined))
     with _writing(file.parent), atomic_path(file) as part:
         save_file({name: value.contiguous() for name, value in joined.items()}, part, header)
 
 
 def row_checksums(values: Mapping[str, Tensor]) -> list[int]:
-    """Return a checksum of each sample: sums of 2-byte words, times an odd number from each name, modulo 2**64."""
+    """Return a checksum of each row: sums of 2-byte words, times an odd number from each name, modulo 2**64."""
     total_N = np.zeros(len(next(iter(values.values()))), dtype=np.uint64)
     for name, value in values.items():
         words_NW = value.contiguous().flatten(1).view(torch.uint8).numpy().view(np.uint16)
@@ -248,8 +260,8 @@ def row_checksums(values: Mapping[str, Tensor]) -> list[int]:
     return total_N.tolist()
 
 
-def _samples_in(file: Path) -> list[list[str]] | None:
-    """Return the object id and caption of each sample in a shard; None if it is missing or incomplete."""
+def _samples_in(file: Path) -> list[list[Any]] | None:
+    """Return the object id and captions of each sample in a shard; None if it is missing or incomplete."""
     try:
         with safe_open(str(file), framework="pt") as shard:
             return json.loads(shard.metadata()["samples"])
@@ -271,8 +283,7 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from err
 
 
-NAMES = {"mean_BCVHW": "mean", "std_BCVHW": "std", "c2w_BV44": "c2w", "words_BLC": "words"}
-NAMES |= {"image_BVC": "image"}
+NAMES = {"mean_BCVHW": "mean", "std_BCVHW": "std", "c2w_BV44": "c2w", "image_BVC": "image"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +293,7 @@ class LatentRows:
     Attributes:
         mean_BCVHW: scaled means of the posterior, float16.
         c2w_BV44: cameras, float32.
-        words_BLC: text tokens of the captions, float16.
+        words_BLC: text tokens of one caption of each, float16.
         std_BCVHW: scaled standard deviations of the posterior, or None if its mode is used.
         image_BVC: image embedding of every view, float16, or None for a text model.
     """
@@ -304,24 +315,19 @@ class LatentRows:
             return mean_BCVHW
         return mean_BCVHW + self.std_BCVHW.float() * draw_like(mean_BCVHW, generator)
 
-    def at(self, index_B: Tensor) -> LatentRows:
-        """Select samples by index."""
-        return self._each(lambda value: value[index_B.to(value.device)])
-
     def to(self, device: torch.device) -> LatentRows:
         """Move all tensors to a device."""
-        return self._each(lambda value: value.to(device))
-
-    def _each(self, change: Any) -> LatentRows:
         found = {name: value for name, value in vars(self).items() if value is not None}
-        return dataclasses.replace(self, **{name: change(value) for name, value in found.items()})
+        return dataclasses.replace(self, **{name: value.to(device) for name, value in found.items()})
 
 
 class CachedLatents:
     """A complete cache. A file is opened when one of its rows is needed, and is read through memory mapping.
 
     Attributes:
-        captions: N captions.
+        captions: the captions of each sample.
+        all_captions: all of them, in order: M.
+        first_caption: the row of the first caption of each sample among all of them.
         object_ids: N names.
         num_bytes: size of all tensors in bytes.
 
@@ -335,63 +341,101 @@ class CachedLatents:
         if not isinstance(samples, list) or not all(_is_sample(sample) for sample in samples):
             raise DataError(f"cache_dir={folder}: samples.json is broken; delete the folder to encode again")
         self.object_ids = [object_id for object_id, _ in samples]
-        self.captions = [caption for _, caption in samples]
+        self.captions = [[one] if isinstance(one, str) else one for _, one in samples]
+        self.all_captions = [caption for captions in self.captions for caption in captions]
+        self.first_caption = [0, *itertools.accumulate(len(captions) for captions in self.captions)][:-1]
         self.files = sorted(self.folder.glob("latents_*.safetensors"))
-        self.starts, self.num_bytes, num_rows = [], 0, 0
+        # of each file, the first row of its samples and of its captions
+        self.starts, self.word_starts, self.num_bytes, num_rows, num_words = [], [], 0, 0, 0
         for file in self.files:
             self.starts.append(num_rows)
-            num_rows += _num_rows(file)
+            self.word_starts.append(num_words)
+            rows, words = _num_rows(file)
+            num_rows, num_words = num_rows + rows, num_words + words
             self.num_bytes += file.stat().st_size
-        if not self.files or num_rows != len(samples):
+        if not self.files or (num_rows, num_words) != (len(samples), len(self.all_captions)):
             raise DataError(f"cache_dir={folder} is incomplete; delete the folder to encode again")
         self._open: dict[int, Any] = {}
-        self._unseen: dict[int, dict[int, int]] = {}  # by number of the file: checksums of rows not read before
-        self._kept: LatentRows | None = None
+        # by name of the list and number of the file: checksums of rows not read before
+        self._unseen: dict[tuple[str, int], dict[int, int]] = {}
+        self._kept: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def keep(self, device: torch.device) -> None:
         """Load all samples and keep them on a device."""
-        self._kept = self.rows(torch.arange(len(self))).to(device)
+        everything = self._read(torch.arange(len(self)), torch.arange(len(self.all_captions)))
+        self._kept = {field: value.to(device) for field, value in everything.items()}
         self._open.clear()
 
-    def rows(self, index_B: Tensor) -> LatentRows:
+    def rows(self, index_B: Tensor, caption_B: Tensor | None = None) -> LatentRows:
         """Return samples by index, on the device after `keep`, else on the CPU.
+
+        Args:
+            caption_B: rows among `all_captions`; default: the first caption of each sample.
 
         Raises:
             DataError: a file cannot be read.
         """
-        if self._kept:
-            return self._kept.at(index_B)
-        found = [self._parts(index) for index in _runs(index_B.tolist(), self.starts, total=len(self))]
-        return LatentRows(**{field: torch.cat([part[field] for part in found]) for field in found[0]})
+        if caption_B is None:
+            caption_B = torch.tensor([self.first_caption[index] for index in index_B.tolist()], dtype=torch.long)
+        if not self._kept:
+            return LatentRows(**self._read(index_B, caption_B))
+        chosen = {field: caption_B if field == "words_BLC" else index_B for field in self._kept}
+        return LatentRows(**{name: value[chosen[name].to(value.device)] for name, value in self._kept.items()})
 
-    def _parts(self, run: tuple[int, int, int]) -> dict[str, Tensor]:
+    def _read(self, index_B: Tensor, caption_B: Tensor) -> dict[str, Tensor]:
+        """Read samples and captions from the files, by the fields of LatentRows."""
+        runs = _runs(index_B.tolist(), self.starts, total=len(self))
+        found = [self._parts(run, NAMES, "checksums", self.starts) for run in runs]
+        runs = _runs(caption_B.tolist(), self.word_starts, total=len(self.all_captions))
+        words = [self._parts(run, {"words_BLC": WORDS}, "word_checksums", self.word_starts) for run in runs]
+        return {field: torch.cat([part[field] for part in parts]) for parts in (found, words) for field in parts[0]}
+
+    def _parts(
+        self, run: tuple[int, int, int], names: Mapping[str, str], checksums: str, starts: list[int]
+    ) -> dict[str, Tensor]:
         number, first, last = run
         try:
             if number not in self._open:
                 self._open[number] = safe_open(str(self.files[number]), framework="pt")
-                checksums = json.loads((self._open[number].metadata() or {}).get("checksums", "[]"))
-                self._unseen.setdefault(number, dict(enumerate(checksums)))
             shard = self._open[number]
+            header = shard.metadata() or {}
+            if (checksums, number) not in self._unseen:
+                self._unseen[checksums, number] = dict(enumerate(json.loads(header.get(checksums, "[]"))))
             there = set(shard.keys())
-            found = {field: shard.get_slice(name)[first:last] for field, name in NAMES.items() if name in there}
+            found = {field: shard.get_slice(name)[first:last] for field, name in names.items() if name in there}
+            values = {names[field]: value for field, value in found.items()}
+            unseen = self._unseen[checksums, number]
+            if (
+                checksums == "checksums"
+                and "word_checksums" not in header
+                and not unseen.keys().isdisjoint(range(first, last))
+            ):
+                # with one caption for each sample, one checksum is for all tensors
+                values[WORDS] = shard.get_slice(WORDS)[first:last]
         except (SafetensorError, OSError, ValueError) as err:
             raise DataError(_broken(self.files[number], err)) from err
-        self._verify(number, first, {NAMES[field]: value for field, value in found.items()})
+        self._verify(run, values, checksums, starts)
         return found
 
-    def _verify(self, number: int, first: int, values: Mapping[str, Tensor]) -> None:
+    def _verify(
+        self, run: tuple[int, int, int], values: Mapping[str, Tensor], checksums: str, starts: list[int]
+    ) -> None:
         """Compare the checksums of rows when they are read for the first time."""
-        unseen = self._unseen[number]
-        rows = range(first, first + len(next(iter(values.values()))))
-        if not any(row in unseen for row in rows):
+        number, first, last = run
+        unseen = self._unseen[checksums, number]
+        if not any(row in unseen for row in range(first, last)):
             return
-        for row, checksum in zip(rows, row_checksums(values), strict=True):
+        for row, checksum in zip(range(first, last), row_checksums(values), strict=True):
             if unseen.pop(row, checksum) != checksum:
-                name = self.object_ids[self.starts[number] + row]
-                raise DataError(_broken(self.files[number], f"object {name} has changed since it was written"))
+                place = starts[number] + row
+                words = checksums == "word_checksums"
+                sample = bisect_right(self.first_caption, place) - 1 if words else place
+                raise DataError(
+                    _broken(self.files[number], f"object {self.object_ids[sample]} has changed since it was written")
+                )
 
 
 def _runs(indices: list[int], starts: list[int], *, total: int) -> list[tuple[int, int, int]]:
@@ -407,17 +451,23 @@ def _runs(indices: list[int], starts: list[int], *, total: int) -> list[tuple[in
     return runs
 
 
-def _num_rows(file: Path) -> int:
-    """Return the number of samples in a shard. This reads only the header, which also fails for a truncated shard."""
+def _num_rows(file: Path) -> tuple[int, int]:
+    """Return the numbers of samples and of captions in a shard.
+
+    This reads only the header, which also fails for a truncated shard.
+    """
     try:
         with safe_open(str(file), framework="pt") as shard:
-            return shard.get_slice("mean").get_shape()[0]
+            return shard.get_slice("mean").get_shape()[0], shard.get_slice(WORDS).get_shape()[0]
     except (SafetensorError, OSError) as err:
         raise DataError(_broken(file, err)) from err
 
 
 def _is_sample(sample: Any) -> bool:
-    return isinstance(sample, list) and len(sample) == 2 and all(isinstance(part, str) for part in sample)
+    if not isinstance(sample, list) or len(sample) != 2 or not isinstance(sample[0], str):
+        return False
+    captions = [sample[1]] if isinstance(sample[1], str) else sample[1]
+    return isinstance(captions, list) and bool(captions) and all(isinstance(one, str) for one in captions)
 
 
 def _broken(file: Path, err: Exception | str) -> str:

@@ -1,6 +1,6 @@
 """Batches of orbits for a generator, encoded during training or taken from the cache.
 
-Letters: N samples of a data set, B batch, V views, C channels, L tokens.
+Letters: N samples of a data set, M captions of all of them, B batch, V views, C channels, L tokens.
 """
 
 from __future__ import annotations
@@ -121,30 +121,44 @@ class OrbitBatches:
     def cached_batches(self, cached: CachedLatents, start: int = 0) -> Iterator[DiffusionBatch]:
         """Yield batches from the cache, which stays on the device if it fits into `cache_memory_gb`."""
         self.source = cached
-        token_ids_NL = None
+        token_ids_ML = None
         if cached.num_bytes <= self.cfg.cache_memory_gb * 1e9:
             cached.keep(self.device)
-            token_ids_NL = self.embedder.tokenize(cached.captions)
+            token_ids_ML = self.embedder.tokenize(cached.all_captions)
         for index_B in self.dealer.order(len(cached), start=start):
-            rows = cached.rows(index_B).to(self.device)
+            caption_B = self._caption_rows(cached, index_B)
+            rows = cached.rows(index_B, caption_B).to(self.device)
             latents_BCVHW = rows.draw(generator=self.global_batch.row_generators())
-            if token_ids_NL is None:
-                token_ids_BL = self.embedder.tokenize([cached.captions[index] for index in index_B.tolist()])
+            if token_ids_ML is None:
+                token_ids_BL = self.embedder.tokenize([cached.all_captions[row] for row in caption_B.tolist()])
             else:
-                token_ids_BL = token_ids_NL[index_B.to(token_ids_NL.device)]
+                token_ids_BL = token_ids_ML[caption_B.to(token_ids_ML.device)]
             image_BVC = rows.image_BVC.float() if self.of_images else None
             batch = self._batch(latents_BCVHW, token_ids_BL, camera_condition(rows.c2w_BV44), image_BVC)
             yield batch._replace(words_BLC=rows.words_BLC.float())
 
+    def _caption_rows(self, cached: CachedLatents, index_B: Tensor) -> Tensor:
+        """Draw a caption for each sample; returns its row among all captions of the cache."""
+        counts = [len(cached.captions[index]) for index in index_B.tolist()]
+        chosen = zip(index_B.tolist(), self.global_batch.choices(counts), strict=True)
+        return torch.tensor([cached.first_caption[index] + choice for index, choice in chosen])
+
+    def draw_captions(self, index_B: Tensor) -> list[str]:
+        """Draw a caption for each sample of a batch; it depends on the step and the row, not on the way of reading."""
+        prompts = [self.dataset.prompts(index) for index in index_B.tolist()]
+        choices = self.global_batch.choices([len(one) for one in prompts])
+        return [one[choice] for one, choice in zip(prompts, choices, strict=True)]
+
     def encoded_batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
-        for views_BVCHW, c2w_BV44, captions, *_ in self._views(start):
+        for views_BVCHW, c2w_BV44, _, index_B in self._views(start):
             with torch.no_grad():
                 latents_BCVHW = self.autoencoder.encode_views(
                     views_BVCHW, generator=self.global_batch.row_generators(), chunk=self.cfg.chunk_size
                 )
                 image_BVC = self.embed_views(views_BVCHW)
             camera_data_BV16 = camera_condition(c2w_BV44.to(self.device))
-            yield self._batch(latents_BCVHW.float(), self.embedder.tokenize(captions), camera_data_BV16, image_BVC)
+            token_ids_BL = self.embedder.tokenize(self.draw_captions(index_B))
+            yield self._batch(latents_BCVHW.float(), token_ids_BL, camera_data_BV16, image_BVC)
 
     def _batch(self, latents_BCVHW, token_ids_BL, camera_data_BV16, image_BVC) -> DiffusionBatch:
         """Make a batch; with `random_start_view` each sample's images are rolled at random, but not the cameras."""
@@ -166,24 +180,30 @@ class OrbitBatches:
     def _encode(self, ranges: list[range]) -> Iterator[EncodedChunk]:
         """Encode ranges of the data set, in order."""
         keep_std = self.autoencoder.config.posterior == "sample"
-        for views_BVCHW, c2w_BV44, captions, object_ids, first in self._views(ranges):
+        for views_BVCHW, c2w_BV44, object_ids, index_B in self._views(ranges):
+            captions = [self.dataset.prompts(index) for index in index_B.tolist()]
             parts = [
                 self.autoencoder.view_posteriors(views, chunk=self.cfg.chunk_size) for views in views_BVCHW.split(16)
             ]
             mean_BCVHW, std_BCVHW = (torch.cat(moment) for moment in zip(*parts, strict=True))
             yield EncodedChunk(
-                first=first,
+                first=int(index_B[0]),
                 mean_BCVHW=mean_BCVHW,
                 std_BCVHW=std_BCVHW if keep_std else None,
                 c2w_BV44=c2w_BV44,
                 captions=captions,
                 object_ids=object_ids,
-                words_BLC=self.embedder.embed_tokens(self.embedder.tokenize(captions))[1],
+                words_MLC=self._embed_all([caption for one in captions for caption in one]),
                 image_BVC=self.embed_views(views_BVCHW),
             )
 
-    def _views(self, start: int | list[range]) -> Iterator[tuple[Tensor, Tensor, list[str], list[str], int]]:
-        """Yield views in [0, 1] on the device, cameras, prompts, object ids, and the index of the first sample.
+    def _embed_all(self, captions: list[str]) -> Tensor:
+        """Encode captions (M, L, C), as many at a time as orbits are."""
+        token_ids_ML = self.embedder.tokenize(captions)
+        return torch.cat([self.embedder.embed_tokens(part)[1] for part in token_ids_ML.split(READ_SIZE)])
+
+    def _views(self, start: int | list[range]) -> Iterator[tuple[Tensor, Tensor, list[str], Tensor]]:
+        """Yield views in [0, 1] on the device, cameras, object ids, and the samples' indices in the data set.
 
         Args:
             start: the first step, for shuffled batches without end; or ranges of the data set, once and in order.
@@ -191,13 +211,12 @@ class OrbitBatches:
         if not self.dataset.in_memory:
             for sample in self.loader(start):
                 views_BVCHW = sample["views_VCHW"].to(self.device, non_blocking=True)
-                names = list(sample["caption"]), list(sample["object_id"])
-                yield views_BVCHW, sample["c2w_V44"], *names, int(sample["index"][0])
+                yield views_BVCHW, sample["c2w_V44"], list(sample["object_id"]), sample["index"]
             return
         orbits = load_orbits(self.dataset, device=self.device)
         for index_B in self._order(start):
-            captions, ids = ([names[n] for n in index_B.tolist()] for names in (orbits.captions, orbits.object_ids))
-            yield orbits.views(index_B)[0], orbits.c2w_NV44[index_B], captions, ids, int(index_B[0])
+            ids = [orbits.object_ids[index] for index in index_B.tolist()]
+            yield orbits.views(index_B)[0], orbits.c2w_NV44[index_B], ids, index_B
 
     def _order(self, start: int | list[range]) -> Iterator[Tensor]:
         if isinstance(start, int):

@@ -33,7 +33,7 @@ class OrbitPixels:
         rgba_NVHW4: uint8 with straight alpha.
         c2w_NV44: cameras.
         object_ids: N names.
-        captions: N captions.
+        prompts: the captions of each orbit.
         attributes: N records of known attributes of the objects; empty records if unknown.
         background: grey value behind the objects.
         device: device of the batches; the images may stay on the CPU.
@@ -43,7 +43,7 @@ class OrbitPixels:
     rgba_NVHW4: Tensor
     c2w_NV44: Tensor
     object_ids: Sequence[str]
-    captions: Sequence[str]
+    prompts: Sequence[Sequence[str]]
     attributes: Sequence[Mapping[str, Any]]
     background: float
     device: torch.device
@@ -126,7 +126,7 @@ def load_orbits(dataset: OrbitData, *, device: torch.device) -> OrbitPixels:
         rgba_NVHW4=rgba_NVHW4,
         c2w_NV44=c2w_NV44,
         object_ids=list(dataset.object_ids),
-        captions=[dataset.prompt(number) for number in range(len(dataset))],
+        prompts=[dataset.prompts(number) for number in range(len(dataset))],
         attributes=list(dataset.attributes) or [{}] * len(dataset),
         background=float(dataset.config.background),
         device=device,

@@ -1,10 +1,11 @@
 """Train the text and image encoder to match captions and views (CLIP, arXiv:2103.00020).
 
-Letters: B batch, L tokens, C channels.
+Letters: B batch, M captions of all orbits, L tokens, C channels.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -43,7 +44,10 @@ class MatchCaptions(Objective):
         self.embedder = cfg.embedder.build()
         self.network = self.embedder.model
         self.orbits = load_orbits(cfg.vid_dataset.build(), device=device)
-        self.token_ids_NL = self.embedder.tokenizer.ids(self.orbits.captions).to(device)
+        prompts = self.orbits.prompts
+        self.token_ids_ML = self.embedder.tokenizer.ids([prompt for one in prompts for prompt in one]).to(device)
+        self.num_prompts = [len(one) for one in prompts]
+        self.first_prompt = [0, *itertools.accumulate(self.num_prompts)]
 
     @property
     def sample_source(self) -> OrbitPixels:
@@ -53,7 +57,9 @@ class MatchCaptions(Objective):
         for orbits_B, views_B in self.global_batch.single_views(
             self.orbits.num_orbits, self.orbits.num_views, start=start
         ):
-            yield self.orbits.views(orbits_B, views_B)[0], self.token_ids_NL[orbits_B.to(self.device)]
+            chosen = self.global_batch.choices([self.num_prompts[orbit] for orbit in orbits_B.tolist()])
+            rows = [self.first_prompt[orbit] + one for orbit, one in zip(orbits_B.tolist(), chosen, strict=True)]
+            yield self.orbits.views(orbits_B, views_B)[0], self.token_ids_ML[torch.tensor(rows, device=self.device)]
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         images_B3HW, token_ids_BL = batch

@@ -162,13 +162,11 @@ class HeadTuning(OrbitDenoising):
     def batches(self, start: int = 0) -> Iterator[TuningBatch]:
         if self.orbits is None:
             for sample in self.data.loader(start):
-                yield self._tuning_batch(*_bytes_of(sample, self.device))
+                captions = self.data.draw_captions(sample["index"])
+                yield self._tuning_batch(*_bytes_of(sample, self.device), captions)
         for index_B in self.global_batch.order(self.orbits.num_orbits, start=start):
-            yield self._tuning_batch(*self._packed(index_B))
-
-    def _packed(self, index_B: Tensor) -> tuple[Tensor, Tensor, list[str]]:
-        captions = [self.orbits.captions[number] for number in index_B.tolist()]
-        return self.orbits.rgba(index_B), self.orbits.c2w_NV44[index_B], captions
+            captions = self.data.draw_captions(index_B)
+            yield self._tuning_batch(self.orbits.rgba(index_B), self.orbits.c2w_NV44[index_B], captions)
 
     @torch.no_grad()
     def _tuning_batch(self, rgba_BVHW4: Tensor, c2w_BV44: Tensor, captions: list[str]) -> TuningBatch:
@@ -252,16 +250,17 @@ class HeadTuning(OrbitDenoising):
 
     def _first_samples(self) -> TuningBatch:
         numbers = list(range(min(NUM_PREVIEWS, len(self.dataset))))
+        captions = [self.dataset.prompt(number) for number in numbers]  # the same at every preview
         if self.orbits is not None:
-            return self._tuning_batch(*self._packed(torch.tensor(numbers)))
+            return self._tuning_batch(self.orbits.rgba(torch.tensor(numbers)), self.orbits.c2w_NV44[numbers], captions)
         sample = default_collate([self.dataset[number] for number in numbers])
-        return self._tuning_batch(*_bytes_of(sample, self.device))
+        return self._tuning_batch(*_bytes_of(sample, self.device), captions)
 
 
-def _bytes_of(sample: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor, list[str]]:
-    """Return bytes with straight alpha, cameras and captions of a loaded batch."""
+def _bytes_of(sample: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return bytes with straight alpha, and the cameras, of a loaded batch."""
     rgba_BV4HW = sample["full_rgba_V4HW"].to(device, non_blocking=True)
-    return (rgba_BV4HW * 255).round().byte().movedim(2, -1), sample["c2w_V44"], list(sample["caption"])
+    return (rgba_BV4HW * 255).round().byte().movedim(2, -1), sample["c2w_V44"]
 
 
 def check_tuning(cfg: RunConfig) -> GaussianReconstruction.Config:

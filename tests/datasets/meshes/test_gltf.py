@@ -9,8 +9,9 @@ import pytest
 from datasets.meshes.companions import Companions
 from datasets.meshes.gltf_materials import texture_transform
 from datasets.meshes.gltf_scene import faces_of
+from datasets.meshes.lighting import irradiance
 from datasets.meshes.loading import read_mesh
-from datasets.meshes.renderer import irradiance, render_views
+from datasets.meshes.renderer import render_views
 from datasets.meshes.scene import RenderMesh, linear_to_srgb, normalise
 from tests.tiny_meshes import BLUE, GREEN, RED, YELLOW, Glb, box, box_glb, card, flat_png, png, textured_box
 from utils.cameras import DATA_FOV_DEG, orbit_cameras

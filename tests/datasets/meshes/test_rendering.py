@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.meshes.lighting import irradiance
 from datasets.meshes.loading import load_mesh
-from datasets.meshes.renderer import irradiance, render_views, sample_texture
+from datasets.meshes.renderer import render_views, sample_texture
 from datasets.meshes.scene import RenderMesh, crease_normals, linear_to_srgb, normalise
 from datasets.zoo.primitives import box, ellipsoid
 from utils.cameras import DATA_FOV_DEG, intrinsics, orbit_cameras, project_points

@@ -45,7 +45,7 @@ def test_cached_latents_are_the_encoded_views(folder):
     expected = task.autoencoder.encode_views(sample["views_VCHW"][None])
     rows = cached.rows(torch.tensor([5]))
     torch.testing.assert_close(rows.mean_BCVHW.float(), expected, atol=2e-3, rtol=2e-3)  # half precision
-    assert cached.captions[5] == sample["caption"]
+    assert cached.captions[5] == [sample["caption"]]
     torch.testing.assert_close(rows.c2w_BV44[0], sample["c2w_V44"])
     assert rows.std_BCVHW is None
 
@@ -312,7 +312,7 @@ def test_a_flipped_bit_in_a_cache_is_noticed(folder, kept):
 
 def test_a_cache_with_another_list_of_samples_is_broken(folder):
     objective(folder).data.cached_latents()
-    for content in ("{}", "[1]", '[["a"]]', '[["a", 3]]'):
+    for content in ("{}", "[1]", '[["a"]]', '[["a", 3]]', '[["a", []]]', '[["a", "b"]]'):
         (folder / "latents" / "samples.json").write_text(content)
         with pytest.raises(DataError, match=r"samples\.json is broken|is incomplete"):
             CachedLatents(folder / "latents")

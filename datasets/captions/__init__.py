@@ -1,0 +1,1 @@
+"""Captions from what is seen: names of colours, parts with another colour, materials."""
