@@ -12,9 +12,6 @@ finished folders are kept.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import logging
-import resource
 import sys
 from collections import Counter
 from pathlib import Path
@@ -22,25 +19,19 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-
 import pipelines  # noqa: F401 - registers
-from datasets.views.folder import UPS, background_color, read_views
-from pipelines.reconstruction.fitting.loop import fit_object, identity_of
-from pipelines.reconstruction.fitting.storage import write_fit
+from datasets.views.folder import UPS, background_color
+from pipelines.reconstruction.fitting.folder import ReadingOptions, fit_folder
 from utils.cameras import CONVENTIONS
 from utils.config import override_values
 from utils.devices import pick_device
 from utils.errors import ConfigError, DataError, WriteError
-from utils.files import read_json, writable_folder, write_json
+from utils.files import writable_folder
 from utils.jobs import check_disk
 from utils.registry import FITS, Section
 from utils.script import run_script
 from utils.settings.assets import AssetOptions
 
-log = logging.getLogger(__name__)
-
-RESULT_FILE, STATE_FILE = "result.json", "unfinished.safetensors"
 # Without remedies against views that disagree, for comparisons.
 PLAIN = {"charbonnier": 0.0, "affine_color": False, "reweight_at": [], "hull_tolerance": 0.0}
 FILES = ("ply", "splat", "glb", "html", "turntable")
@@ -94,84 +85,43 @@ def names_of(folders: list[Path]) -> dict[str, Path]:
     return dict(zip(names, folders, strict=True))
 
 
-def is_done(folder: Path, identity: str) -> bool:
-    """Whether a folder has the whole result of these views and options."""
-    try:
-        result = read_json(folder / RESULT_FILE, option="--out", kind=dict)
-        files = {name: fact for name, fact in result["files"].items() if "error" not in fact}
-        return result["identity"] == identity and all(
-            (folder / name).is_file() and (folder / name).stat().st_size == fact["bytes"]
-            for name, fact in files.items()
-        )
-    except (DataError, KeyError, TypeError, AttributeError):
-        return False
-
-
 def background_of(options: argparse.Namespace) -> float | list[float] | None:
     """Return the grey value or the colour of --background."""
     given = options.background
     return given[0] if given and len(given) == 1 else given
 
 
-def reconstruct(folder: Path, out: Path, section: Section, options: argparse.Namespace, device: torch.device) -> str:
-    """Reconstruct one object; returns one line about it.
+def assets_of(options: argparse.Namespace) -> AssetOptions:
+    """Return which files are written, and how.
 
     Raises:
-        DataError: the views cannot be used, or the fit fails.
+        ConfigError: a value is out of range.
     """
-    views = read_views(
-        folder, background=background_of(options), num_views=options.views, up=options.up, convention=options.convention
-    )
-    views, move = views.normalized()
-    views = views.to(device)
-    assets = AssetOptions(
+    return AssetOptions(
         **{kind: kind not in options.without for kind in FILES},
         **{name: getattr(options, name) for name in ("faces", "grid", "texture")},
     )
-    identity = identity_of(section, views, seed=options.seed, more=dataclasses.asdict(assets))
-    if is_done(out, identity):
-        return f"{out}: finished before, kept"
-    out.mkdir(parents=True, exist_ok=True)
-    fitted = fit_object(section, views, seed=options.seed, state=out / STATE_FILE)
-    facts = write_fit(out, fitted, section, move=move, options=assets)
-    result = {
-        "input": str(folder),
-        "identity": identity,
-        "method": {"type": section.type, **dataclasses.asdict(section.options)},
-        "seed": options.seed,
-        "scale": move.scale,
-        "center": move.center_3.tolist(),
-        **fitted.record(),
-        "peak_memory_mb": round(peak_memory(device) / 1e6),
-        "files": facts,
-    }
-    write_json(out / RESULT_FILE, result)
-    (out / STATE_FILE).unlink(missing_ok=True)
-    wrong = [views.names[index] for index in fitted.disagreeing]
-    told = f"; views that disagree with the others: {', '.join(wrong)}" if wrong else ""
-    missing = [name for name, fact in facts.items() if "error" in fact]
-    lacks = f"; not written: {', '.join(missing)}" if missing else ""
-    return f"{out}: {result['psnr']} dB on the given views, {result['seconds']} s{told}{lacks}"
-
-
-def peak_memory(device: torch.device) -> int:
-    """Return the largest memory of the process in bytes, on a GPU that of the GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_args(argv)
     section, folders = sections_and_folders(options)
     background_color(background_of(options))  # raises ConfigError
+    reading = ReadingOptions(
+        background=background_of(options), num_views=options.views, up=options.up, convention=options.convention
+    )
+    assets = assets_of(options)
     device = pick_device(options.device)
     names = names_of(folders)
     out = writable_folder(options.out, option="--out")
     num_failed = 0
     for name, folder in names.items():
         try:
-            print(reconstruct(folder, out / name, section, options, device))
+            print(
+                fit_folder(
+                    folder, out / name, section, seed=options.seed, device=device, assets=assets, reading=reading
+                )
+            )
         except WriteError:
             raise
         except (ConfigError, DataError) as err:

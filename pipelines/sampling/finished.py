@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 NOT_IN_A_SAMPLE = (
     "log_dir", "device", "round", "seed", "batch_size", "test_list_path", "chunk_size", "decoder_bs",
     "visual_inference", "prompts", "images", "compile", "fused", "cuda_graph", "low_memory", "input_elevation_deg",
-    "rasterizer", "known_objects", "takes_prompts",
+    "rasterizer", "known_objects", "takes_prompts", "fit",
 )  # fmt: skip
 BLOCK_BYTES, CHUNK_BYTES = 4096, 1 << 24
 

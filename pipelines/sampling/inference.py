@@ -19,8 +19,9 @@ from tqdm import tqdm
 from pipelines.sampling.finished import Job, is_done, read_result, sample_settings, weights_of
 from pipelines.sampling.inputs import Source, known_view_files, names_of, sources_of
 from pipelines.sampling.pipeline import Orbits, ViewsPipeline
+from pipelines.sampling.sample_folder import FIT_FOLDER, RESULT_FILE
 from utils.config import save_config
-from utils.devices import free_memory
+from utils.devices import free_memory, pick_device
 from utils.errors import ConfigError, DataError, WriteError
 from utils.files import sole_use, writable_folder
 from utils.registry import INFER_ENGINE
@@ -78,8 +79,10 @@ class OrbitInference:
             log.info("%d of %d samples to make, in %s", len(todo), len(jobs), out)
             if todo:
                 self._make(todo, known, settings)
-        if self.failures and len(self.failures) == len(todo):
-            raise DataError(self.failures[0])
+            if self.failures and len(self.failures) == len(todo):
+                raise DataError(self.failures[0])
+            if cfg.fit:
+                self._fit(jobs)
         for failure in self.failures:
             log.error("error: %s", failure)
         return [job.folder for job in jobs]
@@ -120,6 +123,22 @@ class OrbitInference:
                         batches[:0] = [[job] for job in batch]
                     else:
                         self.failures.append(f"{batch[0].folder.name}: {err}")
+
+    def _fit(self, jobs: list[Job]) -> None:
+        """Fit an object to the views of each sample; what is finished is kept."""
+        from pipelines.reconstruction.fitting.folder import fit_folder  # imported here, because few runs need it
+
+        device = pick_device(self.cfg.device)
+        for job in jobs:
+            if not (job.folder / RESULT_FILE).is_file():  # the sample failed
+                continue
+            options = {"seed": job.seed, "device": device, "assets": self.cfg.assets}
+            try:
+                log.info("%s", fit_folder(job.folder, job.folder / FIT_FOLDER, self.cfg.fit, **options))
+            except WriteError:
+                raise
+            except DataError as err:
+                self.failures.append(f"{job.folder.name}: no fit: {err}")
 
     def _sample(self, pipeline: ViewsPipeline, batch: list[Job], known: dict[int, str], bar: tqdm) -> Orbits:
         name = batch[0].source.slug[:40]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from datasets.views.transforms_json import nerf_transforms
 from pipelines.assets import ASSET_FILES
+from pipelines.reconstruction.fitting import FIT_FILES
 from pipelines.sampling.pipeline import Orbits
 from utils.errors import ConfigError, DataError
 from utils.files import atomic_folder, meanwhile, read_json, write_json
@@ -21,10 +22,11 @@ from utils.registry import VISUAL
 from utils.settings.assets import AssetOptions
 
 RESULT_FILE = "result.json"
+FIT_FOLDER = "fit"  # of the files of pipelines.reconstruction.fitting, if the run has a section fit
 # What a run writes into a sample; everything else there belongs to the user.
 OURS = re.compile(
     r"orbit(_gs)?\.mp4|sheet(_gs)?\.png|views(_gs)?/\d{3,}\.png|transforms\.json|result\.json|"
-    + "|".join(map(re.escape, ASSET_FILES))
+    + "|".join(map(re.escape, (*ASSET_FILES, *(f"{FIT_FOLDER}/{name}" for name in FIT_FILES))))
 )
 
 

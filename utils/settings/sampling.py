@@ -148,6 +148,7 @@ class SamplingConfig:
     Diffusion: SectionField = section("DIFFUSION")
     sampler: SectionField = section("SAMPLERS", type="DDIM")
     reconstruction: SectionField = section("RECONSTRUCTORS")
+    fit: SectionField = section("FITS")
     vid_dataset: SectionField = section("DATASETS")
     visual_inference: SectionField = section("VISUAL", type="VisualGeneratedVideos")
 

@@ -24,6 +24,7 @@ from pipelines.assets.files import made, write_assets
 from pipelines.assets.mesh import write_surface
 from pipelines.assets.surface import fuse, surface_of
 from pipelines.assets.turntable import write_turntable
+from pipelines.reconstruction.fitting import FIELD_FILE, SHEET_FILE
 from pipelines.reconstruction.fitting.base import ObjectFit
 from pipelines.reconstruction.fitting.hull import Hull
 from pipelines.reconstruction.fitting.loop import FittedObject
@@ -34,7 +35,6 @@ from utils.images import contact_sheet, save_png
 from utils.registry import FITS, Section
 from utils.settings.assets import AssetOptions
 
-FIELD_FILE, SHEET_FILE = "field.safetensors", "fit.png"
 SHEET_COLUMNS = 12
 # Fields are slower to render than Gaussians. Their renders only colour what no view sees, and a video is small.
 FIELD_VIEWS, FIELD_VIEW_SIZE, FIELD_FRAMES = 16, 128, 24
