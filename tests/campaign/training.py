@@ -25,7 +25,7 @@ HEADERS: dict[str, Any] = {
     "ids of numbers": HEADER | {"object_ids": [1, 2]},
     "ids too few": HEADER | {"object_ids": ["a"]},
     "captions null": HEADER | {"captions": None},
-    "captions of lists": HEADER | {"captions": [["x"], ["y"]]},
+    "captions without text": HEADER | {"captions": [["x"], [1]]},
     "attributes of text": HEADER | {"attributes": ["x", "y"]},
     "fov NaN": HEADER | {"fov_deg": float("nan")},
     "fov infinite": HEADER | {"fov_deg": float("inf")},
