@@ -78,6 +78,7 @@ def test_settings_are_rows_and_errors_are_against_float32(tmp_path):
     assert sizes == [(1, "32 x 32"), (3, "32 x 32"), (6, "32 x 32"), (3, "64 x 64")]
 
 
+@pytest.mark.slow
 def test_settings_are_compared_with_many_steps_and_with_their_own_sampler(tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.benchmark.solvers.REFERENCE_STEPS", 4)
     sheets = []

@@ -46,6 +46,7 @@ def compare(folder, family, rows):
     return evaluate_settings({name: load(folder, config, *NO_FILES, *row) for name, row in rows.items()}, options)
 
 
+@pytest.mark.slow
 def test_results_of_images_are_held_against_the_plain_one(tmp_path):
     result = compare(tmp_path, write_image_family(tmp_path), ROWS)
     assert json.loads((tmp_path / "out" / "settings.json").read_text()) == result

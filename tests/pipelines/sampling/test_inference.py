@@ -141,6 +141,7 @@ def test_prompt_list_skips_comments_and_rounds_count_seeds(tmp_path):
     assert len({job.folder for job in clash}) == 2
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path, family):
     cfg = write_config(tmp_path / "run.yaml", family)
     line = [sys.executable, str(ROOT / "inference.py"), "--cfg", str(cfg), "seed=2", "--prompt", "a green tree"]

@@ -60,6 +60,7 @@ def wait_for_end(leader: int, *, seconds: float = 20) -> list[int]:
     return left
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_saves_and_leaves(tmp_path):
     with running(tmp_path) as (process, printed, workers):
         assert len(workers) == min(2, num_cores())
