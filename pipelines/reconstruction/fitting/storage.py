@@ -184,7 +184,7 @@ def read_field(path: Path, *, device: torch.device | str = "cpu") -> tuple[Objec
     """Read a model that `write_field` wrote, and the move from its frame to the world.
 
     Raises:
-        DataError: the file is missing or is none of this kind.
+        DataError: the file is missing, or is not a field of this project.
     """
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
