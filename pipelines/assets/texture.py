@@ -147,12 +147,14 @@ def colors_at(
     places = torch.tensor(places_T3).to(views.c2w_V44)
     normals = functional.normalize(torch.tensor(normals_T3).to(views.c2w_V44), dim=-1)
     total_T3, weights_T = _summed(places, normals, views)
+    least = LEAST_WEIGHT
     if pictures is not None:
+        least *= RENDER_WEIGHT
         total_T3, weights_T = total_T3 * RENDER_WEIGHT, weights_T * RENDER_WEIGHT
         for values, more in zip((total_T3, weights_T), _summed(places, normals, pictures), strict=True):
             values += more
-    colors_T3 = (total_T3 / weights_T.clamp_min(LEAST_WEIGHT * RENDER_WEIGHT)[:, None]).cpu().numpy()
-    seen_T = (weights_T > LEAST_WEIGHT * RENDER_WEIGHT).cpu().numpy()
+    colors_T3 = (total_T3 / weights_T.clamp_min(least)[:, None]).cpu().numpy()
+    seen_T = (weights_T > least).cpu().numpy()
     if not seen_T.any():
         raise DataError("no camera sees the mesh's surface; increase assets.mesh_views")
     if not seen_T.all():
