@@ -143,7 +143,8 @@ def carve(views: PosedViews, *, grid: int, tolerance: float = 0.0) -> Hull:
     solid_XYZ = _solid(views, low_3, voxel, (COARSE_GRID,) * 3, tolerance=tolerance, wider=0.87 * voxel)
     if tolerance and bool(solid_XYZ.any()):
         unlike_V = _unlike(views, low_3 + voxel * solid_XYZ.nonzero())
-        left_out = (unlike_V > UNLIKE).nonzero()[:, 0].tolist()[: int(tolerance * len(views) + 1e-6)]
+        worst = unlike_V.argsort(descending=True)[: int(tolerance * len(views) + 1e-6)].tolist()
+        left_out = sorted(view for view in worst if unlike_V[view] > UNLIKE)
         if left_out:
             log.info("the hull leaves out views whose masks differ: %s", ", ".join(views.names[k] for k in left_out))
         keep = torch.ones(len(views), dtype=torch.bool)

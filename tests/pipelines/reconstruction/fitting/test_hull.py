@@ -60,6 +60,16 @@ def test_views_with_other_masks_are_left_out(caplog):
     assert _volume(hull) == pytest.approx(_volume(carve(good, grid=32)), rel=0.05)
 
 
+def test_of_many_different_masks_the_worst_are_left_out(caplog):
+    caplog.set_level("INFO")
+    good = views()
+    masks = good.masks_V1HW.clone()
+    masks[2], masks[7] = masks[2].roll(8, dims=-1), masks[7].roll(16, dims=-1)
+    carve(replace(good, masks_V1HW=masks), grid=32, tolerance=1.5 / 12)  # one view
+    assert "view 7" in caplog.text
+    assert "view 2" not in caplog.text
+
+
 def test_a_tolerance_changes_nothing_for_good_views(caplog):
     caplog.set_level("INFO")
     assert torch.equal(carve(views(), grid=32).distance_XYZ, carve(views(), grid=32, tolerance=0.2).distance_XYZ)
