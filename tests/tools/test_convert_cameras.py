@@ -153,7 +153,7 @@ def test_a_wrong_convention_is_corrected(convention, tmp_path):
     out = tmp_path / "out"
     assert convert(folder, "--from", convention, "--to", "nerfstudio", "--out", out) == 0
     same_views(read_views(out), views)
-    # an orbit of OpenCV cameras also says so when the wrong option is given
+    # the message is the same for OpenCV cameras that are read with the wrong option
     with pytest.raises(DataError, match=r"--from opengl$"):
         convert(out, "--from", "opencv", "--to", "colmap", "--out", tmp_path / "more")
 

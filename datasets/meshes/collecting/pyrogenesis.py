@@ -42,7 +42,7 @@ NO_OBJECTS = re.compile(
 )
 # What is attached only sometimes, or is no surface.
 NO_PROPS = re.compile(r"garrison|decal|smoke|fire|particle|foundation|scaffold")
-# Where the material says so, the engine paints what is transparent in the player's colour. It is drawn by name here.
+# In some materials the engine paints transparent parts in the player's colour. Here the name chooses this colour.
 PLAYERS = ((10, 10, 190), (150, 20, 20), (50, 165, 5), (230, 205, 40), (50, 170, 170), (160, 80, 200), (220, 115, 16))
 CUTOFF = 0.5
 MAX_DEPTH = 4

@@ -47,6 +47,7 @@ class GaussianFit(ObjectFit):
         relocate_until: fraction of the steps after which nothing is moved.
         opacity_penalty: weight of the mean opacity.
         scale_penalty: weight of the mean size in world units.
+        rasterizer: see models.gaussians.rendering.
         """
 
         num_steps: int = 400
@@ -75,7 +76,7 @@ class GaussianFit(ObjectFit):
         return [{"params": [self.values[name]], "lr": rate, "name": name} for name, rate in RATES.items()]
 
     def draw(self, step: int, generator: torch.Generator) -> PixelBatch:
-        """Choose whole views. Each is chosen once before any is chosen again."""
+        """Choose whole views, anew in each step."""
         num_views, (height, width) = len(self.views.names), self.views.colors_V3HW.shape[-2:]
         count = min(self.config.views_per_step, num_views)
         pick = torch.randperm(num_views, generator=generator)[:count].to(self.views.c2w_V44.device)

@@ -120,7 +120,8 @@ class SurfaceField(RayField):
         return torch.cat([distance, *slopes], dim=1)
 
     def shade(self, samples: Samples, step: int) -> Shaded:
-        found_M4 = read(self.distances_and_normals(), self._places(samples.points_M3))
+        field = self.distances_and_normals()
+        found_M4 = read(field, self._places(samples.points_M3))
         distance_M, slope_M3 = found_M4[:, 0], found_M4[:, 1:]
         normals_M3 = functional.normalize(slope_M3, dim=-1)
         along_M = -(slope_M3 * samples.directions_M3).sum(-1).clamp_max(0)  # a ray enters where distances fall
@@ -130,7 +131,9 @@ class SurfaceField(RayField):
         after_M = torch.sigmoid(sharpness * (distance_M - half_M))
         alphas_M = ((before_M - after_M) / before_M.clamp_min(1e-5)).clamp(0, 1)
         features = torch.cat([self.grids(samples.points_M3), normals_M3], dim=-1)
-        return Shaded(alphas_M, self.network(features).sigmoid(), self._penalty(distance_M, slope_M3, step))
+        return Shaded(
+            alphas_M, self.network(features).sigmoid(), self._penalty(field[:, :1], distance_M, slope_M3, step)
+        )
 
     @torch.no_grad()
     def occupancy_at(self, points_M3: Tensor, step: int) -> Tensor:
@@ -153,7 +156,8 @@ class SurfaceField(RayField):
     def _places(self, points_M3: Tensor) -> Tensor:
         return 2 * (points_M3 - self.hull.low_3) / (self.hull.high_3 - self.hull.low_3) - 1
 
-    def _penalty(self, distance_M: Tensor, slope_M3: Tensor, step: int) -> Tensor:
+    def _penalty(self, distance: Tensor, distance_M: Tensor, slope_M3: Tensor, step: int) -> Tensor:
+        """Return the penalties of the whole grid of distances, and of the distances and slopes at samples."""
         config = self.config
         if not torch.is_grad_enabled():
             return torch.zeros((), device=distance_M.device)
@@ -162,7 +166,6 @@ class SurfaceField(RayField):
         eikonal = (near_M * (length_M - 1).square()).sum() / near_M.sum().clamp_min(1)
         penalty = config.eikonal_penalty * eikonal
         if config.bending_penalty:
-            distance = self.distance_grid()
             bends = [distance.diff(n=2, dim=dim).square().mean() for dim in (2, 3, 4)]
             penalty = penalty + config.bending_penalty * sum(bends)
         if config.roughness_penalty and step % 4 == 0:

@@ -38,6 +38,7 @@ from utils.settings.assets import AssetOptions
 SHEET_COLUMNS = 12
 # Fields are slower to render than Gaussians. Their renders only colour what no view sees, and a video is small.
 FIELD_VIEWS, FIELD_VIEW_SIZE, FIELD_FRAMES = 16, 128, 24
+SMALLEST_VIDEO = 16  # pixels
 FRAME_PIXELS = 3  # red frame around a view that disagrees with the others
 RED = (0.85, 0.1, 0.1)
 
@@ -84,7 +85,7 @@ def write_fit(
             mesh_views=min(options.mesh_views, FIELD_VIEWS) if model.has_volume else options.mesh_views,
             mesh_view_size=min(options.mesh_view_size, FIELD_VIEW_SIZE),
             turntable_frames=min(options.turntable_frames, FIELD_FRAMES),
-            turntable_size=min(options.turntable_size, 2 * (min(views.size) // 2)),
+            turntable_size=min(options.turntable_size, max(SMALLEST_VIDEO, 2 * (min(views.size) // 2))),
         )
 
     def draw(c2w_V44: Tensor, K_33: Tensor, size: tuple[int, int], background: float) -> Rendering:
