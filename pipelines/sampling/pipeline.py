@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.autoencoder import AutoencoderKL
 from models.backbone import Backbone
 from models.diffusion import DiffusionDDIM
+from models.encoders import Autoencoder, Embedder
 from models.gaussians.scene import Gaussians
 from pipelines.parts import Parts, check_fit, check_resolution, load_parts, save_parts, weights_in
 from pipelines.placement import Placement, SamplingNetwork, give_twins
@@ -108,8 +108,8 @@ class ViewsPipeline:
         cfg: RunConfig,
         *,
         unet: Backbone,
-        autoencoder: AutoencoderKL,
-        embedder: nn.Module,
+        autoencoder: Autoencoder,
+        embedder: Embedder,
         diffusion: DiffusionDDIM,
         sampler: OrbitSampler,
         reconstruction: Reconstructor | None = None,

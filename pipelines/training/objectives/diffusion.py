@@ -23,6 +23,8 @@ from pipelines.training.data.orbit_batches import DiffusionBatch, OrbitBatches
 from pipelines.training.objectives.base import Objective, batch_size_for
 from pipelines.training.objectives.known_views import KnownViewOptions, give_clean, weights_of_unknown
 from utils.errors import ConfigError
+from utils.processes import main_first
+from utils.prompts import with_suffix
 from utils.registry import ENGINE
 from utils.settings.run import RunConfig
 from utils.torch_settings import channels_last
@@ -125,7 +127,23 @@ class OrbitDenoising(Objective):
         check_model_kind(self.network, self.embedder, image=config.image, option=f"TASK_TYPE={cfg.TASK_TYPE}")
         if not config.image:
             self.embedder.forget_images()
-        self.dropped_ids_1L = self.embedder.tokenize([config.dropped_prompt])
+        tokens = self.embedder.config.embeds_tokens
+        if joint and not tokens:
+            raise ConfigError(
+                f"frame_lens={list(cfg.frame_lens)}, but embedder.type={cfg.embedder.type} cannot encode captions of "
+                "images in every step; use one number of views"
+            )
+        self.dropped_ids_1L = self.embedder.tokenize([config.dropped_prompt]) if tokens else None
+        if not tokens:
+            shown = cfg.visual_train.options.prompts if cfg.visual_train else []
+            with main_first():  # only one process loads the encoder
+                self.embedder.prepare(
+                    [
+                        config.dropped_prompt,
+                        cfg.negative_prompt,
+                        *(with_suffix(one, cfg.prompt_suffix) for one in shown),
+                    ]
+                )
         self.dropped_words_1LC: Tensor | None = None
         parts = {
             "autoencoder": self.autoencoder,
@@ -256,7 +274,7 @@ class OrbitDenoising(Objective):
         """Return the text tokens of the dropped prompt, encoded once and rounded like those in the cache."""
         if self.dropped_words_1LC is None:
             with torch.autocast(self.device.type, enabled=False):
-                self.dropped_words_1LC = self.embedder.embed_tokens(self.dropped_ids_1L)[1].half()
+                self.dropped_words_1LC = self.embedder.encode_text([self.options.dropped_prompt]).half()
         return self.dropped_words_1LC
 
     def image_conditions(
