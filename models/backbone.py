@@ -73,6 +73,10 @@ class BackboneConfig:
         """
         return None
 
+    def write_random(self, out: Path, *, seed: int) -> bool:
+        """Write random weights to a folder in the published layout; false: there is none, and nothing is written."""
+        return False
+
     def check_device(self, device: torch.device) -> None:
         """Check that the network can run on a device.
 

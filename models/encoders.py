@@ -68,6 +68,10 @@ class AutoencoderConfig:
         """
         return None
 
+    def write_random(self, out: Path, *, seed: int) -> bool:
+        """Write random weights to a folder in the published layout; false: there is none, and nothing is written."""
+        return False
+
 
 class Autoencoder(nn.Module):
     """Encodes images to latents and decodes them. Only this class knows the scale of the latents.
@@ -173,6 +177,10 @@ class EmbedderConfig:
     def published_files(self, path: str, *, option: str) -> list[Path] | None:
         """See `AutoencoderConfig.published_files`."""
         return None
+
+    def write_random(self, out: Path, *, seed: int) -> bool:
+        """Write random weights to a folder in the published layout; false: there is none, and nothing is written."""
+        return False
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Check, before anything is loaded, that these prompts can be encoded.

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from models.encoders import Autoencoder, AutoencoderConfig
 from models.wan.folder import check_config, part_folder, read_config, read_part, weight_files
+from models.wan.random_folder import write_random_part
 from models.weights import load_state, load_strict
 from utils.errors import ConfigError, DataError
 from utils.registry import AUTO_ENCODER
@@ -133,6 +134,15 @@ class WanAutoencoder(Autoencoder):
             wanted = {key: (f"network.{key}", value) for key, value in asdict(self.network).items()}
             check_config(found, wanted, source=f"{option}={folder}", network="auto_encoder")
             return found
+
+        def write_random(self, out: Path, *, seed: int) -> bool:
+            with torch.device("meta"):
+                network = build_network(self.network)
+            moments = {MEAN: [0.0] * self.network.z_dim, STD: [1.0] * self.network.z_dim}
+            write_random_part(
+                out / PART, network, {"_class_name": "AutoencoderKLWan", **asdict(self.network), **moments}, seed=seed
+            )
+            return True
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

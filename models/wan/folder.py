@@ -33,21 +33,21 @@ MODELS = {
 }
 
 
-def part_folder(path: str | Path, part: str, *, option: str, weights: bool = True) -> Path:
+def part_folder(path: str | Path, part: str, *, option: str, download: bool = True) -> Path:
     """Return the local folder of a part; a part of a hub's folder is downloaded unless it is already there.
 
     Args:
         path: the whole folder, the folder of the part, or a hub name such as EXAMPLE.
         part: `transformer`, `vae`, `text_encoder` or `tokenizer`.
         option: the setting that names the folder, for the error message.
-        weights: false: of a hub's folder, only the JSON files are needed.
+        download: false: of a hub's folder, only what was downloaded before.
 
     Raises:
         DataError: the folder or the part is missing.
     """
     folder = Path(path)
     if not folder.exists() and HUB_NAME.fullmatch(str(path)):
-        folder = _from_hub(str(path), part, option=option, weights=weights)
+        folder = _from_hub(str(path), part, option=option, download=download)
     if not folder.exists():
         raise DataError(
             f"{option}={path}: no such folder; download it with `hf download {EXAMPLE} --local-dir {path}`, or set "
@@ -60,11 +60,11 @@ def part_folder(path: str | Path, part: str, *, option: str, weights: bool = Tru
     raise DataError(f"{option}={path} has no folder {part}/; name a folder in the layout of diffusers, as {EXAMPLE}")
 
 
-def _from_hub(name: str, part: str, *, option: str, weights: bool) -> Path:
+def _from_hub(name: str, part: str, *, option: str, download: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[f"{part}/*" if weights else f"{part}/*.json"]))
+        return Path(snapshot_download(name, allow_patterns=[f"{part}/*"], local_files_only=not download))
     except (OSError, ValueError) as err:
         raise DataError(
             f"{option}={name}: no such folder here, and the Hugging Face hub does not give it ({first_line(err)}); "

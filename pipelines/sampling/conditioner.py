@@ -220,6 +220,12 @@ class ImageConditioner:
         return self.autoencoder.encode_views(views_B3HW[:, None].to(dtype), generator=list(call.generators)).float()
 
 
+def texts_of(cfg: RunConfig, prompts: Sequence[str]) -> list[str]:
+    """List all texts that the sampling of some prompts encodes."""
+    own = [with_suffix(prompt, cfg.prompt_suffix) for prompt in prompts]
+    return [*own, *([cfg.image_prompt] if cfg.takes_images else []), cfg.negative_prompt]
+
+
 def check_model_kind(unet: Backbone, embedder: Embedder, *, image: bool, option: str) -> None:
     """Check that a network is of the required kind and that its image embeddings fit the embedder.
 

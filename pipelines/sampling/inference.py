@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from pipelines.sampling.conditioner import texts_of
 from pipelines.sampling.finished import Job, is_done, read_result, sample_settings, weights_of
 from pipelines.sampling.inputs import Source, known_view_files, names_of, sources_of
 from pipelines.sampling.pipeline import Orbits, ViewsPipeline
@@ -89,7 +90,11 @@ class OrbitInference:
 
     def _make(self, jobs: list[Job], known: dict[int, str], settings: dict[str, Any]) -> None:
         started = time.perf_counter()
+        prompts = [job.source.prompt for job in jobs if job.source.prompt is not None]
+        if self.cfg.embedder:
+            self.cfg.embedder.options.check_prompts(texts_of(self.cfg, prompts))
         pipeline = ViewsPipeline.from_config(self.cfg)
+        pipeline.prepare_texts(prompts)
         log.info("networks built and loaded in %.1f s", time.perf_counter() - started)
         options = {"assets": self.cfg.assets, "rasterizer": self.cfg.rasterizer}
         writer = self.cfg.visual_inference.build(**options)

@@ -29,6 +29,7 @@ from pipelines.sampling.conditioner import (
     OrbitInput,
     TextConditioner,
     conditioner_for,
+    texts_of,
 )
 from pipelines.sampling.guidance import ClassifierFreeGuidance, Refiner
 from pipelines.sampling.inputs import matched_prompts, refused_prompts
@@ -267,6 +268,11 @@ class ViewsPipeline:
         results = self.results_of()
         steps = self.reconstruction.refine_steps(self.sampler.config.num_steps) if results != "plain" else set()
         return self.sampler.num_calls(refiner_steps=steps, both=results == "both")
+
+    def prepare_texts(self, prompts: Sequence[str]) -> None:
+        """Encode the texts of some prompts together, if the embedder is only in memory while it encodes."""
+        self.placement.bring(self.conditioner.embedder)
+        self.conditioner.embedder.prepare(texts_of(self.cfg, prompts))
 
     def draw_noise(
         self, generators: Sequence[torch.Generator], *, num_views: int, resolution: tuple[int, int]

@@ -115,6 +115,7 @@ class OrbitDenoising(Objective):
                 f"resolution={list(cfg.resolution)}, but vid_dataset.resolution={size}, so training and previews would "
                 "differ in size; set both to the same size"
             )
+        cfg.embedder.options.check_prompts([config.dropped_prompt])
         images = cfg.img_dataset.build() if joint else None
         self.diffusion = cfg.Diffusion.build()
         with device:  # draw random weights on the device, because a CPU needs 15 s for 1.4 billion
