@@ -167,7 +167,7 @@ class WanAutoencoder(Autoencoder):
                     f"{OPTION}={folder}: {name} in config.json must be {self.latent_channels} numbers"
                     f"{' above 0' * (name == STD)}; download it again"
                 )
-            moments[name] = torch.tensor(values)
+            moments[name] = torch.tensor(values, dtype=torch.float32)
         load_state(self, read_part(folder, option=OPTION) | moments, source=f"{OPTION}={folder}")
 
     def encode(self, image_B3HW: Tensor) -> DiagonalGaussianDistribution:

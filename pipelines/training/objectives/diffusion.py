@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.lora import add_lora, lora_state
 from pipelines.parts import load_generator, note_untrained
-from pipelines.sampling.conditioner import check_model_kind
+from pipelines.sampling.conditioner import check_model_kind, texts_of
 from pipelines.training.data.global_batch import JointBatch
 from pipelines.training.data.image_batches import ImageBatches
 from pipelines.training.data.orbit_batches import DiffusionBatch, OrbitBatches
@@ -24,7 +24,6 @@ from pipelines.training.objectives.base import Objective, batch_size_for
 from pipelines.training.objectives.known_views import KnownViewOptions, give_clean, weights_of_unknown
 from utils.errors import ConfigError
 from utils.processes import main_first
-from utils.prompts import with_suffix
 from utils.registry import ENGINE
 from utils.settings.run import RunConfig
 from utils.torch_settings import channels_last
@@ -128,24 +127,7 @@ class OrbitDenoising(Objective):
         check_model_kind(self.network, self.embedder, image=config.image, option=f"TASK_TYPE={cfg.TASK_TYPE}")
         if not config.image:
             self.embedder.forget_images()
-        tokens = self.embedder.config.embeds_tokens
-        if joint and not tokens:
-            raise ConfigError(
-                f"frame_lens={list(cfg.frame_lens)}, but embedder.type={cfg.embedder.type} cannot encode captions of "
-                "images in every step; use one number of views"
-            )
-        self.dropped_ids_1L = self.embedder.tokenize([config.dropped_prompt]) if tokens else None
-        if not tokens:
-            shown = cfg.visual_train.options.prompts if cfg.visual_train else []
-            with main_first():  # only one process loads the encoder
-                self.embedder.prepare(
-                    [
-                        config.dropped_prompt,
-                        cfg.negative_prompt,
-                        *(with_suffix(one, cfg.prompt_suffix) for one in shown),
-                    ]
-                )
-        self.dropped_words_1LC: Tensor | None = None
+        self._prepare_texts()
         parts = {
             "autoencoder": self.autoencoder,
             "embedder": self.embedder,
@@ -156,8 +138,24 @@ class OrbitDenoising(Objective):
         self.data = OrbitBatches(cfg, dataset=self.dataset, dealer=dealer, of_images=config.image, **parts)
         self.images = ImageBatches(cfg, dataset=images, dealer=joint.kind(1), **parts) if joint else None
 
+    def _prepare_texts(self) -> None:
+        """Tokenize the dropped prompt; without token numbers, encode it and the prompts of previews."""
+        cfg, self.dropped_ids_1L, self.dropped_words_1LC = self.cfg, None, None
+        dropped = self.options.dropped_prompt
+        if self.embedder.config.embeds_tokens:
+            self.dropped_ids_1L = self.embedder.tokenize([dropped])
+            return
+        shown = cfg.visual_train.options.prompts if cfg.visual_train else []
+        with main_first():  # only one process loads the encoder
+            self.embedder.prepare([dropped, *texts_of(cfg, shown)])
+
     def _share_with_images(self) -> JointBatch:
         cfg = self.cfg
+        if not cfg.embedder.options.embeds_tokens:
+            raise ConfigError(
+                f"frame_lens={list(cfg.frame_lens)}, but embedder.type={cfg.embedder.type} cannot encode captions of "
+                "images in every step; use one number of views"
+            )
         if self.of_images or not self.takes_images:
             raise ConfigError(
                 f"frame_lens={list(cfg.frame_lens)}: only a text model trains on images too; use one number of views"
