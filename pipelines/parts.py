@@ -90,6 +90,11 @@ def check_fit(cfg: RunConfig, device: torch.device) -> None:
     """
     check_resolution(cfg, cfg.resolution)
     cfg.UNet.options.check_device(device)
+    if cfg.takes_images and not cfg.UNet.options.takes_image_embedding and cfg.hold_views != "clean":
+        raise ConfigError(
+            f"hold_views={cfg.hold_views}: UNet.type={cfg.UNet.type} sees pictures only as known views without noise; "
+            "set hold_views=clean"
+        )
     if cfg.sampler.options.reuses and not cfg.UNet.options.can_reuse:
         raise ConfigError(
             f"sampler.reuse_steps is above 1, but UNet.type={cfg.UNet.type} cannot reuse features of its inner part; "

@@ -1,0 +1,1 @@
+"""A video diffusion transformer with the layers of Wan, for orbits."""
