@@ -37,7 +37,20 @@ class BackboneConfig:
 
     @property
     def takes_images(self) -> bool:
-        """Whether the backbone is an image model, whose `forward` takes `image` and `local_image`."""
+        """Whether the backbone is an image model, which makes views from pictures."""
+        return False
+
+    @property
+    def takes_image_embedding(self) -> bool:
+        """Whether `forward` of an image model takes `image` and `local_image`.
+
+        If not, pictures are known views and nothing else, so sampling needs `hold_views=clean`.
+        """
+        return self.takes_images
+
+    @property
+    def view_timesteps(self) -> bool:
+        """Whether `forward` takes a timestep for each view, (B, V), which is 0 for known views without noise."""
         return False
 
     @property
@@ -105,22 +118,22 @@ class Backbone(nn.Module):
         self.config = config
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *, camera_data: Tensor | None, fps: Tensor | None) -> Tensor:
-        """Predict epsilon or v.
+        """Predict epsilon, v or the velocity of flow matching.
 
-        An image model (`Config.takes_images`) also receives `image`, the image embedding (B, 1, E) of view 0, and
-        `local_image`, the latent of view 0 repeated for every view (B, C, V, H, W). With `Config.can_reuse`, `forward`
+        With `Config.takes_image_embedding`, `forward` also receives `image`, the image embedding (B, 1, E) of view 0,
+        and `local_image`, the latent of view 0 repeated for every view (B, C, V, H, W). With `Config.can_reuse`, it
         also accepts `deep`, a `DeepFeatures`. If it is empty, the network fills it. If it is filled, the inner part of
         the network does not run.
 
         Args:
             x: noisy latents (B, C, V, H, W).
-            t: timesteps (B,), integers.
+            t: timesteps (B,), integers, or numbers with flow matching; (B, V) with `Config.view_timesteps`.
             y: text tokens (B, S, E).
             camera_data: camera conditions (B, V, 16), see utils.cameras.camera_condition; None for single images.
             fps: frame rate (B,).
 
         Returns:
-            (B, C, V, H, W), epsilon or v, as set in the section Diffusion.
+            (B, C, V, H, W), epsilon, v or velocity, as set in the section Diffusion.
         """
         raise NotImplementedError
 

@@ -1,6 +1,6 @@
 """The diffusion process: noise schedule, prediction targets and training loss.
 
-Sampling is in pipelines/sampling/sampler.py; it uses only the betas and x0 of this class.
+Sampling is in pipelines/sampling/sampler.py; it uses only `to_x0` and the schedule.
 
 Letters: B batch, T timesteps.
 """
@@ -8,7 +8,9 @@ Letters: B batch, T timesteps.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -76,8 +78,72 @@ def rescale_to_zero_terminal_snr(betas_T: Tensor) -> Tensor:
     return 1 - alpha_T
 
 
+class RandomRows(Protocol):
+    """Random numbers for the rows of a training batch."""
+
+    def rand(self, *shape: int) -> Tensor:
+        """Draw uniform numbers in [0, 1)."""
+
+    def randint(self, high: int, size: int) -> Tensor:
+        """Draw `size` integers in [0, high)."""
+
+
+class DiffusionProcess(ABC):
+    """The interface of a process that mixes latents with noise, as sampling and training use it.
+
+    A process is a subclass that is registered in DIFFUSION, with a nested `Config`.
+
+    Attributes:
+        num_timesteps: T, number of timesteps; pure noise is near T.
+        is_flow: whether x_t is a straight line from x0 to the noise (flow matching). Only some solvers are for it.
+        noise_strength: strength of the offset noise in training.
+    """
+
+    num_timesteps: int
+    is_flow: bool = False
+    noise_strength: float = 0.0
+
+    def make_noise(self, like: Tensor, *, generator: Generator | None = None) -> Tensor:
+        """Training noise in the shape of `like` (B, C, V, H, W): normal, plus an offset per sample, channel, view."""
+        noise = torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+        if self.noise_strength:
+            shape = (*like.shape[:3], 1, 1)
+            offset = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+            noise = noise + self.noise_strength * offset
+        return noise
+
+    def loss(self, prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Mean squared error: the mean per sample, then over the batch.
+
+        Args:
+            weights: factors of the squared errors, in a shape that broadcasts to them.
+        """
+        errors = (prediction.float() - target.float()).square()
+        return (errors if weights is None else errors * weights).flatten(1).mean(1).mean()
+
+    def draw_timesteps(self, rows: RandomRows, batch_size: int) -> Tensor:
+        """Draw the timesteps of a training batch, (B,)."""
+        return rows.randint(self.num_timesteps, batch_size)
+
+    @abstractmethod
+    def scheduler_options(self) -> dict[str, Any]:
+        """Return the options of a diffusers scheduler that describe this process."""
+
+    @abstractmethod
+    def add_noise(self, x0: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
+        """The noisy latents x_t at timestep t."""
+
+    @abstractmethod
+    def training_target(self, x0: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
+        """The training target of the network at x_t."""
+
+    @abstractmethod
+    def to_x0(self, prediction: Tensor, x_t: Tensor, t_B: Tensor) -> Tensor:
+        """Convert a prediction at x_t to x0."""
+
+
 @DIFFUSION.register
-class DiffusionDDIM:
+class DiffusionDDIM(DiffusionProcess):
     """A Gaussian diffusion process with epsilon or v prediction."""
 
     retired_keys = {"ddim_timesteps": "use sampler.num_steps"}
@@ -115,44 +181,27 @@ class DiffusionDDIM:
         self.betas = make_betas(config.schedule, config.schedule_param)
         self.alpha_bar = (1 - self.betas).cumprod(0)
         self.num_timesteps = len(self.betas)
+        self.noise_strength = config.noise_strength
+
+    def scheduler_options(self) -> dict[str, Any]:
+        return {"num_train_timesteps": self.num_timesteps, "trained_betas": self.betas.tolist()}
 
     def _signal_and_noise(self, t_B: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at t, in a shape that multiplies `like`."""
         alpha_bar = self.alpha_bar.to(t_B.device)[t_B].view(-1, *[1] * (like.dim() - 1))
         return alpha_bar.sqrt().to(like.dtype), (1 - alpha_bar).sqrt().to(like.dtype)
 
-    def make_noise(self, like: Tensor, *, generator: Generator | None = None) -> Tensor:
-        """Training noise in the shape of `like` (B, C, V, H, W): normal, plus an offset per sample, channel, view."""
-        noise = torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-        if self.config.noise_strength:
-            shape = (*like.shape[:3], 1, 1)
-            offset = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
-            noise = noise + self.config.noise_strength * offset
-        return noise
-
     def add_noise(self, x0: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
-        """The noisy latents x_t at timestep t."""
         signal, sigma = self._signal_and_noise(t_B, x0)
         return signal * x0 + sigma * noise
 
     def training_target(self, x0: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
-        """The training target of the network at x_t."""
         if self.config.mean_type == "eps":
             return noise
         signal, sigma = self._signal_and_noise(t_B, x0)
         return signal * noise - sigma * x0
 
-    def loss(self, prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Mean squared error: the mean per sample, then over the batch.
-
-        Args:
-            weights: factors of the squared errors, in a shape that broadcasts to them.
-        """
-        errors = (prediction.float() - target.float()).square()
-        return (errors if weights is None else errors * weights).flatten(1).mean(1).mean()
-
     def to_x0(self, prediction: Tensor, x_t: Tensor, t_B: Tensor) -> Tensor:
-        """Convert a prediction at x_t to x0."""
         signal, sigma = self._signal_and_noise(t_B, x_t)
         if self.config.mean_type == "eps":
             return (x_t - sigma * prediction) / signal

@@ -120,13 +120,39 @@ def check_fit(cfg: RunConfig, device: torch.device) -> None:
         ConfigError: they do not; the message has the setting and the remedy.
     """
     check_resolution(cfg, cfg.resolution)
+    check_widths(cfg)
     cfg.UNet.options.check_device(device)
+    if cfg.takes_images and not cfg.UNet.options.takes_image_embedding and cfg.hold_views != "clean":
+        raise ConfigError(
+            f"hold_views={cfg.hold_views}: UNet.type={cfg.UNet.type} sees pictures only as known views without noise; "
+            "set hold_views=clean"
+        )
     if cfg.sampler.options.reuses and not cfg.UNet.options.can_reuse:
         raise ConfigError(
             f"sampler.reuse_steps is above 1, but UNet.type={cfg.UNet.type} cannot reuse features of its inner part; "
             "set sampler.reuse_steps=1"
         )
     check_reconstruction(cfg, device)
+
+
+def check_widths(cfg: RunConfig) -> None:
+    """Check that the backbone takes the latents of the autoencoder and the words of the embedder.
+
+    Raises:
+        ConfigError: it does not; the message has both numbers.
+    """
+    channels, given = cfg.UNet.options.latent_channels, cfg.auto_encoder.options.latent_channels
+    if channels not in (None, given):
+        raise ConfigError(
+            f"UNet takes latents of {channels} channels, but those of auto_encoder.type={cfg.auto_encoder.type} have "
+            f"{given}; use both from one model"
+        )
+    width, (_, given) = cfg.UNet.options.text_width, cfg.embedder.options.words_shape()
+    if width not in (None, given):
+        raise ConfigError(
+            f"UNet takes words of {width} channels, but those of embedder.type={cfg.embedder.type} have {given}; use "
+            "both from one model"
+        )
 
 
 def check_resolution(cfg: RunConfig, resolution: tuple[int, int]) -> None:

@@ -248,20 +248,35 @@ def _anchor(c2w_V44: Tensor) -> Tensor:
     return anchor_44
 
 
-def plucker_rays(poses_V44: Tensor, *, fov_deg: float, size: int) -> Tensor:
+def without_first_azimuth(c2w_V44: Tensor) -> Tensor:
+    """Turn cameras about the vertical axis so that the first one of each orbit has azimuth 0: (..., V, 4, 4)."""
+    x, y = c2w_V44[..., :1, 0, 3], c2w_V44[..., :1, 1, 3]
+    flat = torch.hypot(x, y)
+    above = flat < 1e-6 * camera_distance(c2w_V44[..., :1, :, :])  # a camera on the axis has no azimuth
+    cos, sin = torch.where(above, 1.0, x / flat), torch.where(above, 0.0, y / flat)
+    zero, one = torch.zeros_like(cos), torch.ones_like(cos)
+    rows = [cos, sin, zero, zero, -sin, cos, zero, zero, zero, zero, one, zero, zero, zero, zero, one]
+    turn_144 = torch.stack(rows, dim=-1).unflatten(-1, (4, 4))
+    # A sum instead of a matrix product, because training may reduce the precision of products.
+    return (turn_144[..., :, :, None] * c2w_V44[..., None, :, :]).sum(-2)
+
+
+def plucker_rays(poses_V44: Tensor, *, fov_deg: float, size: int | tuple[int, int]) -> Tensor:
     """Plücker coordinates of every pixel's ray.
 
     Args:
         poses_V44: camera to world with OpenGL axes.
-        fov_deg: field of view of the square image.
-        size: H = W in pixels.
+        fov_deg: horizontal field of view.
+        size: H and W in pixels, or one number for a square image.
 
     Returns:
         rays_V6HW: cross(origin, direction), then the unit direction.
     """
-    focal = 0.5 * size / math.tan(math.radians(fov_deg) / 2)
-    pixel = (torch.arange(size, dtype=poses_V44.dtype, device=poses_V44.device) + 0.5 - size / 2) / focal
-    y_HW, x_HW = torch.meshgrid(pixel, pixel, indexing="ij")
+    height, width = (size, size) if isinstance(size, int) else size
+    focal = 0.5 * width / math.tan(math.radians(fov_deg) / 2)
+    place = {"dtype": poses_V44.dtype, "device": poses_V44.device}
+    row, column = ((torch.arange(side, **place) + 0.5 - side / 2) / focal for side in (height, width))
+    y_HW, x_HW = torch.meshgrid(row, column, indexing="ij")
     local_3HW = torch.stack([x_HW, -y_HW, -torch.ones_like(x_HW)])
     # A sum instead of a matrix product, because training may reduce the precision of products.
     direction_V3HW = (poses_V44[:, :3, :3, None, None] * local_3HW).sum(2)

@@ -1,1 +1,1 @@
-"""The parts of Wan (arXiv:2503.20314): transformer, autoencoder, text encoder, and their published folders."""
+"""A video diffusion transformer with the layers of Wan (arXiv:2503.20314), its encoders and its folders."""

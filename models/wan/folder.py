@@ -13,15 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.weights import read_weights
+from models.weights import load_state, read_weights
 from utils.errors import DataError, first_line
 from utils.files import read_json
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 INDEX_END = ".safetensors.index.json"
 EXAMPLE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+TRANSFORMER, TRANSFORMER_CLASS = "transformer", "WanTransformer3DModel"
+# Options of our backbone by their keys in config.json.
+OUR_NAMES = {
+    "patch_size": "patch", "num_attention_heads": "num_heads", "attention_head_dim": "head_dim",
+    "in_channels": "in_dim", "out_channels": "in_dim", "text_dim": "text_dim", "freq_dim": "freq_dim",
+    "ffn_dim": "ffn_dim", "num_layers": "num_layers",
+}  # fmt: skip
 # Published transformers by layers, heads and input channels, to name a folder that does not fit.
 MODELS = {
     (30, 12, 16): "Wan2.1-T2V-1.3B",
@@ -148,28 +155,32 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else value
 
 
-def completed(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, widened: str, new_parts: Sequence[str]
-) -> dict[str, Tensor]:
-    """Add zeros where a network has more than the published one.
+def check_transformer(folder: Path, options: Mapping[str, Any], *, option: str) -> None:
+    """Compare the config.json of a transformer with the options of diffusers' class for the same layers.
+
+    Raises:
+        DataError: it is another model, for instance one of 14 billion weights or one that takes a picture.
+    """
+    found = read_config(folder, option=option)
+    found["out_channels"] = found.get("out_channels") or found.get("in_channels")
+    wanted = {key: (f"UNet.{OUR_NAMES[key]}" if key in OUR_NAMES else "", _plain(options[key])) for key in options}
+    fixed = {"_class_name": TRANSFORMER_CLASS, "image_dim": None, "added_kv_proj_dim": None, "cross_attn_norm": True}
+    wanted |= {key: ("", value) for key, value in (fixed | {"qk_norm": "rms_norm_across_heads"}).items()}
+    check_config(found, wanted, source=f"{option}={folder}", network="the configuration")
+
+
+def load_transformer(network: nn.Module, folder: Path, *, option: str, new_parts: Sequence[str]) -> None:
+    """Load a published transformer into a network that has its layers and some more.
 
     Args:
-        state: tensors of the published model.
-        own: tensors of the network, by the same names.
-        widened: name of the weight with more input columns than published; the new ones, at its end, become zeros.
-        new_parts: members that the published model does not have. They get zeros if the network is on the meta device,
-            else they keep their values.
+        new_parts: members that the published model does not have; their output is zero at first. They become zeros if
+            the network is on the meta device, else they keep their values.
 
-    Returns:
-        All tensors of `state`, and the new ones.
+    Raises:
+        DataError: a file is missing or broken, or any name or shape differs.
     """
-    state = dict(state)
-    if widened in state and widened in own and state[widened].shape[2:] == own[widened].shape[2:]:
-        missing = own[widened].shape[1] - state[widened].shape[1]
-        if missing > 0:
-            columns = state[widened].new_zeros(len(state[widened]), missing, *state[widened].shape[2:])
-            state[widened] = torch.cat([state[widened], columns], dim=1)
-    for name, value in own.items():
-        if name not in state and name.split(".")[0] in new_parts:
-            state[name] = value.new_zeros(value.shape, device="cpu") if value.is_meta else value
-    return state
+    state = read_part(folder, option=option)
+    for name, value in network.state_dict().items():
+        if name.split(".")[0] in new_parts and name not in state:
+            state[name] = torch.zeros(value.shape) if value.is_meta else value
+    load_state(network, state, source=f"{option}={folder}")

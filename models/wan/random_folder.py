@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.random_weights import random_value
+from models.wan.folder import TRANSFORMER, TRANSFORMER_CLASS
 from utils.errors import DataError
 from utils.files import atomic_folder, write_json
 
@@ -86,6 +87,21 @@ def _shards(shapes: Mapping[str, Tensor], max_bytes: int) -> Iterator[list[str]]
         names.append(name)
         size += _bytes_of(value)
     yield names
+
+
+def write_random_transformer(
+    out: Path, options: Mapping[str, Any], *, seed: int, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Write model_index.json and the transformer of diffusers' class with these options."""
+    from diffusers import WanTransformer3DModel
+
+    with torch.device("meta"):
+        network = WanTransformer3DModel(**options)
+    config = {"_class_name": TRANSFORMER_CLASS, **network.config}
+    index = {"_class_name": "WanPipeline", "_comment": NOTE, "transformer": ["diffusers", TRANSFORMER_CLASS]}
+    index |= {"vae": ["diffusers", "AutoencoderKLWan"], "text_encoder": ["transformers", "UMT5EncoderModel"]}
+    write_random_part(out / TRANSFORMER, network, config, seed=seed, max_shard_bytes=max_shard_bytes)
+    write_json(out / "model_index.json", index | {"tokenizer": ["transformers", "T5TokenizerFast"]})
 
 
 def write_random_text_encoder(

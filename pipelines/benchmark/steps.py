@@ -96,6 +96,6 @@ def unet_arguments(cfg: RunConfig, *, batch: int, num_views: int | None = None) 
         "camera_data": torch.empty(batch, V, 16),
         "fps": torch.empty(batch, dtype=torch.long),
     }
-    if cfg.takes_images:
+    if cfg.UNet.options.takes_image_embedding:
         arguments |= {"image": torch.empty(batch, 1, cfg.UNet.options.image_width), "local_image": latents_BCVHW}
     return arguments

@@ -83,11 +83,11 @@ class CallOptions:
     dtype: torch.dtype
 
     def shared_conditions(self, *, fps: int) -> dict[str, Tensor]:
-        """Return cameras and frame rate, which are equal for all samples and both branches."""
+        """Return cameras (in float32) and frame rate, which are equal for all samples and both branches."""
         B = len(self.generators)
         camera_BV16 = camera_condition(self.c2w_V44).expand(B, -1, -1)
         return {
-            "camera_data": camera_BV16.to(self.device, self.dtype),
+            "camera_data": camera_BV16.to(self.device),
             "fps": torch.full((B,), fps, device=self.device),
         }
 
@@ -103,7 +103,7 @@ class TextConditioner:
         negative_prompt: text of the unconditional branch.
         prompt_suffix: appended to a prompt if it does not end with it.
         fps: frame rate, a condition of the network.
-        autoencoder: for a network with image conditions, to know the shape of its latents.
+        autoencoder: for a network that takes image embeddings, to know the shape of its latents.
     """
 
     embedder: Embedder
@@ -148,6 +148,8 @@ class ImageConditioner:
         text: text of the conditional branch for images without prompts; empty for the published model.
         negative_prompt: text of the unconditional branch.
         fps: frame rate, a condition of the network.
+        with_embedding: give the network the image embedding and the image latent; if false, pictures are known views
+            only.
         use_zero_infer: use a zero image embedding in the unconditional branch, as published; if false, use that of the
             image.
         zero_local_image: also use a zero latent in the unconditional branch; if false, use that of the image, as
@@ -162,6 +164,7 @@ class ImageConditioner:
     text: str
     negative_prompt: str
     fps: int
+    with_embedding: bool
     use_zero_infer: bool
     zero_local_image: bool
     recenter: bool
@@ -178,25 +181,28 @@ class ImageConditioner:
         """
         texts = [self.text] if prompts is None else [self.prompts.full_prompt(prompt) for prompt in prompts]
         views_B3HW = self.views(images, call)
-        image_BC = self.embedder.encode_image(views_B3HW.float())
+        image_BC = self.embedder.encode_image(views_B3HW.float()) if self.with_embedding else None
         latents_BC1HW = self.encode(views_B3HW, call)
-        latents_BCVHW = latents_BC1HW.expand(-1, -1, len(call.c2w_V44), -1, -1)
         words_NSC = self.embedder.encode_text([*texts, self.negative_prompt])
         shared = call.shared_conditions(fps=self.fps)
 
-        def branch(words_NSC: Tensor, image_BC: Tensor, latents_BCVHW: Tensor) -> dict[str, Tensor]:
-            own = {"y": words_NSC.expand(len(images), -1, -1), "image": image_BC[:, None], "local_image": latents_BCVHW}
+        def branch(words_NSC: Tensor, given: dict[str, Tensor]) -> dict[str, Tensor]:
+            own = {"y": words_NSC.expand(len(images), -1, -1), **given}
             return {name: value.to(call.device, call.dtype) for name, value in own.items()} | shared
 
-        return Conditions(
-            branch(words_NSC[:-1], image_BC, latents_BCVHW),
-            branch(
-                words_NSC[-1:],
-                torch.zeros_like(image_BC) if self.use_zero_infer else image_BC,
-                torch.zeros_like(latents_BCVHW) if self.zero_local_image else latents_BCVHW,
-            ),
-            latents_BC1HW,
-        )
+        given, dropped = self._image_arguments(image_BC, latents_BC1HW, num_views=len(call.c2w_V44))
+        return Conditions(branch(words_NSC[:-1], given), branch(words_NSC[-1:], dropped), latents_BC1HW)
+
+    def _image_arguments(
+        self, image_BC: Tensor | None, latents_BC1HW: Tensor, *, num_views: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the network's image embedding and image latent, as given and for the unconditional branch."""
+        if image_BC is None:
+            return {}, {}
+        latents_BCVHW = latents_BC1HW.expand(-1, -1, num_views, -1, -1)
+        given = {"image": image_BC[:, None], "local_image": latents_BCVHW}
+        zeros = {"image": self.use_zero_infer, "local_image": self.zero_local_image}
+        return given, {name: torch.zeros_like(value) if zeros[name] else value for name, value in given.items()}
 
     def views(self, images: Sequence[OrbitInput], call: CallOptions) -> Tensor:
         """Read and prepare the images: (B, 3, H, W) in [0, 1] over white, on the device.
@@ -241,7 +247,7 @@ def check_model_kind(unet: Backbone, embedder: Embedder, *, image: bool, option:
         name = "UNetSD_I2VGen" if image else "UNetSD_T2VBase"
         raise ConfigError(f"{option} needs {'an image' if image else 'a text'} model; set UNet.type={name}")
     width, given = config.image_width, embedder.image_width
-    if image and width not in (None, given):
+    if config.takes_image_embedding and width not in (None, given):
         raise ConfigError(
             f"UNet.image_dim={width}, but the embedder's image embedding has {given} channels; set UNet.image_dim to it"
         )
@@ -257,7 +263,7 @@ def conditioner_for(
         negative_prompt=cfg.negative_prompt,
         prompt_suffix=cfg.prompt_suffix,
         fps=cfg.target_fps,
-        autoencoder=autoencoder if unet.config.takes_images else None,
+        autoencoder=autoencoder if unet.config.takes_image_embedding else None,
     )
     if not unet.config.takes_images:
         return of_prompts
@@ -267,6 +273,7 @@ def conditioner_for(
         text=cfg.image_prompt,
         negative_prompt=cfg.negative_prompt,
         fps=cfg.target_fps,
+        with_embedding=unet.config.takes_image_embedding,
         use_zero_infer=cfg.use_zero_infer,
         zero_local_image=cfg.zero_local_image,
         recenter=cfg.recenter,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.backbone import Backbone
-from models.diffusion import DiffusionDDIM
+from models.diffusion import DiffusionProcess
 from models.encoders import Autoencoder, Embedder
 from models.gaussians.scene import Gaussians
 from pipelines.parts import Parts, check_fit, check_resolution, load_parts, save_parts, weights_in
@@ -111,7 +111,7 @@ class ViewsPipeline:
         unet: Backbone,
         autoencoder: Autoencoder,
         embedder: Embedder,
-        diffusion: DiffusionDDIM,
+        diffusion: DiffusionProcess,
         sampler: OrbitSampler,
         reconstruction: Reconstructor | None = None,
         placement: Placement | None = None,
@@ -351,6 +351,9 @@ class ViewsPipeline:
                 options = ("auto_encoder.pretrained",) if name == "local_image" else ("embedder.pretrained",)
                 both = torch.stack([value, conditions.unconditional[name]], dim=1)
                 self._check_finite(both, inputs, what=f"conditions ({name})", options=options)
+            if conditions.latents_BC1HW is not None and "local_image" not in conditions.conditional:
+                options = ("auto_encoder.pretrained",)
+                self._check_finite(conditions.latents_BC1HW, inputs, what="latents of the image", options=options)
 
     def _check_finite(self, values_B: Tensor, inputs: list[OrbitInput], *, what: str, options: tuple[str, ...]) -> None:
         """Check that values of samples are numbers.
@@ -391,6 +394,7 @@ class ViewsPipeline:
             diffusion=self.diffusion,
             guidance=ClassifierFreeGuidance(scale=scale, between=tuple(self.cfg.guide_range)),
             refiner=refiner,
+            view_timesteps=self.unet.config.view_timesteps,
             known_views=self._held(given),
             generators=list(call.generators),
             on_step=on_step,

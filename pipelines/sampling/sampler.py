@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from models.backbone import DeepFeatures
-from models.diffusion import DiffusionDDIM
+from models.diffusion import DiffusionProcess
 from pipelines.sampling.conditioner import Conditions
 from pipelines.sampling.guidance import ClassifierFreeGuidance, Refiner
 from pipelines.sampling.known_views import KnownViews
@@ -39,6 +39,7 @@ class Denoising:
         network: maps (latents, timesteps, **conditions) to a prediction.
         conditions: conditions of both guidance branches.
         diffusion: converts the prediction to x0.
+        view_timesteps: give the network a timestep for each view, which is 0 for known views without noise.
         guidance: mixes the x0 of both branches.
         refiner: replaces x0 at some steps, in each branch before guidance (as published) or after it.
         known_views: replaces x0 of the known views at every step, after guidance.
@@ -49,15 +50,16 @@ class Denoising:
 
     network: Network
     conditions: Conditions
-    diffusion: DiffusionDDIM
+    diffusion: DiffusionProcess
     guidance: ClassifierFreeGuidance
+    view_timesteps: bool = False
     refiner: Refiner | None = None
     known_views: KnownViews | None = None
     generators: list[Generator] | None = None
     on_step: Callable[[], None] | None = None
     stopwatch: Stopwatch = field(default_factory=lambda: Stopwatch(torch.device("cpu")))
 
-    def predict_x0(self, x_t: Tensor, t: int, *, guided: bool, **more: Any) -> list[Tensor]:
+    def predict_x0(self, x_t: Tensor, t: float, *, guided: bool, **more: Any) -> list[Tensor]:
         """Predict x0 of the conditional branch and, with guidance, of the unconditional one, in one network call.
 
         Args:
@@ -65,10 +67,19 @@ class Denoising:
         """
         copies = 2 if guided else 1
         x_both = torch.cat([self.shown(x_t)] * copies)
-        t_B = torch.full((len(x_both),), t, device=x_t.device, dtype=torch.long)
+        dtype = torch.long if isinstance(t, int) else torch.float32
+        t_B = torch.full((len(x_both),), t, device=x_t.device, dtype=dtype)
         arguments = self.conditions.both if guided else self.conditions.conditional
-        prediction = self.network(x_both, t_B, **arguments, **more).float()
+        prediction = self.network(x_both, self._network_timesteps(t_B, x_both), **arguments, **more).float()
         return [self.shown(x0) for x0 in self.diffusion.to_x0(prediction, x_both, t_B).chunk(copies)]
+
+    def _network_timesteps(self, t_B: Tensor, x_BCVHW: Tensor) -> Tensor:
+        if not self.view_timesteps:
+            return t_B
+        t_BV = t_B[:, None].repeat(1, x_BCVHW.shape[2])
+        if self.known_views and self.known_views.clean:
+            t_BV[:, list(self.known_views.views)] = 0
+        return t_BV
 
     def shown(self, latents: Tensor) -> Tensor:
         """Return the latents with the known views replaced, if they are given without noise."""
@@ -135,7 +146,7 @@ class OrbitSampler(ABC):
             latents_BCVHW, float32.
         """
 
-    def check(self, diffusion: DiffusionDDIM) -> None:
+    def check(self, diffusion: DiffusionProcess) -> None:
         """Check, before networks are loaded, that the options fit the diffusion process.
 
         Raises:
@@ -160,6 +171,7 @@ class OrbitSampler(ABC):
 @SAMPLERS.register(name="DDIM")
 @SAMPLERS.register(name="DPMSolver++", solver="dpmsolver++", spacing="trailing", num_steps=20)
 @SAMPLERS.register(name="UniPC", solver="unipc", spacing="trailing", num_steps=20)
+@SAMPLERS.register(name="Euler", solver="euler", spacing="trailing", num_steps=20)
 class Sampler(OrbitSampler):
     """Denoise with a scheduler of diffusers. The published models are sampled with DDIM and 50 steps."""
 
@@ -168,7 +180,8 @@ class Sampler(OrbitSampler):
         """Options.
 
         Attributes:
-            solver: ddim, dpmsolver++, unipc or another solver in pipelines.sampling.solvers; usually set by the type.
+            solver: ddim, dpmsolver++, unipc, euler or another solver in pipelines.sampling.solvers; usually set by the
+                type. Flow matching needs one of the last three.
             eta: stochasticity of DDIM; 0 is deterministic.
             spacing: leading (published: 981, 961, ..., 1), trailing (starts at pure noise) or linspace; for multistep
                 solvers also angle, see pipelines.sampling.solvers.
@@ -205,16 +218,17 @@ class Sampler(OrbitSampler):
         def reuses(self) -> bool:
             return self.reuse_steps > 1
 
-    def check(self, diffusion: DiffusionDDIM) -> None:
+    def check(self, diffusion: DiffusionProcess) -> None:
         super().check(diffusion)
-        if self.config.num_steps >= diffusion.num_timesteps - 1:  # only then can timesteps repeat
+        # only then can timesteps repeat, or the solver not fit
+        if self.config.num_steps >= diffusion.num_timesteps - 1 or diffusion.is_flow or self.config.solver == "euler":
             self.scheduler(diffusion)
 
-    def scheduler(self, diffusion: DiffusionDDIM) -> Any:
+    def scheduler(self, diffusion: DiffusionProcess) -> Any:
         """Make a new diffusers scheduler with the options of this sampler.
 
         Raises:
-            ConfigError: a timestep would be used twice.
+            ConfigError: the solver is not for this process, or a timestep would be used twice.
         """
         config = self.config
         return make_scheduler(
@@ -272,7 +286,7 @@ class Sampler(OrbitSampler):
             track.deep, track.deep_is_guided = DeepFeatures(num_outer=self.config.reuse_outer), guided
         return {"deep": track.deep}
 
-    def _step(self, track: _Trajectory, x0: Tensor, t: int) -> None:
+    def _step(self, track: _Trajectory, x0: Tensor, t: float) -> None:
         x_t, scheduler = track.x_t, track.scheduler
         if self.config.eta == 0:
             track.x_t = scheduler.step(x0, t, x_t).prev_sample

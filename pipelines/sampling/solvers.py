@@ -6,50 +6,95 @@ Letters: T timesteps of the schedule, S steps of a run.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.diffusion import DiffusionDDIM
+from models.diffusion import DiffusionProcess
 from utils.errors import ConfigError
 
 SPACINGS = ("leading", "trailing", "linspace", "angle")
-SOLVERS: dict[str, Callable[..., Any]] = {}  # filled by `solver_named`
 
 
-def solver_named(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: register a function that makes a diffusers scheduler from the options common to all schedulers."""
+@dataclass(frozen=True, kw_only=True)
+class Solver:
+    """A kind of scheduler.
+
+    Attributes:
+        make: makes a diffusers scheduler that takes x0, from the options common to all schedulers.
+        of_betas: whether it solves a Gaussian diffusion with a schedule of betas.
+        of_flow: whether it solves flow matching.
+    """
+
+    make: Callable[..., Any]
+    of_betas: bool
+    of_flow: bool
+
+
+SOLVERS: dict[str, Solver] = {}  # filled by `solver_named`
+
+
+def solver_named(
+    name: str, *, of_betas: bool = True, of_flow: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: register a function that makes a diffusers scheduler; for the arguments see `Solver`."""
 
     def collect(make: Callable[..., Any]) -> Callable[..., Any]:
-        SOLVERS[name] = make
+        SOLVERS[name] = Solver(make=make, of_betas=of_betas, of_flow=of_flow)
         return make
 
     return collect
 
 
-def make_scheduler(diffusion: DiffusionDDIM, *, solver: str, num_steps: int, spacing: str, warp: float) -> Any:
+def make_scheduler(diffusion: DiffusionProcess, *, solver: str, num_steps: int, spacing: str, warp: float) -> Any:
     """Make a scheduler that takes x0, with the timesteps of a run; for the options see pipelines.sampling.sampler.
 
     Raises:
-        ConfigError: a timestep would be used twice, as some solvers do when all timesteps are steps.
+        ConfigError: the solver is not for this process, or a timestep would be used twice, as some solvers do when all
+            timesteps are steps.
     """
-    betas = diffusion.betas.clone()
-    alpha_bar = diffusion.alpha_bar
+    if not (SOLVERS[solver].of_flow if diffusion.is_flow else SOLVERS[solver].of_betas):
+        fitting = [name for name, one in SOLVERS.items() if (one.of_flow if diffusion.is_flow else one.of_betas)]
+        raise ConfigError(
+            f"sampler.solver={solver} does not solve Diffusion.type={type(diffusion).__name__}; use a sampler of "
+            f"{', '.join(fitting)}, for instance sampler.type=UniPC"
+        )
+    if diffusion.is_flow:
+        return flow_scheduler(diffusion, solver=solver, num_steps=num_steps, spacing=spacing)
+    return beta_scheduler(diffusion, solver=solver, num_steps=num_steps, spacing=spacing, warp=warp)
+
+
+def flow_scheduler(diffusion: DiffusionProcess, *, solver: str, num_steps: int, spacing: str) -> Any:
+    """Make a scheduler for flow matching: even steps of sigma from 1 to 0, shifted.
+
+    Raises:
+        ConfigError: the spacing is not `trailing`.
+    """
+    if spacing != "trailing":
+        raise ConfigError(f"sampler.spacing={spacing} is not for flow matching; use sampler.spacing=trailing")
+    scheduler = SOLVERS[solver].make(prediction_type="sample", use_flow_sigmas=True, **diffusion.scheduler_options())
+    scheduler.set_timesteps(num_steps)
+    # Diffusers rounds the timesteps to integers; the network and x0 need those of the sigmas.
+    scheduler.timesteps = scheduler.sigmas[:-1] * diffusion.num_timesteps
+    return scheduler
+
+
+def beta_scheduler(diffusion: DiffusionProcess, *, solver: str, num_steps: int, spacing: str, warp: float) -> Any:
+    """Make a scheduler for a schedule of betas; for arguments and errors see `make_scheduler`."""
+    options = diffusion.scheduler_options()
+    alpha_bar = (1 - torch.tensor(options["trained_betas"], dtype=torch.float64)).cumprod(0)
     if alpha_bar[-1] < 2**-24 and solver != "ddim":
         # Multistep solvers use log(signal / noise), so the signal at the last timestep must not be exactly zero.
-        betas[-1] = 1 - 2**-24 / alpha_bar[-2]
+        options["trained_betas"][-1] = float(1 - 2**-24 / alpha_bar[-2])
     angle = spacing == "angle"
     # As published, leading timesteps begin at 1. With as many steps as timesteps, this would be one too many; the
     # multistep solvers of diffusers count one step more.
     most_steps = diffusion.num_timesteps - (0 if solver == "ddim" else 1)
     offset = 1 if spacing == "leading" and num_steps < most_steps else 0
-    scheduler = SOLVERS[solver](
-        num_train_timesteps=diffusion.num_timesteps,
-        trained_betas=betas.tolist(),
-        prediction_type="sample",
-        timestep_spacing="trailing" if angle else spacing,
-        steps_offset=offset,
+    scheduler = SOLVERS[solver].make(
+        prediction_type="sample", timestep_spacing="trailing" if angle else spacing, steps_offset=offset, **options
     )
     scheduler.set_timesteps(num_steps)
     if (scheduler.timesteps.diff() >= 0).any():
@@ -73,7 +118,7 @@ def ddim(**options: Any) -> Any:
     return DDIMScheduler(clip_sample=False, set_alpha_to_one=False, **options)
 
 
-@solver_named("dpmsolver++")
+@solver_named("dpmsolver++", of_flow=True)
 def dpmsolver(**options: Any) -> Any:
     """DPM-Solver++ of second order (arXiv:2211.01095)."""
     from diffusers import DPMSolverMultistepScheduler
@@ -81,12 +126,36 @@ def dpmsolver(**options: Any) -> Any:
     return DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=2, **options)
 
 
-@solver_named("unipc")
+@solver_named("unipc", of_flow=True)
 def unipc(**options: Any) -> Any:
     """UniPC of second order (arXiv:2302.04867)."""
     from diffusers import UniPCMultistepScheduler
 
     return UniPCMultistepScheduler(predict_x0=True, solver_order=2, **options)
+
+
+@solver_named("euler", of_betas=False, of_flow=True)
+def euler(*, num_train_timesteps: int, flow_shift: float, prediction_type: str, use_flow_sigmas: bool) -> Any:
+    """Euler steps of flow matching."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    class TakesX0(FlowMatchEulerDiscreteScheduler):
+        """Converts x0 to the velocity that diffusers' scheduler takes."""
+
+        init_noise_sigma = 1.0
+
+        def step(self, x0: Tensor, t: float, x_t: Tensor) -> Any:
+            if self.step_index is None:
+                self._init_step_index(t)
+            return super().step((x_t - x0) / self.sigmas[self.step_index], t, x_t)
+
+        def set_timesteps(self, num_steps: int) -> None:
+            # the sigmas before the shift; without them diffusers ends at a sigma that is shifted twice
+            super().set_timesteps(sigmas=torch.linspace(1, 1 / num_steps, num_steps).tolist())
+
+    assert prediction_type == "sample"
+    assert use_flow_sigmas
+    return TakesX0(num_train_timesteps=num_train_timesteps, shift=flow_shift)
 
 
 def angle_timesteps(alpha_bar_T: Tensor, num_steps: int, *, warp: float) -> Tensor:

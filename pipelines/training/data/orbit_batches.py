@@ -62,7 +62,7 @@ class OrbitBatches:
         global_batch: random numbers for the rows of this process.
         dealer: determines the samples of each batch; it is the global batch if all batches are orbits.
         autoencoder, embedder: frozen, on the device.
-        of_images: whether the generator is an image model; batches then have the image embedding of view 0.
+        embeds_images: whether batches have the image embedding of view 0, for a generator that takes it.
 
     Attributes:
         source: the data set or the cache, with the `object_ids` of the samples.
@@ -77,11 +77,11 @@ class OrbitBatches:
         dealer: GlobalBatch | KindOfBatch,
         autoencoder: Autoencoder,
         embedder: Embedder,
-        of_images: bool,
+        embeds_images: bool,
         device: torch.device,
     ) -> None:
         self.cfg, self.dataset, self.global_batch, self.dealer = cfg, dataset, global_batch, dealer
-        self.autoencoder, self.embedder, self.of_images, self.device = autoencoder, embedder, of_images, device
+        self.autoencoder, self.embedder, self.embeds_images, self.device = autoencoder, embedder, embeds_images, device
         # Views are rolled here, after encoding, for all ways of reading; this is possible because encoding is per
         # image.
         self.random_start_view = cfg.vid_dataset.options.random_start_view
@@ -105,7 +105,7 @@ class OrbitBatches:
                 index=map(self.dataset.identity, range(len(self.dataset))),
                 pictures=map(stamp_of, self.dataset.source_files()),
                 embedder=self.embedder,
-                with_images=self.of_images,
+                with_images=self.embeds_images,
             )
             outdated = not is_current(self.cfg.cache_dir, wanted)
         if any(largest(outdated)):  # all processes encode, or none
@@ -136,7 +136,7 @@ class OrbitBatches:
                 token_ids_BL, _ = self.texts([cached.all_captions[row] for row in caption_B.tolist()], words=False)
             else:
                 token_ids_BL = token_ids_ML[caption_B.to(token_ids_ML.device)]
-            image_BVC = rows.image_BVC.float() if self.of_images else None
+            image_BVC = rows.image_BVC.float() if self.embeds_images else None
             batch = self._batch(latents_BCVHW, token_ids_BL, camera_condition(rows.c2w_BV44), image_BVC)
             yield batch._replace(words_BLC=self.embedder.padded(rows.words_BLC.float()))
 
@@ -190,7 +190,7 @@ class OrbitBatches:
 
     def embed_views(self, views_BVCHW: Tensor) -> Tensor | None:
         """Compute the image embedding of every view, (B, V, C), for an image model; else return None."""
-        if not self.of_images:
+        if not self.embeds_images:
             return None
         parts = [self.embedder.encode_image(part) for part in views_BVCHW.flatten(0, 1).split(self.cfg.chunk_size)]
         return torch.cat(parts).float().unflatten(0, views_BVCHW.shape[:2])

@@ -15,13 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from models.lora import add_lora, lora_state
-from pipelines.parts import load_generator, note_untrained
+from pipelines.parts import check_resolution, check_widths, load_generator, note_untrained
 from pipelines.sampling.conditioner import check_model_kind, texts_of
 from pipelines.training.data.global_batch import JointBatch
 from pipelines.training.data.image_batches import ImageBatches
 from pipelines.training.data.orbit_batches import DiffusionBatch, OrbitBatches
 from pipelines.training.objectives.base import Objective, batch_size_for
-from pipelines.training.objectives.known_views import KnownViewOptions, give_clean, weights_of_unknown
+from pipelines.training.objectives.known_views import (
+    KnownViewOptions,
+    give_clean,
+    timesteps_of_views,
+    weights_of_unknown,
+)
 from utils.errors import ConfigError
 from utils.processes import main_first
 from utils.registry import ENGINE
@@ -92,6 +97,11 @@ class OrbitDenoising(Objective):
         super().__init__(cfg, device=device, num_views=max(cfg.frame_lens))
         config.check_known(image=config.image, num_views=max(cfg.frame_lens))
         self.options, self.of_images = config, config.image
+        if config.image and not (cfg.UNet.options.takes_image_embedding or config.p_known):
+            raise ConfigError(
+                f"objective.p_known=0: UNet.type={cfg.UNet.type} sees pictures only as known views; set "
+                "objective.p_known=1"
+            )
         if config.image and cfg.takes_prompts != bool(config.p_no_image):
             log.warning(
                 "takes_prompts=%s and objective.p_no_image=%g do not agree: only p_no_image above 0 teaches prompts "
@@ -114,6 +124,8 @@ class OrbitDenoising(Objective):
                 f"resolution={list(cfg.resolution)}, but vid_dataset.resolution={size}, so training and previews would "
                 "differ in size; set both to the same size"
             )
+        check_resolution(cfg, cfg.resolution)
+        check_widths(cfg)
         cfg.embedder.options.check_prompts([config.dropped_prompt])
         images = cfg.img_dataset.build() if joint else None
         self.diffusion = cfg.Diffusion.build()
@@ -125,7 +137,8 @@ class OrbitDenoising(Objective):
             channels_last(self.network)
         note_untrained(cfg, "auto_encoder", "embedder")
         check_model_kind(self.network, self.embedder, image=config.image, option=f"TASK_TYPE={cfg.TASK_TYPE}")
-        if not config.image:
+        takes_embedding = cfg.UNet.options.takes_image_embedding
+        if not takes_embedding:
             self.embedder.forget_images()
         self._prepare_texts()
         parts = {
@@ -135,7 +148,7 @@ class OrbitDenoising(Objective):
             "global_batch": self.global_batch,
         }
         dealer = joint.kind(max(cfg.frame_lens)) if joint else self.global_batch
-        self.data = OrbitBatches(cfg, dataset=self.dataset, dealer=dealer, of_images=config.image, **parts)
+        self.data = OrbitBatches(cfg, dataset=self.dataset, dealer=dealer, embeds_images=takes_embedding, **parts)
         self.images = ImageBatches(cfg, dataset=images, dealer=joint.kind(1), **parts) if joint else None
 
     def _prepare_texts(self) -> None:
@@ -196,7 +209,7 @@ class OrbitDenoising(Objective):
 
     def forward(self, batch: DiffusionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         x0 = batch.latents_BCVHW
-        t_B = self.global_batch.randint(self.diffusion.num_timesteps, len(x0))
+        t_B = self.diffusion.draw_timesteps(self.global_batch, len(x0))
         known_BV = self.options.draw_known(self.global_batch, batch_size=len(x0), num_views=x0.shape[2])
         bare_B = self._draw_share(self.options.p_no_image, len(x0))
         if known_BV is not None and bare_B is not None:
@@ -252,7 +265,7 @@ class OrbitDenoising(Objective):
         no_text_B = drop_B if mute_B is None else drop_B | mute_B
         prediction = self.unet(
             x_t,
-            t_B,
+            timesteps_of_views(t_B, known_BV, x0.shape[2]) if self.network.config.view_timesteps else t_B,
             self.words(batch, no_text_B),
             **self.image_conditions(batch, drop_B, bare_B),
             camera_data=batch.camera_data_BV16,
@@ -284,7 +297,7 @@ class OrbitDenoising(Objective):
         They are dropped in the same way as in the unconditional branch of sampling where `drop_B` is true, and are zero
         where `bare_B` is true.
         """
-        if not self.of_images:
+        if batch.image_B1C is None:
             return {}
         no_B = torch.zeros_like(drop_B) if bare_B is None else bare_B
         no_embedding_B = no_B | drop_B if self.cfg.use_zero_infer else no_B

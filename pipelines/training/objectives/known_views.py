@@ -65,6 +65,12 @@ def give_clean(x_t_BCVHW: Tensor, x0_BCVHW: Tensor, known_BV: Tensor | None) -> 
     return torch.where(known_BV[:, None, :, None, None], x0_BCVHW, x_t_BCVHW)
 
 
+def timesteps_of_views(t_B: Tensor, known_BV: Tensor | None, num_views: int) -> Tensor:
+    """Return a timestep for each view (B, V): that of the sample, or 0 for known views."""
+    t_BV = t_B[:, None].expand(-1, num_views)
+    return t_BV if known_BV is None else t_BV.masked_fill(known_BV, 0)
+
+
 def weights_of_unknown(known_BV: Tensor | None) -> Tensor | None:
     """Return the weight of each view in the loss, (B, 1, V, 1, 1): 0 for known views, with a mean of 1 over a sample.
 
