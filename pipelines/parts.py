@@ -149,6 +149,9 @@ def save_parts(cfg: RunConfig, parts: Parts, folder: str | Path) -> None:
     if parts.head is not None and parts.head.state_dict():
         files["head"] = parts.head
         sections["reconstruction"] = "head"
+    if cfg.elevation and cfg.elevation.pretrained:
+        files["elevation"] = cfg.elevation.build()
+        sections["elevation"] = "elevation"
     for name, part in files.items():
         save_safetensors(folder / f"{name}.safetensors", part.state_dict())
     values = {key: getattr(cfg, key).changed(pretrained=f"{name}.safetensors") for key, name in sections.items()}
@@ -165,7 +168,7 @@ def weights_in(cfg: RunConfig, folder: Path) -> RunConfig:
 
     sections = {
         name: getattr(cfg, name).changed(pretrained=inside(getattr(cfg, name).pretrained))
-        for name in ("auto_encoder", "embedder", "reconstruction")
+        for name in ("auto_encoder", "embedder", "reconstruction", "elevation")
         if getattr(cfg, name)
     }
     return dataclasses.replace(cfg, test_model=inside(cfg.test_model), **sections)
