@@ -38,6 +38,7 @@ NETWORKS = (
     ("encoder.conv_in.weight", "an autoencoder", "auto_encoder.pretrained"),
     ("token_embedding.weight", "a text and image encoder", "embedder.pretrained"),
     ("kind.weight", "a classifier of views", "classifier.pretrained"),
+    ("angles.weight", "an estimator of elevations", "elevation.pretrained"),
 )
 SAFETENSORS_START = 9  # 8 bytes with the length of the header, then its first character
 

@@ -202,6 +202,8 @@ def save_parts(cfg: RunConfig, parts: Parts, folder: str | Path) -> None:
         states["embedder"], sections["embedder"] = own, "embedder"
     if parts.head is not None and parts.head.state_dict():
         states["head"], sections["reconstruction"] = parts.head.state_dict(), "head"
+    if cfg.elevation and cfg.elevation.pretrained:
+        states["elevation"], sections["elevation"] = cfg.elevation.build().state_dict(), "elevation"
     for name, state in states.items():
         save_safetensors(folder / f"{name}.safetensors", state)
     values = {key: getattr(cfg, key).changed(pretrained=f"{name}.safetensors") for key, name in sections.items()}
@@ -218,7 +220,7 @@ def weights_in(cfg: RunConfig, folder: Path) -> RunConfig:
 
     sections = {
         name: getattr(cfg, name).changed(pretrained=inside(getattr(cfg, name).pretrained))
-        for name in ("auto_encoder", "embedder", "reconstruction")
+        for name in ("auto_encoder", "embedder", "reconstruction", "elevation")
         if getattr(cfg, name)
     }
     return dataclasses.replace(cfg, test_model=inside(cfg.test_model), **sections)

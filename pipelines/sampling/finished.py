@@ -23,15 +23,15 @@ from utils.errors import DataError
 from utils.files import read_json
 from utils.settings.original import with_present_names
 from utils.settings.run import RunConfig
-from utils.settings.sampling import SamplingConfig
+from utils.settings.sampling import ESTIMATED, SamplingConfig
 
 log = logging.getLogger(__name__)
 
 # Settings that do not change a sample.
 NOT_IN_A_SAMPLE = (
     "log_dir", "device", "round", "seed", "batch_size", "test_list_path", "chunk_size", "decoder_bs",
-    "visual_inference", "prompts", "images", "compile", "fused", "cuda_graph", "low_memory", "input_elevation_deg",
-    "rasterizer", "known_objects", "takes_prompts", "fit",
+    "visual_inference", "prompts", "images", "compile", "fused", "cuda_graph", "low_memory", "rasterizer",
+    "known_objects", "takes_prompts", "fit", "elevation",
 )  # fmt: skip
 BLOCK_BYTES, CHUNK_BYTES = 4096, 1 << 24
 
@@ -55,6 +55,8 @@ def sample_settings(cfg: RunConfig) -> dict[str, Any]:
     """Return the settings that change a sample, as plain JSON values."""
     names = {field.name for field in dataclasses.fields(SamplingConfig)} - {*NOT_IN_A_SAMPLE}
     values = {name: value for name, value in cfg.as_dict().items() if name in names}
+    # an angle is only compared with the cameras
+    values["input_elevation_deg"] = ESTIMATED if cfg.estimates_elevation else None
     return json.loads(json.dumps(values))
 
 

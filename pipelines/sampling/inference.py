@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,8 @@ from tqdm import tqdm
 
 from pipelines.sampling.conditioner import texts_of
 from pipelines.sampling.finished import Job, is_done, read_result, sample_settings, weights_of
-from pipelines.sampling.inputs import Source, known_view_files, names_of, sources_of
+from pipelines.sampling.input_elevation import cameras_at_elevation
+from pipelines.sampling.inputs import ESTIMATE, Source, known_view_files, names_of, sources_of
 from pipelines.sampling.pipeline import Orbits, ViewsPipeline
 from pipelines.sampling.sample_folder import FIT_FOLDER, RESULT_FILE
 from utils.config import save_config
@@ -98,7 +100,7 @@ class OrbitInference:
         log.info("networks built and loaded in %.1f s", time.perf_counter() - started)
         options = {"assets": self.cfg.assets, "rasterizer": self.cfg.rasterizer}
         writer = self.cfg.visual_inference.build(**options)
-        batches = [jobs[start : start + self.cfg.batch_size] for start in range(0, len(jobs), self.cfg.batch_size)]
+        batches = batches_of(jobs, self.cfg.batch_size)
         seconds = 0.1 if sys.stderr.isatty() else 10.0  # fewer lines in a log file
         with (
             ThreadPoolExecutor(max_workers=1) as pool,
@@ -150,13 +152,24 @@ class OrbitInference:
         bar.set_description(name)
         sources = [job.source for job in batch]  # all are prompts, all images, or all images with prompts
         of_images, prompts = sources[0].has_image, [source.prompt for source in sources]
+        elevation_deg = sources[0].record.get(ESTIMATE)  # the same for the whole batch
         return pipeline(
             [source.text for source in sources] if of_images else None,
             prompts=None if sources[0].prompt is None else prompts,
             seeds=[job.seed for job in batch],
+            c2w_V44=None if elevation_deg is None else cameras_at_elevation(self.cfg, elevation_deg),
             known_views={view: [image] * len(batch) for view, image in known.items()},
             on_step=partial(count_step, bar, steps_per_call=pipeline.steps_per_call, name=name),
         )
+
+
+def batches_of(jobs: Sequence[Job], size: int) -> list[list[Job]]:
+    """Divide jobs into batches of at most `size`; the samples of a batch share their cameras, so their elevation."""
+    batches: list[list[Job]] = []
+    for _, group in itertools.groupby(jobs, key=lambda job: job.source.record.get(ESTIMATE)):
+        alike = list(group)
+        batches += [alike[start : start + size] for start in range(0, len(alike), size)]
+    return batches
 
 
 def check_sampling(cfg: RunConfig) -> None:

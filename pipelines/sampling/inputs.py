@@ -9,12 +9,13 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from pipelines.sampling.input_elevation import check_estimator, estimate_elevations, load_estimator
 from pipelines.sampling.known_views import view_at
 from utils.cameras import camera_elevations_deg
 from utils.errors import ConfigError, DataError
@@ -27,6 +28,7 @@ from utils.settings.sampling import ELEVATION_TOLERANCE_DEG
 log = logging.getLogger(__name__)
 
 PLACES = ("image", "image_path")
+ESTIMATE = "input_elevation_deg"  # entry of a record, only if it was estimated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +171,12 @@ def sources_of(cfg: RunConfig, *, kind: str) -> list[Source]:
 
 def _refuse_settings_of_images(cfg: RunConfig, remedy: str) -> None:
     for name in ("images", "known_views", "input_elevation_deg"):
-        if getattr(cfg, name) not in ([], None):
+        if name == "input_elevation_deg" and cfg.takes_images and cfg.estimates_elevation:
+            log.info(
+                "input_elevation_deg=auto: prompts alone have no picture to estimate from; view 0 has the elevation "
+                "of cameras"
+            )
+        elif getattr(cfg, name) not in ([], None):
             raise ConfigError(f"{name} (--image) {remedy}")
 
 
@@ -186,6 +193,8 @@ def _check_prompts_of_image_model(cfg: RunConfig) -> None:
 
 def _sources_with_images(cfg: RunConfig) -> list[Source]:
     """Return the sources of images, each with its prompt if there are prompts."""
+    if cfg.estimates_elevation:
+        check_estimator(cfg)  # before all pictures are read
     elevations_V = camera_elevations_deg(cfg.cameras.c2w())
     if float((elevations_V - elevations_V[0]).abs().max()) > ELEVATION_TOLERANCE_DEG:
         log.warning(
@@ -201,7 +210,24 @@ def _sources_with_images(cfg: RunConfig) -> list[Source]:
             "known_views: with recenter=true each image is scaled by its own outline, so the object changes size "
             "between views; set recenter=false if all images have the same camera and distance"
         )
-    return sources
+    return with_elevations(sources, cfg) if cfg.estimates_elevation else sources
+
+
+def with_elevations(sources: Sequence[Source], cfg: RunConfig) -> list[Source]:
+    """Add the estimated elevation of each picture to its record, as `input_elevation_deg`, and log it.
+
+    Raises:
+        ConfigError, DataError: the elevation cannot be estimated.
+    """
+    images = list(dict.fromkeys(source.text for source in sources))
+    options = {"recenter": cfg.recenter, "object_share": cfg.object_share}
+    found = dict(zip(images, estimate_elevations(load_estimator(cfg), images, **options), strict=True))
+    for image, elevation_deg in found.items():
+        log.info(
+            "%s: elevation estimated as %.1f degrees, for all its views (instead of cameras.elevation_deg=%g)",
+            image, elevation_deg, cfg.cameras.elevation_deg,
+        )  # fmt: skip
+    return [replace(source, record={**source.record, ESTIMATE: found[source.text]}) for source in sources]
 
 
 def _note_unknown(prompts: Sequence[str], cfg: RunConfig) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from models.backbone import Backbone
 from models.diffusion import DiffusionProcess
+from models.elevation import ElevationNetwork
 from models.encoders import Autoencoder, Embedder
 from models.gaussians.scene import Gaussians
 from pipelines.parts import Parts, check_fit, check_resolution, load_parts, save_parts, weights_in
@@ -32,6 +34,7 @@ from pipelines.sampling.conditioner import (
     texts_of,
 )
 from pipelines.sampling.guidance import ClassifierFreeGuidance, Refiner
+from pipelines.sampling.input_elevation import cameras_at_elevation, estimate_elevations, load_estimator
 from pipelines.sampling.inputs import matched_prompts, refused_prompts
 from pipelines.sampling.known_views import KnownViews
 from pipelines.sampling.sampler import Denoising, OrbitSampler
@@ -204,7 +207,7 @@ class ViewsPipeline:
                 or one per image. A text model takes them here or as `inputs`.
             seeds: one seed for all inputs, or one per input; a sample depends only on its own seed. Default: that of
                 the config, as for all following arguments.
-            c2w_V44: cameras.
+            c2w_V44: cameras. The default, with input_elevation_deg=auto, is at the estimated elevation of the image.
             guide_scale: guidance scale.
             resolution: width and height in pixels.
             known_views: images of known views by the index of the view, one image per input. These views and the input
@@ -222,7 +225,7 @@ class ViewsPipeline:
         given_inputs = self._inputs(inputs, prompts)
         inputs, seeds = given_inputs.named, self._seeds(seeds, num_inputs=len(given_inputs.named))
         results = self.results_of(results)
-        call = self._call_options(seeds, c2w_V44, resolution)
+        call = self._call_options(seeds, self._cameras(given_inputs) if c2w_V44 is None else c2w_V44, resolution)
         num_views, refined = len(call.c2w_V44), results != "plain"
         head = usable(self.reconstruction, num_views=num_views, resolution=call.resolution, needed=refined)
         refiner = head.refiner(call.c2w_V44, call.generators) if refined else None
@@ -314,14 +317,33 @@ class ViewsPipeline:
             raise ValueError(f"got {len(seeds)} seeds and {num_inputs} inputs; give at least one, and a seed for each")
         return seeds
 
-    def _call_options(
-        self, seeds: list[int], c2w_V44: Tensor | None, resolution: tuple[int, int] | None
-    ) -> CallOptions:
+    def _cameras(self, inputs: Inputs) -> Tensor:
+        """Return the cameras of the configuration, with input_elevation_deg=auto at the elevation of the image.
+
+        Raises:
+            ConfigError: there are several images, but all samples of a call have the same cameras.
+        """
+        if inputs.images is None or not self.cfg.estimates_elevation:
+            return self.cfg.cameras.c2w()
+        if len(inputs.images) > 1:
+            raise ConfigError(
+                f"input_elevation_deg=auto: a call with {len(inputs.images)} images has one orbit of cameras; give one "
+                "image per call, or c2w_V44"
+            )
+        options = {"recenter": self.cfg.recenter, "object_share": self.cfg.object_share}
+        [elevation_deg] = estimate_elevations(self._estimator, inputs.images, **options)
+        return cameras_at_elevation(self.cfg, elevation_deg)
+
+    @cached_property
+    def _estimator(self) -> ElevationNetwork:
+        return load_estimator(self.cfg)
+
+    def _call_options(self, seeds: list[int], c2w_V44: Tensor, resolution: tuple[int, int] | None) -> CallOptions:
         if resolution is not None:
             check_resolution(self.cfg, resolution)
         device, dtype = self._place
         return CallOptions(
-            c2w_V44=self.cfg.cameras.c2w() if c2w_V44 is None else c2w_V44,
+            c2w_V44=c2w_V44,
             resolution=tuple(resolution or self.cfg.resolution),
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],
             device=device,

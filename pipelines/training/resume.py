@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 # If one of these settings differs, the state in log_dir belongs to another run. All other settings (duration,
 # intervals, paths, devices, the division of the global batch) may change between two starts.
 IDENTITY = (
-    "TASK_TYPE", "seed", "UNet", "refine", "auto_encoder", "embedder", "classifier", "Diffusion", "reconstruction",
-    "vid_dataset", "Pretrain", "objective", "lora", "frame_lens", "resolution", "p_zero", "lr",
+    "TASK_TYPE", "seed", "UNet", "refine", "auto_encoder", "embedder", "classifier", "elevation", "Diffusion",
+    "reconstruction", "vid_dataset", "Pretrain", "objective", "lora", "frame_lens", "resolution", "p_zero", "lr",
     "weight_decay", "betas", "eps", "warmup_steps", "decay_mode", "decay_over", "grad_clip", "use_ema", "ema_decay",
     "cache_latents", "test_model",
 )  # fmt: skip

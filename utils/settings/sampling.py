@@ -5,6 +5,7 @@ Names published with VideoMV are kept. A section (a dict with a `type`) is check
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from utils.settings.lora import LoraOptions
 from utils.settings.typed import Refused
 
 ELEVATION_TOLERANCE_DEG = 0.5
+ESTIMATED = "auto"  # value of input_elevation_deg
 # Far beyond what is useful, and within what memory and float32 hold.
 MOST_VIEWS, MOST_ROUNDS, LARGEST_SIDE = 1000, 10**6, 8192
 LARGEST_ANGLE_DEG, SMALLEST_DISTANCE, LARGEST_DISTANCE = 36000.0, 1e-3, 1e4
@@ -145,6 +147,7 @@ class SamplingConfig:
     auto_encoder: SectionField = section("AUTO_ENCODER")
     embedder: SectionField = section("EMBEDDER")
     classifier: SectionField = section("MODEL")
+    elevation: SectionField = section("MODEL")
     Diffusion: SectionField = section("DIFFUSION")
     sampler: SectionField = section("SAMPLERS", type="DDIM")
     reconstruction: SectionField = section("RECONSTRUCTORS")
@@ -170,7 +173,7 @@ class SamplingConfig:
     takes_prompts: bool = False
     recenter: bool = True
     object_share: float = 200 / 256
-    input_elevation_deg: float | None = None
+    input_elevation_deg: float | str | None = None
     known_views: list[dict[str, Any]] = field(default_factory=list)
     hold_views: str = "trajectory"
     round: int = 1
@@ -236,15 +239,28 @@ class SamplingConfig:
         """Return plain values that `load_config` can read; sections have the options that were given."""
         return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
 
+    @property
+    def estimates_elevation(self) -> bool:
+        """Whether the elevation of each orbit is estimated from its picture."""
+        return self.input_elevation_deg == ESTIMATED
+
     def _check_input_camera(self) -> None:
         """Check that the elevation of the input agrees with the camera of view 0, because the input is view 0."""
-        if self.input_elevation_deg is None:
+        if self.input_elevation_deg is None or self.estimates_elevation:
             return
-        elevation_deg = float(camera_elevations_deg(self.cameras.c2w()[:1])[0])
-        if not abs(elevation_deg - self.input_elevation_deg) <= ELEVATION_TOLERANCE_DEG:
+        try:
+            given_deg = float(self.input_elevation_deg)
+        except ValueError:
+            given_deg = math.nan
+        if not math.isfinite(given_deg):
             raise ConfigError(
-                f"input_elevation_deg={self.input_elevation_deg:g}, but the input is view 0, "
-                f"whose elevation is {elevation_deg:g}; set cameras.elevation_deg={self.input_elevation_deg:g} too (or "
+                f"input_elevation_deg={self.input_elevation_deg} is not a finite number, nor {ESTIMATED} or null"
+            )
+        elevation_deg = float(camera_elevations_deg(self.cameras.c2w()[:1])[0])
+        if not abs(elevation_deg - given_deg) <= ELEVATION_TOLERANCE_DEG:
+            raise ConfigError(
+                f"input_elevation_deg={given_deg:g}, but the input is view 0, "
+                f"whose elevation is {elevation_deg:g}; set cameras.elevation_deg={given_deg:g} too (or "
                 "cameras.views, with the camera of the input as view 0)"
             )
 

@@ -92,7 +92,7 @@ def test_our_own_file_loads_and_shards_are_read_by_their_index(tmp_path):
         (
             {"num_layers": 40, "num_attention_heads": 40, "in_channels": 16},
             r"another model, Wan2.1-T2V-14B or Wan2.2-T2V-A14B \(num_attention_heads=40, in_channels=16, "
-            r"num_layers=40\), but the configuration has UNet.num_heads=2, UNet.in_dim=4, UNet.num_layers=2; name the folder",
+            r"num_layers=40\), but the configuration has UNet.num_heads=2, UNet.in_dim=4, UNet.num_layers=2; name the",
         ),
         (
             {"num_layers": 40, "num_attention_heads": 40, "in_channels": 36, "image_dim": 1280},
