@@ -8,11 +8,14 @@ import torch
 
 from models.weights import read_weights
 from pipelines import ViewsPipeline
+from pipelines.parts import check_fit
 from pipelines.training.trainer import train
-from tests.tiny import load, run
-from tests.tiny_orbits import training_config, write_orbits
+from tests.conftest import ROOT
+from tests.tiny import load, run, write_config
+from tests.tiny_orbits import NUM_VIEWS, SIZE, training_config, write_orbits
 from tests.tiny_wan import AUTOENCODER, write_wan
 from tools.random_weights import write_random_weights
+from utils.config import load_config
 from utils.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,3 +133,51 @@ def test_the_tool_writes_a_folder_that_the_configuration_loads(tmp_path):
     assert {path.name for path in out.iterdir()} == names
     pipeline = ViewsPipeline.from_config(load(tmp_path, sampling_config(tmp_path), *overrides))
     assert pipeline("a red mug", seeds=1).views_BVCHW.isfinite().all()
+
+
+CONFIGS = sorted((ROOT / "configs" / "wan").glob("*.yaml"))
+FOLDERS = {"t2v_1.3b": "Wan2.1-T2V-1.3B-Diffusers", "ti2v_5b": "Wan2.2-TI2V-5B-Diffusers"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_shipped_configurations_are_of_one_model_each(path):
+    cfg = load_config(path)
+    check_fit(cfg, torch.device("cpu"))
+    name = f"pretrained_models/{FOLDERS[path.stem.rpartition('_')[0]]}"
+    assert cfg.auto_encoder.pretrained == cfg.embedder.pretrained == name
+    if path.stem.endswith("_lora"):
+        assert (cfg.test_model, cfg.checkpoint) == (name, None)
+        assert cfg.lora.rank >= 6 * cfg.UNet.options.patch**2  # or the cameras would not fit through
+    elif path.stem.endswith("_train"):
+        assert cfg.checkpoint == name
+    assert cfg.auto_encoder.options.network.z_dim == cfg.UNet.options.in_dim == (48 if "5b" in path.stem else 16)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_shipped_configurations_run_in_tiny_form(path, tmp_path):
+    """With fewer and narrower layers, smaller views and made-up orbits; everything else is as shipped."""
+    tiny = {"num_layers": 1, "num_heads": 1, "head_dim": 12, "ffn_dim": 16, "in_dim": 4, "text_dim": 24, "freq_dim": 16}
+    network = {"base_dim": 4, "z_dim": 4} | ({"decoder_base_dim": 4} if "5b" in path.stem else {})
+    changes = {
+        "UNet": tiny, "auto_encoder": {"network": network},
+        "embedder": {"width": 24, "precision": "float32", "cache_dir": str(tmp_path / "words")},
+        "sampler": {"num_steps": 2}, "resolution": [SIZE, SIZE], "frame_lens": [NUM_VIEWS], "device": "cpu",
+        "cameras": {"num_views": NUM_VIEWS}, "log_dir": str(tmp_path / "run"), "cache_dir": str(tmp_path / "latents"),
+        "vid_dataset": training_config(tmp_path)["vid_dataset"], "batch_sizes": {str(NUM_VIEWS): 2}, "num_steps": 1,
+        "test_list_path": "", "lora": {"path": ""}, "use_fsdp": False, "num_workers": 0,
+        "visual_train": {"prompts": []}, "objective": {"max_known": 2} if "5b" in path.stem else {},
+    }  # fmt: skip
+    file = write_config(tmp_path / f"tiny_{path.name}", {"base": str(path), **changes})
+    folder = tmp_path / "random"
+    overrides = write_random_weights(load_config(file), folder)
+    if path.stem.endswith("_infer"):
+        pipeline = ViewsPipeline.from_config(load_config(file, overrides))
+        pictures = [torch.rand(3, SIZE, SIZE)] if "5b" in path.stem else None
+        orbits = pipeline(pictures, prompts="a red mug", seeds=1)
+        assert orbits.views_BVCHW.shape == (1, NUM_VIEWS, 3, SIZE, SIZE)
+        return
+    write_orbits(tmp_path / "orbits", copies=1)
+    start = [] if path.stem.endswith("_lora") else [f"Pretrain.resume_checkpoint={folder}"]
+    names = read_weights(train(load_config(file, [*overrides, *start])), option="test").state
+    assert ("ray_embedding.lora_A.weight" in names) == path.stem.endswith("_lora")
+    assert any(name.startswith("blocks.0.attn2.to_k") for name in names)
