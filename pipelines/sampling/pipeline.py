@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from models.autoencoder import AutoencoderKL
 from models.backbone import Backbone
-from models.diffusion import DiffusionDDIM
 from models.diffusion import DiffusionProcess
 from models.elevation import ElevationNetwork
 from models.gaussians.scene import Gaussians
