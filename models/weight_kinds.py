@@ -31,6 +31,8 @@ BEGINNINGS = {
 # Names that only one kind of network has, its description, and the setting for its file.
 NETWORKS = (
     (".lora_A.", "a low-rank addition (LoRA)", "lora.path"),
+    ("condition_embedder.time_embedder.", "a transformer of Wan", "test_model"),
+    (".SelfAttention.relative_attention_bias.", "an encoder of texts (UMT5)", "embedder.pretrained"),
     ("cond_stage_model.", "a whole Stable Diffusion checkpoint", ""),
     ("input_blocks.0.", "a generator (UNet)", "test_model"),
     ("down_blocks.0.resnets.", "a network of diffusers", ""),

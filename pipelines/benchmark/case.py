@@ -17,8 +17,8 @@ from torch import nn
 
 from models.random_weights import fill_randomly
 from pipelines.benchmark.timing import free_memory
-from pipelines.parts import Parts, check_fit
-from pipelines.sampling.conditioner import OrbitInput
+from pipelines.parts import Parts, check_fit, published_files
+from pipelines.sampling.conditioner import OrbitInput, texts_of
 from pipelines.sampling.pipeline import Orbits, ViewsPipeline
 from utils.devices import pick_device, pick_dtype, resting_place
 from utils.settings.run import RunConfig
@@ -160,7 +160,12 @@ def random_parts(cfg: RunConfig, *, device: torch.device, rest: torch.device, dt
         device: device for drawing the random numbers, which is fast on a GPU.
         rest: device of the parts.
         dtype: precision of the UNet and the autoencoder.
+
+    Raises:
+        DataError: the embedder is only loaded to encode, its files are missing, and its cache lacks the prompt.
     """
+    cfg.embedder.options.check_prompts(texts_of(cfg, [PROMPT]))
+    of_folder = published_files(cfg, "embedder.pretrained", cfg.embedder.pretrained) is not None
     with torch.device("meta"):
         unet = cfg.UNet.build()
         autoencoder = cfg.auto_encoder.changed(pretrained=None).build()
@@ -172,7 +177,8 @@ def random_parts(cfg: RunConfig, *, device: torch.device, rest: torch.device, dt
 
     with torch.device(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(3)  # for open_clip's own initialisation
-        embedder = cfg.embedder.changed(pretrained=None).build().to(rest).eval()
+        section = cfg.embedder if of_folder else cfg.embedder.changed(pretrained=None)
+        embedder = section.build().to(rest).eval()
     return Parts(
         unet=filled(unet, 0, dtype),
         autoencoder=filled(autoencoder, 1, dtype),

@@ -113,11 +113,12 @@ def with_random_files(bench: Bench, model: str, cfg: RunConfig) -> RunConfig:
         bench.references[key] = tempfile.TemporaryDirectory()
         write_random_files(cfg, Path(bench.references[key].name), bench.device)
     folder = Path(bench.references[key].name)
+    embedder = folder / "embedder.pth"
     return dataclasses.replace(
         cfg,
         test_model=str(folder / "unet_00000000.pth"),
         auto_encoder=cfg.auto_encoder.changed(pretrained=str(folder / "auto_encoder.pth")),
-        embedder=cfg.embedder.changed(pretrained=str(folder / "embedder.pth")),
+        embedder=cfg.embedder.changed(pretrained=str(embedder)) if embedder.is_file() else cfg.embedder,
     )
 
 
@@ -125,9 +126,11 @@ def write_random_files(cfg: RunConfig, folder: Path, device: torch.device) -> No
     """Write random weights in float32, like published weights."""
     log.info("writing random weights to %s", folder)
     parts = random_parts(cfg, device=device, rest=torch.device("cpu"), dtype=torch.float32)
-    networks = {"unet_00000000": parts.unet, "auto_encoder": parts.autoencoder, "embedder": parts.embedder.model}
-    for name, network in networks.items():
-        save_published(folder / f"{name}.pth", network.state_dict(), 0)
+    states = {"unet_00000000": parts.unet.state_dict(), "auto_encoder": parts.autoencoder.state_dict()}
+    if (own := parts.embedder.own_state) is not None:
+        states["embedder"] = own
+    for name, state in states.items():
+        save_published(folder / f"{name}.pth", state, 0)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import contextlib
 import logging
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ class GaussianReconstruction(Reconstructor):
         option, path = "reconstruction.pretrained", config.pretrained
         if path is None:
             option, path = "test_model", test_model
-            if not has_head(path, option=option):
+            if not (Path(path).is_file() and has_head(path, option=option)):  # a published folder has none
                 if needed:
                     raise DataError(
                         f"test_model={path} contains no Gaussian head (lgm_big.*), but refine=true needs one; set "

@@ -109,7 +109,7 @@ class OrbitBatches:
             )
             outdated = not is_current(self.cfg.cache_dir, wanted)
         if any(largest(outdated)):  # all processes encode, or none
-            self._prepare_texts()
+            self.prepare_texts()
             log.info("encoding %d orbits into %s", len(self.dataset), self.cfg.cache_dir)
             write_cache(self.cfg.cache_dir, self._encode, wanted, num_samples=len(self.dataset))
         check_shared(self.cfg.cache_dir, "samples.json")
@@ -158,7 +158,7 @@ class OrbitBatches:
             return self.embedder.tokenize(captions), None
         return None, self.embedder.encode_text(captions) if words else None
 
-    def _prepare_texts(self) -> None:
+    def prepare_texts(self) -> None:
         """Let the embedder prepare all captions of the data set: the main process encodes, the others find them."""
         if self.embedder.config.embeds_tokens:
             return
@@ -167,7 +167,7 @@ class OrbitBatches:
             self.num_tokens = self.embedder.prepare(list(prompts))
 
     def encoded_batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
-        self._prepare_texts()
+        self.prepare_texts()
         for views_BVCHW, c2w_BV44, _, index_B in self._views(start):
             with torch.no_grad():
                 latents_BCVHW = self.autoencoder.encode_views(

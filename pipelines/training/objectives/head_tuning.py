@@ -21,7 +21,7 @@ from torch.utils.data import default_collate
 from models.gaussians.lgm import LGM, head_input
 from models.gaussians.scene import Gaussians
 from models.weights import HEAD_PREFIX, has_head, load_head
-from pipelines.parts import load_generator, published_files
+from pipelines.parts import load_generator
 from pipelines.reconstruction.feed_forward import GaussianReconstruction
 from pipelines.training.data.orbit_batches import DiffusionBatch, roll_views
 from pipelines.training.data.orbits_in_memory import load_orbits
@@ -160,6 +160,7 @@ class HeadTuning(OrbitDenoising):
         return self.network.unet
 
     def batches(self, start: int = 0) -> Iterator[TuningBatch]:
+        self.data.prepare_texts()
         if self.orbits is None:
             for sample in self.data.loader(start):
                 captions = self.data.draw_captions(sample["index"])
@@ -309,7 +310,7 @@ def load_start(unet: nn.Module, head: LGM, *, cfg: RunConfig, head_file: str | N
     option, path = generator_file(cfg)
     if option == "test_model":
         load_generator(unet, cfg)
-    if published_files(cfg, option, path) is None and has_head(path, option=option):
+    if Path(path).is_file() and has_head(path, option=option):  # a published folder has none
         load_head(head, path, option=option)
     elif head_file:
         load_head(head, head_file, option="reconstruction.pretrained")

@@ -111,6 +111,14 @@ def test_the_folder_of_another_model_is_refused_by_name(tmp_path, changes, messa
         config_of(UNET).published_files(str(tmp_path / "wan"), **OPTIONS)
 
 
+def test_a_part_in_the_place_of_another_is_named(tmp_path):
+    write_wan(tmp_path / "wan")
+    for part, kind in {"text_encoder": "an encoder of texts", "vae": "an autoencoder"}.items():
+        file = next((tmp_path / "wan" / part).glob("*.safetensors"))
+        with pytest.raises(DataError, match=rf"it contains the weights of {kind}.*, which belong in"):
+            build().load_weights(file, **OPTIONS)
+
+
 def test_missing_folders_and_parts_are_named(tmp_path):
     with pytest.raises(DataError, match=r"test_model=\S+/gone: no such folder; download it with `hf download Wan-AI/"):
         part_folder(tmp_path / "gone", "transformer", **OPTIONS)

@@ -9,9 +9,10 @@ import torch
 from models.weights import read_weights
 from pipelines import ViewsPipeline
 from pipelines.parts import check_fit
+from pipelines.reconstruction.loading import load_network_of
 from pipelines.training.trainer import train
 from tests.conftest import ROOT
-from tests.tiny import load, run, write_config
+from tests.tiny import HEAD, load, run, write_config
 from tests.tiny_orbits import NUM_VIEWS, SIZE, training_config, write_orbits
 from tests.tiny_wan import AUTOENCODER, write_wan
 from tools.random_weights import write_random_weights
@@ -96,6 +97,16 @@ def test_what_does_not_fit_is_refused_before_weights_are_loaded(tmp_path, monkey
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: str(tmp_path / "nowhere"))
     with pytest.raises(error, match=message):
         ViewsPipeline.from_config(cfg)
+
+
+def test_a_published_folder_has_no_head(tmp_path, caplog):
+    caplog.set_level("INFO")
+    section = {"type": "GaussianReconstruction", "head": HEAD, "render_size": 32}
+    config = sampling_config(tmp_path, reconstruction=section, cameras={"num_views": 8})
+    assert load_network_of(load(tmp_path, config)) is None
+    assert "no Gaussians: test_model contains no head" in caplog.text
+    with pytest.raises(DataError, match="contains no Gaussian head"):
+        load_network_of(load(tmp_path, config | {"refine": True}))
 
 
 def test_it_learns_a_low_rank_addition_that_sampling_uses(tmp_path):
