@@ -1,20 +1,19 @@
 """The image autoencoder: the network of diffusers, with the published parameter names and tensor layouts.
 
-Letters: B batch, V views, C channels, H W pixels or latent pixels.
+Letters: B batch, C channels, H W pixels or latent pixels.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
+from models.encoders import Autoencoder, AutoencoderConfig
 from models.weights import load_strict
 from utils.errors import ConfigError
 from utils.registry import AUTO_ENCODER
@@ -74,54 +73,49 @@ class NetworkConfig:
 
 
 @AUTO_ENCODER.register
-class AutoencoderKL(nn.Module):
-    """Encodes images to latents and decodes them. Only this class knows the scale of the latents.
+class AutoencoderKL(Autoencoder):
+    """The autoencoder of latent diffusion. Its twin is models.fused.autoencoder.
 
     `state_dict` and `load_state_dict` use the published names (latent-diffusion layout).
-
-    Attributes:
-        twin: fused encoder and decoder (models.fused.autoencoder), used where no gradients are needed;
-            pipelines.placement sets it. None: the networks themselves are used.
-        reduction: side of an image divided by the side of its latent.
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(AutoencoderConfig):
         """
         Attributes:
             ddconfig: sizes of the network.
             embed_dim: channels of the latents.
             pretrained: weight file, published or ours; null for untrained weights.
             scale_factor: `encode_views` multiplies latents by this.
-            posterior: latents of `encode_views` are a `sample` of the distribution, as published, or its `mode`.
+            posterior: see AutoencoderConfig; published: `sample`.
         """
 
         ddconfig: NetworkConfig = field(default_factory=NetworkConfig)
         embed_dim: int = 4
-        pretrained: str | None = None
         scale_factor: float = 0.18215
-        posterior: str = "sample"
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             if self.embed_dim < 1:
                 raise ConfigError(f"embed_dim must be >= 1, got {self.embed_dim}")
             if self.scale_factor <= 0:
                 raise ConfigError(f"scale_factor must be positive, got {self.scale_factor}")
-            if self.posterior not in ("sample", "mode"):
-                raise ConfigError(f"posterior={self.posterior} is unknown; valid: sample, mode")
 
         @property
         def reduction(self) -> int:
-            """See AutoencoderKL."""
             return 2 ** (len(self.ddconfig.ch_mult) - 1)
 
+        @property
+        def latent_channels(self) -> int:
+            return self.embed_dim
+
+        @property
+        def can_be_trained(self) -> bool:
+            return True
+
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        self.twin: Any = None
+        super().__init__(config)
         self.scale_factor = config.scale_factor
-        self.reduction = config.reduction
-        self.latent_channels = config.embed_dim
         with torch.device("meta") if config.pretrained else contextlib.nullcontext():
             self.network = build_network(config.ddconfig, embed_dim=config.embed_dim)
         self.register_state_dict_post_hook(_publish_names)
@@ -149,54 +143,6 @@ class AutoencoderKL(nn.Module):
         if self.twin and not torch.is_grad_enabled():
             return self.twin.decode(latent_BCHW)
         return self.network.decode(latent_BCHW, return_dict=False)[0]
-
-    def encode_views(
-        self,
-        views_BVCHW: Tensor,
-        *,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        chunk: int = 8,
-    ) -> Tensor:
-        """Encode views to scaled latents.
-
-        Args:
-            views_BVCHW: (B, V, 3, H, W) in [0, 1].
-            generator: draws the noise if `posterior` is `sample`. A list of one generator per sample makes the latents
-                of a sample independent of its batch.
-            chunk: images per pass.
-
-        Returns:
-            latents_BCVHW: (B, embed_dim, V, H / reduction, W / reduction).
-        """
-        mean_BCVHW, std_BCVHW = self.view_posteriors(views_BVCHW, chunk=chunk)
-        if self.config.posterior == "mode":
-            return mean_BCVHW
-        return mean_BCVHW + std_BCVHW * draw_like(mean_BCVHW, generator)
-
-    def view_posteriors(self, views_BVCHW: Tensor, *, chunk: int = 8) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the scaled latents, each (B, C, V, H, W); arguments as in `encode_views`."""
-        num_views = views_BVCHW.shape[1]
-        images = rearrange(views_BVCHW, "b v c h w -> (b v) c h w") * 2 - 1
-        posteriors = [self.encode(part) for part in images.split(chunk)]
-        moments = (torch.cat([getattr(one, name) for one in posteriors]) for name in ("mean", "std"))
-        mean_BCVHW, std_BCVHW = (rearrange(m, "(b v) c h w -> b c v h w", v=num_views) for m in moments)
-        return mean_BCVHW * self.scale_factor, std_BCVHW * self.scale_factor
-
-    def decode_views(self, latents_BCVHW: Tensor, *, chunk: int = 8, clamp: bool = True) -> Tensor:
-        """Decode scaled latents to views; differentiable.
-
-        Args:
-            chunk: images per pass.
-            clamp: limit the result to [0, 1]; with false, every pixel has a gradient.
-
-        Returns:
-            views_BVCHW: (B, V, 3, H, W).
-        """
-        num_views = latents_BCVHW.shape[2]
-        latents = rearrange(latents_BCVHW, "b c v h w -> (b v) c h w") / self.scale_factor
-        images = torch.cat([self.decode(part) for part in latents.split(chunk)]) / 2 + 0.5
-        images = images.clamp(0, 1) if clamp else images
-        return rearrange(images, "(b v) c h w -> b v c h w", v=num_views)
 
     @torch.no_grad()
     def whiten(self, mean_C: Tensor, std_C: Tensor) -> None:
@@ -295,13 +241,3 @@ def _accept_names(module: AutoencoderKL, state: dict[str, Any], prefix: str, *_o
         if prefix + published in state:
             value = state.pop(prefix + published)
             state[f"{prefix}network.{ours}"] = value[:, :, 0, 0] if _is_attention_matrix(published) else value
-
-
-def draw_like(tensor_B: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
-    """Standard normal noise, drawn on the device of the generator and moved to that of the tensor."""
-    if isinstance(generator, Sequence):
-        assert len(generator) == len(tensor_B), "needs one generator per sample"
-        return torch.cat([draw_like(sample[None], one) for sample, one in zip(tensor_B, generator, strict=True)])
-    device = generator.device if generator is not None else tensor_B.device
-    noise = torch.randn(tensor_B.shape, generator=generator, device=device, dtype=torch.float32)
-    return noise.to(tensor_B)

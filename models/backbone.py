@@ -8,11 +8,14 @@ Letters: B batch, V views, C channels, H W latent pixels, S text tokens, E chann
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from models.weights import load_strict
 
 
 @dataclass
@@ -65,6 +68,28 @@ class BackboneConfig:
         """Whether `forward` takes `deep`, for `sampler.reuse_steps`."""
         return False
 
+    @property
+    def latent_channels(self) -> int | None:
+        """Number of channels of the latents; None: any number, or not known before."""
+        return None
+
+    @property
+    def text_width(self) -> int | None:
+        """Number of channels of a text token; None: any number, or not known before."""
+        return None
+
+    def published_files(self, path: str, *, option: str) -> list[Path] | None:
+        """List the weight files of a published folder or hub name; None: `path` names one weight file.
+
+        Raises:
+            DataError: the folder is missing, or is that of another network.
+        """
+        return None
+
+    def write_random(self, out: Path, *, seed: int) -> bool:
+        """Write random weights to a folder in the published layout; false: there is none, and nothing is written."""
+        return False
+
     def check_device(self, device: torch.device) -> None:
         """Check that the network can run on a device.
 
@@ -111,6 +136,10 @@ class Backbone(nn.Module):
             (B, C, V, H, W), epsilon, v or velocity, as set in the section Diffusion.
         """
         raise NotImplementedError
+
+    def load_weights(self, path: str | Path, *, option: str, new_parts: Sequence[str] = ()) -> int | None:
+        """Load trained weights; see `load_strict` for the arguments, the result and the errors."""
+        return load_strict(self, path, option=option, new_parts=new_parts)
 
     def parts_to_compile(self) -> list[nn.Module]:
         """List the modules to compile separately, preferably the repeated blocks."""

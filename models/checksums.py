@@ -1,10 +1,11 @@
-"""Fast looks at the bytes of tensors on the CPU: a checksum, and whether values are finite.
+"""Looks at the bytes of tensors: a fast checksum, whether values are finite, and a digest of a module's weights.
 
-Both read each byte once at several GB/s with NumPy, where torch's own functions need several passes.
+The first two read each byte once at several GB/s with NumPy, where torch's own functions need several passes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # For each floating type: the integer type of its size, and the bits of its infinity. Larger bits are NaN.
 BITS: dict[torch.dtype, tuple[str, int]] = {
@@ -39,6 +40,16 @@ def checksum_of(tensors: Mapping[str, Any]) -> str:
         words += int.from_bytes(content[whole:].tobytes(), "little")
         total += words * (zlib.crc32(str(name).encode()) | 1)
     return f"{total % 2**64:016x}"
+
+
+def digest_of(module: nn.Module, *, without: str | None = None) -> str:
+    """Return the SHA-256 of a module's weights, equal on all devices; names starting with `without` are left out."""
+    weights = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if without is None or not name.startswith(without):
+            weights.update(name.encode())
+            weights.update(value.detach().float().cpu().contiguous().numpy())
+    return weights.hexdigest()
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.checksums import digest_of
+from models.encoders import Embedder, EmbedderConfig
 from utils.errors import ConfigError
 from utils.registry import EMBEDDER, nearest
 
 # models/clip.py is imported when an encoder is built, because importing open_clip takes longer than all other imports.
 PUBLISHED_ARCH = "ViT-H-14"
+CONTEXT_LENGTH, TEXT_WIDTH = 77, 1024  # tokens of a text and their channels, as published
 
 
 class Embeddings(NamedTuple):
@@ -35,13 +38,13 @@ class Embeddings(NamedTuple):
 
 
 @EMBEDDER.register
-class FrozenOpenCLIPTtxtVisualEmbedder(nn.Module):
+class FrozenOpenCLIPTtxtVisualEmbedder(Embedder):
     """Embeds prompts and images. `.model` is the open_clip model; its state dict has the published names."""
 
     retired_keys: ClassVar[dict[str, str]] = {"vit_resolution": "the architecture sets the size of the images"}
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(EmbedderConfig):
         """
         Attributes:
             arch: an open_clip architecture name; `model_cfg` replaces it.
@@ -54,7 +57,6 @@ class FrozenOpenCLIPTtxtVisualEmbedder(nn.Module):
 
         arch: str = PUBLISHED_ARCH
         layer: str = "penultimate"
-        pretrained: str | None = None
         model_cfg: dict[str, Any] = field(default_factory=dict)
         num_merges: int | None = None
 
@@ -76,11 +78,23 @@ class FrozenOpenCLIPTtxtVisualEmbedder(nn.Module):
             if self.model_cfg and missing:
                 raise ConfigError(f"model_cfg has no {', '.join(sorted(missing))}; add it")
 
+        @property
+        def embeds_tokens(self) -> bool:
+            return True
+
+        @property
+        def can_be_trained(self) -> bool:
+            return True
+
+        def words_shape(self) -> tuple[int, int]:
+            sizes = self.model_cfg.get("text_cfg", {})
+            return sizes.get("context_length", CONTEXT_LENGTH), sizes.get("width", TEXT_WIDTH)
+
     def __init__(self, config: Config) -> None:
         from models import clip
 
-        super().__init__()
-        self.config, self.pixel_moments = config, (clip.MEAN, clip.STD)
+        super().__init__(config)
+        self.pixel_moments = (clip.MEAN, clip.STD)
         sizes = dict(config.model_cfg or clip.sizes_of(config.arch))
         if config.num_merges is not None:
             sizes["text_cfg"] = {**sizes["text_cfg"], "vocab_size": clip.vocab_size(config.num_merges)}
@@ -106,6 +120,14 @@ class FrozenOpenCLIPTtxtVisualEmbedder(nn.Module):
     @property
     def context_length(self) -> int:
         return self.model.context_length
+
+    @property
+    def own_state(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
+
+    def identity(self, *, with_images: bool) -> dict[str, str]:
+        embeddings = {"image_weights": digest_of(self.model.visual)} if with_images else {}
+        return embeddings | {"text_weights": digest_of(self.model, without="visual.")}
 
     def forward(self, image: Tensor | None = None, text: Sequence[str] | None = None) -> Embeddings:
         """Embed normalised images and texts.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from models.autoencoder import AutoencoderKL
 from models.backbone import Backbone
+from models.encoders import Autoencoder, Embedder
 from models.lora import merge_lora
-from models.weights import check_files, load_strict, placed, save_safetensors
+from models.weights import check_files, placed, save_safetensors
 from pipelines.reconstruction.loading import check_reconstruction, load_network_of
 from utils.config import save_config
 from utils.errors import ConfigError, DataError
@@ -37,8 +38,8 @@ class Parts:
     """
 
     unet: Backbone
-    autoencoder: AutoencoderKL
-    embedder: nn.Module
+    autoencoder: Autoencoder
+    embedder: Embedder
     head: nn.Module | None
 
 
@@ -54,7 +55,7 @@ def load_parts(cfg: RunConfig, *, device: torch.device, dtype: torch.dtype) -> P
     """
     if not cfg.test_model:
         raise DataError("test_model is empty; set it to a weight file, or use configs/mini/t2v_infer.yaml")
-    check_files(weight_files(cfg), config="configs/mini/t2v_infer.yaml")
+    check_weights(cfg, weight_files(cfg), config="configs/mini/t2v_infer.yaml")
     note_untrained(cfg, "auto_encoder", "embedder")
     unet = placed(load_unet(cfg), device, dtype).eval()
     autoencoder = cfg.auto_encoder.build()
@@ -75,6 +76,36 @@ def weight_files(cfg: RunConfig) -> dict[str, str | None]:
     return {"test_model": cfg.test_model, **files, "lora.path": cfg.lora.path}
 
 
+def published_files(cfg: RunConfig, option: str, path: str | None) -> list[Path] | None:
+    """List the weight files of a published folder or hub name; None: the setting names one weight file, or nothing.
+
+    Args:
+        option, path: the setting and its value.
+
+    Raises:
+        DataError: the folder is missing, or is that of another network.
+    """
+    owners = {"test_model": cfg.UNet, "Pretrain.resume_checkpoint": cfg.UNet}
+    owners |= {"auto_encoder.pretrained": cfg.auto_encoder, "embedder.pretrained": cfg.embedder}
+    owner = owners.get(option)
+    return owner.options.published_files(path, option=option) if owner and path else None
+
+
+def check_weights(cfg: RunConfig, paths: Mapping[str, str | None], *, config: str) -> None:
+    """Check that the weights of a run exist, without reading them.
+
+    Args:
+        paths: from the setting to the file or the published folder that it names; None and "" are ignored.
+        config: see `check_files`.
+
+    Raises:
+        DataError: a file or folder is missing, or does not fit.
+    """
+    check_files(
+        {option: path for option, path in paths.items() if published_files(cfg, option, path) is None}, config=config
+    )
+
+
 def note_untrained(cfg: RunConfig, *names: str) -> None:
     """Warn about networks that only work with trained weights, but have no weight file."""
     for name in names:
@@ -89,6 +120,7 @@ def check_fit(cfg: RunConfig, device: torch.device) -> None:
         ConfigError: they do not; the message has the setting and the remedy.
     """
     check_resolution(cfg, cfg.resolution)
+    check_widths(cfg)
     cfg.UNet.options.check_device(device)
     if cfg.takes_images and not cfg.UNet.options.takes_image_embedding and cfg.hold_views != "clean":
         raise ConfigError(
@@ -101,6 +133,26 @@ def check_fit(cfg: RunConfig, device: torch.device) -> None:
             "set sampler.reuse_steps=1"
         )
     check_reconstruction(cfg, device)
+
+
+def check_widths(cfg: RunConfig) -> None:
+    """Check that the backbone takes the latents of the autoencoder and the words of the embedder.
+
+    Raises:
+        ConfigError: it does not; the message has both numbers.
+    """
+    channels, given = cfg.UNet.options.latent_channels, cfg.auto_encoder.options.latent_channels
+    if channels not in (None, given):
+        raise ConfigError(
+            f"UNet takes latents of {channels} channels, but those of auto_encoder.type={cfg.auto_encoder.type} have "
+            f"{given}; use both from one model"
+        )
+    width, (_, given) = cfg.UNet.options.text_width, cfg.embedder.options.words_shape()
+    if width not in (None, given):
+        raise ConfigError(
+            f"UNet takes words of {width} channels, but those of embedder.type={cfg.embedder.type} have {given}; use "
+            "both from one model"
+        )
 
 
 def check_resolution(cfg: RunConfig, resolution: tuple[int, int]) -> None:
@@ -131,29 +183,29 @@ def load_unet(cfg: RunConfig) -> Backbone:
     return unet
 
 
-def load_generator(unet: nn.Module, cfg: RunConfig) -> None:
+def load_generator(unet: Backbone, cfg: RunConfig) -> None:
     """Load the weights of `cfg.test_model` into the UNet, and log the file and its step.
 
     Raises:
         DataError: the weights are missing or do not fit.
     """
-    step = load_strict(unet, cfg.test_model, option="test_model")
+    step = unet.load_weights(cfg.test_model, option="test_model")
     log.info("UNet: %s%s", cfg.test_model, "" if step is None else f", step {step}")
 
 
 def save_parts(cfg: RunConfig, parts: Parts, folder: str | Path) -> None:
     """Write a folder with the configuration and the weights of all parts, as float16 safetensors."""
     folder = writable_folder(folder, option="folder")
-    files = {"unet": parts.unet, "autoencoder": parts.autoencoder, "embedder": parts.embedder.model}
-    sections = {"auto_encoder": "autoencoder", "embedder": "embedder"}
+    states = {"unet": parts.unet.state_dict(), "autoencoder": parts.autoencoder.state_dict()}
+    sections = {"auto_encoder": "autoencoder"}
+    if (own := parts.embedder.own_state) is not None:
+        states["embedder"], sections["embedder"] = own, "embedder"
     if parts.head is not None and parts.head.state_dict():
-        files["head"] = parts.head
-        sections["reconstruction"] = "head"
+        states["head"], sections["reconstruction"] = parts.head.state_dict(), "head"
     if cfg.elevation and cfg.elevation.pretrained:
-        files["elevation"] = cfg.elevation.build()
-        sections["elevation"] = "elevation"
-    for name, part in files.items():
-        save_safetensors(folder / f"{name}.safetensors", part.state_dict())
+        states["elevation"], sections["elevation"] = cfg.elevation.build().state_dict(), "elevation"
+    for name, state in states.items():
+        save_safetensors(folder / f"{name}.safetensors", state)
     values = {key: getattr(cfg, key).changed(pretrained=f"{name}.safetensors") for key, name in sections.items()}
     # the weights already contain the LoRA update
     cfg = dataclasses.replace(cfg, test_model="unet.safetensors", lora=LoraOptions(), **values)

@@ -1,4 +1,4 @@
-"""A backbone, a data set, a reconstruction and a sampler that live in this file, made by README's words alone.
+"""A backbone, two encoders, a data set, a reconstruction and a sampler of this file, made by README's words alone.
 
 Each is a class with what README lists and nothing else; it must sample and train.
 """
@@ -6,14 +6,17 @@ Each is a class with what README lists and nothing else; it must sample and trai
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from datasets.base import OrbitData, StoredOrbit
 from models.backbone import Backbone
+from models.encoders import Autoencoder, AutoencoderConfig, Embedder, EmbedderConfig
 from models.gaussians.scene import Gaussians
 from models.weights import read_weights, save_safetensors
 from pipelines import ViewsPipeline
@@ -24,7 +27,7 @@ from tests.tiny import load, write_family
 from tests.tiny_orbits import NUM_VIEWS, SIZE, training_config, write_orbits
 from utils.cameras import orbit_cameras
 from utils.errors import ConfigError
-from utils.registry import DATASETS, MODEL, RECONSTRUCTORS, SAMPLERS
+from utils.registry import AUTO_ENCODER, DATASETS, EMBEDDER, MODEL, RECONSTRUCTORS, SAMPLERS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,6 +48,55 @@ class OneConvolution(Backbone):
     def forward(self, x, t, y, *, camera_data, fps):
         seen_BCV = self.camera(camera_data).transpose(1, 2)
         return self.outer(torch.tanh(self.inner(x) + seen_BCV[..., None, None]))
+
+
+@AUTO_ENCODER.register
+class Averages(Autoencoder):
+    """The latent is the mean of 4 x 4 pixels, and a channel of zeros."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(AutoencoderConfig):
+        @property
+        def reduction(self):
+            return 4
+
+        @property
+        def latent_channels(self):
+            return 4
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.gain = nn.Parameter(torch.ones(()))  # the code around asks an autoencoder for its precision
+
+    def encode(self, image_B3HW):
+        mean_B3HW = functional.avg_pool2d(image_B3HW * self.gain, 4)
+        mean_B4HW = functional.pad(mean_B3HW, (0, 0, 0, 0, 0, 1))
+        return SimpleNamespace(mean=mean_B4HW, std=torch.full_like(mean_B4HW, 0.1))
+
+    def decode(self, latent_BCHW):
+        return functional.interpolate(latent_BCHW[:, :3] / self.gain, scale_factor=4.0)
+
+
+@EMBEDDER.register
+class Letters(Embedder):
+    """A token for each of the first letters."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(EmbedderConfig):
+        length: int = 6
+
+        def words_shape(self):
+            return self.length, 24
+
+    def encode_text(self, prompts):
+        numbers_BL = torch.zeros(len(prompts), self.config.length)
+        for row, prompt in zip(numbers_BL, prompts, strict=True):
+            letters = [ord(letter) % 24 for letter in prompt[: self.config.length]]
+            row[: len(letters)] = torch.tensor(letters, dtype=torch.float32)
+        return functional.one_hot(numbers_BL.long(), 24).float()
+
+    def identity(self, *, with_images):
+        return {"text_weights": "letters"}
 
 
 @DATASETS.register
@@ -129,6 +181,22 @@ def test_a_backbone_is_asked_before_it_is_built_what_it_cannot_do(tmp_path):
         ViewsPipeline.from_config(load(tmp_path, config))
     with pytest.raises(ConfigError, match=r"UNet\.wdth is unknown to OneConvolution; did you mean width\?"):
         load(tmp_path, family(tmp_path, UNet={"type": "OneConvolution", "wdth": 3}))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_autoencoder_and_a_text_encoder_train_and_sample(tmp_path, cached):
+    write_orbits(tmp_path / "orbits")
+    encoders = {"auto_encoder": {"type": "Averages"}, "embedder": {"type": "Letters"}}
+    changes = {"TASK_TYPE": "train_t2v_entrance", "num_steps": 2, "cache_latents": cached, "refine": False, **encoders}
+    final = train(load(tmp_path, training_config(tmp_path, **changes)))
+    cfg = load(tmp_path, family(tmp_path, test_model=str(final), **encoders))
+    pipeline = ViewsPipeline.from_config(cfg)
+    orbits = pipeline("a red mug", seeds=1)
+    assert orbits.latents_BCVHW.shape == (1, 4, 3, 8, 8)
+    assert orbits.views_BVCHW.shape == (1, 3, 3, 32, 32)
+    pipeline.save(tmp_path / "saved")
+    again = ViewsPipeline.from_folder(tmp_path / "saved", "auto_encoder.pretrained=null")
+    torch.testing.assert_close(again("a red mug", seeds=1).views_BVCHW, orbits.views_BVCHW, atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("cached", [False, True])

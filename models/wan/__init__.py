@@ -1,1 +1,1 @@
-"""A video diffusion transformer with the layers of Wan, for orbits."""
+"""A video diffusion transformer with the layers of Wan (arXiv:2503.20314), its encoders and its folders."""

@@ -8,7 +8,9 @@ Letters: B batch, V views, C channels, H W latent pixels, L tokens of a view, S 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +20,13 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from models.backbone import Backbone, BackboneConfig
+from models.wan.folder import TRANSFORMER, check_transformer, load_transformer, part_folder, weight_files
+from models.wan.random_folder import write_random_transformer
 from utils.cameras import DATA_FOV_DEG, plucker_rays, without_first_azimuth
 from utils.errors import ConfigError
 from utils.registry import MODEL
 
+NEW_PARTS = ("ray_embedding", "camera_embedding")  # zero at first, and not in published weights
 CAMERA_DIM = 16
 RAY_DIM = 6
 ROPE_BASE = 10000.0
@@ -101,6 +106,25 @@ class WanOrbitConfig(BackboneConfig):
         """Channels of the hidden states."""
         return self.num_heads * self.head_dim
 
+    @property
+    def latent_channels(self) -> int:
+        return self.in_dim
+
+    @property
+    def text_width(self) -> int:
+        return self.text_dim
+
+    def published_files(self, path: str, *, option: str) -> list[Path] | None:
+        if Path(path).is_file():
+            return None
+        folder = part_folder(path, TRANSFORMER, option=option)
+        check_transformer(folder, self.diffusers_options(), option=option)
+        return weight_files(folder, option=option)
+
+    def write_random(self, out: Path, *, seed: int) -> bool:
+        write_random_transformer(out, self.diffusers_options(), seed=seed)
+        return True
+
     def diffusers_options(self) -> dict[str, Any]:
         """Return the options of diffusers' class for the same layers."""
         return {
@@ -148,6 +172,14 @@ class WanOrbit(Backbone):
     @property
     def can_be_graphed(self) -> bool:
         return not self.config.use_checkpoint
+
+    def load_weights(self, path: str | Path, *, option: str, new_parts: Sequence[str] = ()) -> int | None:
+        """Load a weight file of ours, or the transformer of a published folder; see `Backbone.load_weights`."""
+        if self.config.published_files(str(path), option=option) is None:
+            return super().load_weights(path, option=option, new_parts=new_parts)
+        folder = part_folder(path, TRANSFORMER, option=option)
+        load_transformer(self, folder, option=option, new_parts=NEW_PARTS)
+        return None
 
     def parts_to_compile(self) -> list[nn.Module]:
         return list(self.blocks)

@@ -150,7 +150,7 @@ def has_files(cfg: RunConfig) -> bool:
     paths = [cfg.test_model, cfg.auto_encoder.pretrained, cfg.embedder.pretrained]
     if cfg.reconstruction.pretrained:
         paths.append(cfg.reconstruction.pretrained)
-    return all(path and Path(path).is_file() for path in paths)
+    return all(path and Path(path).exists() for path in paths)
 
 
 def random_parts(cfg: RunConfig, *, device: torch.device, rest: torch.device, dtype: torch.dtype) -> Parts:

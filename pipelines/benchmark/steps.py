@@ -17,7 +17,6 @@ from utils.errors import ConfigError
 from utils.settings.run import RunConfig
 
 MIN_STEPS = 3
-CONTEXT_LENGTH, TEXT_WIDTH = 77, 1024  # tokens of a text and their channels, as published
 
 
 def measure_step(bench: Bench, case: Case) -> list[dict[str, Any]]:
@@ -86,14 +85,14 @@ def step_flops(cfg: RunConfig) -> int:
 
 def unet_arguments(cfg: RunConfig, *, batch: int, num_views: int | None = None) -> dict[str, Tensor]:
     """Make empty arguments of the UNet on the default device. `num_views`: None means that of sampling."""
-    autoencoder, text = cfg.auto_encoder.options, cfg.embedder.options.model_cfg.get("text_cfg", {})
+    autoencoder = cfg.auto_encoder.options
     V = num_views or len(cfg.cameras.views) or cfg.cameras.num_views
     width, height = (side // autoencoder.reduction for side in cfg.resolution)
-    latents_BCVHW = torch.empty(batch, autoencoder.embed_dim, V, height, width)
+    latents_BCVHW = torch.empty(batch, autoencoder.latent_channels, V, height, width)
     arguments = {
         "x": latents_BCVHW,
         "t": torch.empty(batch, dtype=torch.long),
-        "y": torch.empty(batch, text.get("context_length", CONTEXT_LENGTH), text.get("width", TEXT_WIDTH)),
+        "y": torch.empty(batch, *cfg.embedder.options.words_shape()),
         "camera_data": torch.empty(batch, V, 16),
         "fps": torch.empty(batch, dtype=torch.long),
     }

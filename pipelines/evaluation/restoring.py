@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.autoencoder import AutoencoderKL
+from models.encoders import Autoencoder
 from pipelines.evaluation.held_out import background_of
 from pipelines.evaluation.image_metrics import ViewScores, join, score_views
 from utils.devices import pick_device
@@ -97,7 +97,7 @@ def measure_restoring(cfg: RunConfig, folders: Sequence[Path]) -> Restored:
     return found
 
 
-def _restored(autoencoder: AutoencoderKL, views_VCHW: Tensor, *, chunk: int) -> Tensor:
+def _restored(autoencoder: Autoencoder, views_VCHW: Tensor, *, chunk: int) -> Tensor:
     """Decode the posterior's mean, which is the result of a perfect generator."""
     mean_BCVHW, _ = autoencoder.view_posteriors(views_VCHW[None], chunk=chunk)
     return autoencoder.decode_views(mean_BCVHW, chunk=chunk)[0]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.autoencoder import AutoencoderKL
+from models.encoders import Autoencoder
 from models.gaussians.rendering import render
 from models.gaussians.scene import Gaussians
 from models.weights import load_strict
@@ -103,7 +103,7 @@ class Workshop:
         encode_chunk: number of images to encode at once.
     """
 
-    autoencoder: AutoencoderKL | None
+    autoencoder: Autoencoder | None
     placement: Placement
     rasterizer: str = "auto"
     decode_chunk: int = 4

@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import nn
 
-from models.autoencoder import AutoencoderKL
+from models.encoders import Autoencoder
 from models.gaussians.rendering import pick_rasterizer
 from pipelines.placement import Placement
 from pipelines.reconstruction.base import Reconstructor, Workshop
@@ -62,7 +62,7 @@ def load_network_of(cfg: RunConfig) -> nn.Module | None:
 
 
 def build_reconstruction(
-    cfg: RunConfig, network: nn.Module, *, autoencoder: AutoencoderKL, placement: Placement
+    cfg: RunConfig, network: nn.Module, *, autoencoder: Autoencoder, placement: Placement
 ) -> Reconstructor:
     """Build the reconstruction from loaded networks, which the placement moves to the device."""
     if cfg.channels_last and placement.device.type == "cuda":

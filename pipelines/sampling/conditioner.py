@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.autoencoder import AutoencoderKL
 from models.backbone import Backbone
+from models.encoders import Autoencoder, Embedder
 from utils.cameras import camera_condition
 from utils.errors import ConfigError
 from utils.object_image import input_view
@@ -100,18 +99,18 @@ class TextConditioner:
     A network with image conditions gets zeros for them, as in training with `objective.p_no_image`.
 
     Attributes:
-        embedder: has `encode_text(prompts) -> words_BSC`.
+        embedder: encodes the prompts.
         negative_prompt: text of the unconditional branch.
         prompt_suffix: appended to a prompt if it does not end with it.
         fps: frame rate, a condition of the network.
         autoencoder: for a network that takes image embeddings, to know the shape of its latents.
     """
 
-    embedder: Any
+    embedder: Embedder
     negative_prompt: str
     prompt_suffix: str
     fps: int
-    autoencoder: AutoencoderKL | None = None
+    autoencoder: Autoencoder | None = None
 
     def __call__(self, prompts: Sequence[str], call: CallOptions) -> Conditions:
         """Encode the prompts; all samples of the batch have the same cameras."""
@@ -144,8 +143,8 @@ class ImageConditioner:
     """Turns images, with or without prompts, and cameras into conditions.
 
     Attributes:
-        embedder: has `encode_text` and `encode_image(images_B3HW) -> image_BC`.
-        autoencoder: has `encode_views`.
+        embedder: encodes the texts and embeds the images.
+        autoencoder: encodes the images.
         text: text of the conditional branch for images without prompts; empty for the published model.
         negative_prompt: text of the unconditional branch.
         fps: frame rate, a condition of the network.
@@ -160,8 +159,8 @@ class ImageConditioner:
         prompts: makes the conditions of prompts without images; None: the network was not trained for prompts.
     """
 
-    embedder: Any
-    autoencoder: AutoencoderKL
+    embedder: Embedder
+    autoencoder: Autoencoder
     text: str
     negative_prompt: str
     fps: int
@@ -227,7 +226,13 @@ class ImageConditioner:
         return self.autoencoder.encode_views(views_B3HW[:, None].to(dtype), generator=list(call.generators)).float()
 
 
-def check_model_kind(unet: Backbone, embedder: Any, *, image: bool, option: str) -> None:
+def texts_of(cfg: RunConfig, prompts: Sequence[str]) -> list[str]:
+    """List all texts that the sampling of some prompts encodes."""
+    own = [with_suffix(prompt, cfg.prompt_suffix) for prompt in prompts]
+    return [*own, *([cfg.image_prompt] if cfg.takes_images else []), cfg.negative_prompt]
+
+
+def check_model_kind(unet: Backbone, embedder: Embedder, *, image: bool, option: str) -> None:
     """Check that a network is of the required kind and that its image embeddings fit the embedder.
 
     Args:
@@ -249,7 +254,7 @@ def check_model_kind(unet: Backbone, embedder: Any, *, image: bool, option: str)
 
 
 def conditioner_for(
-    cfg: RunConfig, unet: Backbone, *, embedder: nn.Module, autoencoder: AutoencoderKL
+    cfg: RunConfig, unet: Backbone, *, embedder: Embedder, autoencoder: Autoencoder
 ) -> TextConditioner | ImageConditioner:
     """Make the conditioner for the kind of the network, text or image."""
     check_model_kind(unet, embedder, image=unet.config.takes_images, option="UNet")

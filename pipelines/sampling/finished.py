@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.parts import published_files, weight_files
 from pipelines.sampling.inputs import Source
 from pipelines.sampling.sample_folder import RESULT_FILE, missing_file
 from utils.errors import DataError
@@ -110,8 +111,10 @@ def _difference(job: Job, result: dict[str, Any], settings: dict[str, Any]) -> s
 
 def weights_of(cfg: RunConfig) -> dict[str, dict[str, Any]]:
     """Return size, time and a digest of the content of each weight file of a run, by its path in the settings."""
-    sections = (cfg.auto_encoder, cfg.embedder, cfg.reconstruction)
-    paths = [cfg.test_model, cfg.lora.path, *(section.pretrained for section in sections)]
+    paths = []
+    for option, path in weight_files(cfg).items():
+        files = published_files(cfg, option, path)
+        paths += [path] if files is None else map(str, files)
     return {path: facts_of(Path(path)) for path in dict.fromkeys(paths) if path and Path(path).is_file()}
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from pipelines.sampling.conditioner import texts_of
 from pipelines.sampling.finished import Job, is_done, read_result, sample_settings, weights_of
 from pipelines.sampling.input_elevation import cameras_at_elevation
 from pipelines.sampling.inputs import ESTIMATE, Source, known_view_files, names_of, sources_of
@@ -91,7 +92,11 @@ class OrbitInference:
 
     def _make(self, jobs: list[Job], known: dict[int, str], settings: dict[str, Any]) -> None:
         started = time.perf_counter()
+        prompts = [job.source.prompt for job in jobs if job.source.prompt is not None]
+        if self.cfg.embedder:
+            self.cfg.embedder.options.check_prompts(texts_of(self.cfg, prompts))
         pipeline = ViewsPipeline.from_config(self.cfg)
+        pipeline.prepare_texts(prompts)
         log.info("networks built and loaded in %.1f s", time.perf_counter() - started)
         options = {"assets": self.cfg.assets, "rasterizer": self.cfg.rasterizer}
         writer = self.cfg.visual_inference.build(**options)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.autoencoder import AutoencoderKL
 from models.backbone import Backbone
 from models.diffusion import DiffusionProcess
 from models.elevation import ElevationNetwork
+from models.encoders import Autoencoder, Embedder
 from models.gaussians.scene import Gaussians
 from pipelines.parts import Parts, check_fit, check_resolution, load_parts, save_parts, weights_in
 from pipelines.placement import Placement, SamplingNetwork, give_twins
@@ -31,6 +31,7 @@ from pipelines.sampling.conditioner import (
     OrbitInput,
     TextConditioner,
     conditioner_for,
+    texts_of,
 )
 from pipelines.sampling.guidance import ClassifierFreeGuidance, Refiner
 from pipelines.sampling.input_elevation import cameras_at_elevation, estimate_elevations, load_estimator
@@ -111,8 +112,8 @@ class ViewsPipeline:
         cfg: RunConfig,
         *,
         unet: Backbone,
-        autoencoder: AutoencoderKL,
-        embedder: nn.Module,
+        autoencoder: Autoencoder,
+        embedder: Embedder,
         diffusion: DiffusionProcess,
         sampler: OrbitSampler,
         reconstruction: Reconstructor | None = None,
@@ -270,6 +271,11 @@ class ViewsPipeline:
         results = self.results_of()
         steps = self.reconstruction.refine_steps(self.sampler.config.num_steps) if results != "plain" else set()
         return self.sampler.num_calls(refiner_steps=steps, both=results == "both")
+
+    def prepare_texts(self, prompts: Sequence[str]) -> None:
+        """Encode the texts of some prompts together, if the embedder is only in memory while it encodes."""
+        self.placement.bring(self.conditioner.embedder)
+        self.conditioner.embedder.prepare(texts_of(self.cfg, prompts))
 
     def draw_noise(
         self, generators: Sequence[torch.Generator], *, num_views: int, resolution: tuple[int, int]

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from models.backbone import Backbone
 from models.weights import load_strict
 from pipelines.training.parallel import local
 from utils.errors import ConfigError
@@ -83,14 +84,18 @@ class SpatialWeights:
         """
         step = None
         if self.config.resume_checkpoint:
-            step = load_strict(
-                network,
-                self.config.resume_checkpoint,
-                option="Pretrain.resume_checkpoint",
-                new_parts=self.config.new_parts,
-            )
+            options = {"option": "Pretrain.resume_checkpoint", "new_parts": self.config.new_parts}
+            if isinstance(network, Backbone):
+                step = network.load_weights(self.config.resume_checkpoint, **options)
+            else:
+                step = load_strict(network, self.config.resume_checkpoint, **options)
             log.info("Pretrain: %s%s", self.config.resume_checkpoint, "" if step is None else f", step {step}")
         spatial = [parameter for name, parameter in network.named_parameters() if is_sd_key(name)]
+        if not spatial and (self.config.fix_weight or self.config.grad_scale != 1):
+            log.warning(
+                "Pretrain.fix_weight and Pretrain.grad_scale have no effect: %s has no weights of an image model",
+                type(network).__name__,
+            )
         if self.config.fix_weight:
             for parameter in spatial:
                 parameter.requires_grad_(False)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from models.weights import check_files
+from pipelines.parts import check_weights
 from pipelines.training.checkpoints import (
     MainProcessWriter,
     checkpoint_path,
@@ -57,7 +57,7 @@ def train(cfg: RunConfig) -> Path:
     check_tracker(cfg)
     check_sharding(cfg, training.type, can_be_sharded=training.cls.can_be_sharded)
     check_exchange(cfg)
-    check_files(training.cls.weight_files(training.options, cfg), config="configs/mini/t2v_train.yaml")
+    check_weights(cfg, training.cls.weight_files(training.options, cfg), config="configs/mini/t2v_train.yaml")
     device = join_processes(cfg)
     with ExitStack() as held:
         with main_first():

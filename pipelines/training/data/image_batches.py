@@ -6,12 +6,11 @@ Letters: B batch, L tokens, C channels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from torch import nn
 
 from datasets.base import ImageData
+from models.encoders import Autoencoder, Embedder
 from pipelines.training.data.global_batch import GlobalBatch, KindOfBatch
 from pipelines.training.data.orbit_batches import DiffusionBatch
 from pipelines.training.data.reading import read_samples
@@ -37,8 +36,8 @@ class ImageBatches:
         dataset: ImageData,
         global_batch: GlobalBatch,
         dealer: KindOfBatch,
-        autoencoder: nn.Module,
-        embedder: Any,
+        autoencoder: Autoencoder,
+        embedder: Embedder,
         device: torch.device,
     ) -> None:
         self.cfg, self.dataset, self.global_batch, self.dealer = cfg, dataset, global_batch, dealer

@@ -29,9 +29,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.autoencoder import draw_like
+from models.checksums import digest_of
+from models.encoders import Autoencoder, Embedder, draw_like
 from utils.errors import DataError, WriteError
 from utils.files import atomic_path, read_json, sole_use, writable_folder, write_json
 from utils.processes import is_main, num_processes, process_rank, seen_by_all, wait_for_all
@@ -70,12 +71,12 @@ class EncodedChunk:
 
 
 def fingerprint(
-    autoencoder: nn.Module,
+    autoencoder: Autoencoder,
     *,
     options: Mapping[str, Any],
     index: Iterable[Any],
     pictures: Iterable[Any],
-    encoder: nn.Module,
+    embedder: Embedder,
     with_images: bool,
 ) -> dict[str, Any]:
     """Return everything on which latents, text tokens and image embeddings depend, as plain values.
@@ -85,12 +86,10 @@ def fingerprint(
         options: options of the data set.
         index: values that identify the samples and their captions, in order.
         pictures: `stamp_of` some image files, to detect changed images.
-        encoder: the encoder of text and images (`visual`).
+        embedder: the encoder of texts and images.
         with_images: whether the cache also contains image embeddings.
     """
-    embeddings = {"image_weights": digest_of(encoder.visual)} if with_images else {}
-    return embeddings | {
-        "text_weights": digest_of(encoder, without="visual."),
+    return embedder.identity(with_images=with_images) | {
         "layout": LAYOUT,
         "weights": digest_of(autoencoder),
         "scale_factor": autoencoder.scale_factor,
@@ -112,16 +111,6 @@ def stamp_of(file: Path) -> tuple[int, int] | None:
 
 def _digest_of_list(values: Iterable[Any]) -> str:
     return hashlib.sha256(json.dumps(list(values), default=str).encode()).hexdigest()
-
-
-def digest_of(module: nn.Module, *, without: str | None = None) -> str:
-    """Return the SHA-256 of a module's weights, equal on all devices; names starting with `without` are left out."""
-    weights = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        if without is None or not name.startswith(without):
-            weights.update(name.encode())
-            weights.update(value.detach().float().cpu().contiguous().numpy())
-    return weights.hexdigest()
 
 
 def is_current(folder: str | Path, wanted: Mapping[str, Any]) -> bool:

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datasets.base import OrbitData
+from models.encoders import Autoencoder, Embedder
 from pipelines.training.data.global_batch import GlobalBatch, KindOfBatch
 from pipelines.training.data.latent_cache import (
     CachedLatents,
@@ -26,7 +27,7 @@ from pipelines.training.data.latent_cache import (
 from pipelines.training.data.orbits_in_memory import load_orbits
 from pipelines.training.data.reading import read_samples
 from utils.cameras import camera_condition
-from utils.processes import is_main, largest
+from utils.processes import is_main, largest, main_first
 from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
@@ -39,14 +40,14 @@ class DiffusionBatch(NamedTuple):
 
     Attributes:
         latents_BCVHW: scaled latents.
-        token_ids_BL: token ids of the captions.
+        token_ids_BL: token ids of the captions; None: the embedder has none, and the words are given.
         camera_data_BV16: camera conditions; None for images, which have no camera.
         image_B1C: image embedding of view 0; None for a text model.
-        words_BLC: text tokens of the captions from the cache; None without a cache.
+        words_BLC: text tokens of the captions, from the cache or an embedder without token ids; else None.
     """
 
     latents_BCVHW: Tensor
-    token_ids_BL: Tensor
+    token_ids_BL: Tensor | None
     camera_data_BV16: Tensor | None
     image_B1C: Tensor | None = None
     words_BLC: Tensor | None = None
@@ -74,8 +75,8 @@ class OrbitBatches:
         dataset: OrbitData,
         global_batch: GlobalBatch,
         dealer: GlobalBatch | KindOfBatch,
-        autoencoder: nn.Module,
-        embedder: Any,
+        autoencoder: Autoencoder,
+        embedder: Embedder,
         embeds_images: bool,
         device: torch.device,
     ) -> None:
@@ -85,6 +86,7 @@ class OrbitBatches:
         # image.
         self.random_start_view = cfg.vid_dataset.options.random_start_view
         self.source = dataset
+        self.num_tokens: int | None = None  # see Embedder.prepare
 
     def batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
         """Yield batches without end; for `start` see Objective.batches."""
@@ -102,11 +104,12 @@ class OrbitBatches:
                 options=options,
                 index=map(self.dataset.identity, range(len(self.dataset))),
                 pictures=map(stamp_of, self.dataset.source_files()),
-                encoder=self.embedder.model,
+                embedder=self.embedder,
                 with_images=self.embeds_images,
             )
             outdated = not is_current(self.cfg.cache_dir, wanted)
         if any(largest(outdated)):  # all processes encode, or none
+            self._prepare_texts()
             log.info("encoding %d orbits into %s", len(self.dataset), self.cfg.cache_dir)
             write_cache(self.cfg.cache_dir, self._encode, wanted, num_samples=len(self.dataset))
         check_shared(self.cfg.cache_dir, "samples.json")
@@ -124,18 +127,18 @@ class OrbitBatches:
         token_ids_ML = None
         if cached.num_bytes <= self.cfg.cache_memory_gb * 1e9:
             cached.keep(self.device)
-            token_ids_ML = self.embedder.tokenize(cached.all_captions)
+            token_ids_ML = self.texts(cached.all_captions, words=False)[0]
         for index_B in self.dealer.order(len(cached), start=start):
             caption_B = self._caption_rows(cached, index_B)
             rows = cached.rows(index_B, caption_B).to(self.device)
             latents_BCVHW = rows.draw(generator=self.global_batch.row_generators())
             if token_ids_ML is None:
-                token_ids_BL = self.embedder.tokenize([cached.all_captions[row] for row in caption_B.tolist()])
+                token_ids_BL, _ = self.texts([cached.all_captions[row] for row in caption_B.tolist()], words=False)
             else:
                 token_ids_BL = token_ids_ML[caption_B.to(token_ids_ML.device)]
             image_BVC = rows.image_BVC.float() if self.embeds_images else None
             batch = self._batch(latents_BCVHW, token_ids_BL, camera_condition(rows.c2w_BV44), image_BVC)
-            yield batch._replace(words_BLC=rows.words_BLC.float())
+            yield batch._replace(words_BLC=self.embedder.padded(rows.words_BLC.float()))
 
     def _caption_rows(self, cached: CachedLatents, index_B: Tensor) -> Tensor:
         """Draw a caption for each sample; returns its row among all captions of the cache."""
@@ -149,7 +152,22 @@ class OrbitBatches:
         choices = self.global_batch.choices([len(one) for one in prompts])
         return [one[choice] for one, choice in zip(prompts, choices, strict=True)]
 
+    def texts(self, captions: list[str], *, words: bool = True) -> tuple[Tensor | None, Tensor | None]:
+        """Return what a batch needs of its captions: token ids, or without them the words, unless these are there."""
+        if self.embedder.config.embeds_tokens:
+            return self.embedder.tokenize(captions), None
+        return None, self.embedder.encode_text(captions) if words else None
+
+    def _prepare_texts(self) -> None:
+        """Let the embedder prepare all captions of the data set: the main process encodes, the others find them."""
+        if self.embedder.config.embeds_tokens:
+            return
+        prompts = dict.fromkeys(prompt for index in range(len(self.dataset)) for prompt in self.dataset.prompts(index))
+        with main_first():
+            self.num_tokens = self.embedder.prepare(list(prompts))
+
     def encoded_batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
+        self._prepare_texts()
         for views_BVCHW, c2w_BV44, _, index_B in self._views(start):
             with torch.no_grad():
                 latents_BCVHW = self.autoencoder.encode_views(
@@ -157,8 +175,9 @@ class OrbitBatches:
                 )
                 image_BVC = self.embed_views(views_BVCHW)
             camera_data_BV16 = camera_condition(c2w_BV44.to(self.device))
-            token_ids_BL = self.embedder.tokenize(self.draw_captions(index_B))
-            yield self._batch(latents_BCVHW.float(), token_ids_BL, camera_data_BV16, image_BVC)
+            token_ids_BL, words_BLC = self.texts(self.draw_captions(index_B))
+            batch = self._batch(latents_BCVHW.float(), token_ids_BL, camera_data_BV16, image_BVC)
+            yield batch._replace(words_BLC=words_BLC)
 
     def _batch(self, latents_BCVHW, token_ids_BL, camera_data_BV16, image_BVC) -> DiffusionBatch:
         """Make a batch; with `random_start_view` each sample's images are rolled at random, but not the cameras."""
@@ -198,9 +217,10 @@ class OrbitBatches:
             )
 
     def _embed_all(self, captions: list[str]) -> Tensor:
-        """Encode captions (M, L, C), as many at a time as orbits are."""
-        token_ids_ML = self.embedder.tokenize(captions)
-        return torch.cat([self.embedder.embed_tokens(part)[1] for part in token_ids_ML.split(READ_SIZE)])
+        """Encode captions (M, L, C), as many at a time as orbits are; without tokens that are zero for all captions."""
+        starts = range(0, len(captions), READ_SIZE)
+        words = [self.embedder.encode_text(captions[start : start + READ_SIZE]) for start in starts]
+        return torch.cat([part[:, : self.num_tokens] for part in words])
 
     def _views(self, start: int | list[range]) -> Iterator[tuple[Tensor, Tensor, list[str], Tensor]]:
         """Yield views in [0, 1] on the device, cameras, object ids, and the samples' indices in the data set.

@@ -82,6 +82,11 @@ class RestoreViews(Objective):
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         super().__init__(cfg, device=device, num_views=1)
         self.config = config
+        if not cfg.auto_encoder.options.can_be_trained:
+            raise ConfigError(
+                f"TASK_TYPE={cfg.TASK_TYPE} cannot train auto_encoder.type={cfg.auto_encoder.type}; "
+                "set auto_encoder.type=AutoencoderKL"
+            )
         self.network = cfg.auto_encoder.build()
         if config.num_whitening and self.network.scale_factor != 1:
             raise ConfigError(

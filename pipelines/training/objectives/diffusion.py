@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from models.lora import add_lora, lora_state
-from pipelines.parts import load_generator, note_untrained
-from pipelines.sampling.conditioner import check_model_kind
+from pipelines.parts import check_resolution, check_widths, load_generator, note_untrained
+from pipelines.sampling.conditioner import check_model_kind, texts_of
 from pipelines.training.data.global_batch import JointBatch
 from pipelines.training.data.image_batches import ImageBatches
 from pipelines.training.data.orbit_batches import DiffusionBatch, OrbitBatches
@@ -28,6 +28,7 @@ from pipelines.training.objectives.known_views import (
     weights_of_unknown,
 )
 from utils.errors import ConfigError
+from utils.processes import main_first
 from utils.registry import ENGINE
 from utils.settings.run import RunConfig
 from utils.torch_settings import channels_last
@@ -123,6 +124,9 @@ class OrbitDenoising(Objective):
                 f"resolution={list(cfg.resolution)}, but vid_dataset.resolution={size}, so training and previews would "
                 "differ in size; set both to the same size"
             )
+        check_resolution(cfg, cfg.resolution)
+        check_widths(cfg)
+        cfg.embedder.options.check_prompts([config.dropped_prompt])
         images = cfg.img_dataset.build() if joint else None
         self.diffusion = cfg.Diffusion.build()
         with device:  # draw random weights on the device, because a CPU needs 15 s for 1.4 billion
@@ -136,8 +140,7 @@ class OrbitDenoising(Objective):
         takes_embedding = cfg.UNet.options.takes_image_embedding
         if not takes_embedding:
             self.embedder.forget_images()
-        self.dropped_ids_1L = self.embedder.tokenize([config.dropped_prompt])
-        self.dropped_words_1LC: Tensor | None = None
+        self._prepare_texts()
         parts = {
             "autoencoder": self.autoencoder,
             "embedder": self.embedder,
@@ -148,8 +151,24 @@ class OrbitDenoising(Objective):
         self.data = OrbitBatches(cfg, dataset=self.dataset, dealer=dealer, embeds_images=takes_embedding, **parts)
         self.images = ImageBatches(cfg, dataset=images, dealer=joint.kind(1), **parts) if joint else None
 
+    def _prepare_texts(self) -> None:
+        """Tokenize the dropped prompt; without token numbers, encode it and the prompts of previews."""
+        cfg, self.dropped_ids_1L, self.dropped_words_1LC = self.cfg, None, None
+        dropped = self.options.dropped_prompt
+        if self.embedder.config.embeds_tokens:
+            self.dropped_ids_1L = self.embedder.tokenize([dropped])
+            return
+        shown = cfg.visual_train.options.prompts if cfg.visual_train else []
+        with main_first():  # only one process loads the encoder
+            self.embedder.prepare([dropped, *texts_of(cfg, shown)])
+
     def _share_with_images(self) -> JointBatch:
         cfg = self.cfg
+        if not cfg.embedder.options.embeds_tokens:
+            raise ConfigError(
+                f"frame_lens={list(cfg.frame_lens)}, but embedder.type={cfg.embedder.type} cannot encode captions of "
+                "images in every step; use one number of views"
+            )
         if self.of_images or not self.takes_images:
             raise ConfigError(
                 f"frame_lens={list(cfg.frame_lens)}: only a text model trains on images too; use one number of views"
@@ -267,7 +286,7 @@ class OrbitDenoising(Objective):
         """Return the text tokens of the dropped prompt, encoded once and rounded like those in the cache."""
         if self.dropped_words_1LC is None:
             with torch.autocast(self.device.type, enabled=False):
-                self.dropped_words_1LC = self.embedder.embed_tokens(self.dropped_ids_1L)[1].half()
+                self.dropped_words_1LC = self.embedder.encode_text([self.options.dropped_prompt]).half()
         return self.dropped_words_1LC
 
     def image_conditions(

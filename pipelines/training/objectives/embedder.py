@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from pipelines.training.data.orbits_in_memory import OrbitPixels, load_orbits
 from pipelines.training.objectives.base import Objective
+from utils.errors import ConfigError
 from utils.registry import ENGINE
 from utils.settings.run import RunConfig
 
@@ -41,6 +42,11 @@ class MatchCaptions(Objective):
 
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         super().__init__(cfg, device=device, num_views=1)
+        if not cfg.embedder.options.can_be_trained:
+            raise ConfigError(
+                f"TASK_TYPE={cfg.TASK_TYPE} cannot train embedder.type={cfg.embedder.type}; "
+                "set embedder.type=FrozenOpenCLIPTtxtVisualEmbedder"
+            )
         self.embedder = cfg.embedder.build()
         self.network = self.embedder.model
         self.orbits = load_orbits(cfg.vid_dataset.build(), device=device)

@@ -21,7 +21,7 @@ from torch.utils.data import default_collate
 from models.gaussians.lgm import LGM, head_input
 from models.gaussians.scene import Gaussians
 from models.weights import HEAD_PREFIX, has_head, load_head
-from pipelines.parts import load_generator
+from pipelines.parts import load_generator, published_files
 from pipelines.reconstruction.feed_forward import GaussianReconstruction
 from pipelines.training.data.orbit_batches import DiffusionBatch, roll_views
 from pipelines.training.data.orbits_in_memory import load_orbits
@@ -179,11 +179,13 @@ class HeadTuning(OrbitDenoising):
         latents_BCVHW = self.autoencoder.encode_views(views_BVCHW, generator=self.generator, chunk=self.cfg.chunk_size)
         image_BVC = self.data.embed_views(views_BVCHW)
         c2w_BV44 = c2w_BV44.to(self.device)
+        tokens, words = self.data.texts(captions)
         given = DiffusionBatch(
             latents_BCVHW.float(),
-            self.embedder.tokenize(captions),
+            tokens,
             camera_condition(c2w_BV44),
             None if image_BVC is None else image_BVC[:, :1],
+            words,
         )
         return TuningBatch(given, rgba_BVHW4, c2w_BV44)
 
@@ -307,7 +309,7 @@ def load_start(unet: nn.Module, head: LGM, *, cfg: RunConfig, head_file: str | N
     option, path = generator_file(cfg)
     if option == "test_model":
         load_generator(unet, cfg)
-    if has_head(path, option=option):
+    if published_files(cfg, option, path) is None and has_head(path, option=option):
         load_head(head, path, option=option)
     elif head_file:
         load_head(head, head_file, option="reconstruction.pretrained")
