@@ -66,9 +66,17 @@ def write_files(folder: Path) -> dict[str, Any]:
 
 
 def write_turning_orbits(
-    folder: Path, *, elevations: tuple[float, ...], num_views: int = 8, attributes: dict[str, str] | None = None
+    folder: Path,
+    *,
+    elevations: tuple[float, ...],
+    num_views: int = 8,
+    attributes: dict[str, str] | list[dict[str, str]] | None = None,
 ) -> Path:
-    """Write one orbit an elevation of a disc that circles the origin, so that each view differs from the others."""
+    """Write one orbit an elevation of a disc that circles the origin, so that each view differs from the others.
+
+    Args:
+        attributes: of all objects, or one record for each.
+    """
     y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
     images = np.zeros((len(elevations), num_views, SIZE, SIZE, 4), dtype=np.uint8)
     for number, view in np.ndindex(len(elevations), num_views):
@@ -81,7 +89,7 @@ def write_turning_orbits(
         fov_deg=39.6,
         object_ids=[f"0/{number}" for number in range(len(elevations))],
         captions=["a disc"] * len(elevations),
-        attributes=[attributes or {}] * len(elevations),
+        attributes=attributes if isinstance(attributes, list) else [attributes or {}] * len(elevations),
     )
     write_shard(shard_file(folder, 0), shard)
     return folder

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import datasets  # noqa: F401 - registers
     import models  # noqa: F401 - registers
-    from pipelines.evaluation.restoring import measure_restoring, restored_sheet, table
+    from pipelines.evaluation.networks.restoring import measure_restoring, restored_sheet, table
     from utils.config import load_config
     from utils.images import save_png
 

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import datasets  # noqa: F401 - registers
     import models  # noqa: F401 - registers
-    from pipelines.evaluation.elevation import elevation_table, measure_elevations
+    from pipelines.evaluation.networks.elevation import elevation_table, measure_elevations
     from utils.config import load_config
 
     if args.num < 1:

@@ -60,6 +60,11 @@ class ViewScores:
             "lpips": None if self.lpips_OV is None else self.lpips_OV[:, pick].mean().item(),
         }
 
+    def rows(self, places: Sequence[int]) -> ViewScores:
+        """Return the scores of some of the objects."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return ViewScores(**{name: None if value is None else value[list(places)] for name, value in values.items()})
+
     def curves(self) -> dict[str, list[float] | None]:
         """Return each metric by view, as a mean over the objects."""
         values = {field.name.removesuffix("_OV"): getattr(self, field.name) for field in fields(self)}

@@ -16,46 +16,104 @@ from pipelines.evaluation.image_metrics import METRICS, ViewScores, pooled_psnr
 from utils.files import atomic_path
 from utils.images import contact_sheet
 
-MODEL_ROW, REPEATED = "model", "input repeated (floor)"
+MODEL_ROW, REPEATED, FIRST_STEP = "model", "input repeated (floor)", "first step alone"
 HEADINGS = {"psnr": "PSNR", "psnr_of_views": "of views", "masked_psnr": "near object", "ssim": "SSIM", "lpips": "LPIPS"}
+GROUP_HEADINGS = ("PSNR", "the back", "near object", "SSIM", "over floor")
 SHEET_COLUMNS = 8
 
 
+def unseen_views(given_by_run: Mapping[int, Sequence[int]], num_views: int) -> list[int]:
+    """Return the views that are given in no run, so that all runs are compared on the same views."""
+    return [view for view in range(num_views) if not any(view in given for given in given_by_run.values())]
+
+
 def summary(
-    scores: Mapping[str, ViewScores], object_ids: Sequence[str], given_by_run: Mapping[int, Sequence[int]]
+    scores: Mapping[str, ViewScores],
+    object_ids: Sequence[str],
+    given_by_run: Mapping[int, Sequence[int]],
+    *,
+    losses_OT: Tensor,
+    timesteps: Sequence[int],
+    groups: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
 ) -> dict[str, Any]:
     """Compute the figures of all rows over three sets of views, and the gain from more given views.
 
-    `unseen` has the views that are given in no run, so that all runs are compared on the same views. `back` has those
-    of them within 45 degrees of the view opposite the input (9 to 15 of 24). `all` has all views.
+    `unseen` has the views that are given in no run. `back` has those of them within 45 degrees of the view opposite the
+    input (9 to 15 of 24). `all` has all views.
 
     Args:
-        scores: scores of the O objects, by the name of the row.
+        scores: scores of the O objects, by the name of the row; rows of S seeds have S times O rows, seed by seed.
         given_by_run: the given views, by their number.
+        losses_OT: loss of each object at each of `timesteps`.
+        groups: indices of the objects by the value of an attribute, by the attribute.
     """
     num_views = scores[MODEL_ROW].psnr_OV.shape[1]
-    unseen = [view for view in range(num_views) if not any(view in given for given in given_by_run.values())]
+    unseen = unseen_views(given_by_run, num_views)
     back = [view for view in unseen if 3 * num_views <= 8 * view <= 5 * num_views]
     sets = {"unseen": unseen, "back": back, "all": list(range(num_views))}
-    rows = {
-        name: {which: row.over(views) for which, views in sets.items()} | {"by_view": row.curves()}
-        for name, row in scores.items()
-    }
-    psnr_O = {name: pooled_psnr(row.psnr_OV[:, unseen]) for name, row in scores.items()}
+    everything = list(range(len(object_ids)))
+    rows = _rows(scores, sets, everything, num_objects=len(object_ids))
+    for name, row in scores.items():
+        rows[name]["by_view"] = row.curves()
+    psnr_O = {name: _by_object(row, unseen, len(object_ids)) for name, row in scores.items()}
     return {
         "num_objects": len(object_ids),
         "views": sets,
         "given_views": {str(num): list(given) for num, given in given_by_run.items()},
         "rows": rows,
-        "psnr_over_repeated_input": {name: gain(value_O, psnr_O[REPEATED]) for name, value_O in psnr_O.items()},
-        "psnr_over_one_given_view": {
-            name: gain(value_O, psnr_O[MODEL_ROW]) for name, value_O in psnr_O.items() if "given views" in name
+        **_gains(psnr_O, everything),
+        "loss": _losses(losses_OT, timesteps, everything),
+        "by": {
+            attribute: {
+                value: {
+                    "num_objects": len(places),
+                    "rows": _rows(scores, sets, places, num_objects=len(object_ids)),
+                    **_gains(psnr_O, places),
+                    "loss": _losses(losses_OT, timesteps, places),
+                }
+                for value, places in values.items()
+            }
+            for attribute, values in (groups or {}).items()
         },
         "psnr_by_object": [
             {"object": object_id} | {name: round(value_O[index].item(), 3) for name, value_O in psnr_O.items()}
             for index, object_id in enumerate(object_ids)
         ],
     }
+
+
+def _rows(
+    scores: Mapping[str, ViewScores], sets: Mapping[str, Sequence[int]], places: Sequence[int], *, num_objects: int
+) -> dict[str, dict[str, Any]]:
+    """Compute the metrics of some objects over each set of views, by the name of the row."""
+    found = {}
+    for name, row in scores.items():
+        starts = range(0, len(row.psnr_OV), num_objects)  # of each seed
+        own = row.rows([start + place for start in starts for place in places])
+        found[name] = {which: own.over(views) for which, views in sets.items()}
+    return found
+
+
+def _by_object(row: ViewScores, views: Sequence[int], num_objects: int) -> Tensor:
+    """Compute the PSNR of each object over some views, the mean over the seeds: (O,)."""
+    return pooled_psnr(row.psnr_OV[:, list(views)]).unflatten(0, (-1, num_objects)).mean(dim=0)
+
+
+def _gains(psnr_O: Mapping[str, Tensor], places: Sequence[int]) -> dict[str, Any]:
+    own = {name: value_O[list(places)] for name, value_O in psnr_O.items()}
+    return {
+        "psnr_over_repeated_input": {name: gain(value_O, own[REPEATED]) for name, value_O in own.items()},
+        "psnr_over_one_given_view": {
+            name: gain(value_O, own[MODEL_ROW]) for name, value_O in own.items() if "given views" in name
+        },
+    }
+
+
+def _losses(losses_OT: Tensor, timesteps: Sequence[int], places: Sequence[int]) -> dict[str, Any]:
+    """Compute the mean losses of some objects, by timestep and over all of them."""
+    mean_T = losses_OT[list(places)].mean(dim=0)
+    by_timestep = {str(t): loss for t, loss in zip(timesteps, mean_T.tolist(), strict=True)}
+    return {"mean": mean_T.mean().item(), "by_timestep": by_timestep}
 
 
 def gain(psnr_O: Tensor, other_O: Tensor) -> dict[str, float | None]:
@@ -81,7 +139,22 @@ def quality_table(result: Mapping[str, Any]) -> str:
             lines.append(f"{name}: {_gained(better)} over the input repeated")
     for name, better in result["psnr_over_one_given_view"].items():
         lines.append(f"{name}: {_gained(better)} over one given view")
+    by_timestep = ", ".join(f"{loss:.4f} at {t}" for t, loss in result["loss"]["by_timestep"].items())
+    lines.append(f"loss of training: {result['loss']['mean']:.4f} ({by_timestep})")
+    for attribute, values in result["by"].items():
+        lines += ["", f"{'by ' + attribute:<{width + 2}}" + "".join(f"{title:>13}" for title in GROUP_HEADINGS)]
+        for value, own in values.items():
+            lines.append(f"{value}, {own['num_objects']} objects, loss {own['loss']['mean']:.4f}")
+            lines += [_group_line(name, own, width=width) for name in own["rows"]]
     return "\n".join(lines)
+
+
+def _group_line(name: str, own: Mapping[str, Any], *, width: int) -> str:
+    """Format a row of the objects with one value of an attribute."""
+    row, gained = own["rows"][name], own["psnr_over_repeated_input"][name]["mean_db"]
+    cells = [row[which][metric] for which, metric in (("unseen", "psnr"), ("back", "psnr"), ("unseen", "masked_psnr"))]
+    text = "".join(_cell(cell, "psnr") for cell in cells) + _cell(row["unseen"]["ssim"], "ssim")
+    return f"  {name:<{width}}{text}{gained:>+10.2f} dB"
 
 
 def plot_curves(path: Path, result: Mapping[str, Any], *, azimuths_deg: Sequence[float]) -> None:

@@ -7,7 +7,6 @@ Letters: N objects, V views, C channels, H W pixels, K names.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,11 @@ from torch import Tensor
 from datasets.base import OrbitData
 from models.classifier import ViewClassifier
 from pipelines.evaluation.held_out import open_held_out
-from pipelines.evaluation.samples import read_views, sample_folders, views_folders
-from pipelines.sampling.sample_folder import RESULT_FILE
+from pipelines.evaluation.samples import read_views, sample_folders, sample_prompts, samples_by_prompt, views_folders
 from utils.devices import pick_device
 from utils.errors import ConfigError, DataError
-from utils.files import read_json, writable_folder, write_json
-from utils.registry import INFER_ENGINE, MODEL
-from utils.settings.assets import NO_FILES
+from utils.files import writable_folder, write_json
+from utils.registry import MODEL
 from utils.settings.run import RunConfig
 
 ATTRIBUTES = ("kind", "color")
@@ -157,18 +154,10 @@ def evaluate_recognition(
     network = network.to(pick_device(cfg.device)).eval()
     objects = held_out_objects(dataset, attributes, limit=num_objects)
     if runs is None:
-        prompts = [one.prompt for one in objects]
-        alone = {"prompts": prompts, "images": [], "known_views": [], "input_elevation_deg": None, "image_prompt": ""}
-        sampling = dataclasses.replace(cfg, **alone, round=1, log_dir=str(out / "runs"), assets=NO_FILES)
-        folders = INFER_ENGINE.build({"type": cfg.TASK_TYPE}, where="TASK_TYPE", cfg=sampling).run()
+        folders = sample_prompts(cfg, [one.prompt for one in objects], out=out)
     else:
         folders = sample_folders(runs)
-    results = {folder: read_json(folder / RESULT_FILE, option="--runs", kind=dict) for folder in folders}
-    samples = {
-        result["prompt"].removesuffix(cfg.prompt_suffix): folder
-        for folder, result in results.items()
-        if isinstance(result.get("prompt"), str)
-    }
+    samples = samples_by_prompt(folders, suffix=cfg.prompt_suffix)
     objects = [one for one in objects if one.prompt in samples]
     if not objects:
         raise DataError(f"--runs {runs}: no sample has a prompt of {held_out}; leave --runs out to sample them")

@@ -5,6 +5,7 @@ Letters: V views, C channels, H W pixels.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import sys
@@ -29,6 +30,9 @@ from pipelines.sampling.sample_folder import RESULT_FILE, ours_in, sizes_in
 from utils.errors import ConfigError, DataError
 from utils.files import atomic_folder, read_json, write_json
 from utils.images import save_png
+from utils.registry import INFER_ENGINE
+from utils.settings.assets import NO_FILES
+from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +94,23 @@ def sample_orbits(
                 own = {name: views_BVCHW[index] for name, views_BVCHW in results.items()}
                 write_sample(one.job.folder, own, orbit=one.orbit, record=record)
     return folders
+
+
+def sample_prompts(cfg: RunConfig, prompts: Sequence[str], *, out: Path) -> list[Path]:
+    """Sample prompts alone into `out`/runs as inference.py does, without files of the object; returns the folders."""
+    alone = {"prompts": list(prompts), "images": [], "known_views": [], "input_elevation_deg": None, "image_prompt": ""}
+    sampling = dataclasses.replace(cfg, **alone, round=1, log_dir=str(out / "runs"), assets=NO_FILES)
+    return INFER_ENGINE.build({"type": cfg.TASK_TYPE}, where="TASK_TYPE", cfg=sampling).run()
+
+
+def samples_by_prompt(folders: Sequence[Path], *, suffix: str) -> dict[str, Path]:
+    """Return the samples that have a prompt, by their prompt without the suffix."""
+    results = {folder: read_json(folder / RESULT_FILE, option="--runs", kind=dict) for folder in folders}
+    return {
+        result["prompt"].removesuffix(suffix): folder
+        for folder, result in results.items()
+        if isinstance(result.get("prompt"), str)
+    }
 
 
 def write_sample(folder: Path, results: dict[str, Tensor], *, orbit: TrueOrbit, record: dict[str, Any]) -> None:

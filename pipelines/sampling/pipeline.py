@@ -251,6 +251,27 @@ class ViewsPipeline:
         facts = {"seeds": seeds, "c2w_V44": call.c2w_V44, "seconds": watch.seconds}
         return self._orbits(views, latents, gaussians, given_inputs, **facts)
 
+    @torch.no_grad()
+    def prepare(
+        self,
+        inputs: OrbitInput | Sequence[OrbitInput] | None = None,
+        *,
+        prompts: str | Sequence[str] | None = None,
+        seeds: int | Sequence[int] | None = None,
+        c2w_V44: Tensor | None = None,
+        known_views: Mapping[int, Sequence[OrbitInput]] | None = None,
+    ) -> Denoising:
+        """Return what the sampler of a call would receive, without 3D-aware sampling, to examine single predictions.
+
+        For arguments and errors see `__call__`.
+        """
+        given_inputs = self._inputs(inputs, prompts)
+        seeds = self._seeds(seeds, num_inputs=len(given_inputs.named))
+        call = self._call_options(seeds, self._cameras(given_inputs) if c2w_V44 is None else c2w_V44, None)
+        given = self._given(given_inputs, known_views or {}, call)
+        options = {"refiner": None, "guide_scale": None, "on_step": None}
+        return self._denoising(given, call, **options, watch=Stopwatch(call.device))
+
     def results_of(self, asked: str | None = None) -> str:
         """Return the kind of results of a call: `asked`, or the setting of the config with refine=true, else plain.
 

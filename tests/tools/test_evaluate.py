@@ -78,6 +78,7 @@ def test_samples_are_tested_for_consistency_and_mistakes_are_named(tmp_path, mea
         (("--runs", "run"), "--runs does not apply to an image model"),
         (("--num", "0"), "--num must be at least 1, got 0"),
         (("--sheet", "0"), "--sheet must be at least 1, got 0"),
+        (("--seeds", "0"), "--seeds must be at least 1, got 0"),
         (("--known", "3"), "--known 3 is not valid; use a divisor of the 8 views"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -12,9 +12,10 @@ from PIL import Image
 
 from datasets.orbits.layout import write_orbit
 from pipelines.evaluation.held_out import TrueOrbits
-from pipelines.evaluation.image_metrics import ViewScores
-from pipelines.evaluation.image_quality import CEILING, QualityOptions, evaluate_quality
+from pipelines.evaluation.image_metrics import ViewScores, join
+from pipelines.evaluation.image_quality import CEILING, QualityOptions, best_of, evaluate_quality
 from pipelines.evaluation.quality_report import (
+    FIRST_STEP,
     MODEL_ROW,
     REPEATED,
     gain,
@@ -62,7 +63,8 @@ def options(tmp_path, **changes):
 def test_rows_and_files(evaluated):
     tmp_path, result = evaluated
     assert json.loads((tmp_path / "eval" / "metrics.json").read_text()) == result
-    names = [MODEL_ROW, f"{MODEL_ROW}, 2 given views", f"{MODEL_ROW}, 4 given views", REPEATED, OTHERS, CEILING]
+    names = [MODEL_ROW, f"{MODEL_ROW}, 2 given views", f"{MODEL_ROW}, 4 given views"]
+    names += [FIRST_STEP, REPEATED, OTHERS, CEILING]
     assert list(result["rows"]) == names
     assert result["views"] == {"unseen": [1, 3, 5, 7], "back": [3, 5], "all": list(range(8))}
     assert result["given_views"] == {"1": [0], "2": [0, 4], "4": [0, 2, 4, 6]}
@@ -148,7 +150,7 @@ def test_rendered_meshes_need_no_index_and_opaque_pictures_no_mask(tmp_path, fam
     assert all(row["all"]["masked_psnr"] is None for row in result["rows"].values())
     assert result["psnr_over_repeated_input"][MODEL_ROW]["standard_error_db"] is None
     alone = evaluate_quality(load(tmp_path, family), options(tmp_path, held_out=tmp_path / "meshes"))
-    assert list(alone["rows"]) == [MODEL_ROW, REPEATED, CEILING]  # one object has no others
+    assert list(alone["rows"]) == [MODEL_ROW, FIRST_STEP, REPEATED, CEILING]  # one object has no others
 
 
 def test_gains_are_counted_object_by_object():
@@ -156,7 +158,8 @@ def test_gains_are_counted_object_by_object():
     assert found == pytest.approx({"mean_db": 3.0, "standard_error_db": 1.0})
     psnr_OV = torch.arange(24.0)[None].repeat(3, 1) + torch.tensor([[2.0], [0.0], [1.0]])
     row = ViewScores(psnr_OV=psnr_OV, masked_psnr_OV=None, ssim_OV=psnr_OV, lpips_OV=None)
-    result = summary({MODEL_ROW: row, REPEATED: row}, ["a", "b", "c"], {1: (0,)})
+    losses = {"losses_OT": torch.zeros(3, 1), "timesteps": [5]}
+    result = summary({MODEL_ROW: row, REPEATED: row}, ["a", "b", "c"], {1: (0,)}, **losses)
     assert result["views"]["back"] == list(range(9, 16))
     assert result["views"]["unseen"] == list(range(1, 24))
     assert spread_by_psnr(result, count=3) == [1, 2, 0]
@@ -164,6 +167,57 @@ def test_gains_are_counted_object_by_object():
     white = torch.ones(24, 3, 4, 4)
     assert quality_sheet([(white, white)]).shape == (3, 3 * 6 - 2, 8 * 6 - 2)
     assert quality_sheet([(white, white * 0)])[:, 12:].max() == 1  # the gap
+
+
+def rows_of(*psnr_db):
+    """Scores of objects whose four views all have the same PSNR."""
+    psnr_OV = torch.tensor(psnr_db)[:, None].expand(-1, 4)
+    return ViewScores(psnr_OV=psnr_OV, masked_psnr_OV=psnr_OV - 5, ssim_OV=psnr_OV / 100, lpips_OV=None)
+
+
+def test_means_over_seeds_and_groups_in_closed_form():
+    by_seed = [[rows_of(20.0), rows_of(10.0)], [rows_of(24.0), rows_of(8.0)]]
+    best = join(best_of(by_seed, [1, 2, 3]))
+    assert best.psnr_OV[:, 0].tolist() == [24.0, 10.0]
+    scores = {MODEL_ROW: rows_of(20.0, 10.0, 24.0, 8.0), f"{MODEL_ROW}, best of 2 seeds": best}
+    scores[REPEATED] = rows_of(15.0, 9.0)
+    losses = {"losses_OT": torch.tensor([[1.0, 3.0], [2.0, 8.0]]), "timesteps": [5, 9]}
+    groups = {"source": {"a": [0], "b": [1]}}
+    result = summary(scores, ["one", "two"], {1: (0,)}, groups=groups, **losses)
+    assert result["rows"][MODEL_ROW]["unseen"]["psnr"] == pytest.approx(15.5)
+    assert result["psnr_over_repeated_input"][MODEL_ROW]["mean_db"] == pytest.approx((22 + 9) / 2 - 12)
+    assert result["psnr_over_repeated_input"][MODEL_ROW]["standard_error_db"] == pytest.approx(3.5)  # of 7 and 0 dB
+    assert result["psnr_by_object"][0] == {
+        "object": "one", MODEL_ROW: 22.0, f"{MODEL_ROW}, best of 2 seeds": 24.0, REPEATED: 15.0
+    }  # fmt: skip
+    assert result["loss"] == {"mean": 3.5, "by_timestep": {"5": 1.5, "9": 5.5}}
+    second = result["by"]["source"]["b"]
+    assert second["num_objects"] == 1
+    assert second["rows"][MODEL_ROW]["unseen"]["psnr"] == pytest.approx(9.0)
+    assert second["rows"][MODEL_ROW]["unseen"]["masked_psnr"] == pytest.approx(4.0)
+    assert second["psnr_over_repeated_input"][MODEL_ROW]["mean_db"] == pytest.approx(0.0)
+    assert second["loss"]["mean"] == 5.0
+    text = quality_table(result)
+    assert "loss of training: 3.5000 (1.5000 at 5, 5.5000 at 9)" in text
+    assert "b, 1 objects, loss 5.0000" in text
+
+
+def test_several_seeds_and_sources_end_to_end(tmp_path, family):
+    records = [{"source": "toys", "style": "flat"}, {"source": "tools", "style": "flat"}]
+    held_out = write_turning_orbits(tmp_path / "held_out", elevations=(10.0, 10.0), attributes=records)
+    cfg = load(tmp_path, family, "sampler.num_steps=1")
+    result = evaluate_quality(cfg, options(tmp_path, held_out=held_out, num_seeds=2))
+    names = {path.name for path in (tmp_path / "eval" / "given_1").iterdir()}
+    assert names == {f"000{number}-0-{number}_seed{seed}" for number in (0, 1) for seed in (11, 12)}
+    best = f"{MODEL_ROW}, best of 2 seeds"
+    assert list(result["rows"])[:3] == [MODEL_ROW, best, FIRST_STEP]
+    assert all(row[best] >= row[MODEL_ROW] - 1e-3 for row in result["psnr_by_object"])
+    assert {key: list(values) for key, values in result["by"].items()} == {"source": ["tools", "toys"]}
+    tools, toys = (result["by"]["source"][name]["rows"][MODEL_ROW]["unseen"]["psnr"] for name in ("tools", "toys"))
+    assert (tools + toys) / 2 == pytest.approx(result["rows"][MODEL_ROW]["unseen"]["psnr"])
+    assert len(result["loss"]["by_timestep"]) == 8
+    with pytest.raises(ConfigError, match=r"--by kind: no object has this attribute; use one of: source, style"):
+        evaluate_quality(cfg, options(tmp_path, held_out=held_out, by=["kind"]))
 
 
 @pytest.mark.parametrize(("num", "views"), [(1, (0,)), (2, (0, 12)), (4, (0, 6, 12, 18))])

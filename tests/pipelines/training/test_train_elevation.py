@@ -9,7 +9,7 @@ import torch
 import datasets  # noqa: F401 - registers
 import pipelines  # noqa: F401 - registers
 from datasets.orbits.packed import PackedShard, shard_file, write_shard
-from pipelines.evaluation.elevation import elevation_table, measure_elevations
+from pipelines.evaluation.networks.elevation import elevation_table, measure_elevations
 from pipelines.training.objectives.elevation import EstimateElevations
 from pipelines.training.trainer import train
 from tests.tiny import write_config

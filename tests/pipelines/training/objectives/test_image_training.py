@@ -56,7 +56,8 @@ def folder(tmp_path):
 
 
 def load(folder, *, rolls=True, **changes):
-    config = training_config(folder, TASK_TYPE="train_i2v_entrance", UNet=IMAGE_UNET, Diffusion=V_DIFFUSION, **changes)
+    changes = {"UNet": IMAGE_UNET, "Diffusion": V_DIFFUSION, **changes}
+    config = training_config(folder, TASK_TYPE="train_i2v_entrance", **changes)
     config["vid_dataset"] |= {"random_start_view": rolls, "empty_captions": True}
     return load_config(write_config(folder / "train.yaml", config))
 

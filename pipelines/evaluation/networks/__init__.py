@@ -1,0 +1,1 @@
+"""Evaluation of single networks, without a generator."""
