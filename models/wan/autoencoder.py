@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.encoders import Autoencoder, AutoencoderConfig
-from models.wan.folder import check_config, part_folder, read_config, read_part, weight_files
+from models.wan.folder import check_config, is_own_file, part_folder, read_config, read_part, weight_files
 from models.wan.random_folder import write_random_part
 from models.weights import load_state, load_strict
 from utils.errors import ConfigError, DataError
@@ -118,7 +118,7 @@ class WanAutoencoder(Autoencoder):
             return self.network.z_dim
 
         def published_files(self, path: str, *, option: str) -> list[Path] | None:
-            if Path(path).is_file():
+            if is_own_file(path, PART):
                 return None
             folder = part_folder(path, PART, option=option)
             self.check_folder(folder, option=option)
@@ -151,7 +151,7 @@ class WanAutoencoder(Autoencoder):
             self.network = build_network(config.network)
         self.register_state_dict_post_hook(_publish_names)
         self.register_load_state_dict_pre_hook(_accept_names)
-        if config.pretrained and Path(config.pretrained).is_file():
+        if config.pretrained and is_own_file(config.pretrained, PART):
             load_strict(self, config.pretrained, option=OPTION)
         elif config.pretrained:
             self._load_folder(part_folder(config.pretrained, PART, option=OPTION))

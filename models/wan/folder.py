@@ -40,11 +40,17 @@ MODELS = {
 }
 
 
+def is_own_file(path: str | Path, part: str) -> bool:
+    """Whether a path is a weight file of ours. A file in the folder of a published part stands for the folder."""
+    file = Path(path)
+    return file.is_file() and not (file.parent.name == part and (file.parent / "config.json").is_file())
+
+
 def part_folder(path: str | Path, part: str, *, option: str, download: bool = True) -> Path:
     """Return the local folder of a part; a part of a hub's folder is downloaded unless it is already there.
 
     Args:
-        path: the whole folder, the folder of the part, or a hub name such as EXAMPLE.
+        path: the whole folder, the folder of the part, a weight file in it, or a hub name such as EXAMPLE.
         part: `transformer`, `vae`, `text_encoder` or `tokenizer`.
         option: the setting that names the folder, for the error message.
         download: false: of a hub's folder, only what was downloaded before.
@@ -52,7 +58,7 @@ def part_folder(path: str | Path, part: str, *, option: str, download: bool = Tr
     Raises:
         DataError: the folder or the part is missing.
     """
-    folder = Path(path)
+    folder = Path(path).parent if Path(path).is_file() else Path(path)
     if not folder.exists() and HUB_NAME.fullmatch(str(path)):
         folder = _from_hub(str(path), part, option=option, download=download)
     if not folder.exists():

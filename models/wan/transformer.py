@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from models.backbone import Backbone, BackboneConfig
-from models.wan.folder import TRANSFORMER, check_transformer, load_transformer, part_folder, weight_files
+from models.wan.folder import TRANSFORMER, check_transformer, is_own_file, load_transformer, part_folder, weight_files
 from models.wan.random_folder import write_random_transformer
 from utils.cameras import DATA_FOV_DEG, plucker_rays, without_first_azimuth
 from utils.errors import ConfigError
@@ -115,7 +115,7 @@ class WanOrbitConfig(BackboneConfig):
         return self.text_dim
 
     def published_files(self, path: str, *, option: str) -> list[Path] | None:
-        if Path(path).is_file():
+        if is_own_file(path, TRANSFORMER):
             return None
         folder = part_folder(path, TRANSFORMER, option=option)
         check_transformer(folder, self.diffusers_options(), option=option)

@@ -104,6 +104,11 @@ def load_encoder(cfg: RunConfig, path: str) -> nn.Module:
         raise ConfigError(
             "--measure retrieval needs --encoder FILE: weights from configs/mini/embedder.yaml with another seed"
         )
+    if not cfg.embedder.options.can_be_trained:
+        raise ConfigError(
+            f"--measure retrieval needs an encoder of texts and images that can be trained twice, but embedder.type="
+            f"{cfg.embedder.type} is not one; use another --measure for this model"
+        )
     own = cfg.embedder.pretrained
     if not Path(path).is_file():
         raise DataError(f"--encoder {path}: no such file; train it with configs/mini/embedder.yaml and another seed")

@@ -50,7 +50,8 @@ def test_a_folder_loads_strictly_with_new_parts_that_are_zero(tmp_path):
     section = {**UNET, "camera_vector": True}
     with torch.device("meta"):
         network = build(section)
-    for path in (tmp_path / "wan", tmp_path / "wan" / "transformer"):
+    part = tmp_path / "wan" / "transformer"
+    for path in (tmp_path / "wan", part, part / "diffusion_pytorch_model.safetensors"):
         assert network.load_weights(path, **OPTIONS) is None
     theirs = WanTransformer3DModel.from_pretrained(tmp_path / "wan" / "transformer").state_dict()
     for name, value in network.state_dict().items():
@@ -114,7 +115,7 @@ def test_the_folder_of_another_model_is_refused_by_name(tmp_path, changes, messa
 def test_a_part_in_the_place_of_another_is_named(tmp_path):
     write_wan(tmp_path / "wan")
     for part, kind in {"text_encoder": "an encoder of texts", "vae": "an autoencoder"}.items():
-        file = next((tmp_path / "wan" / part).glob("*.safetensors"))
+        file = next((tmp_path / "wan" / part).glob("*.safetensors"))  # of the folder of another part
         with pytest.raises(DataError, match=rf"it contains the weights of {kind}.*, which belong in"):
             build().load_weights(file, **OPTIONS)
 

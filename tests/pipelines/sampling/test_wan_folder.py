@@ -127,7 +127,10 @@ def test_training_starts_from_a_folder_and_continues_from_its_own_file(tmp_path)
     write_orbits(tmp_path / "orbits", copies=1)
     start = {"type": "pretrain_specific_strategies", "resume_checkpoint": str(tmp_path / "wan")}
     changes = {"TASK_TYPE": "train_t2v_entrance", "cache_latents": True, "num_steps": 1, "lr": 1e-8}
-    final = train(load(tmp_path, training_config(tmp_path, **changes, **write_wan(tmp_path / "wan"), Pretrain=start)))
+    config = training_config(tmp_path, **changes, **write_wan(tmp_path / "wan"), Pretrain=start)
+    train(load(tmp_path, config))
+    final = train(load(tmp_path, config | {"num_steps": 2}))
+    assert read_weights(final, option="test").step == 2  # resumed
     state = read_weights(final, option="test").state
     first = read_weights(next((tmp_path / "wan" / "transformer").glob("*.safetensors")), option="test").state
     torch.testing.assert_close(state["proj_out.weight"].float(), first["proj_out.weight"].float(), atol=1e-3, rtol=0)
