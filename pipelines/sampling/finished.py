@@ -33,6 +33,7 @@ NOT_IN_A_SAMPLE = (
     "visual_inference", "prompts", "images", "compile", "fused", "cuda_graph", "low_memory", "rasterizer",
     "known_objects", "takes_prompts", "fit", "elevation",
 )  # fmt: skip
+EMBEDDER_OPTIONS_NOT_IN_A_SAMPLE = ("cache_dir", "device")
 BLOCK_BYTES, CHUNK_BYTES = 4096, 1 << 24
 
 
@@ -55,6 +56,8 @@ def sample_settings(cfg: RunConfig) -> dict[str, Any]:
     """Return the settings that change a sample, as plain JSON values."""
     names = {field.name for field in dataclasses.fields(SamplingConfig)} - {*NOT_IN_A_SAMPLE}
     values = {name: value for name, value in cfg.as_dict().items() if name in names}
+    for name in EMBEDDER_OPTIONS_NOT_IN_A_SAMPLE:
+        values["embedder"].pop(name, None)
     # an angle is only compared with the cameras
     values["input_elevation_deg"] = ESTIMATED if cfg.estimates_elevation else None
     return json.loads(json.dumps(values))

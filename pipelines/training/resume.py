@@ -24,7 +24,10 @@ IDENTITY = (
     "weight_decay", "betas", "eps", "warmup_steps", "decay_mode", "decay_over", "grad_clip", "use_ema", "ema_decay",
     "cache_latents", "test_model",
 )  # fmt: skip
-FREE_OPTIONS = {"UNet": ("attention", "use_checkpoint", "checkpoint_level", "checkpoint_places")}
+FREE_OPTIONS = {
+    "UNet": ("attention", "use_checkpoint", "checkpoint_level", "checkpoint_places"),
+    "embedder": ("cache_dir", "device"),
+}
 
 
 def settings_of(cfg: RunConfig) -> dict[str, Any]:
