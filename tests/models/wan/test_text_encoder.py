@@ -86,6 +86,18 @@ def test_words_of_another_encoder_are_not_used(section, tmp_path, loads):
         EMBEDDER.build(section).identity(with_images=False)
 
 
+@pytest.mark.gpu
+def test_a_gpu_encodes_the_same_words_and_is_empty_afterwards(section):
+    expected = EMBEDDER.build(section).encode_text(["a mug"])
+    embedder = EMBEDDER.build({**section, "cache_dir": section["cache_dir"] + "_gpu"}).cuda()
+    embedder.encode_text(["a cup"])  # the first products take a workspace that stays
+    before = torch.cuda.memory_allocated()
+    words = embedder.encode_text(["a mug"])
+    assert words.device.type == "cuda"
+    torch.testing.assert_close(words.cpu(), expected, atol=2e-2, rtol=2e-2)  # products may be TensorFloat-32
+    assert torch.cuda.memory_allocated() - before <= 512 * -(-words.nbytes // 512)
+
+
 def test_a_long_prompt_is_cut_with_a_warning_that_names_it(section, caplog):
     with caplog.at_level(logging.WARNING):
         EMBEDDER.build(section).encode_text(["chair " * 9])
