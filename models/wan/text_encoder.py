@@ -210,7 +210,7 @@ def load_tokenizer(config: UMT5TextEncoder.Config) -> PreTrainedTokenizerBase:
     folder = part_folder(config.pretrained, TOKENIZER, option=OPTION)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as err:
+    except (OSError, ValueError, KeyError, ImportError) as err:
         raise DataError(
             f"{OPTION}={folder} is not a readable tokenizer ({first_line(err)}); download it again"
         ) from err
