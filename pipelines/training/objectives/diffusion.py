@@ -265,7 +265,7 @@ class OrbitDenoising(Objective):
         no_text_B = drop_B if mute_B is None else drop_B | mute_B
         prediction = self.unet(
             x_t,
-            timesteps_of_views(t_B, known_BV, x0.shape[2]) if self.network.config.view_timesteps else t_B,
+            timesteps_of_views(t_B, known_BV, x0.shape[2]) if self.cfg.UNet.options.view_timesteps else t_B,
             self.words(batch, no_text_B),
             **self.image_conditions(batch, drop_B, bare_B),
             camera_data=batch.camera_data_BV16,
