@@ -97,7 +97,7 @@ class OrbitDenoising(Objective):
         super().__init__(cfg, device=device, num_views=max(cfg.frame_lens))
         config.check_known(image=config.image, num_views=max(cfg.frame_lens))
         self.options, self.of_images = config, config.image
-        if config.image and not (cfg.UNet.options.takes_image_embedding or config.p_known):
+        if config.image and cfg.takes_images and not (cfg.UNet.options.takes_image_embedding or config.p_known):
             raise ConfigError(
                 f"objective.p_known=0: UNet.type={cfg.UNet.type} sees pictures only as known views; set "
                 "objective.p_known=1"
