@@ -13,6 +13,9 @@ def main() -> int:
         help="prompt, instead of the list in test_list_path; may be repeated; with --image: one for all, or one each",
     )
     parser.add_argument("--image", action="append", help="input picture, instead of the list; may be repeated")
+    parser.add_argument(
+        "--remove-background", action="store_true", default=None, help="cut objects out of photos (remove_background)"
+    )
     args = parser.parse_intermixed_args()
 
     import datasets  # noqa: F401 - registers
@@ -21,7 +24,9 @@ def main() -> int:
     from utils.config import changes_text, load_config
     from utils.registry import INFER_ENGINE
 
-    cfg = load_config(args.cfg, args.overrides, prompts=args.prompt, images=args.image)
+    cfg = load_config(
+        args.cfg, args.overrides, prompts=args.prompt, images=args.image, remove_background=args.remove_background
+    )
     print(changes_text(cfg))
     engine = INFER_ENGINE.build({"type": cfg.TASK_TYPE}, where="TASK_TYPE", cfg=cfg)
     engine.run()

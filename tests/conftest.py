@@ -28,6 +28,12 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
+def float32_on_every_cpu(monkeypatch):
+    """Tolerances of the tests are those of float32, which `precision: auto` does not choose on every CPU."""
+    monkeypatch.setattr("utils.devices.cpu_instructions", frozenset)
+
+
+@pytest.fixture(autouse=True)
 def fresh_accelerate(request):
     """On a GPU, accelerate keeps the precision of the first training in a process."""
     if "gpu" in request.keywords:

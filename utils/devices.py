@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from utils.errors import ConfigError
 from utils.settings.run import RunConfig
 
 BFLOAT16_SINCE = (8, 0)  # compute capability; V100 has 7.0, T4 and RTX 20 have 7.5, A100 has 8.0
+# With these instructions of a CPU a step of the small text model took 772 ms in bfloat16 and 1,034 in float32 (two
+# cores). Without them PyTorch converts every value, and bfloat16 is slower: see pipelines/benchmark/README.md.
+BFLOAT16_INSTRUCTIONS = ("amx_bf16",)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -41,12 +45,31 @@ def resting_place(cfg: RunConfig) -> torch.device:
 
 
 def pick_dtype(cfg: RunConfig) -> torch.dtype:
-    """The dtype of `precision`; `auto` is `fast_dtype` of the device."""
-    return fast_dtype(pick_device(cfg.device)) if cfg.precision == "auto" else DTYPES[cfg.precision]
+    """The dtype of `precision` in sampling.
+
+    `auto` is `fast_dtype` of the device, but bfloat16 on a CPU with `BFLOAT16_INSTRUCTIONS`.
+    """
+    if cfg.precision != "auto":
+        return DTYPES[cfg.precision]
+    device = pick_device(cfg.device)
+    if device.type == "cpu" and any(name in cpu_instructions() for name in BFLOAT16_INSTRUCTIONS):
+        return torch.bfloat16
+    return fast_dtype(device)
+
+
+@functools.cache
+def cpu_instructions() -> frozenset[str]:
+    """The instruction sets of the CPU, as Linux names them; empty on other systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(flags.split())
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """The half precision that a device computes in hardware: bfloat16, float16 on older GPUs, float32 on a CPU."""
+    """The half precision that a GPU computes in hardware: bfloat16, float16 on older ones. A CPU has float32."""
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= BFLOAT16_SINCE else torch.float16

@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from utils.background import background_remover
 from utils.devices import free_memory
 from utils.errors import DataError, first_line
 from utils.files import check_text
@@ -29,8 +30,8 @@ CENTRED_TOLERANCE = (
     0.02  # fraction of the side; published inputs are within 0.01 of the middle, uncentred ones are far away
 )
 NO_ALPHA = (
-    "{path}: {what}, so the object cannot be separated from the background; cut it out, e.g. with "
-    "`python -m utils.recenter_i2v --remove-background {path}`"
+    "{path}: {what}, so the object cannot be separated from the background; cut it out, or add --remove-background "
+    "(needs a package: python -m pip install '.[background]')"
 )
 INVERTED = "{path}: the border is opaque and the middle transparent; if the alpha channel is inverted, invert it again"
 WHITE = "{path}: the picture is empty, white everywhere, over white; check its colours and its alpha channel"
@@ -262,13 +263,21 @@ def over_white(rgba_HW4: np.ndarray) -> np.ndarray:
     return rgb_HW3
 
 
-def input_view(path: str | Path, *, resolution: tuple[int, int], recenter: bool, object_share: float) -> Tensor:
+def input_view(
+    path: str | Path,
+    *,
+    resolution: tuple[int, int],
+    recenter: bool,
+    object_share: float,
+    remove_background: bool = False,
+) -> Tensor:
     """Read the input picture of an orbit.
 
     Args:
         resolution: width and height of the result in pixels.
         recenter: cut out and centre the object, unless it is already centred; false: use the whole picture.
         object_share: longer side of a centred object, as a fraction of the shorter side of the result.
+        remove_background: with `recenter`, cut the object out of a picture without alpha channel by a network.
 
     Returns:
         (3, H, W) float32 in [0, 1], over white.
@@ -278,7 +287,8 @@ def input_view(path: str | Path, *, resolution: tuple[int, int], recenter: bool,
     """
     image = open_picture(path)
     if recenter:
-        rgba_HW4, size = cut_out(image, path=path), min(resolution)
+        remover = background_remover("remove_background=true") if remove_background else None
+        rgba_HW4, size = cut_out(image, path=path, remove_background=remover), min(resolution)
         if not is_centred(rgba_HW4, object_share=object_share):
             rgba_HW4 = recentre(rgba_HW4, size=size, object_size=max(1, round(object_share * size)))
         rgb_HW3 = over_white(rgba_HW4)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from utils.errors import ConfigError, DataError, WriteError, first_line
+from utils.background import Remover, background_remover
+from utils.errors import ConfigError, DataError, WriteError
 from utils.files import atomic_path, check_text, read_lines, writable_folder
 from utils.object_image import PUBLISHED_OBJECT_SIZE, PUBLISHED_SIZE, cut_out, open_picture, recentre, tell_if_white
 from utils.script import run_script
@@ -24,7 +25,6 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = {".png", ".webp", ".gif", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".tga", ".avif", ".jp2"}
 MAX_SIZE = 16384
-FAINTEST_ALPHA = 16  # in an estimated mask; fainter pixels are not part of the object and would widen its box
 
 
 def find_pictures(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -54,7 +54,7 @@ def recentre_files(
     out: Path,
     size: int,
     object_size: int,
-    remove_background: Callable[[Image.Image], Image.Image] | None = None,
+    remove_background: Remover | None = None,
 ) -> tuple[list[Path], list[str]]:
     """Write `out/<name>.png` for each file.
 
@@ -98,39 +98,6 @@ def add_to_list(list_file: Path, results: Sequence[Path]) -> None:
         part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def background_remover() -> Callable[[Image.Image], Image.Image]:
-    """The default model of rembg as a function from RGB to RGBA.
-
-    Raises:
-        DataError: rembg is not installed; or, when the function is called, rembg cannot download its weights.
-    """
-    try:
-        import rembg
-    except (ImportError, SystemExit) as err:  # rembg exits the program if onnxruntime is missing
-        raise DataError(
-            "--remove-background needs rembg; install it with `python -m pip install 'rembg[cpu]'` "
-            "(it downloads its weights, about 170 MB, at the first use)"
-        ) from err
-    session = None
-
-    def remove(image: Image.Image) -> Image.Image:
-        nonlocal session
-        try:
-            session = session or rembg.new_session()
-            mask = rembg.remove(image, session=session, only_mask=True).convert("L")
-        except (OSError, ValueError) as err:  # no network, or a wrong checksum
-            raise DataError(
-                "--remove-background: rembg could not download or read its weights "
-                f"({first_line(err)}); run it once with network access, "
-                "or put u2net.onnx into the folder that U2NET_HOME names"
-            ) from err
-        cut = image.copy()
-        cut.putalpha(mask.point(lambda value: value if value >= FAINTEST_ALPHA else 0))
-        return cut
-
-    return remove
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m utils.recenter_i2v", description=__doc__)
     parser.add_argument(
@@ -145,7 +112,7 @@ def main() -> None:
     parser.add_argument(
         "--remove-background",
         action="store_true",
-        help="cut objects out of pictures without alpha channel (needs rembg)",
+        help="cut objects out of photos, with a small network (needs the extra `background`)",
     )
     args = parser.parse_args()
     if not 1 <= args.object_size <= args.size <= MAX_SIZE:

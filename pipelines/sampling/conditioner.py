@@ -52,11 +52,13 @@ class Conditions:
         unconditional: the same names.
         latents_BC1HW: scaled latents of the input image in float32, before they get the precision of the network; None
             without an image.
+        views_B3HW: the input images as they were encoded, in [0, 1] over white; None without an image.
     """
 
     conditional: dict[str, Tensor]
     unconditional: dict[str, Tensor]
     latents_BC1HW: Tensor | None = None
+    views_B3HW: Tensor | None = None
 
     @cached_property
     def both(self) -> dict[str, Tensor]:
@@ -155,7 +157,7 @@ class ImageConditioner:
         zero_local_image: also use a zero latent in the unconditional branch; if false, use that of the image, as
             published.
         recenter: cut out and centre the object in an image file, unless it is already centred.
-        object_share: see `utils.object_image.input_view`.
+        object_share, remove_background: see `utils.object_image.input_view`.
         prompts: makes the conditions of prompts without images; None: the network was not trained for prompts.
     """
 
@@ -169,6 +171,7 @@ class ImageConditioner:
     zero_local_image: bool
     recenter: bool
     object_share: float
+    remove_background: bool = False
     prompts: TextConditioner | None = None
 
     def __call__(
@@ -191,7 +194,7 @@ class ImageConditioner:
             return {name: value.to(call.device, call.dtype) for name, value in own.items()} | shared
 
         given, dropped = self._image_arguments(image_BC, latents_BC1HW, num_views=len(call.c2w_V44))
-        return Conditions(branch(words_NSC[:-1], given), branch(words_NSC[-1:], dropped), latents_BC1HW)
+        return Conditions(branch(words_NSC[:-1], given), branch(words_NSC[-1:], dropped), latents_BC1HW, views_B3HW)
 
     def _image_arguments(
         self, image_BC: Tensor | None, latents_BC1HW: Tensor, *, num_views: int
@@ -212,6 +215,7 @@ class ImageConditioner:
             ValueError: a tensor does not have the resolution of the call.
         """
         options = {"resolution": call.resolution, "recenter": self.recenter, "object_share": self.object_share}
+        options["remove_background"] = self.remove_background
         views = [image if isinstance(image, Tensor) else input_view(image, **options) for image in images]
         for view in views:
             if view.shape != (3, *call.resolution[::-1]):
@@ -278,5 +282,6 @@ def conditioner_for(
         zero_local_image=cfg.zero_local_image,
         recenter=cfg.recenter,
         object_share=cfg.object_share,
+        remove_background=cfg.remove_background,
         prompts=of_prompts if cfg.takes_prompts else None,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,21 +60,27 @@ def load_estimator(cfg: RunConfig) -> ElevationNetwork:
 
 
 def estimate_elevations(
-    network: ElevationNetwork, images: Sequence[str | Path | Tensor], *, recenter: bool, object_share: float
+    network: ElevationNetwork, images: Sequence[str | Path | Tensor], **preparation: Any
 ) -> list[float]:
     """Estimate the elevation of each picture in degrees above the horizon.
 
     Args:
         images: files, or (3, H, W) in [0, 1] over white.
-        recenter, object_share: see `utils.object_image.input_view`.
+        preparation: options of `utils.object_image.input_view`, see `preparation_of`.
 
     Raises:
         DataError: a file cannot be used.
     """
     size = network.config.size
-    options = {"resolution": (size, size), "recenter": recenter, "object_share": object_share}
+    options = {"resolution": (size, size), **preparation}
     views = [_resized(image, size) if isinstance(image, Tensor) else input_view(image, **options) for image in images]
     return [round(float(network.estimate(view_3HW[None])), DECIMALS) for view_3HW in views]
+
+
+def preparation_of(cfg: RunConfig) -> dict[str, Any]:
+    """Return the options of `utils.object_image.input_view` that a run uses for all its pictures."""
+    names = ("recenter", "object_share", "remove_background")
+    return {name: getattr(cfg, name) for name in names}
 
 
 def _resized(image_3HW: Tensor, size: int) -> Tensor:

@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pipelines.sampling.input_elevation import check_estimator, estimate_elevations, load_estimator
+from pipelines.sampling.input_elevation import check_estimator, estimate_elevations, load_estimator, preparation_of
 from pipelines.sampling.known_views import view_at
+from utils.background import background_remover
 from utils.cameras import camera_elevations_deg
 from utils.errors import ConfigError, DataError
 from utils.files import check_text, read_lines
@@ -100,10 +101,12 @@ def image_sources(images: Sequence[str], cfg: RunConfig, prompts: Sequence[str] 
     images = [os.path.expanduser(image) for image in images]
     pairs = list(dict.fromkeys(zip(images, matched_prompts(prompts, len(images)) or [None] * len(images), strict=True)))
     known = [str(view["image"]) for view in cfg.known_views]
+    if cfg.remove_background:
+        background_remover("remove_background=true")  # a missing package is named once, before pictures are read
     failures = {}
     for image in dict.fromkeys([*images, *known]):
         try:
-            input_view(image, resolution=cfg.resolution, recenter=cfg.recenter, object_share=cfg.object_share)
+            input_view(image, resolution=cfg.resolution, **preparation_of(cfg))
         except DataError as err:
             failures[image] = str(err)
     if failures:
@@ -170,13 +173,13 @@ def sources_of(cfg: RunConfig, *, kind: str) -> list[Source]:
 
 
 def _refuse_settings_of_images(cfg: RunConfig, remedy: str) -> None:
-    for name in ("images", "known_views", "input_elevation_deg"):
+    for name in ("images", "known_views", "input_elevation_deg", "remove_background"):
         if name == "input_elevation_deg" and cfg.takes_images and cfg.estimates_elevation:
             log.info(
                 "input_elevation_deg=auto: prompts alone have no picture to estimate from; view 0 has the elevation "
                 "of cameras"
             )
-        elif getattr(cfg, name) not in ([], None):
+        elif getattr(cfg, name) not in ([], None, False):
             raise ConfigError(f"{name} (--image) {remedy}")
 
 
@@ -220,8 +223,7 @@ def with_elevations(sources: Sequence[Source], cfg: RunConfig) -> list[Source]:
         ConfigError, DataError: the elevation cannot be estimated.
     """
     images = list(dict.fromkeys(source.text for source in sources))
-    options = {"recenter": cfg.recenter, "object_share": cfg.object_share}
-    found = dict(zip(images, estimate_elevations(load_estimator(cfg), images, **options), strict=True))
+    found = dict(zip(images, estimate_elevations(load_estimator(cfg), images, **preparation_of(cfg)), strict=True))
     for image, elevation_deg in found.items():
         log.info(
             "%s: elevation estimated as %.1f degrees, for all its views (instead of cameras.elevation_deg=%g)",

@@ -34,7 +34,12 @@ from pipelines.sampling.conditioner import (
     texts_of,
 )
 from pipelines.sampling.guidance import ClassifierFreeGuidance, Refiner
-from pipelines.sampling.input_elevation import cameras_at_elevation, estimate_elevations, load_estimator
+from pipelines.sampling.input_elevation import (
+    cameras_at_elevation,
+    estimate_elevations,
+    load_estimator,
+    preparation_of,
+)
 from pipelines.sampling.inputs import matched_prompts, refused_prompts
 from pipelines.sampling.known_views import KnownViews
 from pipelines.sampling.sampler import Denoising, OrbitSampler
@@ -66,6 +71,7 @@ class Orbits:
         refined_latents_BCVHW: the latents of the refined views.
         gaussians: the objects, B scenes on the head's device in the world frame of `c2w_V44`, from the refined views if
             there are any; None without a head.
+        input_views_B3HW: the images as the network received them, in [0, 1] over white, on the CPU; None: no images.
         gaussians_fov_deg: field of view for rendering the Gaussians like the views (the published head has its own).
     """
 
@@ -80,6 +86,7 @@ class Orbits:
     refined_views_BVCHW: Tensor | None = None
     refined_latents_BCVHW: Tensor | None = None
     gaussians: Gaussians | None = None
+    input_views_B3HW: Tensor | None = None
     gaussians_fov_deg: float | None = None
 
     @property
@@ -248,7 +255,9 @@ class ViewsPipeline:
                     self._check_finite(decoded, inputs, what="views", options=("auto_encoder.pretrained",))
                     views.append(decoded.clamp(0, 1).float().cpu())
             gaussians = self._reconstruct(head, views[-1], call, watch)
+        seen_B3HW = given[0].views_B3HW
         facts = {"seeds": seeds, "c2w_V44": call.c2w_V44, "seconds": watch.seconds}
+        facts["input_views_B3HW"] = None if seen_B3HW is None else seen_B3HW.float().cpu()
         return self._orbits(views, latents, gaussians, given_inputs, **facts)
 
     @torch.no_grad()
@@ -351,8 +360,7 @@ class ViewsPipeline:
                 f"input_elevation_deg=auto: a call with {len(inputs.images)} images has one orbit of cameras; give one "
                 "image per call, or c2w_V44"
             )
-        options = {"recenter": self.cfg.recenter, "object_share": self.cfg.object_share}
-        [elevation_deg] = estimate_elevations(self._estimator, inputs.images, **options)
+        [elevation_deg] = estimate_elevations(self._estimator, inputs.images, **preparation_of(self.cfg))
         return cameras_at_elevation(self.cfg, elevation_deg)
 
     @cached_property

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from datasets.views.transforms_json import nerf_transforms
@@ -22,10 +23,11 @@ from utils.registry import VISUAL
 from utils.settings.assets import AssetOptions
 
 RESULT_FILE = "result.json"
+NUM_BESIDE = 4  # views beside the input
 FIT_FOLDER = "fit"  # of the files of pipelines.reconstruction.fitting, if the run has a section fit
 # What a run writes into a sample; everything else there belongs to the user.
 OURS = re.compile(
-    r"orbit(_gs)?\.mp4|sheet(_gs)?\.png|views(_gs)?/\d{3,}\.png|transforms\.json|result\.json|"
+    r"input\.png|beside\.png|orbit(_gs)?\.mp4|sheet(_gs)?\.png|views(_gs)?/\d{3,}\.png|transforms\.json|result\.json|"
     + "|".join(map(re.escape, (*ASSET_FILES, *(f"{FIT_FOLDER}/{name}" for name in FIT_FILES))))
 )
 
@@ -36,6 +38,9 @@ class VisualGeneratedVideos:
 
     A folder is written completely or not at all. If there are results without and with 3D-aware sampling, those with it
     are orbit_gs.mp4, sheet_gs.png and views_gs/.
+
+    A sample of an image also gets input.png, the image as the network received it (cut out and centred), and
+    beside.png, with the input at the left of some views.
 
     A sample with Gaussians also gets the files of pipelines.assets.files. If the object has no such file, result.json
     has the reason.
@@ -76,7 +81,7 @@ class VisualGeneratedVideos:
         if orbits.refined_views_BVCHW is not None:
             results["_gs"] = orbits.refined_views_BVCHW
         with atomic_folder(folder, is_ours=ours_in(folder)) as part:
-            with meanwhile(*self._pictures(part, results, index, fps=fps)):
+            with meanwhile(*self._pictures(part, orbits, results, index, fps=fps)):
                 objects = self._write_object(part, orbits, index, title=record.get("prompt", folder.name))
             size = orbits.views_BVCHW.shape[-2:]
             transforms = nerf_transforms(orbits.c2w_V44, orbits.fov_deg, size)
@@ -87,9 +92,13 @@ class VisualGeneratedVideos:
             write_json(part / RESULT_FILE, {**self._result(orbits, record), **objects, "files": sizes_in(part)})
 
     def _pictures(
-        self, part: Path, results: dict[str, Tensor], index: int, *, fps: int
+        self, part: Path, orbits: Orbits, results: dict[str, Tensor], index: int, *, fps: int
     ) -> Iterator[Callable[[], None]]:
         """Yield a function per file (video, sheet, view) that writes it; they run in parallel: compression is slow."""
+        if orbits.input_views_B3HW is not None:
+            seen_3HW = orbits.input_views_B3HW[index]
+            yield partial(save_png, part / "input.png", seen_3HW)
+            yield partial(save_png, part / "beside.png", beside_input(seen_3HW, orbits.best_views_BVCHW[index]))
         for suffix, views_BVCHW in results.items():
             views_VCHW = views_BVCHW[index]
             sheet = contact_sheet(views_VCHW, columns=self.config.columns)
@@ -121,6 +130,13 @@ class VisualGeneratedVideos:
             "camera_convention": "c2w, camera to world, OpenCV axes (x right, y down, z forward), world z up",
             "c2w": orbits.c2w_V44.tolist(),
         }
+
+
+def beside_input(input_3HW: Tensor, views_VCHW: Tensor) -> Tensor:
+    """Return one row with the input and up to NUM_BESIDE views, evenly spaced around the orbit."""
+    num = min(NUM_BESIDE, len(views_VCHW))
+    picked = views_VCHW[[place * len(views_VCHW) // num for place in range(num)]]
+    return contact_sheet(torch.cat([input_3HW[None].to(picked), picked]), columns=1 + num)
 
 
 def sizes_in(folder: Path) -> dict[str, int]:

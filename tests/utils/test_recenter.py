@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from tests.reference_cases import REFERENCE, load_case
 from utils import object_image
 from utils.errors import DataError
 from utils.object_image import cut_out, fit, input_view, is_centred, object_box, open_picture, over_white, recentre
-from utils.recenter_i2v import add_to_list, background_remover, find_pictures, recentre_files
+from utils.recenter_i2v import add_to_list, find_pictures, recentre_files
 
 
 def command(*arguments):
@@ -212,40 +211,6 @@ def test_the_list_keeps_its_lines(tmp_path):
     (tmp_path / "list.txt").write_text("# mine\nx.png")
     add_to_list(tmp_path / "list.txt", [tmp_path / "y.png"])
     assert (tmp_path / "list.txt").read_text() == f"# mine\nx.png\n{tmp_path / 'y.png'}\n"
-
-
-def fake_rembg(monkeypatch, mask):
-    def remove(image, *, session, only_mask):
-        assert only_mask
-        return mask
-
-    monkeypatch.setitem(sys.modules, "rembg", SimpleNamespace(new_session=lambda: "session", remove=remove))
-
-
-def test_background_removal_gives_alpha_to_pictures_without(tmp_path, monkeypatch):
-    mask = np.full((20, 20), 3, dtype=np.uint8)  # faint everywhere, as networks give it
-    mask[5:9, 6:16] = 255
-    fake_rembg(monkeypatch, Image.fromarray(mask))
-    remover = background_remover()
-    rgba_HW4 = cut_out(Image.new("CMYK", (20, 20)), path="x.jpg", remove_background=remover)
-    assert object_box(rgba_HW4) == (6, 5, 15, 8)
-    deep = Image.fromarray(np.full((20, 20), 0x8000, dtype=np.uint16))
-    assert cut_out(deep, path="x.png", remove_background=remover)[6, 7].tolist() == [127, 127, 127, 255]
-    own = square()
-    assert np.array_equal(cut_out(Image.fromarray(own), path="x.png", remove_background=remover), own)
-
-
-def test_background_removal_says_what_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "rembg", None)
-    with pytest.raises(DataError, match=r"pip install 'rembg\[cpu\]'"):
-        background_remover()
-
-    def unreachable():
-        raise OSError("no route to host")
-
-    monkeypatch.setitem(sys.modules, "rembg", SimpleNamespace(new_session=unreachable))
-    with pytest.raises(DataError, match="could not download or read its weights \\(no route to host\\)"):
-        background_remover()(Image.new("RGB", (4, 4)))
 
 
 def view_of(tmp_path, rgba_HW4, name="x.png", *, recenter=True):

@@ -173,6 +173,7 @@ class SamplingConfig:
     takes_prompts: bool = False
     recenter: bool = True
     object_share: float = 200 / 256
+    remove_background: bool = False
     input_elevation_deg: float | str | None = None
     known_views: list[dict[str, Any]] = field(default_factory=list)
     hold_views: str = "trajectory"
@@ -199,6 +200,8 @@ class SamplingConfig:
         for index, view in enumerate(self.known_views):
             if set(view) != {"image", "azimuth_deg"} or not isinstance(view["azimuth_deg"], int | float):
                 raise ConfigError(f"known_views[{index}] must be {{image: FILE, azimuth_deg: NUMBER}}, got {view}")
+        if self.remove_background and not self.recenter:
+            raise ConfigError("remove_background=true needs recenter=true, which cuts the object out; set one of them")
         start, end = self.guide_range
         if not 0 <= start < end <= 1:
             raise ConfigError(f"guide_range must be two fractions with 0 <= start < end <= 1, got [{start}, {end}]")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.elevation import median_deg
+from models.elevation import centred, median_deg
 from pipelines.training.data.orbits_in_memory import OrbitPixels, load_orbits
 from pipelines.training.objectives.base import Objective
 from utils.cameras import camera_elevations_deg
@@ -35,17 +35,20 @@ class EstimateElevations(Objective):
     class Config:
         """
         Attributes:
-            zoom: maximum factor by which a view is made smaller or larger.
+            zoom: maximum factor by which a centred view is made smaller or larger.
             shift: maximum shift of a view, as a fraction of its width and height.
             exposure: maximum standard deviation of the logarithm of a factor for each colour channel.
             noise: maximum standard deviation of the noise that is added to pixels.
+            ramp_steps: number of steps over which the changes above grow from none to their full strength; 0: they have
+                it from the start, which makes the first hundreds of steps slower.
             spread_deg: standard deviation of the target distribution, in degrees.
         """
 
-        zoom: float = 1.35
-        shift: float = 0.08
-        exposure: float = 0.15
-        noise: float = 0.03
+        zoom: float = 1.1
+        shift: float = 0.03
+        exposure: float = 0.1
+        noise: float = 0.02
+        ramp_steps: int = 1500
         spread_deg: float = 3.0
 
         def __post_init__(self) -> None:
@@ -53,7 +56,7 @@ class EstimateElevations(Objective):
                 raise ConfigError(f"zoom must be >= 1, got {self.zoom}")
             if not 0 <= self.shift < 0.5:
                 raise ConfigError(f"shift must lie in [0, 0.5), got {self.shift}")
-            for name in ("exposure", "noise"):
+            for name in ("exposure", "noise", "ramp_steps"):
                 if getattr(self, name) < 0:
                     raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
             if not self.spread_deg > 0:
@@ -96,7 +99,7 @@ class EstimateElevations(Objective):
         ):
             images_B3HW, _ = self.orbits.views(orbits_B, views_B)
             yield (
-                self.disturb(images_B3HW),
+                self.disturb(centred(images_B3HW)),
                 self.elevation_deg_NV[orbits_B.to(self.device), views_B.to(self.device)],
             )
 
@@ -108,21 +111,27 @@ class EstimateElevations(Objective):
         """
         B, *_, side = images_B3HW.shape
         random_B7 = self.global_batch.rand(B, 7)
-        scale_B = self.config.zoom ** (2 * random_B7[:, 0] - 1)
+        strength = self.strength
+        scale_B = self.config.zoom ** (strength * (2 * random_B7[:, 0] - 1))
         mirror_B = torch.where(random_B7[:, 1] < 0.5, -1.0, 1.0)
         theta_B23 = images_B3HW.new_zeros(B, 2, 3)
         theta_B23[:, 0, 0], theta_B23[:, 1, 1] = scale_B * mirror_B, scale_B
-        theta_B23[:, :, 2] = 2 * self.config.shift * (2 * random_B7[:, 2:4] - 1)  # the image spans -1 to 1
+        theta_B23[:, :, 2] = 2 * strength * self.config.shift * (2 * random_B7[:, 2:4] - 1)  # the image spans -1 to 1
         grid = functional.affine_grid(theta_B23, list(images_B3HW.shape), align_corners=False)
         dark_B3HW = 1 - images_B3HW  # white is zero, as are the pixels outside
         dark_B3HW = functional.grid_sample(dark_B3HW, grid, padding_mode="zeros", align_corners=False)
         small = functional.interpolate(dark_B3HW, size=side // 2, mode="bilinear", antialias=True)
         soft = functional.interpolate(small, size=dark_B3HW.shape[-2:], mode="bilinear")
-        dark_B3HW = torch.lerp(dark_B3HW, soft, random_B7[:, 4, None, None, None])
-        shade_B3 = self.config.exposure * random_B7[:, 5:6] * self.global_batch.randn(B, 3)
+        dark_B3HW = torch.lerp(dark_B3HW, soft, strength * random_B7[:, 4, None, None, None])
+        shade_B3 = strength * self.config.exposure * random_B7[:, 5:6] * self.global_batch.randn(B, 3)
         dark_B3HW = dark_B3HW * shade_B3.exp()[:, :, None, None]
-        noise_B3HW = self.global_batch.randn(*dark_B3HW.shape)
-        return (1 - dark_B3HW + self.config.noise * random_B7[:, 6, None, None, None] * noise_B3HW).clamp(0, 1)
+        noise_B3HW = self.global_batch.randn(*dark_B3HW.shape) * random_B7[:, 6, None, None, None]
+        return (1 - dark_B3HW + strength * self.config.noise * noise_B3HW).clamp(0, 1)
+
+    @property
+    def strength(self) -> float:
+        """Strength of the changes at this step, in [0, 1]."""
+        return min(1.0, self.global_batch.number / self.config.ramp_steps) if self.config.ramp_steps else 1.0
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         images_B3HW, elevation_deg_B = batch

@@ -106,6 +106,45 @@ def test_a_list_of_pictures_becomes_folders(tmp_path, family):
     assert (same == stamps[0], other == stamps[1]) == (True, False)
 
 
+def test_the_input_is_shown_beside_the_views(tmp_path, family):
+    [folder, _] = run(load(tmp_path, family))
+    size = {"resolution": (32, 32), "recenter": True, "object_share": 200 / 256}
+    seen_HW3 = (input_view(tmp_path / "square.png", **size) * 255).round().byte().permute(1, 2, 0).numpy()
+    assert np.array_equal(np.asarray(Image.open(folder / "input.png")), seen_HW3)
+    beside = np.asarray(Image.open(folder / "beside.png"))
+    assert beside.shape == (32, 4 * 34 - 2, 3)  # the input and the three views
+    assert np.array_equal(beside[:, :32], seen_HW3)
+    assert np.array_equal(beside[:, -32:], np.asarray(Image.open(folder / "views" / "002.png")))
+    assert {"input.png", "beside.png"} <= set(json.loads((folder / "result.json").read_text())["files"])
+
+
+def test_backgrounds_of_photos_are_removed(tmp_path, family, monkeypatch):
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (60, 60), (200, 200, 200)).save(photo)
+    one = family | {"images": [str(photo)]}
+    with pytest.raises(DataError, match=r"has no alpha channel .*or add --remove-background"):
+        run(load(tmp_path, one))
+
+    def remover(option):
+        assert option == "remove_background=true"
+
+        def remove(image):
+            mask = np.zeros((60, 60), dtype=np.uint8)
+            mask[20:40, 10:30] = 255
+            image.putalpha(Image.fromarray(mask))
+            return image
+
+        return remove
+
+    monkeypatch.setattr("utils.object_image.background_remover", remover)
+    monkeypatch.setattr("pipelines.sampling.inputs.background_remover", remover)
+    [folder] = run(load(tmp_path, one | {"remove_background": True}))
+    seen = np.asarray(Image.open(folder / "input.png"))
+    assert (seen[16, 16].tolist(), seen[0, 16].tolist()) == ([199] * 3, [255] * 3)  # recentring cuts off
+    with pytest.raises(ConfigError, match="remove_background=true needs recenter=true"):
+        load(tmp_path, one | {"remove_background": True, "recenter": False})
+
+
 def test_a_sample_depends_on_its_own_image_and_seed(tmp_path, family):
     pipeline = ViewsPipeline.from_config(load(tmp_path, family))
     assert pipeline.autoencoder.config.posterior == "sample"

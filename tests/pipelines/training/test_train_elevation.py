@@ -75,7 +75,7 @@ def test_it_learns_and_is_measured_by_source(tmp_path, capsys):
 
 def test_augmentation_keeps_white_outside_and_only_moves_the_object(tmp_path):
     write_discs(tmp_path / "orbits")
-    quiet = {"zoom": 1.0, "exposure": 0.0, "noise": 0.0}
+    quiet = {"zoom": 1.0, "exposure": 0.0, "noise": 0.0, "ramp_steps": 0}
     task = objective(tmp_path, {**quiet, "shift": 0.2})
     assert isinstance(task, EstimateElevations)
     images = torch.ones(32, 3, SIZE, SIZE)
@@ -91,6 +91,21 @@ def test_augmentation_keeps_white_outside_and_only_moves_the_object(tmp_path):
     places = {int(one.sum(dim=0).argmax()) for one in 1 - mirrored[:, 0]}
     assert places <= {12, 13, 14, 15, 16, 17, 18, 19}
     assert min(places) < 16 <= max(places)  # some are mirrored
+
+
+def test_changes_grow_over_the_first_steps(tmp_path):
+    write_discs(tmp_path / "orbits")
+    task = objective(tmp_path, {"ramp_steps": 10, "noise": 0.5})
+    images = torch.rand(32, 3, SIZE, SIZE)
+    errors = []
+    for number in (0, 5, 10, 20):
+        task.global_batch.begin(number, 0)
+        mirrored_or_not = torch.stack([images, images.flip(-1)])
+        changed = (task.disturb(images) - mirrored_or_not).abs().amax(dim=(2, 3, 4)).amin(dim=0)
+        errors.append(changed.mean().item())
+    assert errors[0] < 1e-4  # only mirrored
+    assert 0.05 < errors[1] < errors[2]
+    assert task.strength == 1.0
 
 
 def test_each_view_has_the_elevation_of_its_own_camera(tmp_path):
