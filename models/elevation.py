@@ -21,8 +21,6 @@ from utils.registry import MODEL
 
 ANGLE_STEP_DEG = 2.5  # between neighbouring angles of the distribution
 MARGIN_DEG = 10.0  # angles beyond the range, so that the median reaches the ends of the range
-OBJECT_SHARE = 0.75  # longer side of the object as the network reads it, as a fraction of the picture
-VISIBLE = 0.05  # a pixel belongs to the object if a channel is darker than white by more than this
 WIDTHS = (1, 2, 3, 3)  # channels of each level, in units of `width`
 
 
@@ -64,8 +62,6 @@ class ElevationNetwork(nn.Module):
         low, high = config.lowest_deg - MARGIN_DEG, config.highest_deg + MARGIN_DEG
         angles_deg_A = torch.arange(low, high + ANGLE_STEP_DEG / 2, ANGLE_STEP_DEG)
         self.register_buffer("angles_deg_A", angles_deg_A, persistent=False)
-        # in the weight file, so that weights which were trained with pictures as they came are refused
-        self.register_buffer("object_share", torch.tensor(OBJECT_SHARE))
         widths = [config.width * level for level in WIDTHS]
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 5, stride=2, padding=2)]
         for before, after in itertools.pairwise(widths):
@@ -79,7 +75,7 @@ class ElevationNetwork(nn.Module):
             load_strict(self, config.pretrained, option="elevation.pretrained")
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
-        """Compute the logits of the angles, (B, A), from images in [0, 1] over white, with the object `centred`."""
+        """Compute the logits of the angles, (B, A), from images in [0, 1] over white."""
         features_BCHW = self.features(1 - 2 * images_B3HW)  # the background is a constant
         pooled_BC = torch.cat([features_BCHW.mean(dim=(2, 3)), features_BCHW.amax(dim=(2, 3))], dim=1)
         return self.angles(functional.silu(self.hidden(pooled_BC)))
@@ -88,43 +84,14 @@ class ElevationNetwork(nn.Module):
     def estimate(self, images_B3HW: Tensor) -> Tensor:
         """Estimate elevations from images in [0, 1] over white: (B,) float32 degrees, within the range.
 
-        The place and the size of the object in the picture do not matter.
-
         Raises:
             ValueError: the images have another size than `config.size`.
         """
         size = self.config.size
         if images_B3HW.shape[-2:] != (size, size):
             raise ValueError(f"the elevation network reads {size} x {size} pixels, got {tuple(images_B3HW.shape)}")
-        median_deg_B = median_deg(
-            self(centred(images_B3HW, share=float(self.object_share))).float().softmax(dim=1), self.angles_deg_A
-        )
+        median_deg_B = median_deg(self(images_B3HW).float().softmax(dim=1), self.angles_deg_A)
         return median_deg_B.clamp(self.config.lowest_deg, self.config.highest_deg)
-
-
-def centred(images_B3HW: Tensor, *, share: float = OBJECT_SHARE) -> Tensor:
-    """Move and scale each object to the middle of its picture, so that its longer side is `share` of the picture.
-
-    The network reads all pictures this way. Otherwise it would learn from where a renderer puts an object and how large
-    it is, which says nothing about a photo. An empty picture stays as it is.
-
-    Args:
-        images_B3HW: in [0, 1] over white; the object is what is not white.
-    """
-    B, _, H, W = images_B3HW.shape
-    solid_BHW = (1 - images_B3HW).amax(dim=1) > VISIBLE
-    theta_B23 = images_B3HW.new_zeros(B, 2, 3)
-    halves = []
-    for axis, (size, line) in enumerate(((W, solid_BHW.any(dim=1)), (H, solid_BHW.any(dim=2)))):
-        line_BS = line.to(images_B3HW.dtype)
-        first_B, last_B = line_BS.argmax(dim=1), size - 1 - line_BS.flip(1).argmax(dim=1)
-        theta_B23[:, axis, 2] = (first_B + last_B + 1) / size - 1  # a picture spans -1 to 1
-        halves.append((last_B - first_B + 1) / size)
-    # an empty picture has the box of the whole one
-    scale_B = torch.where(solid_BHW.flatten(1).any(dim=1), torch.maximum(*halves) / share, 1.0)
-    theta_B23[:, 0, 0] = theta_B23[:, 1, 1] = scale_B.to(theta_B23)
-    grid = functional.affine_grid(theta_B23, list(images_B3HW.shape), align_corners=False)
-    return 1 - functional.grid_sample(1 - images_B3HW, grid, padding_mode="zeros", align_corners=False)
 
 
 class Residual(nn.Module):

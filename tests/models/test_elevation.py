@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import models  # noqa: F401 - registers
-from models.elevation import centred, median_deg
+from models.elevation import median_deg
 from models.weights import load_strict, save_safetensors
 from utils.errors import ConfigError, DataError
 from utils.registry import MODEL
@@ -47,10 +47,6 @@ def test_a_file_gives_the_same_estimates(tmp_path):
     save_safetensors(path, network.state_dict(), dtype=torch.float32)
     images = torch.rand(3, 3, 32, 32)
     torch.testing.assert_close(build(width=8, size=32, pretrained=str(path)).estimate(images), network.estimate(images))
-    del (state := network.state_dict())["object_share"]  # as before pictures were centred
-    save_safetensors(path.with_name("old.safetensors"), state)
-    with pytest.raises(DataError, match=r"1 missing \(first: object_share\)"):
-        build(width=8, size=32, pretrained=str(path.with_name("old.safetensors")))
     with pytest.raises(DataError, match=r"an estimator of elevations, which belong in elevation\.pretrained"):
         load_strict(torch.nn.Linear(2, 2), str(path), option="test_model")
 
@@ -64,24 +60,3 @@ def test_faults_are_refused():
         build(size=16)
     with pytest.raises(ValueError, match="reads 32 x 32 pixels"):
         build(width=8, size=32).estimate(torch.rand(1, 3, 64, 64))
-
-
-def test_the_place_and_size_of_the_object_do_not_matter():
-    images = torch.ones(3, 3, 64, 64)
-    images[0, :, 10:30, 4:14] = 0.2  # 20 pixels high, becomes 48 of 64
-    images[1, 1, 40:56, 30:62] = 0.5  # 32 pixels wide
-    moved = centred(images)
-    rows, columns = ((1 - moved).amax(dim=1) > 0.1).any(dim=2), ((1 - moved).amax(dim=1) > 0.1).any(dim=1)
-    assert rows.sum(dim=1).tolist() == pytest.approx([48, 24, 0], abs=2)
-    assert columns.sum(dim=1).tolist() == pytest.approx([24, 48, 0], abs=2)
-    for line in (rows[:2], columns[:2]):
-        places = [torch.nonzero(one).float().mean().item() for one in line]
-        assert places == pytest.approx([31.5, 31.5], abs=1)
-    assert torch.equal(moved[2], images[2])
-    assert moved[0, :, 32, 32].tolist() == pytest.approx([0.2] * 3)
-    network = build(width=8, size=64)
-    torch.nn.init.normal_(network.angles.weight)
-    pair = torch.ones(2, 3, 64, 64)
-    pair[0, :, 8:40, 8:24], pair[1, :, 24:56, 40:56] = 0.3, 0.3
-    first, second = network.estimate(pair).tolist()
-    assert first == pytest.approx(second, abs=0.01)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.elevation import centred, median_deg
+from models.elevation import median_deg
 from pipelines.training.data.orbits_in_memory import OrbitPixels, load_orbits
 from pipelines.training.objectives.base import Objective
 from utils.cameras import camera_elevations_deg
@@ -35,17 +35,18 @@ class EstimateElevations(Objective):
     class Config:
         """
         Attributes:
-            zoom: maximum factor by which a centred view is made smaller or larger.
+            zoom: maximum factor by which a view is made smaller or larger.
             shift: maximum shift of a view, as a fraction of its width and height.
             exposure: maximum standard deviation of the logarithm of a factor for each colour channel.
             noise: maximum standard deviation of the noise that is added to pixels.
             ramp_steps: number of steps over which the changes above grow from none to their full strength; 0: they have
-                it from the start, which makes the first hundreds of steps slower.
+                it from the start. With full changes from the start, the network learned nothing in its first 250
+                steps of 64 views (a held-out median error of 14 degrees, instead of 7 after 550 without them).
             spread_deg: standard deviation of the target distribution, in degrees.
         """
 
-        zoom: float = 1.1
-        shift: float = 0.03
+        zoom: float = 1.25
+        shift: float = 0.05
         exposure: float = 0.1
         noise: float = 0.02
         ramp_steps: int = 1500
@@ -99,7 +100,7 @@ class EstimateElevations(Objective):
         ):
             images_B3HW, _ = self.orbits.views(orbits_B, views_B)
             yield (
-                self.disturb(centred(images_B3HW)),
+                self.disturb(images_B3HW),
                 self.elevation_deg_NV[orbits_B.to(self.device), views_B.to(self.device)],
             )
 
