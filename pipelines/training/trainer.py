@@ -35,7 +35,7 @@ from pipelines.training.progress import LossWatch, ProgressReport
 from pipelines.training.resume import check_agreement, clean_up, find_state, note_other_batch, settings_of
 from pipelines.training.state import TrainingState, latest, read_state, restore, save_state, snapshot, state_path
 from utils.config import save_config
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, WriteError, first_line
 from utils.files import sole_use, tidy, writable_folder
 from utils.processes import is_main, largest, main_first, take_from_main
 from utils.registry import Section
@@ -319,11 +319,12 @@ class Trainer:
         if not self.takes_part:
             return
         network = self.objective.network.eval()
-        # Recompiling for sampling would take longer than the preview.
-        with torch.compiler.set_stance("force_eager"), saving(self.folder, "a preview", only_files=True):
-            if self.average and averaged:
-                with self.average.in_place():
-                    self.objective.preview(self.folder / "previews", self.step)
-            else:
+        weights = self.average.in_place() if self.average and averaged else nullcontext()
+        try:
+            # Recompiling for sampling would take longer than the preview.
+            with torch.compiler.set_stance("force_eager"), weights:
                 self.objective.preview(self.folder / "previews", self.step)
+        except (OSError, WriteError) as err:  # a picture less is no reason to stop a training
+            cause = err.__cause__ if isinstance(err, WriteError) and err.__cause__ else err
+            log.warning("previews of step %d were not written (%s); training goes on", self.step, first_line(cause))
         network.train()

@@ -175,13 +175,15 @@ def test_a_second_training_in_one_folder_is_refused(folder):
         pass
 
 
-def test_a_full_disk_while_previews_are_written_is_one_line(folder, monkeypatch):
+def test_a_preview_that_cannot_be_written_does_not_stop_a_training(folder, monkeypatch, caplog):
     def full(*_args, **_options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pipelines.training.objectives.classifier.NameViews.preview", full)
-    with pytest.raises(DataError, match=r"a preview cannot be saved .*No space left.*step_00000001 is complete"):
-        train(load(folder, **CLASSIFIER, num_steps=3, viz_interval=1, save_ckp_interval=1))
+    assert train(load(folder, **CLASSIFIER, num_steps=3, viz_interval=1, save_ckp_interval=1)).is_file()
+    lines = [line for line in caplog.messages if "were not written" in line]
+    assert len(lines) == 3
+    assert lines[0] == ("previews of step 1 were not written ([Errno 28] No space left on device); training goes on")
 
 
 def test_the_remaining_time_after_a_resume_counts_what_the_clock_has_used(folder, monkeypatch, caplog):
