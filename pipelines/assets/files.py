@@ -14,10 +14,18 @@ from typing import Any
 
 from torch import Tensor
 
-from models.gaussians.files import write_ply, write_splat
+from models.gaussians.files import write_gltf, write_ply, write_splat, write_spz
 from models.gaussians.rendering import Rendering, render
 from models.gaussians.scene import Gaussians
-from pipelines.assets import MESH_FILE, PLY_FILE, SPLAT_FILE, TURNTABLE_FILE, VIEWER_FILE
+from pipelines.assets import (
+    GLTF_FILE,
+    MESH_FILE,
+    PLY_FILE,
+    SPLAT_FILE,
+    SPZ_FILE,
+    TURNTABLE_FILE,
+    VIEWER_FILE,
+)
 from pipelines.assets.mesh import write_glb
 from pipelines.assets.turntable import write_turntable
 from pipelines.assets.viewer import write_viewer
@@ -61,9 +69,8 @@ def write_assets(
         write_ply(path, gaussians)
         return {"gaussians": gaussians.means_BN3.shape[1]}
 
-    def splat(path: Path) -> dict[str, Any]:
-        write_splat(path, gaussians)
-        return {}
+    def plain(write: Callable[[Path, Gaussians], None]) -> Callable[[Path], dict[str, Any]]:
+        return lambda path: write(path, gaussians) or {}
 
     def mesh(path: Path) -> dict[str, Any]:
         return write_glb(path, gaussians, options, rasterizer=rasterizer)
@@ -81,7 +88,9 @@ def write_assets(
 
     makers = {
         PLY_FILE: (options.ply, ply),
-        SPLAT_FILE: (options.splat, splat),
+        SPLAT_FILE: (options.splat, plain(write_splat)),
+        SPZ_FILE: (options.spz, plain(write_spz)),
+        GLTF_FILE: (options.gltf, plain(write_gltf)),
         VIEWER_FILE: (options.html, viewer),
         MESH_FILE: (options.glb, mesh),
         TURNTABLE_FILE: (options.turntable, turntable),
