@@ -207,8 +207,8 @@ def _joined(parts: list[Gaussians]) -> Gaussians:
     num = max(NUM_COEFFICIENTS.get(part.degree, 0) for part in parts)
     if num:
         parts = [dataclasses.replace(part, harmonics_BNK3=_padded(part, num)) for part in parts]
-    names = [field.name for field in dataclasses.fields(Gaussians) if getattr(parts[0], field.name) is not None]
-    return Gaussians(**{name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in names})
+    names = parts[0].tensors()
+    return Gaussians(**{name: torch.cat([part.tensors()[name] for part in parts], dim=1) for name in names})
 
 
 def _padded(part: Gaussians, num: int) -> Tensor:

@@ -95,9 +95,10 @@ class Gaussians:
         return self._each(lambda values: values[:, keep_N])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Gaussians:
-        return Gaussians(**{name: change(values) for name, values in self._tensors().items()})
+        return Gaussians(**{name: change(values) for name, values in self.tensors().items()})
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """The values that are there, by the name of their attribute."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: tensor for name, tensor in values.items() if tensor is not None}
 
@@ -111,7 +112,7 @@ class Gaussians:
         Raises:
             DataError: values are not finite, opacities or colours are outside [0, 1], or scales are not positive.
         """
-        for what, values in self._tensors().items():
+        for what, values in self.tensors().items():
             if not bool(values.isfinite().all()):
                 raise DataError(f"{name}: {what.rpartition('_')[0]} are not finite; {remedy}")
         bounded = [(self.opacities_BN1, "opacities")]

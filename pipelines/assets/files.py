@@ -65,15 +65,8 @@ def write_assets(
     """
     distance = float(camera_distance(c2w_44))
 
-    def ply(path: Path) -> dict[str, Any]:
-        write_ply(path, gaussians)
-        return {"gaussians": gaussians.means_BN3.shape[1]}
-
     def plain(write: Callable[[Path, Gaussians], None]) -> Callable[[Path], dict[str, Any]]:
         return lambda path: write(path, gaussians) or {}
-
-    def mesh(path: Path) -> dict[str, Any]:
-        return write_glb(path, gaussians, options, rasterizer=rasterizer)
 
     def draw(c2w_V44: Tensor, K_33: Tensor, size: tuple[int, int], background: float) -> Rendering:
         return render(gaussians, c2w_V44[None], K_33, size=size, background=background, backend=rasterizer)
@@ -87,12 +80,12 @@ def write_assets(
         return {}
 
     makers = {
-        PLY_FILE: (options.ply, ply),
+        PLY_FILE: (options.ply, lambda path: plain(write_ply)(path) | {"gaussians": gaussians.means_BN3.shape[1]}),
         SPLAT_FILE: (options.splat, plain(write_splat)),
         SPZ_FILE: (options.spz, plain(write_spz)),
         GLTF_FILE: (options.gltf, plain(write_gltf)),
         VIEWER_FILE: (options.html, viewer),
-        MESH_FILE: (options.glb, mesh),
+        MESH_FILE: (options.glb, lambda path: write_glb(path, gaussians, options, rasterizer=rasterizer)),
         TURNTABLE_FILE: (options.turntable, turntable),
     }
     makers = {name: make for name, (wanted, make) in makers.items() if wanted}

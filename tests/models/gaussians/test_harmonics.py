@@ -65,12 +65,7 @@ def test_an_object_that_turns_with_its_cameras_looks_the_same(degree):
 
 def test_scenes_of_a_batch_keep_their_colours():
     one, two = colored(40, 1), colored(40, 1, size=-0.5)
-    both = Gaussians(
-        **{
-            field.name: torch.cat([getattr(one, field.name), getattr(two, field.name)])
-            for field in dataclasses.fields(Gaussians)
-        }
-    )
+    both = Gaussians(**{name: torch.cat([values, two.tensors()[name]]) for name, values in one.tensors().items()})
     c2w = orbit_cameras(num_views=2, elevation_deg=10.0, radius=2.0)
     found = render(both, torch.stack([c2w, c2w]), K, size=SIZE, background=0.5, backend="torch").colors_BV3HW
     torch.testing.assert_close(found[1], drawn(two, c2w)[0], atol=1e-5, rtol=0)
@@ -82,7 +77,7 @@ def test_scenes_of_a_batch_keep_their_colours():
 def test_coefficients_have_gradients():
     scene = colored(30, 1)
     rest = scene.harmonics_BNK3.double().requires_grad_()
-    double = Gaussians(**{name: value.double() for name, value in scene._tensors().items()} | {"harmonics_BNK3": rest})
+    double = Gaussians(**{name: value.double() for name, value in scene.tensors().items()} | {"harmonics_BNK3": rest})
     c2w = orbit_cameras(num_views=1, elevation_deg=10.0, radius=2.0).double()
     (found,) = torch.autograd.grad(drawn(double, c2w).square().sum(), rest)
     step = torch.zeros_like(rest)

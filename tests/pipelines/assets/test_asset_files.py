@@ -131,9 +131,7 @@ def sample(gaussians):
 
 def test_a_sample_with_gaussians_gets_their_files(tmp_path):
     pair = [ball(), ball(1500, center=(0.0, 0.3, 0.0))]
-    both = Gaussians(
-        **{field.name: torch.cat([getattr(one, field.name) for one in pair]) for field in dataclasses.fields(Gaussians)}
-    )
+    both = Gaussians(**{name: torch.cat([one.tensors()[name] for one in pair]) for name in pair[0].tensors()})
     writer = VisualGeneratedVideos(VisualGeneratedVideos.Config(), assets=SMALL_OPTIONS)
     writer.write(tmp_path / "ball", sample(both), 1, fps=8, record={"prompt": "a </script> ball"})
     result = json.loads((tmp_path / "ball" / "result.json").read_text())
