@@ -168,7 +168,7 @@ def test_cameras_surround_the_object():
 
 def test_texels_of_two_triangles_cover_a_square_once():
     square = np.array([[[1, 1], [9, 1], [9, 9]], [[1, 1], [9, 9], [1, 9]]], dtype=float)
-    texels_T2, faces_T, weights_T3 = cover_texels(square)
+    texels_T2, faces_T, weights_T3 = (values.numpy() for values in cover_texels(torch.from_numpy(square)))
     assert {tuple(texel) for texel in texels_T2} == {(x, y) for x in range(1, 9) for y in range(1, 9)}
     places = np.einsum("tk,tkc->tc", weights_T3, square[faces_T])
     np.testing.assert_allclose(places, texels_T2 + 0.5, atol=1e-12)
@@ -188,10 +188,10 @@ def test_what_stands_behind_takes_no_colour_of_what_stands_before():
         depths_V1HW=torch.ones(1, 1, 32, 32),
     )
     on_the_wall, behind = (-0.1, 0.0, 1.0), (0.4, 0.0, 2.0)
-    facing = np.array([[0.0, 0.0, -1.0]] * 2)
-    seen = colors_at(np.array([on_the_wall, behind]), facing, views)
+    facing = torch.tensor([[0.0, 0.0, -1.0]] * 2)
+    seen = colors_at(torch.tensor([on_the_wall, behind]), facing, views)
     np.testing.assert_allclose(seen, [[1, 0, 0], [1, 0, 0]], atol=1e-6)  # the nearest place that is seen
-    at_the_wall = colors_at(np.array([on_the_wall, (0.2, 0.0, 1.02)]), facing, views)
+    at_the_wall = colors_at(torch.tensor([on_the_wall, (0.2, 0.0, 1.02)]), facing, views)
     np.testing.assert_allclose(at_the_wall, [[1, 0, 0], [0, 0, 1]], atol=1e-6)  # so little behind is still the wall
 
 
