@@ -126,7 +126,9 @@ class RobustLoss(nn.Module):
     def _weights(self, view_R: Tensor) -> Tensor:
         weight_V = self.weight_V.clone()
         weight_V[0] *= self.options.input_weight
-        return (weight_V / weight_V[weight_V > 0].mean())[view_R, None]  # views without weight are not drawn
+        # views without weight are not drawn; sums instead of an index, which would wait for the device
+        mean = weight_V.sum() / (weight_V > 0).sum()
+        return (weight_V / mean)[view_R, None]
 
     @torch.no_grad()
     def estimate_weights(self, *errors: Tensor) -> None:
