@@ -25,6 +25,7 @@ COVERED = 0.9  # pixels with a lower opacity belong to an edge and have mixed co
 LEAST_WEIGHT = 1e-4  # with a lower sum of weights, no view sees the point
 RENDER_WEIGHT = 0.02  # of renders beside true views, which are sharper
 PADDING = 2  # number of texels between charts
+CHUNK_TEXELS = 1 << 22  # texels that are tested at once; limits memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +117,23 @@ def cover_texels(triangles_F32: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     triangles_F32 = triangles_F32.double()
     low_F2 = (triangles_F32.amin(dim=1) - 0.5).floor().long().clamp_min(0)
-    spans_F2 = (triangles_F32.amax(dim=1) - 0.5).ceil().long() + 1 - low_F2
-    spans_F2 = spans_F2.clamp_min(0)
+    spans_F2 = ((triangles_F32.amax(dim=1) - 0.5).ceil().long() + 1 - low_F2).clamp_min(0)
+    chunk_F = spans_F2.prod(dim=1).cumsum(0) // CHUNK_TEXELS
+    sizes = chunk_F.unique_consecutive(return_counts=True)[1].tolist()
+    texels, faces, weights, first = [], [], [], 0
+    for size, corners, low, spans in zip(
+        sizes, triangles_F32.split(sizes), low_F2.split(sizes), spans_F2.split(sizes), strict=True
+    ):
+        texels_T2, faces_T, weights_T3 = _covered(corners, low, spans)
+        texels.append(texels_T2)
+        faces.append(faces_T + first)
+        weights.append(weights_T3)
+        first += size
+    return torch.cat(texels), torch.cat(faces), torch.cat(weights)
+
+
+def _covered(triangles_F32: Tensor, low_F2: Tensor, spans_F2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Test the texels of the triangles' boxes, see `cover_texels`."""
     counts_F = spans_F2.prod(dim=1)
     faces_T = torch.repeat_interleave(counts_F)
     within_T = torch.arange(len(faces_T), device=faces_T.device) - (counts_F.cumsum(0) - counts_F)[faces_T]

@@ -14,6 +14,7 @@ import trimesh
 from datasets.meshes.loading import load_mesh
 from datasets.meshes.renderer import sample_texture
 from datasets.meshes.scene import linear_to_srgb
+from pipelines.assets import texture
 from pipelines.assets.depth_maps import DepthMaps, render_depth_maps, sphere_cameras, without_floaters
 from pipelines.assets.mesh import UNLIT, write_glb
 from pipelines.assets.surface import OPEN_SHARE, Volume, clean, close_gaps, extract_surface, fuse, triangulate
@@ -172,6 +173,16 @@ def test_texels_of_two_triangles_cover_a_square_once():
     assert {tuple(texel) for texel in texels_T2} == {(x, y) for x in range(1, 9) for y in range(1, 9)}
     places = np.einsum("tk,tkc->tc", weights_T3, square[faces_T])
     np.testing.assert_allclose(places, texels_T2 + 0.5, atol=1e-12)
+
+
+def test_texels_are_the_same_in_parts(monkeypatch):
+    triangles = 60 * torch.rand(40, 3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    triangles[7, 2] = triangles[7, 1]  # without an area
+    whole = cover_texels(triangles)
+    monkeypatch.setattr(texture, "CHUNK_TEXELS", 500)
+    for found, wanted in zip(cover_texels(triangles), whole, strict=True):
+        assert torch.equal(found, wanted)
+    assert 7 not in whole[1]
 
 
 def test_what_stands_behind_takes_no_colour_of_what_stands_before():
