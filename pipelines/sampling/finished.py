@@ -93,7 +93,7 @@ def _difference(job: Job, result: dict[str, Any], settings: dict[str, Any]) -> s
     # Extra settings in the file are ignored, because earlier versions also saved settings of training. Settings that
     # are missing in the file are newer than the sample, and their defaults do not change it.
     try:
-        found = _with_defaults(with_present_names(given))
+        found = with_defaults(with_present_names(given))
     except (TypeError, ValueError, AttributeError, KeyError):  # values that no run writes
         return "was made with unknown settings"
     changed = [name for name, value in settings.items() if found[name] != value]
@@ -106,8 +106,8 @@ def _difference(job: Job, result: dict[str, Any], settings: dict[str, Any]) -> s
     return f"was made with other weights ({', '.join(changed)} changed)" if changed else ""
 
 
-def _with_defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a sample with the defaults of all that are newer than it, also within sections without a type."""
+def with_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a sample with the defaults of all that are newer, also in sections without a type."""
     found = {**_default_settings(), **given}
     for name, default in _default_settings().items():
         if isinstance(default, dict) and "type" not in {*default, *found[name]}:
