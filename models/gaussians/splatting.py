@@ -97,7 +97,7 @@ def project(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, *, size: tuple
     fx, fy, cx, cy = (values_M[drawn_M] for values_M in (fx, fy, cx, cy))
     scene_M, number_M, camera_M = scene_M[drawn_M], number_M[drawn_M], camera_M[drawn_M]
     opacities_M = gaussians.opacities_BN1[scene_M, number_M, 0]
-    colors_M3 = _colors(gaussians, c2w_BV44)[scene_M, camera_M, number_M]
+    colors_M3 = _colors(gaussians, c2w_BV44, scene_M, camera_M, number_M)
     with torch.no_grad():
         # opacity · exp(-r² / (2 σ²)) = MIN_ALPHA
         reach = 2 * (opacities_M / MIN_ALPHA).clamp_min(1).log()
@@ -112,12 +112,12 @@ def project(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, *, size: tuple
     )
 
 
-def _colors(gaussians: Gaussians, c2w_BV44: Tensor) -> Tensor:
-    """The colour of every Gaussian in every view: (B, V, N, 3)."""
-    colors_BN3, means_BN3 = gaussians.colors_BN3, gaussians.means_BN3
+def _colors(gaussians: Gaussians, c2w_BV44: Tensor, scene_M: Tensor, camera_M: Tensor, number_M: Tensor) -> Tensor:
+    """The colour of each pair of a Gaussian and a view: (M, 3)."""
     if gaussians.harmonics_BNK3 is None:
-        return colors_BN3[:, None].expand(-1, c2w_BV44.shape[1], -1, -1)
-    return view_colors(colors_BN3, gaussians.harmonics_BNK3, means_BN3, c2w_BV44)
+        return gaussians.colors_BN3[scene_M, number_M]
+    shown_BVN3 = view_colors(gaussians.colors_BN3, gaussians.harmonics_BNK3, gaussians.means_BN3, c2w_BV44)
+    return shown_BVN3[scene_M, camera_M, number_M]
 
 
 def apply(matrix_33: Tensor, vector_3: Tensor) -> Tensor:
