@@ -100,6 +100,9 @@ def read_ply(path: str | Path) -> Gaussians:
         columns = {name: tables["vertex"][name] for name in tables["vertex"].dtype.names}
     rest_NK3 = _harmonics(columns, path)
     values = {name: columns[name].astype(np.float64) for name in NEEDED}
+    # opacities of exactly 0 and 1, as programs write them that convert from bytes
+    endless_N = np.isinf(values["opacity"])
+    values["opacity"][endless_N] = np.sign(values["opacity"][endless_N]) * LARGEST["opacity"]
     for name, column in values.items():
         _check_column(path, name, column, largest=LARGEST.get(name, np.inf))
     _warn_of_activated(path, values)

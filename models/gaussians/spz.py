@@ -1,9 +1,9 @@
 """Reads and writes Gaussians as `.spz`, the compressed format of Niantic: about 16 bytes per Gaussian.
 
 Inside gzip there are a header of 16 bytes and then one array after the other: positions in fixed point with 24 bits,
-opacities, colours, logarithms of the scales, rotations and harmonics in bytes. Versions 1 to 3 are read, 3 is written;
-they differ in positions (1: float16) and rotations (since 3: the three smallest numbers with 10 bits each). Version 4
-has another container, which few programs read yet.
+opacities, colours, logarithms of the scales, rotations and harmonics in bytes. Versions 1 to 4 are read, 3 is written,
+which most programs read. They differ in positions (1: float16) and rotations (since 3: the three smallest numbers with
+10 bits each). Version 4 has a longer header, and each array is compressed by itself with Zstandard.
 
 The file's axes are right, up, back; the world of utils.cameras is z up. Both directions turn the object, and its front
 stays the front. Source: https://github.com/nianticlabs/spz.
@@ -35,7 +35,10 @@ log = logging.getLogger(__name__)
 HEADER = struct.Struct("<4sIIBBBB")  # magic, version, N, degree, fractional bits, flags, reserved
 MAGIC = b"NGSP"
 WRITTEN_VERSION = 3
-READ_VERSIONS = (1, 2, 3)
+READ_VERSIONS = (1, 2, 3)  # in gzip
+NEWER_HEADER = struct.Struct("<4sIIBBBBI12x")  # magic, version, N, degree, fractional bits, flags, arrays, offset
+NEWER_VERSION = 4
+ENTRY = struct.Struct("<QQ")  # compressed and plain size of an array, at the offset of the header
 MAX_DEGREE = 4  # in files; the fourth is left out
 FIXED_BITS = 24  # of a position, signed
 MAX_FRACTION_BITS = 20
@@ -82,11 +85,11 @@ def write_spz(path: str | Path, gaussians: Gaussians) -> None:
 
 
 def read_spz(path: str | Path) -> Gaussians:
-    """Read a `.spz` file of version 1, 2 or 3: a batch of one scene.
+    """Read a `.spz` file of version 1 to 4: a batch of one scene.
 
     Raises:
-        DataError: the file is missing, not a .spz, truncated, of another version, or has values that no rasteriser
-            can draw.
+        DataError: the file is missing, not a .spz, truncated, of another version, of version 4 without the package
+            zstandard, or has values that no rasteriser can draw.
     """
     path = Path(path)
     if not path.is_file():
@@ -131,7 +134,7 @@ def _unzipped(path: Path) -> tuple[int, int, int, int, np.ndarray]:
     """Return version, N, degree, fractional bits and the bytes after the header."""
     compressed = path.read_bytes()
     if compressed[:4] == MAGIC:
-        raise DataError(f"{path}: a .spz of version 4 or later; export it as version 3")
+        return _newer(path, compressed)
     unzip = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     try:
         start = unzip.decompress(compressed, HEADER.size)
@@ -140,21 +143,57 @@ def _unzipped(path: Path) -> tuple[int, int, int, int, np.ndarray]:
         _, version, count, degree, bits, flags, _ = HEADER.unpack(start)
         if version not in READ_VERSIONS:
             raise DataError(f"{path}: a .spz of version {version}; versions 1 to 3 are read, export it as version 3")
-        if not count or degree > MAX_DEGREE or bits >= FIXED_BITS:
-            raise DataError(
-                f"{path}: its header is wrong ({count} Gaussians, degree {degree}, {bits} fractional bits); "
-                "export it again"
-            )
+        _check_header(path, count, degree, bits)
         content = unzip.decompress(unzip.unconsumed_tail, count * (20 + 3 * degree * (degree + 2)))
     except zlib.error as err:
         raise DataError(f"{path}: not a .spz file, or damaged ({first_line(err)}); copy or export it again") from err
+    _note_flags(path, degree, flags)
+    return version, count, degree, bits, np.frombuffer(content, dtype=np.uint8)
+
+
+def _newer(path: Path, content: bytes) -> tuple[int, int, int, int, np.ndarray]:
+    """Return the same as `_unzipped`, of a file of version 4."""
+    if len(content) < NEWER_HEADER.size:
+        raise DataError(f"{path}: truncated, its header has no end; copy it again")
+    _, version, count, degree, bits, flags, num_arrays, offset = NEWER_HEADER.unpack_from(content)
+    if version != NEWER_VERSION:
+        raise DataError(f"{path}: a .spz of version {version}; versions 1 to 4 are read, export it as version 3")
+    _check_header(path, count, degree, bits)
+    try:
+        import zstandard  # an extra, see pyproject.toml
+    except ImportError as err:
+        raise DataError(
+            f"{path}: a .spz of version 4 needs the package zstandard; `pip install zstandard`, or export version 3"
+        ) from err
+    start, arrays = offset + num_arrays * ENTRY.size, []
+    largest = count * (20 + 3 * degree * (degree + 2))
+    try:
+        for packed_size, size in [ENTRY.unpack_from(content, offset + k * ENTRY.size) for k in range(num_arrays)]:
+            if size > largest or start + packed_size > len(content):
+                raise DataError(f"{path}: truncated, or its list of arrays is wrong; copy or export it again")
+            part = content[start : start + packed_size]
+            arrays.append(zstandard.ZstdDecompressor().decompress(part, max_output_size=size) if size else b"")
+            start += packed_size
+    except (struct.error, zstandard.ZstdError) as err:
+        raise DataError(f"{path}: damaged ({first_line(err)}); copy or export it again") from err
+    _note_flags(path, degree, flags)
+    return version, count, degree, bits, np.frombuffer(b"".join(arrays), dtype=np.uint8)
+
+
+def _check_header(path: Path, count: int, degree: int, bits: int) -> None:
+    if not count or degree > MAX_DEGREE or bits >= FIXED_BITS:
+        raise DataError(
+            f"{path}: its header is wrong ({count} Gaussians, degree {degree}, {bits} fractional bits); export it again"
+        )
+
+
+def _note_flags(path: Path, degree: int, flags: int) -> None:
     if degree > max(NUM_COEFFICIENTS):
         log.warning("%s: harmonics of degree %d are left out; those up to 3 are kept", path, degree)
     if flags & ANTIALIASED:
         log.warning("%s: made for antialiased rendering, which is not used; thin parts may look thicker", path)
     if flags & EXTENDED:
         log.info("%s: extensions of the format are not used", path)
-    return version, count, degree, bits, np.frombuffer(content, dtype=np.uint8)
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:

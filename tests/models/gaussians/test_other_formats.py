@@ -123,6 +123,25 @@ def test_an_spz_is_written_byte_by_byte_as_specified(tmp_path):
     assert len(content) == 36
 
 
+def test_an_spz_of_version_4_is_that_of_version_3_in_another_container(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    write_spz(tmp_path / "three.spz", with_harmonics(50, 1))
+    content = gzip.decompress((tmp_path / "three.spz").read_bytes())
+    degree, bits = content[12], content[13]
+    arrays, start = [], HEADER.size
+    for width in (9, 1, 3, 3, 4, 9):
+        arrays.append(content[start : start + 50 * width])
+        start += 50 * width
+    packed = [zstandard.ZstdCompressor().compress(array) for array in arrays]
+    head = struct.pack("<4sIIBBBBI12x", b"NGSP", 4, 50, degree, bits, 0, len(arrays), 40)
+    table = b"".join(struct.pack("<QQ", len(part), len(array)) for part, array in zip(packed, arrays, strict=True))
+    (tmp_path / "four.spz").write_bytes(head + bytes(8) + table + b"".join(packed))
+    close(read_gaussians(tmp_path / "four.spz"), read_spz(tmp_path / "three.spz"))
+    (tmp_path / "four.spz").write_bytes(head + bytes(8) + table + b"".join(packed)[:-9])
+    with pytest.raises(DataError, match="truncated"):
+        read_spz(tmp_path / "four.spz")
+
+
 def test_large_scenes_have_fewer_bits_behind_the_point(tmp_path):
     far = dataclasses.replace(random_gaussians(20), means_BN3=3000 * random_gaussians(20).means_BN3)
     write_spz(tmp_path / "far.spz", far)
@@ -140,7 +159,9 @@ def test_broken_spz_files_are_refused(tmp_path, caplog):
     for content, message in (
         (short, "truncated, it has only 0 of 1 Gaussians"),
         (good[: len(good) // 2], "truncated|damaged"),
-        (newer, "version 4 or later; export it as version 3"),
+        (newer, "version 4 needs the package zstandard|truncated, it has only 0 of 1"),
+        (newer[:4] + struct.pack("<I", 5) + newer[8:], "a .spz of version 5; versions 1 to 4 are read"),
+        (newer[:20], "truncated, its header has no end"),
         (gzip.compress(head[:4] + struct.pack("<I", 9) + head[8:]), "version 9; versions 1 to 3 are read"),
         (gzip.compress(head[:8] + bytes(4) + head[12:]), r"its header is wrong \(0 Gaussians"),
         (gzip.compress(b"hello, this is a text"), "not a .spz file"),
@@ -264,6 +285,19 @@ def test_every_form_of_ply_is_read(tmp_path, form, caplog):
     (tmp_path / "b.ply").write_bytes(head + make(camera) + make(rows))
     close(read_ply(tmp_path / "b.ply"), read_ply(tmp_path / "a.ply"), covariances=1e-6)
     assert "b.ply: properties that are not used: confidence" in caplog.text
+
+
+def test_endless_logits_are_opacities_of_zero_and_one(tmp_path):
+    write_ply(tmp_path / "a.ply", random_gaussians(3))
+    head, body = (tmp_path / "a.ply").read_bytes().split(b"end_header\n", 1)
+    rows = np.frombuffer(body, "<f4").reshape(3, -1).copy()
+    rows[:2, PROPERTIES.index("opacity")] = np.inf, -np.inf
+    (tmp_path / "a.ply").write_bytes(head + b"end_header\n" + rows.tobytes())
+    assert read_ply(tmp_path / "a.ply").opacities_BN1[0, :2, 0].tolist() == pytest.approx([1.0, 0.0])
+    rows[0, PROPERTIES.index("opacity")] = np.nan
+    (tmp_path / "a.ply").write_bytes(head + b"end_header\n" + rows.tobytes())
+    with pytest.raises(DataError, match="opacity of Gaussian 0 is not finite"):
+        read_ply(tmp_path / "a.ply")
 
 
 def test_harmonics_that_are_all_zero_or_no_degree_are_left_out(tmp_path, caplog):
