@@ -14,8 +14,16 @@ import trimesh
 from datasets.meshes.loading import load_mesh
 from datasets.meshes.renderer import sample_texture
 from datasets.meshes.scene import linear_to_srgb
+from models.gaussians.rendering import render
 from pipelines.assets import texture
-from pipelines.assets.depth_maps import DepthMaps, render_depth_maps, sphere_cameras, without_floaters
+from pipelines.assets.depth_maps import (
+    DepthMaps,
+    depth_maps_at,
+    render_depth_maps,
+    sphere_cameras,
+    with_opaque_depths,
+    without_floaters,
+)
 from pipelines.assets.mesh import UNLIT, write_glb
 from pipelines.assets.surface import OPEN_SHARE, Volume, clean, close_gaps, extract_surface, fuse, triangulate
 from pipelines.assets.texture import colors_at, cover_texels
@@ -258,3 +266,20 @@ def test_vertex_colours_instead_of_a_texture(tmp_path):
     _, direction = corners(mesh)
     assert np.abs(linear_to_srgb(mesh.colors_F33.reshape(-1, 3)) - direction_colors(direction)).mean() < 0.02
     assert "extensionsUsed" not in glb_json(tmp_path / "mesh.glb")
+
+
+def test_half_transparent_gaussians_have_the_depth_of_their_surface():
+    """As they are, they show the far side of the ball too, and the mean depth lies inside it."""
+    faint = ball(1500, radius=RADIUS)
+    faint = dataclasses.replace(faint, opacities_BN1=torch.full_like(faint.opacities_BN1, 0.4))
+    c2w_V44, K_33 = orbit_cameras(num_views=2, elevation_deg=10, radius=2.0), intrinsics(30.0, 48)
+
+    def draw(c2w_V44, K_33, size, background):
+        return render(faint, c2w_V44[None], K_33, size=size, background=background)
+
+    corner = torch.full((3,), RADIUS)
+    plain = depth_maps_at(draw, c2w_V44, K_33, (48, 48), -corner, corner)
+    solid = with_opaque_depths(plain, faint)
+    assert float(plain.depths_V1HW[:, 0, 24, 24].mean()) > 2 - RADIUS + 0.1
+    torch.testing.assert_close(solid.depths_V1HW[:, 0, 24, 24], torch.full((2,), 2 - RADIUS), atol=0.03, rtol=0)
+    assert torch.equal(solid.alphas_V1HW, plain.alphas_V1HW)
