@@ -1,10 +1,11 @@
-"""A backbone, two encoders, a data set, a reconstruction and a sampler of this file, made by README's words alone.
+"""A backbone, two encoders, a data set, a reconstruction, a fit and a sampler, made by README's words alone.
 
 Each is a class with what README lists and nothing else; it must sample and train.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -17,17 +18,22 @@ from torch.nn import functional
 from datasets.base import OrbitData, StoredOrbit
 from models.backbone import Backbone
 from models.encoders import Autoencoder, AutoencoderConfig, Embedder, EmbedderConfig
+from models.gaussians.files import read_ply
+from models.gaussians.rendering import render
 from models.gaussians.scene import Gaussians
 from models.weights import read_weights, save_safetensors
 from pipelines import ViewsPipeline
 from pipelines.reconstruction.base import Reconstructor
+from pipelines.reconstruction.fitting.base import ObjectFit, PixelBatch, Prediction
 from pipelines.sampling.sampler import OrbitSampler
 from pipelines.training.trainer import train
 from tests.tiny import load, write_family
 from tests.tiny_orbits import NUM_VIEWS, SIZE, training_config, write_orbits
+from tests.tiny_views import sphere_views, write_transforms
+from tools import reconstruct
 from utils.cameras import orbit_cameras
 from utils.errors import ConfigError
-from utils.registry import AUTO_ENCODER, DATASETS, EMBEDDER, MODEL, RECONSTRUCTORS, SAMPLERS
+from utils.registry import AUTO_ENCODER, DATASETS, EMBEDDER, FITS, MODEL, RECONSTRUCTORS, SAMPLERS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -133,6 +139,55 @@ class OneBall(Reconstructor):
             scales_BN3=torch.full((B, 1, 3), 0.2),
             opacities_BN1=torch.ones(B, 1, 1),
             colors_BN3=views_BVCHW.float().mean(dim=(1, 3, 4))[:, None],
+        )
+
+
+@FITS.register(name="one_ball")
+class OneBallFit(ObjectFit):
+    """One Gaussian in the middle of the hull, whose size, opacity and colour are fitted."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ObjectFit.Config):
+        num_steps: int = 40
+        rate: float = 0.1
+
+    def __init__(self, config, *, views, hull):
+        super().__init__(config, views=views, hull=hull)
+        inside = (hull.distance_XYZ < 0).nonzero().float().mean(dim=0)
+        self.register_buffer("middle_3", hull.low_3 + hull.voxel * inside)
+        self.log_scale, self.opacity = nn.Parameter(torch.tensor(-2.0)), nn.Parameter(torch.tensor(2.0))
+        self.color_3 = nn.Parameter(torch.zeros(3))
+
+    def parameter_groups(self):
+        return [{"params": [self.log_scale, self.opacity, self.color_3], "lr": self.config.rate}]
+
+    def draw(self, step, generator):
+        number = torch.randint(len(self.drawn_views), (1,), generator=generator)
+        height, width = self.views.size
+        row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        view_R = self.drawn_views[number].expand(height * width)
+        return PixelBatch(view_R=view_R, row_R=row.flatten(), column_R=column.flatten(), patch=(1, height, width))
+
+    def predict(self, pixels, step, generator):
+        view = pixels.view_R[:1]
+        shown = self._drawn(self.views.c2w_V44[view], self.views.K_V33[view], size=self.views.size, background=0.0)
+        colors_R3 = shown.colors_BV3HW[0, 0].flatten(1).T
+        return Prediction(colors_R3=colors_R3, alphas_R1=shown.alphas_BV1HW[0, 0].flatten(1).T, penalty=torch.zeros(()))
+
+    @torch.no_grad()
+    def render(self, c2w_V44, K_V33, *, size, background):
+        return self._drawn(c2w_V44, K_V33, size=size, background=background)
+
+    def _drawn(self, c2w_V44, K_V33, *, size, background):
+        return render(self.gaussians(), c2w_V44[None], K_V33, size=size, background=background)
+
+    def gaussians(self):
+        return Gaussians(
+            means_BN3=self.middle_3[None, None],
+            opacities_BN1=self.opacity.sigmoid().view(1, 1, 1),
+            scales_BN3=self.log_scale.exp().expand(1, 1, 3),
+            quats_BN4=torch.tensor([[[1.0, 0, 0, 0]]]),
+            colors_BN3=self.color_3.sigmoid()[None, None],
         )
 
 
@@ -243,3 +298,21 @@ def test_a_sampler_samples(tmp_path, refine):
     orbits = pipeline("a red mug", seeds=1, on_step=lambda: calls.append(1))
     assert len(calls) == pipeline.steps_per_call == (4 if refine else 2)
     assert (orbits.refined_views_BVCHW is not None) == refine
+
+
+def test_a_fit_reconstructs_a_folder_of_views(tmp_path, capsys):
+    """By the command, with its options, its state and its files."""
+    folder = write_transforms(tmp_path / "ball", sphere_views(num_views=6, size=24, radius=0.4))
+    assert reconstruct.main([str(folder), "--method", "one_ball", "--out", str(tmp_path / "out"), "rate=0.2",
+                             "hull_grid=16", "--without", "glb", "turntable", "html"]) == 0  # fmt: skip
+    assert {path.name for path in (tmp_path / "out" / "ball").iterdir()} == {
+        "gaussians.ply", "gaussians.splat", "fit.png", "result.json"
+    }  # fmt: skip
+    result = json.loads((tmp_path / "out" / "ball" / "result.json").read_text())
+    assert result["method"]["type"] == "one_ball"
+    assert result["method"]["rate"] == 0.2
+    one = read_ply(tmp_path / "out" / "ball" / "gaussians.ply")
+    assert float(one.means_BN3.norm()) < 0.05
+    assert 0.1 < float(one.scales_BN3.mean()) < 0.4
+    with pytest.raises(ConfigError, match=r"rte is unknown to one_ball; did you mean rate\?"):
+        reconstruct.main([str(folder), "--method", "one_ball", "--out", str(tmp_path / "out"), "rte=0.2"])

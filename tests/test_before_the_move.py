@@ -23,6 +23,7 @@ import pipelines  # noqa: F401 - registers
 from models.gaussians.files import read_ply, read_splat
 from models.weights import load_head, load_strict, read_weights
 from pipelines.parts import load_unet
+from pipelines.sampling.finished import with_defaults
 from pipelines.sampling.pipeline import ViewsPipeline
 from pipelines.training.trainer import train
 from tests.reference_cases import REFERENCE
@@ -99,7 +100,7 @@ def test_the_same_settings_make_the_same_sample(name, tmp_path):
         both = read_image(picture), read_image(made / picture.relative_to(old))
         torch.testing.assert_close(*both, atol=2 / 255, rtol=0)
     before, now = (json.loads((folder / "result.json").read_text())["settings"] for folder in (old, made))
-    assert {"refine": False, **with_present_names(before)} == now
+    assert with_defaults({"refine": False, **with_present_names(before)}) == now
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ The measures:
   decode     decoding of all views of an orbit
   refine     one x0 through the Gaussian head
   orbit      prompt to files, with a warm model
+  files      each 3D file of a sample
+  fits       gs, nerf and neus with their default options: 24 true views of 256 x 256, and their files
   cold       load, compile, first orbit
   sizes      other numbers of views and pixels
   diffusers  the UNet of diffusers with the same size

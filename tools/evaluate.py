@@ -34,6 +34,12 @@ Settings side by side, with the same seeds: each `--set` is a row, overrides sep
 above; then recognition or quality, and consistency, of each of its results are measured (`results=both`: without and
 with 3D-aware sampling). Results: settings.json, row by row.
 
+    python tools/evaluate.py --measure fits --cfg configs/mini/i2v_infer.yaml --held-out workspace/zoo_held_out --num 3
+
+Fits of objects (tools/reconstruct.py), the visual hull and the Gaussian head: each to true views and to views that the
+image model generates, clean and with four damaged views. Novel views and meshes are compared with the truth. Results:
+fits.md, fits.json and a picture of all meshes of an object, meshes_NNNN.png; what was measured before is kept.
+
     python tools/evaluate.py --measure likeness --cfg configs/mini/t2v_infer.yaml --held-out workspace/my_orbits \
         --among workspace/zoo_held_out --runs workspace/visualization/mini_t2v
 
@@ -54,12 +60,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pipelines  # noqa: F401 - registers
 from pipelines.evaluation.consistency import ConsistencyOptions, consistency_table, evaluate_consistency
+from pipelines.evaluation.fits.measure import GENERATED, TRUE, FitsOptions, evaluate_fits
+from pipelines.evaluation.fits.methods import HEAD, HULL, method_names
+from pipelines.evaluation.fits.report import markdown_table
 from pipelines.evaluation.head_quality import HeadOptions, evaluate_head
 from pipelines.evaluation.head_report import head_table
 from pipelines.evaluation.image_quality import QualityOptions, evaluate_quality
@@ -69,9 +79,10 @@ from pipelines.evaluation.recognition import evaluate_recognition, recognition_t
 from pipelines.evaluation.retrieval import evaluate_retrieval, retrieval_text
 from pipelines.evaluation.settings_table import SettingsOptions, evaluate_settings, settings_of, settings_table
 from pipelines.reconstruction.gaussian_fit import FitOptions
-from utils.config import load_config
+from utils.config import load_config, override_values
 from utils.errors import ConfigError
 from utils.files import sole_use, writable_folder
+from utils.registry import FITS
 from utils.script import config_arguments, run_script
 from utils.settings.run import RunConfig
 
@@ -99,17 +110,45 @@ def _fit_options(args: argparse.Namespace, cfg: RunConfig) -> FitOptions:
     return FitOptions(**sizes, rasterizer=cfg.rasterizer)
 
 
+def compare_fits(cfg: RunConfig, args: argparse.Namespace) -> str:
+    """Measure fits and return the table.
+
+    Raises:
+        ConfigError, DataError: an option, a setting or a folder is wrong.
+    """
+    methods = list(dict.fromkeys(args.method)) or method_names(with_head=bool(cfg.reconstruction))
+    given: dict[str, dict[str, Any]] = {method: {} for method in methods}
+    for text in args.fit_option:
+        method, _, option = text.partition(".")
+        if method not in given or method in (HULL, HEAD) or "=" not in option:
+            raise ConfigError(f"--fit-option {text}: write METHOD.option=value with a method that is measured")
+        given[method] |= override_values([option])
+    sections = {
+        method: None
+        if method == HEAD
+        else FITS.section({"type": "gs" if method == HULL else method, **given[method]}, where=f"--method {method}")
+        for method in methods
+    }
+    views = list(dict.fromkeys(args.fit_views_of)) or [TRUE, *([GENERATED] if cfg.takes_images else [])]
+    options = FitsOptions(held_out=args.held_out, sections=sections, views=views, num_objects=args.num, out=args.out)
+    return markdown_table(evaluate_fits(cfg, options))
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    for name in ("num", "sheet", "seeds"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
+
+
 def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
     """Run the measure of the options and return the table.
 
     Raises:
         ConfigError, DataError: an option, a setting or a folder is wrong.
     """
-    for name in ("num", "sheet", "seeds"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if args.measure == "settings":
-        return compare_settings(args)
+    _check_numbers(args)
+    if args.measure in ("settings", "fits"):
+        return compare_settings(args) if args.measure == "settings" else compare_fits(cfg, args)
     if args.measure == "consistency":
         if not args.runs:
             raise ConfigError(
@@ -190,7 +229,7 @@ def arguments() -> argparse.ArgumentParser:
     add(
         "--held-out", type=Path, required=True, help="orbits from tools/make_zoo.py --split held_out or render_orbit.py"
     )
-    kinds = ("auto", "consistency", "head", "likeness", "recognition", "retrieval", "settings")
+    kinds = ("auto", "consistency", "fits", "head", "likeness", "recognition", "retrieval", "settings")
     add(
         "--measure",
         choices=kinds,
@@ -233,6 +272,12 @@ def arguments() -> argparse.ArgumentParser:
     fit("--fit-steps", type=int, default=default.num_steps, help="per fit (default %(default)s; 100 on a CPU)")
     fit("--fit-views", type=int, default=default.views_per_step, help="views per step (default %(default)s)")
     fit("--fit-batch", type=int, default=8, help="objects fitted at once (default %(default)s)")
+    table = parser.add_argument_group("fits").add_argument
+    names = method_names(with_head=True)
+    table("--method", action="append", default=[], choices=names, help="a row; may be repeated (default all)")
+    kinds = (TRUE, GENERATED)
+    table("--fit-views-of", action="append", default=[], choices=kinds, help="views that are fitted (default both)")
+    table("--fit-option", action="append", default=[], metavar="METHOD.key=value", help="an option of a method")
     return parser
 
 

@@ -1,11 +1,12 @@
-"""Convert files of Gaussians to formats that other tools open: .splat, .glb, a web page, a turntable video.
+"""Convert files of Gaussians to formats that other tools open: .splat, .spz, .glb, a web page, a turntable video.
 
     python tools/export_gaussians.py workspace/*/gaussians.ply --out workspace/exported --glb --html
     python tools/export_gaussians.py chair.ply --out exported --turntable --turntable-elevation-deg 45
 
-reads .ply files of Gaussian splatting (or .splat) whose z axis points up, and writes one folder for each file. Without
---ply, --splat, --glb, --html or --turntable, all except the .ply are written. utils/settings/assets.py describes the
-options of the files.
+reads .ply files of Gaussian splatting (ascii, binary, compressed by SuperSplat) and .splat whose z axis points up, and
+.spz and .glb with KHR_gaussian_splatting whose y axis points up. It writes one folder for each file. `--glb` is a mesh,
+`--gltf` the Gaussians in a .glb. Without --ply, --splat, --spz, --gltf, --glb, --html or --turntable, all except the
+.ply and the .glb of Gaussians are written. utils/settings/assets.py describes the options of the files.
 """
 
 from __future__ import annotations
@@ -24,9 +25,8 @@ if not __package__:
 import torch
 from tqdm import tqdm
 
-from models.gaussians.files import read_ply, read_splat
+from models.gaussians.files import read_gaussians
 from models.gaussians.rendering import RASTERIZERS, pick_rasterizer
-from models.gaussians.scene import Gaussians
 from pipelines.assets.files import write_assets
 from utils.cameras import DATA_FOV_DEG, cameras_at
 from utils.devices import pick_device
@@ -36,7 +36,8 @@ from utils.jobs import check_disk
 from utils.script import run_script
 from utils.settings.assets import AssetOptions
 
-KINDS = ("ply", "splat", "glb", "html", "turntable")
+KINDS = ("ply", "splat", "spz", "gltf", "glb", "html", "turntable")
+ONLY_WHEN_NAMED = ("ply", "gltf")
 NUMBERS = {"int": int, "float": float, "float | None": float}
 
 
@@ -52,7 +53,9 @@ class Camera:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".ply or .splat files of Gaussians")
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help=".ply, .splat, .spz or .glb files of Gaussians"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results, one subfolder per file")
     for kind in KINDS:
         parser.add_argument(f"--{kind}", action="store_true", help=f"write the {kind}")
@@ -80,7 +83,7 @@ def asset_options(options: argparse.Namespace) -> AssetOptions:
     """
     wanted = {kind: getattr(options, kind) for kind in KINDS}
     if not any(wanted.values()):
-        wanted = {kind: kind != "ply" for kind in KINDS}
+        wanted = {kind: kind not in ONLY_WHEN_NAMED for kind in KINDS}
     values = {
         field.name: getattr(options, field.name) for field in dataclasses.fields(AssetOptions) if field.type in NUMBERS
     }
@@ -103,23 +106,6 @@ def folders_of(files: list[Path], out: Path) -> dict[Path, Path]:
             f"two files would be written to one folder ({', '.join(twice) or files[0]}); name each file once"
         )
     return {file: out / name for file, name in names.items()}
-
-
-def read_gaussians(file: Path) -> Gaussians:
-    """Read a .ply or a .splat; the content decides which it is.
-
-    Raises:
-        DataError: it is neither, or broken.
-    """
-    try:
-        start = b""
-        if file.is_file():
-            with file.open("rb") as opened:
-                start = opened.read(3)
-        is_splat = file.suffix.lower() == ".splat" and start != b"ply"
-        return read_splat(file) if is_splat else read_ply(file)
-    except (OSError, MemoryError) as err:
-        raise DataError(f"{file}: cannot be read ({first_line(err)}); copy it again") from err
 
 
 def export(file: Path, folder: Path, *, assets: AssetOptions, camera: Camera) -> tuple[str, list[str]]:

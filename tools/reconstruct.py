@@ -35,6 +35,7 @@ from utils.settings.assets import AssetOptions
 # Without remedies against views that disagree, for comparisons.
 PLAIN = {"charbonnier": 0.0, "affine_color": False, "reweight_at": [], "hull_tolerance": 0.0}
 FILES = ("ply", "splat", "glb", "html", "turntable")
+MORE_FILES = ("spz", "gltf")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -53,6 +54,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default = getattr(AssetOptions, name)
         parser.add_argument(f"--{name}", type=int, default=default, help=f"of the mesh (default {default})")
     parser.add_argument("--without", nargs="+", choices=FILES, default=[], help="files that are not written")
+    parser.add_argument("--also", nargs="+", choices=MORE_FILES, default=[], help="files that are written in addition")
     return parser.parse_intermixed_args(argv)
 
 
@@ -99,6 +101,7 @@ def assets_of(options: argparse.Namespace) -> AssetOptions:
     """
     return AssetOptions(
         **{kind: kind not in options.without for kind in FILES},
+        **{kind: kind in options.also for kind in MORE_FILES},
         **{name: getattr(options, name) for name in ("faces", "grid", "texture")},
     )
 

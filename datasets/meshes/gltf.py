@@ -27,7 +27,7 @@ HANDLED = {
     "KHR_materials_pbrSpecularGlossiness", "KHR_materials_variants", "KHR_materials_ior", "KHR_materials_specular",
     "KHR_materials_clearcoat", "KHR_materials_sheen", "KHR_materials_iridescence", "KHR_materials_anisotropy",
     "KHR_materials_dispersion", "KHR_materials_volume", "KHR_lights_punctual", "KHR_animation_pointer", "KHR_xmp",
-    "KHR_xmp_json_ld", "EXT_lights_image_based", "EXT_lights_ies",
+    "KHR_xmp_json_ld", "EXT_lights_image_based", "EXT_lights_ies", "KHR_gaussian_splatting",
 }  # fmt: skip
 REMEDIES = {
     "KHR_texture_basisu": "its textures are KTX2; export it with PNG or JPEG textures",

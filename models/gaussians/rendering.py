@@ -31,6 +31,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from models.gaussians import splatting
+from models.gaussians.harmonics import view_colors
 from models.gaussians.scene import Gaussians
 from utils.errors import ConfigError, first_line
 
@@ -187,6 +188,9 @@ def _gsplat(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, size: tuple[in
         """Add transparent Gaussians of zeros up to the size of a warp."""
         return functional.pad(values_BNC.float(), (0, 0, 0, missing)).contiguous()
 
+    colors = gaussians.colors_BN3
+    if gaussians.harmonics_BNK3 is not None:  # one colour per camera: the same numbers as those of `torch`
+        colors = view_colors(colors, gaussians.harmonics_BNK3, gaussians.means_BN3, c2w_BV44)
     # gsplat gets covariances, because it would normalise quaternions.
     painted, alpha, _ = rasterization(
         means=filled(gaussians.means_BN3),
@@ -194,7 +198,7 @@ def _gsplat(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, size: tuple[in
         scales=None,
         covars=filled(gaussians.covariances().flatten(2)).unflatten(-1, (3, 3)),
         opacities=filled(gaussians.opacities_BN1)[..., 0].contiguous(),
-        colors=filled(gaussians.colors_BN3),
+        colors=filled(colors),
         viewmats=torch.linalg.inv_ex(c2w_BV44.float())[0].contiguous(),
         Ks=K_33.float().expand(*c2w_BV44.shape[:2], 3, 3).contiguous(),
         width=width,

@@ -1,6 +1,6 @@
 """The data class of 3D Gaussians with activated values, and the activation of a head's raw numbers.
 
-Letters: B batch, N Gaussians.
+Letters: B batch, N Gaussians, K coefficients of spherical harmonics.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as functional
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from models.gaussians.harmonics import DEGREES, turned
 from utils.errors import DataError
 
 # How the four rotation numbers are normalised. The published VideoMV weights were trained with a norm over the
@@ -38,7 +40,8 @@ class Gaussians:
         opacities_BN1: in [0, 1].
         scales_BN3: standard deviations along the axes, positive.
         quats_BN4: rotations, w first, not normalised: their length need not be one.
-        colors_BN3: RGB in [0, 1].
+        colors_BN3: RGB in [0, 1]; with harmonics any number, the constant part of the colour.
+        harmonics_BNK3: coefficients of the view-dependent part, see models.gaussians.harmonics; None: there is none.
     """
 
     means_BN3: Tensor
@@ -46,6 +49,7 @@ class Gaussians:
     scales_BN3: Tensor
     quats_BN4: Tensor
     colors_BN3: Tensor
+    harmonics_BNK3: Tensor | None = None
 
     def __post_init__(self) -> None:
         lead = self.means_BN3.shape[:2]
@@ -59,10 +63,19 @@ class Gaussians:
             shape = tuple(getattr(self, name).shape)
             if shape != (*lead, width):
                 raise ValueError(f"{name} has shape {shape}, expected {(*lead, width)}")
+        if self.harmonics_BNK3 is not None:
+            shape = tuple(self.harmonics_BNK3.shape)
+            if shape not in {(*lead, number, 3) for number in DEGREES}:
+                raise ValueError(f"harmonics_BNK3 has shape {shape}, expected {tuple(lead)} + (K, 3), K 3, 8 or 15")
+
+    @property
+    def degree(self) -> int:
+        """Degree of the spherical harmonics; 0: the colour is the same from all sides."""
+        return 0 if self.harmonics_BNK3 is None else DEGREES[self.harmonics_BNK3.shape[2]]
 
     @property
     def packed_BN14(self) -> Tensor:
-        """All values in one tensor: position 3, opacity 1, scale 3, rotation 4, colour 3."""
+        """Position 3, opacity 1, scale 3, rotation 4 and constant colour 3 in one tensor."""
         return torch.cat([self.means_BN3, self.opacities_BN1, self.scales_BN3, self.quats_BN4, self.colors_BN3], dim=-1)
 
     def scene(self, index: int) -> Gaussians:
@@ -82,7 +95,12 @@ class Gaussians:
         return self._each(lambda values: values[:, keep_N])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Gaussians:
-        return Gaussians(**{field.name: change(getattr(self, field.name)) for field in dataclasses.fields(self)})
+        return Gaussians(**{name: change(values) for name, values in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The values that are there, by the name of their attribute."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: tensor for name, tensor in values.items() if tensor is not None}
 
     def check_values(self, *, name: str, remedy: str = OTHER_GAUSSIANS) -> None:
         """Check that a rasteriser can draw the values.
@@ -94,16 +112,34 @@ class Gaussians:
         Raises:
             DataError: values are not finite, opacities or colours are outside [0, 1], or scales are not positive.
         """
-        for field in dataclasses.fields(self):
-            if not bool(getattr(self, field.name).isfinite().all()):
-                raise DataError(f"{name}: {field.name[:-4]} are not finite; {remedy}")
-        for values, what in ((self.opacities_BN1, "opacities"), (self.colors_BN3, "colors")):
+        for what, values in self.tensors().items():
+            if not bool(values.isfinite().all()):
+                raise DataError(f"{name}: {what.rpartition('_')[0]} are not finite; {remedy}")
+        bounded = [(self.opacities_BN1, "opacities")]
+        bounded += [(self.colors_BN3, "colors")] if self.harmonics_BNK3 is None else []
+        for values, what in bounded:
             if values.numel() and not 0 <= float(values.min()) <= float(values.max()) <= 1:
                 span = f"[{float(values.min()):.3g}, {float(values.max()):.3g}]"
                 raise DataError(f"{name}: {what} are in {span}, but must be in [0, 1]; {remedy}")
         if self.scales_BN3.numel() and float(self.scales_BN3.min()) <= 0:
             smallest = float(self.scales_BN3.min())
             raise DataError(f"{name}: the smallest scale is {smallest:.3g}, but scales must be positive; {remedy}")
+
+    def for_file(self, name: str | Path) -> Gaussians:
+        """Return the one scene of this batch on the CPU, checked, and with true rotations.
+
+        Args:
+            name: name of the file in error messages.
+
+        Raises:
+            ValueError: there is more than one scene.
+            DataError: values that no rasteriser can draw.
+        """
+        if len(self.means_BN3) != 1:
+            raise ValueError(f"a file contains one scene, got {len(self.means_BN3)}; choose one with scene(index)")
+        scene = self.scene(0).to("cpu")
+        scene.check_values(name=str(name))
+        return scene.with_unit_quats()
 
     def with_unit_quats(self) -> Gaussians:
         """The same Gaussians with true rotations (quaternions of length one).
@@ -139,6 +175,7 @@ class Gaussians:
             unit,
             means_BN3=(self.means_BN3[..., None, :] * turn_33).sum(-1) + transform_44[:3, 3].to(self.means_BN3),
             quats_BN4=quaternion_product(torch.from_numpy(quat).to(self.quats_BN4), unit.quats_BN4),
+            harmonics_BNK3=None if self.harmonics_BNK3 is None else turned(self.harmonics_BNK3, turn_33),
         )
 
     def covariances(self) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.gaussians.harmonics import view_colors
 from models.gaussians.scene import Gaussians
 from utils.torch_settings import float32_products
 
@@ -96,6 +97,7 @@ def project(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, *, size: tuple
     fx, fy, cx, cy = (values_M[drawn_M] for values_M in (fx, fy, cx, cy))
     scene_M, number_M, camera_M = scene_M[drawn_M], number_M[drawn_M], camera_M[drawn_M]
     opacities_M = gaussians.opacities_BN1[scene_M, number_M, 0]
+    colors_M3 = _colors(gaussians, c2w_BV44, scene_M, camera_M, number_M)
     with torch.no_grad():
         # opacity · exp(-r² / (2 σ²)) = MIN_ALPHA
         reach = 2 * (opacities_M / MIN_ALPHA).clamp_min(1).log()
@@ -106,8 +108,16 @@ def project(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, *, size: tuple
         conics_M3=torch.stack([c, -b, a], dim=-1) / determinant_M[:, None],
         reach_M2=reach_M2,
         opacities_M=opacities_M,
-        features_MC=torch.cat([gaussians.colors_BN3[scene_M, number_M], z[:, None]], dim=-1),
+        features_MC=torch.cat([colors_M3, z[:, None]], dim=-1),
     )
+
+
+def _colors(gaussians: Gaussians, c2w_BV44: Tensor, scene_M: Tensor, camera_M: Tensor, number_M: Tensor) -> Tensor:
+    """The colour of each pair of a Gaussian and a view: (M, 3)."""
+    if gaussians.harmonics_BNK3 is None:
+        return gaussians.colors_BN3[scene_M, number_M]
+    shown_BVN3 = view_colors(gaussians.colors_BN3, gaussians.harmonics_BNK3, gaussians.means_BN3, c2w_BV44)
+    return shown_BVN3[scene_M, camera_M, number_M]
 
 
 def apply(matrix_33: Tensor, vector_3: Tensor) -> Tensor:

@@ -24,6 +24,10 @@ FAINT = 0.05  # Gaussians with a lower opacity are haze around an object, not pa
 # held-out objects of the zoo: it halves the distance of the mesh to the true surface). For flat Gaussians on a surface
 # the offset is almost zero.
 REACH = 3.0
+# The same for the Gaussians of a fit when they are drawn opaque. Measured on a held-out object of the zoo with 2,000
+# Gaussians and 80 steps: Chamfer distance 0.0285 as they are, 0.0106 drawn opaque, 0.0079 with this offset too.
+OPAQUE_REACH = 2.0
+OPAQUE = 0.99  # opacity of Gaussians that are drawn opaque
 # A Gaussian is a floater if the mean distance to its NEIGHBOURS nearest Gaussians is more than ALONE times the median
 # of this distance, and more than ALONE times its own size.
 NEIGHBOURS, ALONE = 8, 3.0
@@ -101,6 +105,30 @@ def render_depth_maps(
         raise DataError(f"the Gaussians are too transparent to have a surface; {OTHER_GAUSSIANS}")
     reach = REACH * float(solid.scales_BN3.amin(dim=-1).median())
     return replace(views, depths_V1HW=(views.depths_V1HW - reach).clamp_min(0))
+
+
+@torch.no_grad()
+def with_opaque_depths(views: DepthMaps, gaussians: Gaussians, *, rasterizer: str = "auto") -> DepthMaps:
+    """Replace the depths of fitted Gaussians by those of the same Gaussians drawn opaque.
+
+    Half transparent Gaussians on a surface show also what lies behind them, up to the other side of the object, so that
+    their mean depth lies far inside. Colours and opacities stay, so that the object does not grow at its edges.
+
+    Args:
+        views: renders of the Gaussians.
+        gaussians: one scene.
+        rasterizer: see models.gaussians.rendering.
+    """
+    solid = gaussians.only(gaussians.opacities_BN1[0, :, 0] >= FAINT)
+    solid = replace(solid, opacities_BN1=torch.full_like(solid.opacities_BN1, OPAQUE))
+
+    def draw(c2w_V44: Tensor, K_33: Tensor, size: tuple[int, int], background: float) -> Rendering:
+        return render(solid, c2w_V44[None], K_33, size=size, background=background, backend=rasterizer)
+
+    size = (views.alphas_V1HW.shape[-2], views.alphas_V1HW.shape[-1])
+    drawn = depth_maps_at(draw, views.c2w_V44, views.K_33, size, views.low_3, views.high_3)
+    reach = OPAQUE_REACH * float(solid.scales_BN3.amin(dim=-1).median())
+    return replace(views, depths_V1HW=(drawn.depths_V1HW - reach).clamp_min(0))
 
 
 @torch.no_grad()

@@ -14,15 +14,24 @@ from typing import Any
 
 from torch import Tensor
 
-from models.gaussians.files import write_ply, write_splat
+from models.gaussians.files import write_gltf, write_ply, write_splat, write_spz
 from models.gaussians.rendering import Rendering, render
 from models.gaussians.scene import Gaussians
-from pipelines.assets import MESH_FILE, PLY_FILE, SPLAT_FILE, TURNTABLE_FILE, VIEWER_FILE
+from pipelines.assets import (
+    GLTF_FILE,
+    MESH_FILE,
+    PLY_FILE,
+    SPLAT_FILE,
+    SPZ_FILE,
+    TURNTABLE_FILE,
+    VIEWER_FILE,
+)
 from pipelines.assets.mesh import write_glb
-from pipelines.assets.turntable import write_turntable
+from pipelines.assets.turntable import save_turntable, turntable_frames
 from pipelines.assets.viewer import write_viewer
 from utils.cameras import camera_distance
 from utils.errors import DataError, WriteError
+from utils.files import meanwhile
 from utils.settings.assets import AssetOptions
 
 log = logging.getLogger(__name__)
@@ -57,41 +66,50 @@ def write_assets(
     """
     distance = float(camera_distance(c2w_44))
 
-    def ply(path: Path) -> dict[str, Any]:
-        write_ply(path, gaussians)
-        return {"gaussians": gaussians.means_BN3.shape[1]}
-
-    def splat(path: Path) -> dict[str, Any]:
-        write_splat(path, gaussians)
-        return {}
-
-    def mesh(path: Path) -> dict[str, Any]:
-        return write_glb(path, gaussians, options, rasterizer=rasterizer)
+    def plain(write: Callable[[Path, Gaussians], None]) -> Callable[[Path], dict[str, Any]]:
+        return lambda path: write(path, gaussians) or {}
 
     def draw(c2w_V44: Tensor, K_33: Tensor, size: tuple[int, int], background: float) -> Rendering:
         return render(gaussians, c2w_V44[None], K_33, size=size, background=background, backend=rasterizer)
 
-    def turntable(path: Path) -> dict[str, Any]:
+    def frames() -> Tensor:
         device = gaussians.means_BN3.device
-        return write_turntable(path, draw, options, distance=distance, fov_deg=fov_deg, device=device)
+        return turntable_frames(draw, options, distance=distance, fov_deg=fov_deg, device=device)
 
     def viewer(path: Path) -> dict[str, Any]:
         write_viewer(path, gaussians, c2w_44=c2w_44, fov_deg=fov_deg, background=options.background, title=title)
         return {}
 
     makers = {
-        PLY_FILE: (options.ply, ply),
-        SPLAT_FILE: (options.splat, splat),
+        PLY_FILE: (options.ply, lambda path: plain(write_ply)(path) | {"gaussians": gaussians.means_BN3.shape[1]}),
+        SPLAT_FILE: (options.splat, plain(write_splat)),
+        SPZ_FILE: (options.spz, plain(write_spz)),
+        GLTF_FILE: (options.gltf, plain(write_gltf)),
         VIEWER_FILE: (options.html, viewer),
-        MESH_FILE: (options.glb, mesh),
-        TURNTABLE_FILE: (options.turntable, turntable),
+        MESH_FILE: (options.glb, lambda path: write_glb(path, gaussians, options, rasterizer=rasterizer)),
     }
     makers = {name: make for name, (wanted, make) in makers.items() if wanted}
     try:
         gaussians.check_values(name="the Gaussians")
     except DataError as err:  # otherwise each file would fail in another way, or contain invalid values
-        return {name: _not_made(name, err) for name in makers}
-    return {name: made(folder / name, make) for name, make in makers.items()}
+        return {name: _not_made(name, err) for name in (*makers, *([TURNTABLE_FILE] if options.turntable else []))}
+    video = _Video(folder / TURNTABLE_FILE, frames, options) if options.turntable else None
+    # ffmpeg encodes the video in its own process while the other files are made
+    with meanwhile(*([video.encode] if video else [])):
+        facts = {name: made(folder / name, make) for name, make in makers.items()}
+    return facts | ({TURNTABLE_FILE: video.facts} if video else {})
+
+
+class _Video:
+    """The turntable. Its frames are rendered at once, since renders in two threads would disturb each other."""
+
+    def __init__(self, path: Path, frames: Callable[[], Tensor], options: AssetOptions) -> None:
+        started = time.perf_counter()
+        self.path, self.options, self.frames_V3HW = path, options, frames()
+        self.facts: dict[str, Any] = {"render_seconds": round(time.perf_counter() - started, 2)}
+
+    def encode(self) -> None:
+        self.facts |= made(self.path, lambda path: save_turntable(path, self.frames_V3HW, self.options))
 
 
 def made(path: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import trimesh
 from PIL import Image
 
@@ -105,8 +106,9 @@ def _textured(mesh: trimesh.Trimesh, views: DepthMaps, pictures: DepthMaps | Non
 
 
 def _colored(mesh: trimesh.Trimesh, views: DepthMaps, pictures: DepthMaps | None) -> trimesh.Trimesh:
+    points_N3, normals_N3 = (torch.from_numpy(np.array(values)) for values in (mesh.vertices, mesh.vertex_normals))
     # glTF's COLOR_0 is linear
-    colors_N3 = srgb_to_linear(colors_at(mesh.vertices, mesh.vertex_normals, views, pictures=pictures))
+    colors_N3 = srgb_to_linear(colors_at(points_N3, normals_N3, views, pictures=pictures))
     rgba_N4 = np.concatenate([colors_N3, np.ones_like(colors_N3[:, :1])], axis=1)
     visual = trimesh.visual.TextureVisuals(material=_material())
     visual.vertex_attributes["color"] = np.round(255 * rgba_N4).astype(np.uint8)

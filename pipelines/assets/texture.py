@@ -25,6 +25,7 @@ COVERED = 0.9  # pixels with a lower opacity belong to an edge and have mixed co
 LEAST_WEIGHT = 1e-4  # with a lower sum of weights, no view sees the point
 RENDER_WEIGHT = 0.02  # of renders beside true views, which are sharper
 PADDING = 2  # number of texels between charts
+CHUNK_TEXELS = 1 << 22  # texels that are tested at once; limits memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +68,20 @@ def bake(
         DataError: the mesh cannot be unwrapped.
     """
     source_N, cut_F3, uvs_N2 = unfold(points_N3, faces_F3, size=size)
-    texels_T2, faces_T, weights_T3 = cover_texels(uvs_N2[cut_F3] * size)
-    corners_T3 = cut_F3[faces_T]
     cut_points_N3, cut_normals_N3 = points_N3[source_N], normals_N3[source_N]
-    places_T3 = np.einsum("tk,tkc->tc", weights_T3, cut_points_N3[corners_T3])
-    facing_T3 = np.einsum("tk,tkc->tc", weights_T3, cut_normals_N3[corners_T3])
+    device = views.c2w_V44.device
+    corners_F32 = torch.from_numpy(uvs_N2[cut_F3] * size).to(device)
+    texels_T2, faces_T, weights_T3 = cover_texels(corners_F32)
+
+    def between(values_N3: np.ndarray) -> Tensor:
+        """Interpolate values of the points at the texels: (T, 3)."""
+        return (weights_T3[..., None] * torch.from_numpy(values_N3[cut_F3]).to(corners_F32)[faces_T]).sum(dim=1)
+
+    colors_T3 = colors_at(between(cut_points_N3), between(cut_normals_N3), views, pictures=pictures)
+    columns, rows = texels_T2[:, 0].cpu().numpy(), size - 1 - texels_T2[:, 1].cpu().numpy()
     image_HW3 = np.zeros((size, size, 3), dtype=np.uint8)
     painted_HW = np.zeros((size, size), dtype=bool)
-    columns, rows = texels_T2[:, 0], size - 1 - texels_T2[:, 1]
-    image_HW3[rows, columns] = np.round(255 * colors_at(places_T3, facing_T3, views, pictures=pictures)).astype(
-        np.uint8
-    )
+    image_HW3[rows, columns] = np.round(255 * colors_T3).astype(np.uint8)
     painted_HW[rows, columns] = True
     nearest = ndimage.distance_transform_edt(~painted_HW, return_distances=False, return_indices=True)
     return Texture(
@@ -102,35 +106,55 @@ def unfold(points_N3: np.ndarray, faces_F3: np.ndarray, *, size: int) -> tuple[n
     return source_N.astype(np.int64), cut_F3.astype(np.int64), uvs_N2.astype(np.float64)
 
 
-def cover_texels(triangles_F32: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find the texels inside each triangle; the centre of texel (i, j) is (i + 0.5, j + 0.5).
+def cover_texels(triangles_F32: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the texels inside each triangle, on the device of the triangles, in float64.
+
+    Args:
+        triangles_F32: corners in texels; the centre of texel (i, j) is (i + 0.5, j + 0.5).
 
     Returns:
         texels_T2 (column, row), the triangle of each texel, and its barycentric weights.
     """
-    low_F2 = np.floor(triangles_F32.min(axis=1) - 0.5).astype(np.int64).clip(0)
-    spans_F2 = np.ceil(triangles_F32.max(axis=1) - 0.5).astype(np.int64) + 1 - low_F2
-    counts_F = spans_F2.prod(axis=1)
-    faces_T = np.repeat(np.arange(len(counts_F)), counts_F)
-    within_T = np.arange(len(faces_T)) - (counts_F.cumsum() - counts_F)[faces_T]
+    triangles_F32 = triangles_F32.double()
+    low_F2 = (triangles_F32.amin(dim=1) - 0.5).floor().long().clamp_min(0)
+    spans_F2 = ((triangles_F32.amax(dim=1) - 0.5).ceil().long() + 1 - low_F2).clamp_min(0)
+    chunk_F = spans_F2.prod(dim=1).cumsum(0) // CHUNK_TEXELS
+    sizes = chunk_F.unique_consecutive(return_counts=True)[1].tolist()
+    texels, faces, weights, first = [], [], [], 0
+    for size, corners, low, spans in zip(
+        sizes, triangles_F32.split(sizes), low_F2.split(sizes), spans_F2.split(sizes), strict=True
+    ):
+        texels_T2, faces_T, weights_T3 = _covered(corners, low, spans)
+        texels.append(texels_T2)
+        faces.append(faces_T + first)
+        weights.append(weights_T3)
+        first += size
+    return torch.cat(texels), torch.cat(faces), torch.cat(weights)
+
+
+def _covered(triangles_F32: Tensor, low_F2: Tensor, spans_F2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Test the texels of the triangles' boxes, see `cover_texels`."""
+    counts_F = spans_F2.prod(dim=1)
+    faces_T = torch.repeat_interleave(counts_F)
+    within_T = torch.arange(len(faces_T), device=faces_T.device) - (counts_F.cumsum(0) - counts_F)[faces_T]
     width_T = spans_F2[faces_T, 0]
-    texels_T2 = low_F2[faces_T] + np.stack([within_T % width_T, within_T // width_T], axis=1)
-    a, b, c = triangles_F32[faces_T].swapaxes(0, 1)
+    texels_T2 = low_F2[faces_T] + torch.stack([within_T % width_T, within_T // width_T], dim=1)
+    a, b, c = triangles_F32[faces_T].unbind(dim=1)
     place = texels_T2 + 0.5
-    area = _cross(b - a, c - a)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        weights_T3 = np.stack([_cross(b - place, c - place), _cross(c - place, a - place)], axis=1) / area[:, None]
-    weights_T3 = np.concatenate([weights_T3, 1 - weights_T3.sum(axis=1, keepdims=True)], axis=1)
-    inside = (weights_T3 >= 0).all(axis=1)  # False for a triangle without area
+    # without an area the weights are not finite, and no comparison holds
+    first_two = torch.stack([_cross(b - place, c - place), _cross(c - place, a - place)], dim=1)
+    weights_T2 = first_two / _cross(b - a, c - a)[:, None]
+    weights_T3 = torch.cat([weights_T2, 1 - weights_T2.sum(dim=1, keepdim=True)], dim=1)
+    inside = (weights_T3 >= 0).all(dim=1)
     return texels_T2[inside], faces_T[inside], weights_T3[inside]
 
 
-def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _cross(a: Tensor, b: Tensor) -> Tensor:
     return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
 
 
 def colors_at(
-    places_T3: np.ndarray, normals_T3: np.ndarray, views: DepthMaps, *, pictures: DepthMaps | None = None
+    places_T3: Tensor, normals_T3: Tensor, views: DepthMaps, *, pictures: DepthMaps | None = None
 ) -> np.ndarray:
     """Return the colours of surface points: a mean over the views that see them, with more weight for frontal views.
 
@@ -144,8 +168,7 @@ def colors_at(
     Returns:
         (T, 3) sRGB in [0, 1].
     """
-    places = torch.tensor(places_T3).to(views.c2w_V44)
-    normals = functional.normalize(torch.tensor(normals_T3).to(views.c2w_V44), dim=-1)
+    places, normals = places_T3.to(views.c2w_V44), functional.normalize(normals_T3.to(views.c2w_V44), dim=-1)
     total_T3, weights_T = _summed(places, normals, views)
     least = LEAST_WEIGHT
     if pictures is not None:
@@ -158,7 +181,8 @@ def colors_at(
     if not seen_T.any():
         raise DataError("no camera sees the mesh's surface; increase assets.mesh_views")
     if not seen_T.all():
-        _, nearest = cKDTree(places_T3[seen_T]).query(places_T3[~seen_T])
+        known_T3 = places.cpu().numpy()
+        _, nearest = cKDTree(known_T3[seen_T]).query(known_T3[~seen_T])
         colors_T3[~seen_T] = colors_T3[seen_T][nearest]
     return colors_T3.clip(0, 1)
 

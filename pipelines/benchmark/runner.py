@@ -16,6 +16,7 @@ from pipelines.benchmark.ceiling import measure_ceiling
 from pipelines.benchmark.decoding import measure_decode, measure_refine
 from pipelines.benchmark.diffusers_unet import measure_diffusers
 from pipelines.benchmark.machine import machine_facts
+from pipelines.benchmark.objects import measure_files, measure_fits
 from pipelines.benchmark.orbits import measure_cold, measure_orbit
 from pipelines.benchmark.sizes import measure_sizes
 from pipelines.benchmark.solvers import SETTINGS, measure_solvers
@@ -60,6 +61,8 @@ MEASURES = {
     "sizes": Measure(rows=measure_sizes, settings=(PRECISIONS[1], SAVING), by_default=("cuda",)),
     "orbit": Measure(rows=measure_orbit),
     "refine": Measure(rows=measure_refine),
+    "files": Measure(rows=measure_files, settings=(PRECISIONS[1],), by_default=()),
+    "fits": Measure(rows=measure_fits, settings=("",), by_default=()),
     "diffusers": Measure(rows=measure_diffusers, settings=(PRECISIONS[1], COMPILED)),
     "cold": Measure(rows=measure_cold, by_default=("cuda",)),
     "solvers": Measure(rows=measure_solvers, settings=SETTINGS, cpu_settings=SETTINGS, by_default=()),

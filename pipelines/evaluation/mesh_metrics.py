@@ -15,7 +15,12 @@ Lengths are in units of the bounding cube: the longest side of the true mesh's b
 is about half the distance between samples, 0.5 · sqrt(area / number). `floor` is the Chamfer distance between two
 samplings of the true surface.
 
-Letters: N points, F faces.
+Volumes are compared on a grid over the bounding cube of both meshes: the fraction of the voxels inside either mesh that
+are inside both. A voxel is inside if its centre has a positive winding number, so that overlapping closed parts count
+once. Both this and the distances of all surfaces, `surface_distance(..., outer=False)`, are the metrics of SyncDreamer
+(arXiv:2309.03453): half the sum of the two mean nearest distances, in a unit box, and the IoU on a grid of 64^3.
+
+Letters: N points, F faces, X Y Z voxels, C crossings of a face with a line of voxels.
 """
 
 from __future__ import annotations
@@ -23,16 +28,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import trimesh
 from scipy.spatial import cKDTree
 
 from datasets.meshes.scene import RenderMesh
+from pipelines.assets.texture import cover_texels
 from utils.cameras import sphere_directions
 from utils.errors import DataError
 
 THRESHOLDS = (0.01, 0.02, 0.05)
 NUM_DIRECTIONS = 64  # number of rays from a point, to test whether it is visible from outside
 OFF_SURFACE = 1e-3  # start of a ray in units of the bounding cube; larger than the rounding error of its own triangle
+# Voxel lines are shifted by this fraction of a voxel, so that they do not run through edges of regular meshes.
+OFF_GRID = (0.00137, 0.00251)
 MAX_DRAWS = 20  # maximum number of draws of points, to find enough outer points
 
 
@@ -115,6 +124,51 @@ def nearest_distances(made_N3: np.ndarray, true_N3: np.ndarray) -> tuple[np.ndar
 def chamfer_distance(made_N3: np.ndarray, true_N3: np.ndarray) -> float:
     """Compute the Chamfer distance, the mean of both mean nearest distances, in the units of the points."""
     return float(np.mean([distances.mean() for distances in nearest_distances(made_N3, true_N3)]))
+
+
+def volume_iou(made: RenderMesh, true: RenderMesh, *, grid: int = 64) -> float:
+    """Compute the intersection over union of the volumes of two meshes, see the top of this file.
+
+    Args:
+        grid: voxels along each side of the cube.
+
+    Raises:
+        DataError: neither mesh encloses a voxel.
+    """
+    low_3 = np.minimum(made.bounds_23[0], true.bounds_23[0]).astype(np.float64)
+    high_3 = np.maximum(made.bounds_23[1], true.bounds_23[1]).astype(np.float64)
+    side = float((high_3 - low_3).max())
+    corner_3 = (low_3 + high_3 - side) / 2
+    first_XYZ, second_XYZ = (is_inside(mesh, corner_3, side=side, grid=grid) for mesh in (made, true))
+    either = int((first_XYZ | second_XYZ).sum())
+    if not either:
+        raise DataError("the meshes enclose no volume; flip their normals, or repair them")
+    return int((first_XYZ & second_XYZ).sum()) / either
+
+
+def is_inside(mesh: RenderMesh, corner_3: np.ndarray, *, side: float, grid: int) -> np.ndarray:
+    """Whether the centres of voxels lie inside a mesh: (X, Y, Z) bool.
+
+    The winding number of a point is the number of faces above it that look up, minus those that look down.
+
+    Args:
+        corner_3: lowest corner of the cube.
+        side: its length.
+    """
+    points_F33 = (mesh.points_F33.astype(np.float64) - corner_3) / side * grid
+    points_F33[..., :2] += OFF_GRID
+    covered = cover_texels(torch.from_numpy(points_F33[..., :2].copy()))
+    columns_C2, faces_C, weights_C3 = (values.numpy() for values in covered)
+    kept_C = (columns_C2 < grid).all(axis=1)
+    columns_C2, faces_C, weights_C3 = columns_C2[kept_C], faces_C[kept_C], weights_C3[kept_C]
+    height_C = (weights_C3 * points_F33[faces_C, :, 2]).sum(axis=1)
+    across_F = np.cross(points_F33[:, 1] - points_F33[:, 0], points_F33[:, 2] - points_F33[:, 0])[:, 2]
+    # a face at height h lies above the centres of the voxels 0 to ceil(h - 0.5) - 1
+    below_C = np.ceil(height_C - 0.5).astype(np.int64).clip(0, grid)
+    crossings_XYZ = np.zeros((grid, grid, grid + 1), dtype=np.int32)
+    np.add.at(crossings_XYZ, (columns_C2[:, 0], columns_C2[:, 1], below_C), np.sign(across_F[faces_C]).astype(np.int32))
+    winding_XYZ = crossings_XYZ[..., ::-1].cumsum(axis=2)[..., ::-1][..., 1:]
+    return winding_XYZ > 0
 
 
 def surface_distance(

@@ -99,7 +99,7 @@ def _difference(job: Job, result: dict[str, Any], settings: dict[str, Any]) -> s
     # Extra settings in the file are ignored, because earlier versions also saved settings of training. Settings that
     # are missing in the file are newer than the sample, and their defaults do not change it.
     try:
-        found = {**_default_settings(), **with_present_names(given)}
+        found = with_defaults(with_present_names(given))
     except (TypeError, ValueError, AttributeError, KeyError):  # values that no run writes
         return "was made with unknown settings"
     changed = [name for name, value in settings.items() if found[name] != value]
@@ -110,6 +110,15 @@ def _difference(job: Job, result: dict[str, Any], settings: dict[str, Any]) -> s
         return "was made with unknown weights"
     changed = [path for path, facts in weights.items() if _changed(Path(path), facts)]
     return f"was made with other weights ({', '.join(changed)} changed)" if changed else ""
+
+
+def with_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a sample with the defaults of all that are newer, also in sections without a type."""
+    found = {**_default_settings(), **given}
+    for name, default in _default_settings().items():
+        if isinstance(default, dict) and "type" not in {*default, *found[name]}:
+            found[name] = {**default, **found[name]}
+    return found
 
 
 def weights_of(cfg: RunConfig) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ import sys
 
 import imageio.v3
 import pytest
+import torch
 import trimesh
 
 from models.gaussians.files import read_ply, write_ply, write_splat
@@ -37,7 +38,13 @@ def names(folder):
 
 def test_everything_but_the_ply_is_made_when_nothing_is_named(ply, tmp_path, capsys):
     assert export(ply, "--out", tmp_path / "out") == 0
-    assert names(tmp_path / "out" / "ball") == {"gaussians.splat", "mesh.glb", "turntable.mp4", "viewer.html"}
+    assert names(tmp_path / "out" / "ball") == {
+        "gaussians.splat",
+        "gaussians.spz",
+        "mesh.glb",
+        "turntable.mp4",
+        "viewer.html",
+    }
     assert "mesh.glb (" in capsys.readouterr().out
 
 
@@ -120,8 +127,16 @@ def test_a_full_disk_is_one_line(ply, tmp_path, monkeypatch):
 
 
 def test_the_content_decides_what_a_file_of_gaussians_is(ply, tmp_path):
+    assert export(ply, "--out", tmp_path / "out", "--spz", "--gltf") == 0
+    assert names(tmp_path / "out" / "ball") == {"gaussians.spz", "gaussians.glb"}
     ply.rename(tmp_path / "renamed.splat")
-    assert export(tmp_path / "renamed.splat", "--out", tmp_path / "out", "--ply") == 0
+    (tmp_path / "out" / "ball" / "gaussians.spz").rename(tmp_path / "b.ply")
+    (tmp_path / "out" / "ball" / "gaussians.glb").rename(tmp_path / "c.ply")
+    files = [tmp_path / name for name in ("renamed.splat", "b.ply", "c.ply")]
+    assert export(*files, "--out", tmp_path / "again", "--ply") == 0
+    first, *others = (read_ply(tmp_path / "again" / file.stem / "gaussians.ply").means_BN3 for file in files)
+    for other in others:
+        torch.testing.assert_close(other, first, atol=2e-6, rtol=0)
 
 
 NUMBERS = ["--distance", "--fov", "--elevation"]

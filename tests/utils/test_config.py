@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 import datasets  # noqa: F401 - registers
@@ -11,6 +13,8 @@ from tests.conftest import ROOT
 from tests.tiny import write_config
 from utils.config import changes_text, load_config
 from utils.errors import ConfigError
+from utils.settings.assets import AssetOptions
+from utils.settings.typed import identifying
 
 MINI = ROOT / "configs" / "mini" / "t2v_train.yaml"
 FILES = ("vid_dataset.data_list=[list.json]", "vid_dataset.data_dir_list=[views]")
@@ -97,3 +101,10 @@ def test_a_section_is_checked_once_and_typed():
     with pytest.raises(ConfigError, match=r"the section img_dataset is empty; give it a type, one of ImageDataset, "):
         cfg.img_dataset.build()
     assert load_config(ROOT / T2V) == cfg
+
+
+def test_newer_options_tell_results_apart_only_if_they_are_set():
+    plain, more = identifying(AssetOptions()), identifying(AssetOptions(spz=True))
+    assert "spz" not in plain
+    assert more == {**plain, "spz": True}
+    assert {"spz", "gltf", *plain} == {field.name for field in dataclasses.fields(AssetOptions)}

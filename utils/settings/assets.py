@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from utils.errors import ConfigError
+from utils.settings.typed import NEWER
 
 # No view of this project resolves a larger texture.
 MAX_TEXTURE = 4096
@@ -18,6 +19,8 @@ class AssetOptions:
     Attributes:
         ply: write gaussians.ply, all Gaussians in the format of 3D Gaussian viewers.
         splat: write gaussians.splat, the format of web viewers with 32 bytes per Gaussian.
+        spz: write gaussians.spz, a compressed format, about 18 bytes per Gaussian.
+        gltf: write gaussians.glb, the Gaussians as glTF with KHR_gaussian_splatting.
         glb: write mesh.glb, a coloured triangle mesh.
         html: write viewer.html, which a browser can open from disk.
         turntable: write turntable.mp4, a video of the Gaussians.
@@ -40,6 +43,8 @@ class AssetOptions:
 
     ply: bool = True
     splat: bool = True
+    spz: bool = field(default=False, metadata=NEWER)
+    gltf: bool = field(default=False, metadata=NEWER)
     glb: bool = True
     html: bool = True
     turntable: bool = True
@@ -85,4 +90,4 @@ class AssetOptions:
 
 
 # For samples of which only the views are used.
-NO_FILES = AssetOptions(ply=False, splat=False, glb=False, html=False, turntable=False)
+NO_FILES = AssetOptions(ply=False, splat=False, spz=False, gltf=False, glb=False, html=False, turntable=False)

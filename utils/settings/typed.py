@@ -22,8 +22,22 @@ TRUTHS = {
     **dict.fromkeys(("true", "yes", "on", "y"), True),
     **dict.fromkeys(("false", "no", "off", "n"), False),
 }
+# Metadata of a field that is newer than finished results: they have its default.
+NEWER = {"newer": True}
 SHOWN = 80  # characters of a value in a message
 Unknown = Callable[[str, list[str]], str]
+
+
+def identifying(options: Any) -> dict[str, Any]:
+    """Return the values of a dataclass that tell results apart.
+
+    Those of newer fields count only if they are not the defaults, so that results of earlier versions stay finished.
+    """
+    values = dataclasses.asdict(options)
+    for field in dataclasses.fields(options):
+        if field.metadata.get("newer") and getattr(options, field.name) == field.default:
+            del values[field.name]
+    return values
 
 
 @dataclass(frozen=True)

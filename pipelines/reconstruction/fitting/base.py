@@ -101,6 +101,16 @@ class ObjectFit(nn.Module, ABC):
     def __init__(self, config: FitConfig, *, views: PosedViews | None, hull: Hull) -> None:
         super().__init__()
         self.config, self.views, self.hull = config, views, hull
+        # indices of the views from which `draw` chooses
+        self.drawn_views = None if views is None else torch.arange(len(views), device=views.c2w_V44.device)
+
+    def trust(self, weight_V: Tensor) -> None:
+        """Draw no pixels of views whose weight is zero.
+
+        Args:
+            weight_V: the weights of the loss; at least one is positive.
+        """
+        self.drawn_views = (weight_V > 0).nonzero()[:, 0]
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -108,7 +118,7 @@ class ObjectFit(nn.Module, ABC):
 
     @abstractmethod
     def draw(self, step: int, generator: torch.Generator) -> PixelBatch:
-        """Choose the pixels of a step. Random numbers come from `generator`, which lives on the CPU."""
+        """Choose the pixels of a step, of `drawn_views`. Random numbers come from `generator`, on the CPU."""
 
     @abstractmethod
     def predict(self, pixels: PixelBatch, step: int, generator: torch.Generator) -> Prediction:

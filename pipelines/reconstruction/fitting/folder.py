@@ -18,6 +18,7 @@ from utils.errors import DataError
 from utils.files import read_json, write_json
 from utils.registry import Section
 from utils.settings.assets import AssetOptions
+from utils.settings.typed import identifying
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def fit_folder(
     views = read_views(folder, **dataclasses.asdict(reading or ReadingOptions()))
     views, move = views.normalized()
     views = views.to(device)
-    identity = identity_of(section, views, seed=seed, more=dataclasses.asdict(assets))
+    identity = identity_of(section, views, seed=seed, more=identifying(assets))
     if is_finished(out, identity):
         return f"{out}: finished before, kept"
     out.mkdir(parents=True, exist_ok=True)

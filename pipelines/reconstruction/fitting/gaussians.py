@@ -10,7 +10,7 @@ Letters: V views, K views per step, H W pixels, N Gaussians, M moved Gaussians.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,15 +19,18 @@ import trimesh
 from torch import Tensor, nn
 
 from datasets.views.posed_views import PosedViews
+from models.gaussians.harmonics import NUM_COEFFICIENTS
 from models.gaussians.rendering import Rendering, render
 from models.gaussians.scene import Gaussians
 from pipelines.reconstruction.fitting.base import FitConfig, ObjectFit, PixelBatch, Prediction
 from pipelines.reconstruction.fitting.hull import Hull
 from utils.errors import ConfigError
 from utils.registry import FITS
+from utils.settings.typed import NEWER
 
 # Initial learning rates of Adam, for parameters in world units, logarithms and logits.
 RATES = {"means": 3e-3, "log_scales": 2e-2, "quats": 2e-2, "opacity_logits": 5e-2, "color_logits": 3e-2}
+HARMONICS_RATE = 2e-3  # of the coefficients beyond the constant one, in units of colour
 DEAD = 0.005  # Gaussians with a lower opacity are moved
 MAX_COPIES = 50  # largest number of Gaussians at one place after a move
 FLATNESS = 0.3  # initial thickness relative to the width of a Gaussian on the surface
@@ -35,7 +38,7 @@ FLATNESS = 0.3  # initial thickness relative to the width of a Gaussian on the s
 
 @FITS.register(name="gs")
 class GaussianFit(ObjectFit):
-    """3D Gaussians with one colour each."""
+    """3D Gaussians, with one colour each or with a colour that depends on the direction of view."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(FitConfig):
@@ -47,6 +50,7 @@ class GaussianFit(ObjectFit):
         relocate_until: fraction of the steps after which nothing is moved.
         opacity_penalty: weight of the mean opacity.
         scale_penalty: weight of the mean size in world units.
+        sh_degree: degree of the spherical harmonics of the colours, 0 or 1.
         rasterizer: see models.gaussians.rendering.
         """
 
@@ -58,28 +62,37 @@ class GaussianFit(ObjectFit):
         opacity_penalty: float = 1e-3
         scale_penalty: float = 1e-2
         rasterizer: str = "auto"
+        sh_degree: int = field(default=0, metadata=NEWER)
 
         def __post_init__(self) -> None:
             super().__post_init__()
             for name, least in (("num_gaussians", 32), ("views_per_step", 1), ("relocate_every", 0)):
                 if getattr(self, name) < least:
                     raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            if self.sh_degree not in (0, 1):
+                raise ConfigError(f"sh_degree must be 0 or 1, got {self.sh_degree}")
 
     config: Config
 
     def __init__(self, config: Config, *, views: PosedViews, hull: Hull) -> None:
         super().__init__(config, views=views, hull=hull)
         start = start_values(views, hull, num_gaussians=config.num_gaussians)
+        if config.sh_degree:
+            start["harmonics"] = torch.zeros_like(start["means"])[:, None].repeat(
+                1, NUM_COEFFICIENTS[config.sh_degree], 1
+            )
         self.values = nn.ParameterDict({name: nn.Parameter(value) for name, value in start.items()})
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"params": [self.values[name]], "lr": rate, "name": name} for name, rate in RATES.items()]
+        rates = RATES | ({"harmonics": HARMONICS_RATE} if self.config.sh_degree else {})
+        return [{"params": [self.values[name]], "lr": rate, "name": name} for name, rate in rates.items()]
 
     def draw(self, step: int, generator: torch.Generator) -> PixelBatch:
         """Choose whole views, anew in each step."""
-        num_views, (height, width) = len(self.views.names), self.views.colors_V3HW.shape[-2:]
+        num_views, (height, width) = len(self.drawn_views), self.views.size
         count = min(self.config.views_per_step, num_views)
-        pick = torch.randperm(num_views, generator=generator)[:count].to(self.views.c2w_V44.device)
+        order = torch.randperm(num_views, generator=generator)[:count]
+        pick = self.drawn_views[order.to(self.drawn_views.device)]
         view, row, column = torch.meshgrid(
             pick, torch.arange(height).to(pick), torch.arange(width).to(pick), indexing="ij"
         )
@@ -121,6 +134,7 @@ class GaussianFit(ObjectFit):
             scales_BN3=values["log_scales"].exp()[None],
             quats_BN4=functional.normalize(values["quats"], dim=-1)[None],
             colors_BN3=values["color_logits"].sigmoid()[None],
+            harmonics_BNK3=values["harmonics"][None] if self.config.sh_degree else None,
         )
 
     @torch.no_grad()

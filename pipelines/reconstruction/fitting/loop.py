@@ -5,18 +5,15 @@ Letters: V views, R pixels of a step, H W pixels.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -29,11 +26,11 @@ from utils.errors import DataError
 from utils.files import atomic_path
 from utils.images import psnr_db
 from utils.registry import Section
+from utils.settings.typed import identifying
 
 log = logging.getLogger(__name__)
 
 TELL_EVERY = 25  # steps between two updates of the error in the progress bar
-COMPARE_SHRINK = 2  # during the fit, views are compared with renders of this fraction of their size
 AFFINE_RATE = 2e-3  # learning rate of the colour corrections
 DISAGREES = 3.0  # a view whose error lies this many robust deviations above the median is named
 OBJECT = 0.1  # pixels with a larger mask or opacity count in the comparison of views and renders
@@ -124,10 +121,9 @@ def fit_object(
             error = _step(run, views, step=step)
             bar.update()
             if step in reweight_at:
-                loss_of.estimate_weights(compare(model, views, loss_of=loss_of, shrink=COMPARE_SHRINK).error_V)
+                _reweight(run, views, step=step)
             if step % TELL_EVERY == TELL_EVERY - 1:
-                if not math.isfinite(float(error)):
-                    raise DataError(f"the fit has values that are not finite at step {step}; lower the learning rate")
+                _check_finite(error, step)
                 bar.set_postfix_str(f"{float(psnr_db(error)):.1f} dB", refresh=False)
             if state and time.perf_counter() - saved > save_every_s:
                 run.write(state, step=step + 1, seconds=spent + time.perf_counter() - started)
@@ -145,6 +141,19 @@ def fit_object(
     )
 
 
+def _reweight(run: _Run, views: PosedViews, *, step: int) -> None:
+    """Estimate the weights of the views anew."""
+    found = compare(run.model, views, loss_of=run.loss_of)
+    _check_finite(found.error_V, step)
+    run.loss_of.estimate_weights(found.corrected_error_V, found.error_V)
+    run.model.trust(run.loss_of.weight_V)
+
+
+def _check_finite(error: Tensor, step: int) -> None:
+    if not bool(error.isfinite().all()):
+        raise DataError(f"the fit has values that are not finite at step {step}; lower the learning rate")
+
+
 def decay(step: int, num_steps: int, *, last: float) -> float:
     """Return the learning rate of a step as a fraction of the first one: an exponential decay."""
     return last ** (step / num_steps)
@@ -156,7 +165,7 @@ def identity_of(section: Section, views: PosedViews, *, seed: int, more: Any = N
     Args:
         more: further plain values, such as options of files.
     """
-    digest = hashlib.sha256(json.dumps([dataclasses.asdict(section.options), section.type, seed, more]).encode())
+    digest = hashlib.sha256(json.dumps([identifying(section.options), section.type, seed, more]).encode())
     for values in (views.colors_V3HW, views.masks_V1HW, views.c2w_V44, views.K_V33):
         digest.update(values.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -199,41 +208,49 @@ class Comparison:
     Attributes:
         renders_V3HW: over white.
         error_V: mean absolute error of each view over the pixels in which the object is, or should be.
-        psnr_V: PSNR of each view over all pixels, in dB.
+        corrected_error_V: the same after the colour corrections of the views.
+        psnr_V: PSNR of each view over all pixels, in dB, without corrections.
     """
 
     renders_V3HW: Tensor
     error_V: Tensor
+    corrected_error_V: Tensor
     psnr_V: Tensor
 
 
 @torch.no_grad()
-def compare(model: ObjectFit, views: PosedViews, *, loss_of: RobustLoss | None = None, shrink: int = 1) -> Comparison:
-    """Compare a model with its views.
+def compare(model: ObjectFit, views: PosedViews, *, loss_of: RobustLoss | None = None) -> Comparison:
+    """Compare a model with its views, in their full size: a blurred view differs only in its finest details.
 
     Args:
-        loss_of: applies the colour corrections of the views to the renders; None: no corrections.
-        shrink: renders are this many times smaller than the views along each side.
+        loss_of: has the colour corrections of the views; None: no corrections.
     """
-    height, width = (max(1, side // shrink) for side in views.size)
-    K_V33 = views.K_V33 * views.K_V33.new_tensor([width / views.size[1], height / views.size[0], 1.0])[:, None]
-    chunks = list(zip(views.c2w_V44.split(CHUNK_VIEWS), K_V33.split(CHUNK_VIEWS), strict=True))
+    height, width = views.size
+    chunks = list(zip(views.c2w_V44.split(CHUNK_VIEWS), views.K_V33.split(CHUNK_VIEWS), strict=True))
     drawn = [model.render(c2w_V44, K, size=(height, width), background=0.0) for c2w_V44, K in chunks]
     colors_V3HW = torch.cat([part.colors_BV3HW[0] for part in drawn])
     alphas_V1HW = torch.cat([part.alphas_BV1HW[0] for part in drawn])
+    true_V3HW = views.over(1.0)
+    object_V1HW = torch.maximum(views.masks_V1HW, alphas_V1HW) > OBJECT
+
+    def error(shown_V3HW: Tensor) -> Tensor:
+        difference_V3HW = (shown_V3HW - true_V3HW).abs() * object_V1HW
+        return difference_V3HW.sum(dim=(1, 2, 3)) / (3 * object_V1HW.sum(dim=(1, 2, 3)).clamp_min(1))
+
+    renders_V3HW = (colors_V3HW + 1 - alphas_V1HW).clamp(0, 1)
+    error_V = corrected_error_V = error(renders_V3HW)
     if loss_of is not None:
-        view_R = torch.arange(len(views), device=K_V33.device).repeat_interleave(height * width)
+        view_R = torch.arange(len(views), device=colors_V3HW.device).repeat_interleave(height * width)
         flat_R3, flat_R1 = (values.movedim(1, -1).flatten(0, 2) for values in (colors_V3HW, alphas_V1HW))
         corrected_R3 = loss_of.corrected(flat_R3, flat_R1, view_R)
-        colors_V3HW = corrected_R3.view(len(views), height, width, 3).movedim(-1, 1)
-    renders_V3HW = (colors_V3HW + 1 - alphas_V1HW).clamp(0, 1)
-    true_V3HW = functional.interpolate(views.over(1.0), size=(height, width), mode="area")
-    masks_V1HW = functional.interpolate(views.masks_V1HW, size=(height, width), mode="area")
-    error_V3HW = (renders_V3HW - true_V3HW).abs()
-    object_V1HW = torch.maximum(masks_V1HW, alphas_V1HW) > OBJECT
-    error_V = (error_V3HW * object_V1HW).sum(dim=(1, 2, 3)) / (3 * object_V1HW.sum(dim=(1, 2, 3)).clamp_min(1))
-    psnr_V = psnr_db((renders_V3HW - true_V3HW).square().mean(dim=(1, 2, 3)))
-    return Comparison(renders_V3HW=renders_V3HW, error_V=error_V, psnr_V=psnr_V)
+        corrected_V3HW = corrected_R3.view(len(views), height, width, 3).movedim(-1, 1)
+        corrected_error_V = error((corrected_V3HW + 1 - alphas_V1HW).clamp(0, 1))
+    return Comparison(
+        renders_V3HW=renders_V3HW,
+        error_V=error_V,
+        corrected_error_V=corrected_error_V,
+        psnr_V=psnr_db((renders_V3HW - true_V3HW).square().mean(dim=(1, 2, 3))),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +291,7 @@ class _Run:
         device = next(iter(self.model.parameters())).device
         self.model.load_state_dict(_part(values, "model."))
         self.loss_of.load_state_dict(_part(values, "loss."))
+        self.model.trust(self.loss_of.weight_V)
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in _part(values, "adam.").items():
             index, key = name.split(".")

@@ -107,6 +107,11 @@ class RayField(ObjectFit):
         self._intervals_VHW2 = torch.stack([rays.near_R, rays.far_R], dim=-1).view(*every.patch, 2)
         # Pixels whose rays do not meet the hull are empty in every step, so that no step looks at them.
         self._met_R3 = torch.stack([every.view_R, every.row_R, every.column_R], dim=1)[met_R]
+        self._drawn_R3 = self._met_R3
+
+    def trust(self, weight_V: Tensor) -> None:
+        super().trust(weight_V)
+        self._drawn_R3 = self._met_R3[weight_V[self._met_R3[:, 0]] > 0]
 
     @abstractmethod
     def shade(self, samples: Samples, step: int) -> Shaded:
@@ -137,8 +142,8 @@ class RayField(ObjectFit):
         structural = config.structural_weight > 0 and step >= config.structural_from * config.num_steps
         side = min(config.patch, height, width) if structural else 1
         count = max(1, config.rays_per_step // side**2)
-        pick = torch.randint(len(self._met_R3), (count,), generator=generator).to(self._met_R3.device)
-        view_P, row_P, column_P = self._met_R3[pick].unbind(-1)
+        pick = torch.randint(len(self._drawn_R3), (count,), generator=generator).to(self._drawn_R3.device)
+        view_P, row_P, column_P = self._drawn_R3[pick].unbind(-1)
         if side == 1:
             return PixelBatch(view_R=view_P, row_R=row_P, column_R=column_P, patch=(count, 1, 1))
         top_P = (row_P - side // 2).clamp(0, height - side)

@@ -126,12 +126,21 @@ class RobustLoss(nn.Module):
     def _weights(self, view_R: Tensor) -> Tensor:
         weight_V = self.weight_V.clone()
         weight_V[0] *= self.options.input_weight
-        return (weight_V / weight_V.mean().clamp_min(1e-6))[view_R, None]
+        # views without weight are not drawn; sums instead of an index, which would wait for the device
+        mean = weight_V.sum() / (weight_V > 0).sum()
+        return (weight_V / mean)[view_R, None]
 
     @torch.no_grad()
-    def estimate_weights(self, error_V: Tensor) -> None:
-        """Estimate the weights of the views from the errors of their renders, after the colour corrections."""
-        score_V = outlyingness(error_V)
+    def estimate_weights(self, *errors: Tensor) -> None:
+        """Estimate the weights of the views from the errors of their renders.
+
+        A view must be no outlier in any of the errors. A colour correction, for example, hides that a view has other
+        colours, but cannot undo it exactly.
+
+        Args:
+            errors: (V,) each.
+        """
+        score_V = torch.stack([outlyingness(error_V) for error_V in errors]).amax(dim=0)
         self.weight_V.copy_(((REJECTED - score_V) / (REJECTED - TRUSTED)).clamp(0, 1))
 
 

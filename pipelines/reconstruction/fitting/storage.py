@@ -19,7 +19,7 @@ from datasets.views.posed_views import Normalization
 from models.gaussians.rendering import Rendering
 from models.gaussians.scene import Gaussians
 from pipelines.assets import MESH_FILE, TURNTABLE_FILE
-from pipelines.assets.depth_maps import depth_maps_at, draw_depth_maps
+from pipelines.assets.depth_maps import depth_maps_at, draw_depth_maps, with_opaque_depths
 from pipelines.assets.files import made, write_assets
 from pipelines.assets.mesh import write_surface
 from pipelines.assets.surface import fuse, surface_of
@@ -125,6 +125,9 @@ def write_mesh(
         size=options.mesh_view_size,
         lowest_deg=options.mesh_lowest_deg,
     )
+    gaussians = model.gaussians()
+    if gaussians is not None:
+        around = with_opaque_depths(around, gaussians)
     volume = model.volume(grid=options.grid)
     surface = surface_of(volume or fuse(around, grid=options.grid), num_faces=options.faces)
     agreeing = torch.ones(len(views), dtype=torch.bool)

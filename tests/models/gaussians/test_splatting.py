@@ -164,7 +164,7 @@ def with_a_giant() -> Gaussians:
 
 @pytest.mark.parametrize("scene", [needles(), with_a_giant()], ids=["needles", "giant"])
 def test_shapes_beyond_float32_leave_everything_finite(scene):
-    leaves = {field.name: getattr(scene, field.name).clone().requires_grad_() for field in dataclasses.fields(scene)}
+    leaves = {name: value.clone().requires_grad_() for name, value in scene.tensors().items()}
     cameras = orbit_cameras(num_views=2, elevation_deg=15.0, radius=2.0)
     colors, alphas = render(Gaussians(**leaves), cameras, intrinsics(39.6, 128), size=(128, 128), background=1.0)
     assert bool(colors.isfinite().all())

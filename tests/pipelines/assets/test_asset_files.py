@@ -15,6 +15,7 @@ from PIL import Image
 from models.gaussians.files import read_ply
 from models.gaussians.rendering import render
 from models.gaussians.scene import Gaussians
+from pipelines.assets import ASSET_FILES, GLTF_FILE, SPZ_FILE
 from pipelines.assets.files import MESH_FILE, PLY_FILE, SPLAT_FILE, TURNTABLE_FILE, VIEWER_FILE, write_assets
 from pipelines.assets.turntable import write_turntable
 from pipelines.assets.viewer import write_viewer
@@ -45,8 +46,12 @@ def test_every_file_is_written_and_described(tmp_path):
 
 
 def test_only_what_is_asked_for_is_written(tmp_path):
-    write(tmp_path, ball(), glb=False, turntable=False, html=False, splat=False)
-    assert [path.name for path in tmp_path.iterdir()] == [PLY_FILE]
+    none = {"glb": False, "turntable": False, "html": False, "splat": False}
+    write(tmp_path / "one", ball(50), **none)
+    assert [path.name for path in (tmp_path / "one").iterdir()] == [PLY_FILE]
+    facts = write(tmp_path / "more", ball(50), **none, ply=False, spz=True, gltf=True)
+    assert {path.name for path in (tmp_path / "more").iterdir()} == {SPZ_FILE, GLTF_FILE} == set(facts)
+    assert {*ALL, SPZ_FILE, GLTF_FILE} == {*ASSET_FILES}
 
 
 def test_no_surface_does_not_lose_the_rest(tmp_path, caplog):
@@ -126,9 +131,7 @@ def sample(gaussians):
 
 def test_a_sample_with_gaussians_gets_their_files(tmp_path):
     pair = [ball(), ball(1500, center=(0.0, 0.3, 0.0))]
-    both = Gaussians(
-        **{field.name: torch.cat([getattr(one, field.name) for one in pair]) for field in dataclasses.fields(Gaussians)}
-    )
+    both = Gaussians(**{name: torch.cat([one.tensors()[name] for one in pair]) for name in pair[0].tensors()})
     writer = VisualGeneratedVideos(VisualGeneratedVideos.Config(), assets=SMALL_OPTIONS)
     writer.write(tmp_path / "ball", sample(both), 1, fps=8, record={"prompt": "a </script> ball"})
     result = json.loads((tmp_path / "ball" / "result.json").read_text())

@@ -14,7 +14,16 @@ import trimesh
 from datasets.meshes.loading import load_mesh
 from datasets.meshes.renderer import sample_texture
 from datasets.meshes.scene import linear_to_srgb
-from pipelines.assets.depth_maps import DepthMaps, render_depth_maps, sphere_cameras, without_floaters
+from models.gaussians.rendering import render
+from pipelines.assets import texture
+from pipelines.assets.depth_maps import (
+    DepthMaps,
+    depth_maps_at,
+    render_depth_maps,
+    sphere_cameras,
+    with_opaque_depths,
+    without_floaters,
+)
 from pipelines.assets.mesh import UNLIT, write_glb
 from pipelines.assets.surface import OPEN_SHARE, Volume, clean, close_gaps, extract_surface, fuse, triangulate
 from pipelines.assets.texture import colors_at, cover_texels
@@ -168,10 +177,20 @@ def test_cameras_surround_the_object():
 
 def test_texels_of_two_triangles_cover_a_square_once():
     square = np.array([[[1, 1], [9, 1], [9, 9]], [[1, 1], [9, 9], [1, 9]]], dtype=float)
-    texels_T2, faces_T, weights_T3 = cover_texels(square)
+    texels_T2, faces_T, weights_T3 = (values.numpy() for values in cover_texels(torch.from_numpy(square)))
     assert {tuple(texel) for texel in texels_T2} == {(x, y) for x in range(1, 9) for y in range(1, 9)}
     places = np.einsum("tk,tkc->tc", weights_T3, square[faces_T])
     np.testing.assert_allclose(places, texels_T2 + 0.5, atol=1e-12)
+
+
+def test_texels_are_the_same_in_parts(monkeypatch):
+    triangles = 60 * torch.rand(40, 3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    triangles[7, 2] = triangles[7, 1]  # without an area
+    whole = cover_texels(triangles)
+    monkeypatch.setattr(texture, "CHUNK_TEXELS", 500)
+    for found, wanted in zip(cover_texels(triangles), whole, strict=True):
+        assert torch.equal(found, wanted)
+    assert 7 not in whole[1]
 
 
 def test_what_stands_behind_takes_no_colour_of_what_stands_before():
@@ -188,10 +207,10 @@ def test_what_stands_behind_takes_no_colour_of_what_stands_before():
         depths_V1HW=torch.ones(1, 1, 32, 32),
     )
     on_the_wall, behind = (-0.1, 0.0, 1.0), (0.4, 0.0, 2.0)
-    facing = np.array([[0.0, 0.0, -1.0]] * 2)
-    seen = colors_at(np.array([on_the_wall, behind]), facing, views)
+    facing = torch.tensor([[0.0, 0.0, -1.0]] * 2)
+    seen = colors_at(torch.tensor([on_the_wall, behind]), facing, views)
     np.testing.assert_allclose(seen, [[1, 0, 0], [1, 0, 0]], atol=1e-6)  # the nearest place that is seen
-    at_the_wall = colors_at(np.array([on_the_wall, (0.2, 0.0, 1.02)]), facing, views)
+    at_the_wall = colors_at(torch.tensor([on_the_wall, (0.2, 0.0, 1.02)]), facing, views)
     np.testing.assert_allclose(at_the_wall, [[1, 0, 0], [0, 0, 1]], atol=1e-6)  # so little behind is still the wall
 
 
@@ -247,3 +266,20 @@ def test_vertex_colours_instead_of_a_texture(tmp_path):
     _, direction = corners(mesh)
     assert np.abs(linear_to_srgb(mesh.colors_F33.reshape(-1, 3)) - direction_colors(direction)).mean() < 0.02
     assert "extensionsUsed" not in glb_json(tmp_path / "mesh.glb")
+
+
+def test_half_transparent_gaussians_have_the_depth_of_their_surface():
+    """As they are, they show the far side of the ball too, and the mean depth lies inside it."""
+    faint = ball(1500, radius=RADIUS)
+    faint = dataclasses.replace(faint, opacities_BN1=torch.full_like(faint.opacities_BN1, 0.4))
+    c2w_V44, K_33 = orbit_cameras(num_views=2, elevation_deg=10, radius=2.0), intrinsics(30.0, 48)
+
+    def draw(c2w_V44, K_33, size, background):
+        return render(faint, c2w_V44[None], K_33, size=size, background=background)
+
+    corner = torch.full((3,), RADIUS)
+    plain = depth_maps_at(draw, c2w_V44, K_33, (48, 48), -corner, corner)
+    solid = with_opaque_depths(plain, faint)
+    assert float(plain.depths_V1HW[:, 0, 24, 24].mean()) > 2 - RADIUS + 0.1
+    torch.testing.assert_close(solid.depths_V1HW[:, 0, 24, 24], torch.full((2,), 2 - RADIUS), atol=0.03, rtol=0)
+    assert torch.equal(solid.alphas_V1HW, plain.alphas_V1HW)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines.benchmark import objects
 from pipelines.benchmark.case import Bench, build_pipeline
 from pipelines.benchmark.diffusers_unet import diffusers_unet
 from pipelines.benchmark.runner import BenchOptions, plan, run_benchmark
@@ -190,6 +191,26 @@ def test_the_command_measures_a_model(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "small/infer" in printed
     assert "matrix product of 64, bfloat16" in printed
+
+
+def test_files_and_fits_are_measured(tmp_path, monkeypatch):
+    fit = objects.fit_object
+    small = {"num_steps": 2, "hull_grid": 16, "num_gaussians": 64}
+    monkeypatch.setattr(objects, "FIT_VIEWS", 4)
+    monkeypatch.setattr(objects, "FIT_SIZE", 24)
+    monkeypatch.setattr(objects.FITS, "names", lambda: ["gs"])
+    monkeypatch.setattr(
+        objects, "fit_object", lambda section, *args, **named: fit(section.changed(**small), *args, **named)
+    )
+    files = {"ply": True, "splat": True, "glb": False, "html": False, "turntable": False}
+    config = (
+        write_family(tmp_path) | write_head(tmp_path) | {"assets": files, "sampler": {"type": "DDIM", "num_steps": 2}}
+    )
+    tables, _ = tables_of(tmp_path, config, "files", "fits")
+    assert [row["what"].split(",")[0] for row in tables["files"]] == ["gaussians.ply", "gaussians.splat", "all files"]
+    assert all(row["seconds"] >= 0 for row in tables["files"])
+    assert [row["what"] for row in tables["fits"]] == ["gs", "gs, files"]
+    assert tables["fits"][0]["psnr_db"] > 5
 
 
 @pytest.mark.gpu

@@ -5,7 +5,7 @@ import pytest
 import trimesh
 
 from datasets.meshes.scene import RenderMesh
-from pipelines.evaluation.mesh_metrics import is_outer, sample_surface, surface_distance
+from pipelines.evaluation.mesh_metrics import is_inside, is_outer, sample_surface, surface_distance, volume_iou
 from utils.errors import DataError
 
 
@@ -95,3 +95,30 @@ def test_a_mesh_without_area_is_refused():
     flat = np.zeros((2, 3, 3))
     with pytest.raises(DataError, match="no area"):
         sample_surface(RenderMesh(points_F33=flat, normals_F33=flat, colors_F33=flat), num_points=10, seed=0)
+
+
+def test_iou_of_boxes_is_that_of_the_formula():
+    box, moved = trimesh.creation.box((1, 1, 1)), trimesh.creation.box((1, 1, 1))
+    moved.apply_translation((0.5, 0, 0))
+    assert volume_iou(as_mesh(box), as_mesh(box)) == 1
+    assert volume_iou(as_mesh(box), as_mesh(moved), grid=60) == pytest.approx(1 / 3, abs=0.02)
+    half = trimesh.creation.box((1, 0.5, 1))
+    assert volume_iou(as_mesh(box), as_mesh(half)) == pytest.approx(0.5, abs=0.02)
+
+
+def test_overlapping_parts_count_once_and_the_inside_is_where_it_is():
+    ball = trimesh.creation.icosphere(subdivisions=3, radius=0.5)
+    twice = trimesh.util.concatenate([ball, ball.copy().apply_translation((0.1, 0, 0))])
+    one_XYZ = is_inside(as_mesh(ball), np.full(3, -0.5), side=1.0, grid=32)
+    both_XYZ = is_inside(as_mesh(twice), np.full(3, -0.5), side=1.0, grid=32)
+    places = (np.indices((32, 32, 32)) + 0.5) / 32 - 0.5
+    assert (one_XYZ == (np.linalg.norm(places, axis=0) < 0.5)).mean() > 0.99  # the mesh is a little smaller
+    assert bool((both_XYZ >= one_XYZ).all())
+    assert one_XYZ.mean() == pytest.approx(np.pi / 6, abs=0.01)
+
+
+def test_meshes_without_a_volume_have_no_iou():
+    inside_out = trimesh.creation.box((1, 1, 1))
+    inside_out.invert()
+    with pytest.raises(DataError, match="enclose no volume"):
+        volume_iou(as_mesh(inside_out), as_mesh(inside_out))

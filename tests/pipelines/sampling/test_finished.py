@@ -216,6 +216,17 @@ def test_a_sample_without_a_file_is_not_finished(tmp_path, one_sample, name, how
     assert ("has no" if how == "deleted" or "gone" in name else "is not as it was written") in caplog.text
 
 
+def test_settings_that_are_newer_than_a_sample_do_not_make_it_again(tmp_path, one_sample):
+    job, settings = copy_of(one_sample, tmp_path)
+    result = json.loads((job.folder / "result.json").read_text())
+    for name in ("spz", "gltf"):
+        del result["settings"]["assets"][name]
+    (job.folder / "result.json").write_text(json.dumps(result))
+    assert is_done(job, settings)
+    assert not is_done(job, {**settings, "assets": {**settings["assets"], "spz": True}})
+    assert not is_done(job, {**settings, "assets": {**settings["assets"], "faces": 77}})
+
+
 def test_a_cut_file_is_not_whole(tmp_path, one_sample):
     job, settings = copy_of(one_sample, tmp_path)
     content = (job.folder / "orbit.mp4").read_bytes()

@@ -103,3 +103,18 @@ def test_equally_good_views_are_all_trusted():
 def test_wrong_options_are_refused(option, value):
     with pytest.raises(ConfigError, match=option):
         RobustOptions(**{option: value})
+
+
+def test_a_view_must_be_no_outlier_in_any_error():
+    loss = loss_of(num_views=10)
+    same = torch.full((10,), 0.02)
+    loss.estimate_weights(same, torch.where(torch.arange(10) == 3, 0.5, same))
+    assert loss.weight_V.nonzero()[:, 0].tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+
+
+def test_weights_are_relative_to_the_views_that_are_drawn():
+    loss = loss_of(num_views=4, mask_weight=0.0)
+    args = (torch.full((2, 3), 0.5), torch.ones(2, 1), torch.zeros(2, 3), torch.ones(2, 1), [0, 1])
+    before = float(applied(loss, *args))
+    loss.weight_V[2:] = 0
+    assert float(applied(loss, *args)) == pytest.approx(before)

@@ -1,0 +1,86 @@
+"""Measure the 3D files of a sample, and fits of an object to true views: what a user waits for after the views.
+
+Letters: V views.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from datasets.views.rendered import true_views
+from datasets.zoo.sample import sample_object
+from models.gaussians.scene import Gaussians
+from pipelines.assets.files import write_assets
+from pipelines.benchmark.case import Bench, Case, sample
+from pipelines.benchmark.timing import peak_gib, reset_peak
+from pipelines.reconstruction.fitting.loop import fit_object
+from pipelines.reconstruction.fitting.storage import write_fit
+from utils.cameras import DATA_FOV_DEG, orbit_cameras
+from utils.registry import FITS
+from utils.stopwatch import synchronize
+
+FIT_VIEWS, FIT_SIZE, OBJECT_SEED = 24, 256, 5
+
+
+def measure_files(bench: Bench, case: Case) -> list[dict[str, Any]]:
+    """Measure each 3D file of a sample with its Gaussians, warm, and all of them together."""
+    if not case.cfg.reconstruction:
+        return []
+    pipeline = bench.pipeline(case.cfg, head=True)
+    if pipeline.reconstruction is None:
+        return []
+    gaussians = sample(pipeline).gaussians.scene(0)
+    with tempfile.TemporaryDirectory() as folder:
+        _files(bench, case, gaussians, Path(folder))  # allocates
+        held = reset_peak(bench.device)
+        facts, seconds = _files(bench, case, gaussians, Path(folder))
+    rows = [
+        {**case.row, "what": name, **({"seconds": fact["seconds"]} if "error" not in fact else {"failed": "no file"})}
+        for name, fact in facts.items()
+    ]
+    total = {**case.row, "what": f"all files, {gaussians.means_BN3.shape[1]} Gaussians", "seconds": seconds}
+    return [*rows, total | {"held_gib": held, "peak_gib": peak_gib(bench.device)}]
+
+
+def _files(bench: Bench, case: Case, gaussians: Gaussians, folder: Path) -> tuple[dict[str, Any], float]:
+    synchronize(bench.device)
+    started = time.perf_counter()
+    facts = write_assets(
+        folder,
+        gaussians,
+        options=case.cfg.assets,
+        c2w_44=case.cfg.cameras.c2w()[0],
+        fov_deg=DATA_FOV_DEG,
+        title="benchmark",
+        rasterizer=case.cfg.rasterizer,
+    )
+    return facts, time.perf_counter() - started
+
+
+def measure_fits(bench: Bench, case: Case) -> list[dict[str, Any]]:
+    """Fit each method with its default options to 24 true views of 256 x 256 of one object, and write its files."""
+    c2w_V44 = orbit_cameras(num_views=FIT_VIEWS, elevation_deg=15.0, radius=2.0)
+    mesh = sample_object(OBJECT_SEED, "held_out").mesh
+    views, move = true_views(mesh, c2w_V44, fov_deg=DATA_FOV_DEG, size=FIT_SIZE).normalized()
+    views = views.to(bench.device)
+    rows = []
+    for name in FITS.names():
+        section = FITS.section({"type": name})
+        held = reset_peak(bench.device)
+        fitted = fit_object(section, views, seed=0)
+        synchronize(bench.device)
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            write_fit(Path(folder), fitted, section, move=move, options=case.cfg.assets)
+        seconds = time.perf_counter() - started
+        shared = {**case.row, "views": FIT_VIEWS, "pixels": f"{FIT_SIZE} x {FIT_SIZE}", "held_gib": held}
+        shared["peak_gib"] = peak_gib(bench.device)
+        psnr_db = float(fitted.psnr_V.mean())
+        rows += [
+            {**shared, "what": name, "seconds": fitted.seconds, "psnr_db": psnr_db},
+            {**shared, "what": f"{name}, files", "seconds": seconds},
+        ]
+    return rows
