@@ -399,7 +399,7 @@ def _gaussians(folder: Path) -> Iterator[Case]:
         "a count of 10^18.ply": (whole.replace(b"vertex 30", b"vertex " + b"9" * 18), "truncated"),
         "a count below 0.ply": (whole.replace(b"vertex 30", b"vertex -30"), "no number of Gaussians"),
         "a count of none.ply": (whole.replace(b"vertex 30", b"vertex 0"), "no Gaussians"),
-        "ascii.ply": (whole.replace(b"binary_little_endian", b"ascii"), "format is ascii"),
+        "ascii.ply": (whole.replace(b"binary_little_endian", b"ascii"), "truncated"),
         "a mesh.ply": (b"ply\nformat ascii 1.0\nelement vertex 0\nelement face 0\nend_header\n", "mesh or a point"),
         "an unknown type.ply": (whole.replace(b"float x", b"half x"), "is unknown"),
         "a name twice.ply": (whole.replace(b"float nx", b"float x"), "twice"),

@@ -122,6 +122,7 @@ def sample(gaussians):
     return types.SimpleNamespace(
         views_BVCHW=torch.rand(2, 2, 3, 32, 32),
         refined_views_BVCHW=None,
+        input_views_B3HW=None,
         c2w_V44=ORBIT,
         fov_deg=39.6,
         gaussians=gaussians,

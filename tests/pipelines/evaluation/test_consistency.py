@@ -176,7 +176,7 @@ def test_chamfer_in_closed_form():
 
 def test_a_surface_lies_where_the_gaussians_are():
     one = thing(0)
-    single = Gaussians(**{name: value[:, :1] for name, value in vars(one).items()})
+    single = Gaussians(**{name: value[:, :1] for name, value in one.tensors().items()})
     draw = partial(render_scenes, fov_deg=FOV, size=(SIZE, SIZE))
     [points] = surface_points(single, C2W[None], draw, seed=0)
     assert len(points) > 50
