@@ -149,3 +149,20 @@ class Backbone(nn.Module):
     def can_be_graphed(self) -> bool:
         """Whether the forward and backward passes of training can be captured as CUDA graphs, without CPU work."""
         return False
+
+
+def check_shapes(x: Tensor, camera_data: Tensor | None, *, channels: int, multiple: int) -> None:
+    """Check the shapes of the latents (B, C, V, H, W) and of the cameras (B, V, 16) that `forward` received.
+
+    Raises:
+        ValueError: C is not `channels`, H or W is no multiple of `multiple`, or B or V differ.
+    """
+    if x.shape[1] != channels or x.shape[3] % multiple or x.shape[4] % multiple:
+        raise ValueError(
+            f"latents of shape {tuple(x.shape)} do not fit: the number of channels must be {channels}, and height and "
+            f"width must be multiples of {multiple}"
+        )
+    if camera_data is not None and camera_data.shape[:2] != (x.shape[0], x.shape[2]):
+        raise ValueError(
+            f"camera_data {tuple(camera_data.shape)} does not fit latents {tuple(x.shape)}; B and V must be equal"
+        )

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.backbone import Backbone, DeepFeatures
+from models.backbone import Backbone, DeepFeatures, check_shapes
 from models.unet.blocks import embedding_mlp, sinusoidal_embedding
 from models.unet.config import CAMERA_DIM, UNetConfig
 from models.unet.image_condition import (
@@ -143,16 +143,7 @@ class OrbitUNet(Backbone):
         self, x: Tensor, camera_data: Tensor | None, fps: Tensor | None, local_image: Tensor | None
     ) -> None:
         """Check the shapes and the presence of the inputs of `forward`, which lists the errors."""
-        factor = self.config.latent_multiple
-        if x.shape[1] != self.config.in_dim or x.shape[3] % factor or x.shape[4] % factor:
-            raise ValueError(
-                f"latents of shape {tuple(x.shape)} do not fit: the number of channels must be {self.config.in_dim}, "
-                f"and height and width must be multiples of {factor}"
-            )
-        if camera_data is not None and camera_data.shape[:2] != (x.shape[0], x.shape[2]):
-            raise ValueError(
-                f"camera_data {tuple(camera_data.shape)} does not fit latents {tuple(x.shape)}; B and V must be equal"
-            )
+        check_shapes(x, camera_data, channels=self.config.in_dim, multiple=self.config.latent_multiple)
         if self.config.image_condition and (local_image is None or fps is None):
             raise ValueError("the image model needs local_image and fps; pass both")
 

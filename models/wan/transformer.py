@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from models.backbone import Backbone, BackboneConfig
+from models.backbone import Backbone, BackboneConfig, check_shapes
 from models.wan.folder import TRANSFORMER, check_transformer, is_own_file, load_transformer, part_folder, weight_files
 from models.wan.random_folder import write_random_transformer
 from utils.cameras import DATA_FOV_DEG, plucker_rays, without_first_azimuth
@@ -206,7 +206,7 @@ class WanOrbit(Backbone):
         Raises:
             ValueError: shapes do not fit.
         """
-        self._check_inputs(x, camera_data)
+        check_shapes(x, camera_data, channels=self.config.in_dim, multiple=self.config.latent_multiple)
         B, _, V, H, W = x.shape
         c2w_BV44 = None if camera_data is None else self._cameras(camera_data)
         h_BVLC = self._tokens(x, c2w_BV44)
@@ -225,18 +225,6 @@ class WanOrbit(Backbone):
         out_BVLC = self.proj_out((self.norm_out(h_BVLC.float()) * (1 + scale) + shift).type_as(h_BVLC))
         p = self.config.patch
         return rearrange(out_BVLC, "b v (h w) (p q c) -> b c v (h p) (w q)", h=H // p, p=p, q=p)
-
-    def _check_inputs(self, x: Tensor, camera_data: Tensor | None) -> None:
-        patch = self.config.patch
-        if x.shape[1] != self.config.in_dim or x.shape[3] % patch or x.shape[4] % patch:
-            raise ValueError(
-                f"latents of shape {tuple(x.shape)} do not fit: the number of channels must be {self.config.in_dim}, "
-                f"and height and width must be multiples of {patch}"
-            )
-        if camera_data is not None and camera_data.shape[:2] != (x.shape[0], x.shape[2]):
-            raise ValueError(
-                f"camera_data {tuple(camera_data.shape)} does not fit latents {tuple(x.shape)}; B and V must be equal"
-            )
 
     def _cameras(self, camera_data_BV16: Tensor) -> Tensor:
         """Return poses with OpenGL axes, (B, V, 4, 4) float32, in the frame that the network sees."""
