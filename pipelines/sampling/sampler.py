@@ -23,7 +23,7 @@ from models.diffusion import DiffusionProcess
 from pipelines.sampling.conditioner import Conditions
 from pipelines.sampling.guidance import ClassifierFreeGuidance, Refiner
 from pipelines.sampling.known_views import KnownViews
-from pipelines.sampling.solvers import SOLVERS, SPACINGS, make_scheduler
+from pipelines.sampling.solvers import SOLVERS, SPACINGS, check_solver, make_scheduler
 from utils.errors import ConfigError
 from utils.registry import SAMPLERS
 from utils.stopwatch import Stopwatch
@@ -220,8 +220,8 @@ class Sampler(OrbitSampler):
 
     def check(self, diffusion: DiffusionProcess) -> None:
         super().check(diffusion)
-        # only then can timesteps repeat, or the solver not fit
-        if self.config.num_steps >= diffusion.num_timesteps - 1 or diffusion.is_flow or self.config.solver == "euler":
+        check_solver(diffusion, solver=self.config.solver, spacing=self.config.spacing)
+        if self.config.num_steps >= diffusion.num_timesteps - 1:  # only then can timesteps repeat
             self.scheduler(diffusion)
 
     def scheduler(self, diffusion: DiffusionProcess) -> Any:

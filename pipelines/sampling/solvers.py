@@ -55,25 +55,30 @@ def make_scheduler(diffusion: DiffusionProcess, *, solver: str, num_steps: int, 
         ConfigError: the solver is not for this process, or a timestep would be used twice, as some solvers do when all
             timesteps are steps.
     """
-    if not (SOLVERS[solver].of_flow if diffusion.is_flow else SOLVERS[solver].of_betas):
-        fitting = [name for name, one in SOLVERS.items() if (one.of_flow if diffusion.is_flow else one.of_betas)]
+    check_solver(diffusion, solver=solver, spacing=spacing)
+    if diffusion.is_flow:
+        return flow_scheduler(diffusion, solver=solver, num_steps=num_steps)
+    return beta_scheduler(diffusion, solver=solver, num_steps=num_steps, spacing=spacing, warp=warp)
+
+
+def check_solver(diffusion: DiffusionProcess, *, solver: str, spacing: str) -> None:
+    """Check that a solver and a spacing of the timesteps are for a process.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    fitting = [name for name, one in SOLVERS.items() if (one.of_flow if diffusion.is_flow else one.of_betas)]
+    if solver not in fitting:
         raise ConfigError(
             f"sampler.solver={solver} does not solve Diffusion.type={type(diffusion).__name__}; use a sampler of "
             f"{', '.join(fitting)}, for instance sampler.type=UniPC"
         )
-    if diffusion.is_flow:
-        return flow_scheduler(diffusion, solver=solver, num_steps=num_steps, spacing=spacing)
-    return beta_scheduler(diffusion, solver=solver, num_steps=num_steps, spacing=spacing, warp=warp)
-
-
-def flow_scheduler(diffusion: DiffusionProcess, *, solver: str, num_steps: int, spacing: str) -> Any:
-    """Make a scheduler for flow matching: even steps of sigma from 1 to 0, shifted.
-
-    Raises:
-        ConfigError: the spacing is not `trailing`.
-    """
-    if spacing != "trailing":
+    if diffusion.is_flow and spacing != "trailing":
         raise ConfigError(f"sampler.spacing={spacing} is not for flow matching; use sampler.spacing=trailing")
+
+
+def flow_scheduler(diffusion: DiffusionProcess, *, solver: str, num_steps: int) -> Any:
+    """Make a scheduler for flow matching: even steps of sigma from 1 to 0, shifted."""
     scheduler = SOLVERS[solver].make(prediction_type="sample", use_flow_sigmas=True, **diffusion.scheduler_options())
     scheduler.set_timesteps(num_steps)
     # Diffusers rounds the timesteps to integers; the network and x0 need those of the sigmas.
