@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pipelines.evaluation.networks.grouping import grouped
 from pipelines.sampling.input_elevation import check_estimator
 from utils.cameras import camera_elevations_deg
 from utils.devices import pick_device
@@ -43,12 +44,7 @@ class ElevationErrors:
 
     def rows(self, *, by: str = "") -> dict[str, dict[str, float]]:
         """Compute the figures of each folder, and of its objects with each value of the attribute `by`."""
-        places: dict[str, list[int]] = {}
-        for index, (folder, attributes) in enumerate(zip(self.folders, self.attributes, strict=True)):
-            places.setdefault(folder, []).append(index)
-            if by:
-                places.setdefault(f"{folder}, {by} {attributes.get(by, 'unknown')}", []).append(index)
-        return {name: self._row(places[name]) for name in sorted(places)}
+        return {name: self._row(places) for name, places in grouped(self.folders, self.attributes, by=by).items()}
 
     def _row(self, places: Sequence[int]) -> dict[str, float]:
         true_deg = torch.cat([self.true_deg[index] for index in places])

@@ -16,6 +16,7 @@ from torch import Tensor
 from models.encoders import Autoencoder
 from pipelines.evaluation.held_out import background_of
 from pipelines.evaluation.image_metrics import ViewScores, join, score_views
+from pipelines.evaluation.networks.grouping import grouped
 from utils.devices import pick_device
 from utils.errors import ConfigError
 from utils.registry import DATASETS
@@ -44,12 +45,7 @@ class Restored:
 
     def rows(self, *, by: str = "") -> dict[str, dict[str, float]]:
         """Compute the figures of each folder, and of its objects with each value of the attribute `by`."""
-        places: dict[str, list[int]] = {}
-        for index, (folder, attributes) in enumerate(zip(self.folders, self.attributes, strict=True)):
-            places.setdefault(folder, []).append(index)
-            if by:
-                places.setdefault(f"{folder}, {by} {attributes.get(by, 'unknown')}", []).append(index)
-        return {name: self._row(places[name]) for name in sorted(places)}
+        return {name: self._row(places) for name, places in grouped(self.folders, self.attributes, by=by).items()}
 
     def _row(self, places: Sequence[int]) -> dict[str, float]:
         scores = join([self.scores[index] for index in places])
