@@ -230,6 +230,24 @@ def quaternion_product(left_N4: Tensor, right_N4: Tensor) -> Tensor:
     return torch.stack(parts, dim=-1)
 
 
+def quaternions_of(rotations_N33: Tensor) -> Tensor:
+    """Quaternions of rotation matrices, w first, of length one: (..., 4); w may be negative."""
+    (a, b, c), (d, e, f), (g, h, i) = (row.unbind(-1) for row in rotations_N33.unbind(-2))
+    # Four times the products of each two of the quaternion's numbers; the row with the largest square is exact.
+    products_N44 = torch.stack(
+        [
+            torch.stack([1 + a + e + i, h - f, c - g, d - b], dim=-1),
+            torch.stack([h - f, 1 + a - e - i, b + d, c + g], dim=-1),
+            torch.stack([c - g, b + d, 1 - a + e - i, f + h], dim=-1),
+            torch.stack([d - b, c + g, f + h, 1 - a - e + i], dim=-1),
+        ],
+        dim=-2,
+    )
+    best_N = products_N44.diagonal(dim1=-2, dim2=-1).argmax(-1)
+    best_N14 = best_N[..., None, None].expand(*best_N.shape, 1, 4)
+    return functional.normalize(products_N44.gather(-2, best_N14)[..., 0, :], dim=-1)
+
+
 def rotation_formula(quats_N4: Tensor) -> Tensor:
     """The matrix of an unnormalised quaternion (w, x, y, z): (..., 3, 3). It is a rotation if the length is one."""
     w, x, y, z = quats_N4.unbind(-1)

@@ -32,7 +32,7 @@ from pipelines.evaluation.image_metrics import score_views
 from pipelines.evaluation.mesh_metrics import surface_distance
 from pipelines.evaluation.samples import read_views, sample_folders, views_folders
 from pipelines.placement import Placement
-from pipelines.reconstruction.feed_forward import GaussianReconstruction
+from pipelines.reconstruction.lgm import GaussianReconstruction
 from pipelines.reconstruction.loading import build_reconstruction, check_reconstruction, load_network_of
 from pipelines.sampling.inputs import slug_of
 from utils.cameras import intrinsics

@@ -16,7 +16,7 @@ from models.gaussians.lgm import evenly_spaced
 from models.gaussians.rendering import Rendering, pick_rasterizer, render
 from models.gaussians.scene import Gaussians
 from models.perceptual import load_perceptual_loss
-from pipelines.reconstruction.feed_forward import GaussianReconstruction
+from pipelines.reconstruction.lgm import GaussianReconstruction
 from pipelines.training.data.orbits_in_memory import composite
 from utils.cameras import intrinsics, opencv_to_opengl
 from utils.errors import ConfigError

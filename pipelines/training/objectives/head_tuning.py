@@ -22,7 +22,7 @@ from models.gaussians.lgm import LGM, head_input
 from models.gaussians.scene import Gaussians
 from models.weights import HEAD_PREFIX, has_head, load_head
 from pipelines.parts import load_generator
-from pipelines.reconstruction.feed_forward import GaussianReconstruction
+from pipelines.reconstruction.lgm import GaussianReconstruction
 from pipelines.training.data.orbit_batches import DiffusionBatch, roll_views
 from pipelines.training.data.orbits_in_memory import load_orbits
 from pipelines.training.objectives.diffusion import OrbitDenoising

@@ -16,7 +16,7 @@ from datasets.orbits.layout import write_orbit
 from datasets.orbits.packed import PackedShard, shard_file, write_shard
 from models.gaussians.rendering import render
 from models.weights import read_weights, save_published, save_safetensors
-from pipelines.reconstruction.feed_forward import GaussianReconstruction
+from pipelines.reconstruction.lgm import GaussianReconstruction
 from pipelines.training.objectives.head_augment import disturb_views, jitter_poses
 from pipelines.training.objectives.head_loss import draw_views, sized
 from pipelines.training.trainer import Trainer, train
