@@ -24,8 +24,9 @@ consistency.json.
     python tools/evaluate.py --measure head --cfg configs/mini/i2v_infer.yaml --held-out workspace/zoo_held_out --num 24
 
 The Gaussian head by itself: it receives true views, and its renders from other cameras and its meshes are compared with
-the truth. `--runs workspace/evaluation/given_1` adds the result for the views that an image model sampled. Results:
-head.json.
+the truth. `--runs workspace/evaluation/given_1` adds the result for the views that an image model sampled. For a head
+that takes any number of views, `--inputs 8` is a row for 8
+of them and may be repeated. Results: head.json.
 
     python tools/evaluate.py --measure settings --cfg configs/mini/t2v_infer.yaml --held-out workspace/zoo_held_out \
         --num 24 refine=true --set "reconstruction.guidance=before" --set "reconstruction.guidance=after"
@@ -164,7 +165,9 @@ def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
         )
         return consistency_table(evaluate_consistency(cfg, options))
     if args.measure == "head":
-        options = HeadOptions(held_out=args.held_out, runs=args.runs, num_objects=args.num, out=args.out)
+        options = HeadOptions(
+            held_out=args.held_out, runs=args.runs, num_objects=args.num, out=args.out, inputs=args.inputs
+        )
         return head_table(evaluate_head(cfg, options))
     if args.measure == "likeness":
         if len(args.runs) != 1:
@@ -240,6 +243,14 @@ def arguments() -> argparse.ArgumentParser:
     add("--runs", type=Path, action="append", default=[], help="measure these samples; may be repeated")
     add("--out", type=Path, default=Path("workspace/evaluation"), help="folder for the results")
     add("--set", action="append", default=[], metavar="OVERRIDES", help="a row of --measure settings; may be repeated")
+    add(
+        "--inputs",
+        type=int,
+        action="append",
+        default=[],
+        metavar="N",
+        help="head: a row for this number of true views, evenly chosen among views 0, 2, 4, ...; may be repeated",
+    )
     text = parser.add_argument_group("recognition (text models)").add_argument
     text("--classifier", default="data/mini/classifier.safetensors", help="weights from configs/mini/classifier.yaml")
     text(

@@ -32,6 +32,7 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from datasets.meshes.companions import Companions
@@ -49,7 +50,7 @@ from datasets.meshes.renderer import Rendering, render_views
 from datasets.meshes.scene import RenderMesh, normalise
 from datasets.orbits.layout import is_complete, view_file, write_orbit
 from datasets.orbits.packed import PackedShard, shard_file, write_shard
-from utils.cameras import orbit_cameras
+from utils.cameras import cameras_at, orbit_cameras
 from utils.errors import ConfigError, DataError, first_line
 from utils.files import writable_folder, write_json
 from utils.jobs import run_jobs
@@ -214,13 +215,21 @@ def errors_of_shard(path: Path, meshes: dict[str, MeshFile]) -> list[str] | None
 
 
 def cameras_of(name: str, options: argparse.Namespace) -> np.ndarray:
-    """Return c2w_V44 of one mesh; elevation and azimuth are fixed, or drawn from their ranges by name and seed."""
+    """Return c2w_V44 of one mesh; elevation and azimuth are fixed, or drawn from their ranges by name and seed.
+
+    With --scattered, each view draws its own elevation.
+    """
     digest = hashlib.sha256(f"{options.seed} {name}".encode()).digest()
     generator = np.random.default_rng(list(digest[:8]))
     elevation, azimuth = (
         float(generator.uniform(ends[0], ends[-1])) if len(ends) > 1 else ends[0]
         for ends in (options.elevation, options.azimuth)
     )
+    if options.scattered:
+        azimuth_V = azimuth + 360 * np.arange(options.views) / options.views
+        elevation_V = generator.uniform(options.elevation[0], options.elevation[-1], options.views)
+        angles = (torch.from_numpy(azimuth_V), torch.from_numpy(elevation_V))
+        return cameras_at(*angles, torch.full((options.views,), options.distance)).numpy()
     return orbit_cameras(
         num_views=options.views, elevation_deg=elevation, radius=options.distance, azimuth_start_deg=azimuth
     ).numpy()
@@ -231,7 +240,9 @@ def held_settings(options: argparse.Namespace) -> dict[str, Any]:
     settings = {name: getattr(options, name) for name in HELD}
     drawn = [name for name in RANGES if len(settings[name]) > 1]
     fixed = {name: settings[name][0] for name in RANGES if name not in drawn}
-    return settings | fixed | ({"seed": options.seed} if drawn else {}) | light_settings(options)
+    # None without it, because folders of earlier versions do not have it
+    scattered = {"scattered": True if options.scattered else None}
+    return settings | fixed | ({"seed": options.seed} if drawn else {}) | scattered | light_settings(options)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -244,6 +255,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--azimuth", type=float, nargs="+", default=[0.0], help="degrees of view 0; two give a range (default 0)"
+    )
+    parser.add_argument(
+        "--scattered", action="store_true", help="each view has its own elevation, from the range of --elevation"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="seed for values from the ranges, and for varied light (default 0)"
@@ -268,6 +282,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             raise ConfigError(f"--{name} must be one angle, or a range with the smaller angle first, got {ends}")
     if options.dictionary in ("", ".", "..") or re.search(r"[/\\\0\ud800-\udfff]", options.dictionary):
         raise ConfigError(f"--dictionary={options.dictionary} must be the name of one folder below --out")
+    if options.scattered and len(options.elevation) < 2:
+        raise ConfigError("--scattered draws an elevation for each view; give --elevation two angles")
     if options.shard < 1 or options.seed < 0:
         raise ConfigError("--shard must be at least 1, and --seed at least 0")
     if options.where and not options.list:

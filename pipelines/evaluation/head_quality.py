@@ -23,6 +23,7 @@ from datasets.meshes.loading import load_mesh
 from datasets.meshes.scene import RenderMesh
 from datasets.shapes import redraw_shape
 from datasets.zoo import redraw
+from models.gaussians.lgm import evenly_spaced
 from models.gaussians.rendering import render
 from models.perceptual import Lpips, find_lpips
 from pipelines.assets.mesh import write_glb
@@ -32,7 +33,7 @@ from pipelines.evaluation.image_metrics import score_views
 from pipelines.evaluation.mesh_metrics import surface_distance
 from pipelines.evaluation.samples import read_views, sample_folders, views_folders
 from pipelines.placement import Placement
-from pipelines.reconstruction.lgm import GaussianReconstruction
+from pipelines.reconstruction.feed_forward import FeedForward, FeedForwardConfig
 from pipelines.reconstruction.loading import build_reconstruction, check_reconstruction, load_network_of
 from pipelines.sampling.inputs import slug_of
 from utils.cameras import intrinsics
@@ -56,12 +57,15 @@ class HeadOptions:
         runs: folders of samples that evaluate.py made of these objects; each kind of result is a row.
         num_objects: maximum number of objects.
         out: output folder.
+        inputs: numbers of true views; each is a row. They are evenly spaced among the views with even numbers, and the
+            others are unseen in every row. Empty: the configured input views.
     """
 
     held_out: Path
     runs: Sequence[Path]
     num_objects: int
     out: Path
+    inputs: Sequence[int] = ()
 
 
 def evaluate_head(cfg: RunConfig, options: HeadOptions) -> dict[str, Any]:
@@ -76,14 +80,21 @@ def evaluate_head(cfg: RunConfig, options: HeadOptions) -> dict[str, Any]:
     check_reconstruction(cfg, device, needed=True)
     out = writable_folder(options.out, option="--out")
     orbits = TrueOrbits(options.held_out, cfg, limit=options.num_objects, scratch=out, option="--held-out")
-    rows = {TRUE_ROW: dict.fromkeys(range(len(orbits)))} | sampled_views(options.runs, orbits)
+    every_orbit = dict.fromkeys(range(len(orbits)))
+    rows = {TRUE_ROW: every_orbit} | sampled_views(options.runs, orbits)
     meshes = true_meshes(options.held_out, cfg, num_objects=len(orbits)) if cfg.assets.glb else {}
     reconstruction = load_head_alone(cfg, device)
-    inputs = reconstruction.config.views_of(cfg.cameras.num_views)
-    unseen = [view for view in range(cfg.cameras.num_views) if view not in inputs]
+    num_views = cfg.cameras.num_views
+    inputs = reconstruction.config.views_of(num_views)
+    unseen = [view for view in range(num_views) if view not in inputs]
+    if options.inputs:
+        given = inputs_of_rows(reconstruction.config, options.inputs, num_views=num_views)
+        rows, unseen = {name: every_orbit for name in given}, list(range(1, num_views, 2))
     measure = Measure(cfg, reconstruction, lpips=find_lpips(device=device))
     figures = {}
     for name, folders in rows.items():
+        if options.inputs:
+            reconstruction.config = dataclasses.replace(reconstruction.config, input_views=given[name])
         row_out = writable_folder(out / "head" / slug_of(name), option="--out")
         measured = {}
         for number, folder in tqdm(folders.items(), unit="object", desc=name[-40:]):
@@ -104,15 +115,33 @@ def evaluate_head(cfg: RunConfig, options: HeadOptions) -> dict[str, Any]:
     return result
 
 
-def load_head_alone(cfg: RunConfig, device: torch.device) -> GaussianReconstruction:
+def inputs_of_rows(config: FeedForwardConfig, numbers: Sequence[int], *, num_views: int) -> dict[str, list[int]]:
+    """Choose the input views of each row of `HeadOptions.inputs`.
+
+    Raises:
+        ConfigError: there are fewer views, or the head does not take so many.
+    """
+    rows = {}
+    for number in numbers:
+        if not 1 <= number <= num_views // 2:
+            raise ConfigError(
+                f"--inputs {number} must lie between 1 and {num_views // 2}, half of cameras.num_views={num_views}"
+            )
+        rows[f"{number} true views"] = [2 * view for view in evenly_spaced(num_views // 2, number)]
+        dataclasses.replace(config, input_views=rows[f"{number} true views"])  # raises ConfigError
+    return rows
+
+
+def load_head_alone(cfg: RunConfig, device: torch.device) -> FeedForward:
     """Load the head without a generator.
 
     Raises:
         ConfigError: the configuration has no head.
     """
-    if not isinstance(cfg.reconstruction.options, GaussianReconstruction.Config):
+    if not issubclass(cfg.reconstruction.cls, FeedForward):
         raise ConfigError(
-            f"--measure head does not support reconstruction.type={cfg.reconstruction.type}; use GaussianReconstruction"
+            f"--measure head does not support reconstruction.type={cfg.reconstruction.type}; use "
+            "GaussianReconstruction or DenseReconstruction"
         )
     head = load_network_of(cfg)
     if head is None:
@@ -173,7 +202,7 @@ class Measure:
         lpips: the LPIPS network; None: no LPIPS.
     """
 
-    def __init__(self, cfg: RunConfig, reconstruction: GaussianReconstruction, *, lpips: Lpips | None) -> None:
+    def __init__(self, cfg: RunConfig, reconstruction: FeedForward, *, lpips: Lpips | None) -> None:
         self.cfg, self.reconstruction, self.lpips = cfg, reconstruction, lpips
         self.background = background_of(cfg)
         # A texture is not needed, because only the surface is measured.

@@ -5,12 +5,9 @@ Letters: B batch, V views of an orbit, I input views of the head, C channels, H 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,31 +15,30 @@ from torch import Tensor, nn
 from models.gaussians.lgm import LGM, evenly_spaced, head_input
 from models.gaussians.scene import Gaussians
 from models.weights import has_head, load_head
-from pipelines.reconstruction.base import Reconstructor
+from pipelines.reconstruction.feed_forward import FeedForward, FeedForwardConfig
 from utils.cameras import head_cameras, head_to_world, opencv_to_opengl
 from utils.errors import ConfigError, DataError
-from utils.registry import MODEL, RECONSTRUCTORS, Section
+from utils.registry import RECONSTRUCTORS
 
 log = logging.getLogger(__name__)
 
 
 @RECONSTRUCTORS.register
-class GaussianReconstruction(Reconstructor):
+class GaussianReconstruction(FeedForward):
     """LGM (arXiv:2402.05054) as VideoMV uses it (arXiv:2403.12010, section 3.3)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Reconstructor.Config):
+    class Config(FeedForwardConfig):
         """
         Attributes:
             head: sizes of the Gaussian head, see models.gaussians.lgm.
             pretrained: weights of the head; null: the weights with the prefix `lgm_big.` in `test_model`.
-            input_views: the input views of the head; empty: evenly spaced, starting at view 0.
+            input_views: as many as the head takes; empty: evenly spaced, starting at view 0.
             fov_deg: field of view with which the head was trained; null: that of the data.
             published_sampling_axes: see utils.cameras.head_cameras.
         """
 
-        head: dict[str, Any] = field(default_factory=dict)
-        input_views: list[int] = field(default_factory=list)
+        head_type = "LGM"
         published_sampling_axes: bool = False
 
         def __post_init__(self) -> None:
@@ -52,20 +48,6 @@ class GaussianReconstruction(Reconstructor):
                 raise ConfigError(
                     f"input_views={list(self.input_views)}, but the head takes {wanted} views; list as many"
                 )
-
-        @cached_property
-        def head_section(self) -> Section:
-            """The checked section of the head."""
-            return MODEL.section({"type": "LGM", **self.head}, where="reconstruction.head")
-
-        @property
-        def head_config(self) -> LGM.Config:
-            """The checked sizes of the head."""
-            return self.head_section.options
-
-        @property
-        def names_views(self) -> bool:
-            return bool(self.input_views)
 
         def views_of(self, num_views: int) -> list[int]:
             return list(self.input_views) or evenly_spaced(num_views, self.head_config.num_input_views)
@@ -84,9 +66,11 @@ class GaussianReconstruction(Reconstructor):
                 f"{wanted} different views from 0 to {num_views - 1}"
             )
 
-    @classmethod
-    def build_network(cls, config: Config) -> LGM:
-        return config.head_section.build()
+        def head_poses(self, c2w_BV44: Tensor) -> Tensor:
+            return head_cameras(c2w_BV44, fov_deg=self.fov).poses_V44
+
+        def predicted(self, network: nn.Module, views_BICHW: Tensor, poses_BI44: Tensor) -> Gaussians:
+            return network(head_input(views_BICHW, poses_BI44, fov_deg=self.fov))
 
     @classmethod
     def load_network(cls, config: Config, *, test_model: str, needed: bool) -> LGM | None:
@@ -105,9 +89,6 @@ class GaussianReconstruction(Reconstructor):
             head = cls.build_network(config)
         load_head(head, path, option=option)
         return head.requires_grad_(False).eval()
-
-    def parts_to_compile(self) -> list[nn.Module]:
-        return self.network.parts_to_compile()
 
     def world_gaussians(self, views_BVCHW: Tensor, c2w_V44: Tensor) -> Gaussians:
         """Reconstruct objects in the world frame, with true rotations as files and viewers need them."""
@@ -129,14 +110,13 @@ class GaussianReconstruction(Reconstructor):
         inputs = self.config.views_of(len(c2w_V44))
         poses_I44 = self.poses(c2w_V44)[inputs].to(views_BICHW.device)
         poses_BI44 = poses_I44.expand(len(views_BICHW), -1, -1, -1)
-        with self._precision():
-            return self.network(head_input(views_BICHW.float(), poses_BI44, fov_deg=self.config.fov))
+        with self.precision():
+            return self.config.predicted(self.network, views_BICHW.float(), poses_BI44)
 
     def poses(self, c2w_V44: Tensor) -> Tensor:
         """Convert cameras to the head's frame: camera to world with OpenGL axes."""
-        return head_cameras(
-            c2w_V44, fov_deg=self.config.fov, published_sampling_axes=self.config.published_sampling_axes
-        ).poses_V44
+        axes = self.config.published_sampling_axes
+        return head_cameras(c2w_V44, fov_deg=self.config.fov, published_sampling_axes=axes).poses_V44
 
     def views(self, gaussians: Gaussians, c2w_V44: Tensor, *, size: int) -> Tensor:
         """Render objects in the head's frame from cameras in the world frame: (B, V, 3, size, size) in [0, 1]."""
@@ -146,10 +126,3 @@ class GaussianReconstruction(Reconstructor):
     def redrawn(self, views_BICHW: Tensor, c2w_V44: Tensor) -> Tensor:
         """Reconstruct and render in the head's frame, which avoids the conversion to the world frame."""
         return self.views(self.from_inputs(views_BICHW, c2w_V44), c2w_V44, size=views_BICHW.shape[-1])
-
-    def _precision(self) -> Any:
-        """Return an autocast to the autoencoder's precision if that is lower; the head's weights do not change."""
-        parameter = next(self.workshop.autoencoder.parameters())
-        if parameter.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(next(self.network.parameters()).device.type, dtype=parameter.dtype)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from datasets.base import OrbitData
 from models.gaussians.lgm import head_input
+from pipelines.reconstruction.lgm import GaussianReconstruction
 from pipelines.training.data.orbits_in_memory import OrbitPixels, composite, load_orbits
 from pipelines.training.objectives.base import Objective
 from pipelines.training.objectives.head_augment import disturb_views, jitter_poses
@@ -80,19 +81,18 @@ class ObjectFromViews(Objective):
     def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
         super().__init__(cfg, device=device, num_views=cfg.frame_lens[0])
         self.config = config
-        options = head_options(cfg)
-        self.fov_deg, self.num_inputs = options.fov, options.head_config.num_input_views
+        self.head = head_options(cfg, GaussianReconstruction.Config)
+        self.fov_deg, self.num_inputs = self.head.fov, self.head.head_config.num_input_views
         dataset = cfg.vid_dataset.build()
-        self._check(dataset, input_size=options.head_config.input_size)
+        self._check(dataset, input_size=self.head.head_config.input_size)
         self.loss = HeadLoss(
             config,
             fov_deg=self.fov_deg,
             size=cfg.resolution[0],
-            num_inputs=self.num_inputs,
             rasterizer=cfg.rasterizer,
             device=device,
         )
-        self.network = options.head_section.build()
+        self.network = self.head.head_section.build()
         self.autoencoder: Any = None
         if config.p_autoencoded:
             self.autoencoder = cfg.auto_encoder.build()
@@ -111,12 +111,7 @@ class ObjectFromViews(Objective):
                 "reconstruction.head.input_size or resolution"
             )
         self.config.check_views(num_inputs=self.num_inputs, num_views=dataset.config.num_views)
-        for fov_deg in dataset.fovs:
-            if abs(fov_deg - self.fov_deg) > FOV_TOLERANCE_DEG:
-                raise ConfigError(
-                    f"reconstruction.fov_deg={self.fov_deg:.4g}, but vid_dataset was rendered with {fov_deg:.4g}; "
-                    "set both to the same value"
-                )
+        check_fovs(dataset, self.fov_deg)
 
     @property
     def sample_source(self) -> OrbitPixels:
@@ -143,7 +138,7 @@ class ObjectFromViews(Objective):
     def forward(self, batch: HeadBatch) -> tuple[Tensor, dict[str, Tensor]]:
         poses_BK44 = head_cameras(batch.c2w_BK44, fov_deg=self.fov_deg).poses_V44
         gaussians = self.network(self.inputs(batch, poses_BK44))
-        return self.loss(gaussians, poses_BK44, batch.rgba_BKHW4, generator=self.generator)
+        return self.loss(gaussians, poses_BK44, batch.rgba_BKHW4, num_given=self.num_inputs, generator=self.generator)
 
     def inputs(self, batch: HeadBatch, poses_BK44: Tensor) -> Tensor:
         """Make the head's input: views over the generator's background, with flaws like those of generated views."""
@@ -152,7 +147,7 @@ class ObjectFromViews(Objective):
         poses_BI44 = poses_BK44[:, :num_inputs]
         # a random number of the CPU generator avoids waiting for the device
         if self.autoencoder is not None and float(torch.rand(())) < config.p_autoencoded:
-            views_BICHW = self._through_autoencoder(views_BICHW)
+            views_BICHW = through_autoencoder(self.autoencoder, views_BICHW)
         if config.p_distort:
             views_BICHW = disturb_views(
                 views_BICHW, fraction=config.p_distort, strength=config.distortion, generator=self.generator
@@ -162,13 +157,6 @@ class ObjectFromViews(Objective):
                 poses_BI44, fraction=config.p_jitter, angle_deg=config.jitter_deg, generator=self.generator
             )
         return head_input(views_BICHW, poses_BI44, fov_deg=self.fov_deg)
-
-    @torch.no_grad()
-    def _through_autoencoder(self, views_BICHW: Tensor) -> Tensor:
-        """Encode and decode views, because a generator's views are decoded too."""
-        mean_FCHW = self.autoencoder.encode(views_BICHW.flatten(0, 1) * 2 - 1).mean
-        restored_FCHW = self.autoencoder.decode(mean_FCHW).float() / 2 + 0.5
-        return restored_FCHW.clamp(0, 1).view_as(views_BICHW)
 
     def parts_to_compile(self) -> list[nn.Module]:
         return self.network.parts_to_compile()
@@ -185,3 +173,25 @@ class ObjectFromViews(Objective):
         unseen = (poses_BK44[:, len(inputs) :], batch.rgba_BKHW4[:, len(inputs) :])
         picture = self.loss.comparison(gaussians, *unseen, background=self.orbits.background)
         save_png(folder / f"head_{step:08d}.png", picture)
+
+
+def check_fovs(dataset: OrbitData, fov_deg: float) -> None:
+    """Check that the data have the head's field of view.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    for rendered_deg in dataset.fovs:
+        if abs(rendered_deg - fov_deg) > FOV_TOLERANCE_DEG:
+            raise ConfigError(
+                f"reconstruction.fov_deg={fov_deg:.4g}, but vid_dataset was rendered with {rendered_deg:.4g}; set both "
+                "to the same value"
+            )
+
+
+@torch.no_grad()
+def through_autoencoder(autoencoder: Any, views_BICHW: Tensor) -> Tensor:
+    """Encode and decode views, because a generator's views are decoded too."""
+    mean_FCHW = autoencoder.encode(views_BICHW.flatten(0, 1) * 2 - 1).mean
+    restored_FCHW = autoencoder.decode(mean_FCHW).float() / 2 + 0.5
+    return restored_FCHW.clamp(0, 1).view_as(views_BICHW)

@@ -14,6 +14,9 @@ from torch.nn import functional
 from models.gaussians.scene import rotation_formula
 from models.gaussians.splatting import multiply
 
+MOST_DAMAGED = 3
+MAX_SHIFT = 0.1  # of a wrong view, as a fraction of the image size
+BLUR = 6  # a blurred view has pixels of this size
 CELLS = 6  # number of independent values along each side of the smooth distortion field
 
 
@@ -52,6 +55,51 @@ def jitter_poses(poses_BI44: Tensor, *, fraction: float, angle_deg: float, gener
     quats_BI4 = functional.normalize(torch.cat([torch.ones_like(half_BI3[..., :1]), half_BI3.tan()], dim=-1), dim=-1)
     turned_BI34 = multiply(rotation_formula(quats_BI4), poses_BI44[..., :3, :])
     return torch.cat([turned_BI34, poses_BI44[..., 3:, :]], dim=-2)
+
+
+def recolor_views(views_BICHW: Tensor, *, strength: float, background: float, generator: torch.Generator) -> Tensor:
+    """Multiply each view's red, green and blue by own factors; a plain background keeps its colour.
+
+    Args:
+        strength: standard deviation of the factors.
+        background: grey value of the background.
+    """
+    factors = 1 + strength * torch.randn(*views_BICHW.shape[:3], 1, 1, generator=generator, device=views_BICHW.device)
+    return (background + (views_BICHW - background) * factors).clamp(0, 1)
+
+
+def damage_views(views_BICHW: Tensor, *, fraction: float, background: float, generator: torch.Generator) -> Tensor:
+    """Replace a few views of some samples by wrong ones: of another object, shifted, recoloured or blurred.
+
+    At most three views of a sample, and at most a quarter of them, are wrong.
+
+    Args:
+        fraction: fraction of samples with wrong views.
+        background: grey value of the background.
+    """
+    B, num_views, _, H, W = views_BICHW.shape
+    most = min(MOST_DAMAGED, num_views // 4)
+    if not most:
+        return views_BICHW
+    device = generator.device
+    rank_BI = torch.rand(B, num_views, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
+    number_B1 = torch.randint(1, most + 1, (B, 1), generator=generator, device=device)
+    number_B1 = number_B1 * (torch.rand(B, 1, generator=generator, device=device) < fraction)
+    kind_BI = torch.randint(4, (B, num_views), generator=generator, device=device)
+    kind_BI = torch.where(rank_BI < number_B1, kind_BI, -1)
+    shift_BI2 = 2 * MAX_SHIFT * torch.rand(B, num_views, 2, generator=generator, device=device) - MAX_SHIFT
+    theta_F23 = torch.eye(2, 3, device=device).repeat(B * num_views, 1, 1)
+    theta_F23[:, :, 2] = 2 * shift_BI2.flatten(0, 1)  # the grid spans 2 units
+    flat_FCHW = views_BICHW.flatten(0, 1) - background
+    grid = functional.affine_grid(theta_F23, list(flat_FCHW.shape), align_corners=False)
+    shifted = functional.grid_sample(flat_FCHW, grid, align_corners=False).view_as(views_BICHW) + background
+    side = (max(1, H // BLUR), max(1, W // BLUR))
+    small = functional.interpolate(views_BICHW.flatten(0, 1), size=side, mode="area")
+    blurred = functional.interpolate(small, size=(H, W), mode="bilinear").view_as(views_BICHW)
+    recolored = recolor_views(views_BICHW, strength=0.3, background=background, generator=generator)
+    for kind, wrong_BICHW in enumerate((views_BICHW.roll(1, dims=0), shifted, recolored, blurred)):
+        views_BICHW = torch.where((kind_BI == kind)[..., None, None, None], wrong_BICHW, views_BICHW)
+    return views_BICHW
 
 
 def _chosen(B: int, num_views: int, fraction: float, generator: torch.Generator) -> Tensor:

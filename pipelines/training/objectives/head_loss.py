@@ -7,6 +7,7 @@ H W pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,15 @@ from models.gaussians.lgm import evenly_spaced
 from models.gaussians.rendering import Rendering, pick_rasterizer, render
 from models.gaussians.scene import Gaussians
 from models.perceptual import load_perceptual_loss
-from pipelines.reconstruction.lgm import GaussianReconstruction
+from pipelines.reconstruction.feed_forward import FeedForwardConfig
 from pipelines.training.data.orbits_in_memory import composite
 from utils.cameras import intrinsics, opencv_to_opengl
 from utils.errors import ConfigError
 from utils.images import psnr_db
+from utils.registry import RECONSTRUCTORS
 from utils.settings.run import RunConfig
+
+Options = TypeVar("Options", bound=FeedForwardConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +35,17 @@ class LossConfig:
     Attributes:
         num_output_views: K, the number of rendered views in the loss, including the input views.
         alpha_weight: weight of the squared error of the masks.
+        structure_weight: weight of one minus the structural similarity (SSIM).
         lambda_lpips: weight of LPIPS at 256 x 256; with 0, LPIPS is not used and needs no weights.
     """
 
     num_output_views: int = 8
     alpha_weight: float = 1.0
+    structure_weight: float = 0.0
     lambda_lpips: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("alpha_weight", "lambda_lpips"):
+        for name in ("alpha_weight", "structure_weight", "lambda_lpips"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
 
@@ -56,17 +62,25 @@ class LossConfig:
             )
 
 
-def head_options(cfg: RunConfig) -> GaussianReconstruction.Config:
+def head_options(cfg: RunConfig, kind: type[Options]) -> Options:
     """Return the options of the reconstruction whose head is trained.
 
+    Args:
+        kind: the class of options that the objective can train.
+
     Raises:
-        ConfigError: the reconstruction has no Gaussian head.
+        ConfigError: the reconstruction has no such head.
     """
     options = cfg.reconstruction.options
-    if not isinstance(options, GaussianReconstruction.Config):
+    if not isinstance(options, kind):
+        valid = (
+            name
+            for name in RECONSTRUCTORS.names()
+            if issubclass(RECONSTRUCTORS.section({"type": name}).cls.Config, kind)
+        )
         raise ConfigError(
-            f"TASK_TYPE={cfg.TASK_TYPE} trains a Gaussian head, but reconstruction.type={cfg.reconstruction.type} has "
-            "none; use GaussianReconstruction, or set refine=false to train the generator"
+            f"TASK_TYPE={cfg.TASK_TYPE} does not train the head of reconstruction.type={cfg.reconstruction.type}; use "
+            f"{' or '.join(valid)}, or set refine=false to train the generator"
         )
     return options
 
@@ -77,7 +91,6 @@ class HeadLoss(nn.Module):
     Args:
         fov_deg: field of view of the renders.
         size: height and width of a render in pixels.
-        num_inputs: I; the log also has the PSNR of the other views.
         rasterizer: see models.gaussians.rendering.
     """
 
@@ -87,24 +100,30 @@ class HeadLoss(nn.Module):
         *,
         fov_deg: float,
         size: int,
-        num_inputs: int,
         rasterizer: str,
         device: torch.device,
     ) -> None:
         super().__init__()
-        self.config, self.size, self.num_inputs = config, size, num_inputs
+        self.config, self.size = config, size
         self.rasterizer = pick_rasterizer(rasterizer, device)
         self.K_33 = intrinsics(fov_deg, size).to(device)
         self.lpips = load_perceptual_loss(device) if config.lambda_lpips else None
 
     def forward(
-        self, gaussians: Gaussians, poses_BK44: Tensor, rgba_BKHW4: Tensor, *, generator: torch.Generator
+        self,
+        gaussians: Gaussians,
+        poses_BK44: Tensor,
+        rgba_BKHW4: Tensor,
+        *,
+        num_given: int,
+        generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, and figures for the log.
 
         Args:
             poses_BK44: camera to world with OpenGL axes, in the head's frame.
             rgba_BKHW4: true views, bytes with straight alpha.
+            num_given: the first views of K that the head was given; the log also has the PSNR of the others.
             generator: for the random backgrounds.
         """
         background_B3 = torch.rand(len(rgba_BKHW4), 3, generator=generator, device=poses_BK44.device)
@@ -114,9 +133,17 @@ class HeadLoss(nn.Module):
         color, mask = squares_BKCHW.mean(), (drawn.alphas_BV1HW - masks_BK1HW).square().mean()
         loss = color + self.config.alpha_weight * mask
         figures = {"color": color.detach(), "mask": mask.detach()}
-        unseen = squares_BKCHW[:, self.num_inputs :].detach()
+        unseen = squares_BKCHW[:, num_given:].detach()
         if unseen.numel():
             figures["psnr_unseen"] = psnr_db(unseen.mean(dim=(1, 2, 3, 4))).mean()
+        if self.config.structure_weight:
+            from torchmetrics.functional.image import structural_similarity_index_measure  # takes a second
+
+            likeness = structural_similarity_index_measure(
+                drawn.colors_BV3HW.flatten(0, 1), truth_BKCHW.flatten(0, 1), data_range=1.0
+            )
+            loss = loss + self.config.structure_weight * (1 - likeness)
+            figures["ssim"] = likeness.detach()
         if self.lpips is not None:
             distance = self.lpips(drawn.colors_BV3HW.flatten(0, 1), truth_BKCHW.flatten(0, 1))
             loss = loss + self.config.lambda_lpips * distance

@@ -133,7 +133,6 @@ class HeadTuning(OrbitDenoising):
             config,
             fov_deg=options.fov,
             size=options.render_size,
-            num_inputs=num_inputs,
             rasterizer=cfg.rasterizer,
             device=device,
         )
@@ -207,7 +206,13 @@ class HeadTuning(OrbitDenoising):
         rows_B1 = torch.arange(B, device=self.device)[:, None]
         poses_BK44 = head_cameras(batch.c2w_BV44[rows_B1, views_BK], fov_deg=self.fov_deg).poses_V44
         gaussians = self.reconstruct(views_BICHW, poses_BK44)
-        return self.loss(gaussians, poses_BK44, batch.rgba_BVHW4[rows_B1, views_BK], generator=self.generator)
+        return self.loss(
+            gaussians,
+            poses_BK44,
+            batch.rgba_BVHW4[rows_B1, views_BK],
+            num_given=self.num_inputs,
+            generator=self.generator,
+        )
 
     def predicted_views(self, given: DiffusionBatch, t_B: Tensor, views_BI: Tensor) -> Tensor:
         """Predict x0 from noised latents, and decode some of its views: (B, I, 3, H, W)."""
@@ -274,7 +279,7 @@ def check_tuning(cfg: RunConfig) -> GaussianReconstruction.Config:
     """
     if not cfg.reconstruction:
         raise ConfigError("tuning needs a section reconstruction; copy it from configs/t2v_train.yaml")
-    options = head_options(cfg)
+    options = head_options(cfg, GaussianReconstruction.Config)
     size = options.head_config.input_size
     for name, resolution in (
         ("resolution", cfg.resolution),
