@@ -158,6 +158,11 @@ def intrinsics(fov_deg: float, size: int) -> Tensor:
     return torch.tensor([[focal, 0.0, size / 2], [0.0, focal, size / 2], [0.0, 0.0, 1.0]])
 
 
+def fov_deg_of(K_33: Tensor, width: int) -> Tensor:
+    """Horizontal field of view in degrees of images of this width, the inverse of `intrinsics`: (...)."""
+    return 2 * torch.rad2deg(torch.atan(0.5 * width / K_33[..., 0, 0]))
+
+
 def camera_distance(c2w_V44: Tensor) -> Tensor:
     """Distance of each camera centre to the origin: (..., V)."""
     return c2w_V44[..., :3, 3].norm(dim=-1)

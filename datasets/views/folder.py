@@ -22,7 +22,7 @@ from datasets.views.masks import CutOut, read_cut_out
 from datasets.views.posed_views import PosedViews
 from datasets.views.records import CameraFile, ViewRecord, focal_of, intrinsics_33, picture_size
 from datasets.views.transforms_json import SPLITS, read_transforms
-from utils.cameras import CONVENTIONS, from_convention, mean_up, rotation_to_up
+from utils.cameras import CONVENTIONS, fov_deg_of, from_convention, mean_up, rotation_to_up
 from utils.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ def describe(cameras: FolderCameras, *, format: str = "") -> str:
         far = "with parallel axes"
     else:
         far = f"{_range((centers_V3 - middle_3).norm(dim=1), '.3g')} from the middle of the scene"
-    fovs_V = torch.rad2deg(2 * torch.atan(0.5 * width / cameras.K_V33[:, 0, 0]))
+    fovs_V = fov_deg_of(cameras.K_V33, width)
     return (
         f"{len(centers_V3)} views of {width} x {height} pixels, {format or cameras.file.format} "
         f"({CONVENTIONS[cameras.convention]}), field of view {_range(fovs_V, '.1f')} degrees, cameras {far}"

@@ -33,7 +33,7 @@ from pipelines.evaluation.image_metrics import score_views
 from pipelines.evaluation.mesh_metrics import surface_distance
 from pipelines.evaluation.samples import read_views, sample_folders, views_folders
 from pipelines.placement import Placement
-from pipelines.reconstruction.feed_forward import FeedForward, FeedForwardConfig
+from pipelines.reconstruction.feed_forward import FeedForward
 from pipelines.reconstruction.loading import build_reconstruction, check_reconstruction, load_network_of
 from pipelines.sampling.inputs import slug_of
 from utils.cameras import intrinsics
@@ -77,6 +77,12 @@ def evaluate_head(cfg: RunConfig, options: HeadOptions) -> dict[str, Any]:
     device = pick_device(cfg.device)
     if not cfg.reconstruction:
         raise ConfigError("--measure head needs a section reconstruction; copy it from configs/mini/base.yaml")
+    num_views = cfg.cameras.num_views
+    given = inputs_of_rows(cfg, options.inputs)
+    if given:
+        cfg = dataclasses.replace(
+            cfg, reconstruction=cfg.reconstruction.changed(input_views=next(iter(given.values())))
+        )
     check_reconstruction(cfg, device, needed=True)
     out = writable_folder(options.out, option="--out")
     orbits = TrueOrbits(options.held_out, cfg, limit=options.num_objects, scratch=out, option="--held-out")
@@ -84,16 +90,14 @@ def evaluate_head(cfg: RunConfig, options: HeadOptions) -> dict[str, Any]:
     rows = {TRUE_ROW: every_orbit} | sampled_views(options.runs, orbits)
     meshes = true_meshes(options.held_out, cfg, num_objects=len(orbits)) if cfg.assets.glb else {}
     reconstruction = load_head_alone(cfg, device)
-    num_views = cfg.cameras.num_views
     inputs = reconstruction.config.views_of(num_views)
     unseen = [view for view in range(num_views) if view not in inputs]
-    if options.inputs:
-        given = inputs_of_rows(reconstruction.config, options.inputs, num_views=num_views)
+    if given:
         rows, unseen = {name: every_orbit for name in given}, list(range(1, num_views, 2))
     measure = Measure(cfg, reconstruction, lpips=find_lpips(device=device))
     figures = {}
     for name, folders in rows.items():
-        if options.inputs:
+        if given:
             reconstruction.config = dataclasses.replace(reconstruction.config, input_views=given[name])
         row_out = writable_folder(out / "head" / slug_of(name), option="--out")
         measured = {}
@@ -115,20 +119,20 @@ def evaluate_head(cfg: RunConfig, options: HeadOptions) -> dict[str, Any]:
     return result
 
 
-def inputs_of_rows(config: FeedForwardConfig, numbers: Sequence[int], *, num_views: int) -> dict[str, list[int]]:
+def inputs_of_rows(cfg: RunConfig, numbers: Sequence[int]) -> dict[str, list[int]]:
     """Choose the input views of each row of `HeadOptions.inputs`.
 
     Raises:
         ConfigError: there are fewer views, or the head does not take so many.
     """
-    rows = {}
+    rows, num_views = {}, cfg.cameras.num_views
     for number in numbers:
         if not 1 <= number <= num_views // 2:
             raise ConfigError(
                 f"--inputs {number} must lie between 1 and {num_views // 2}, half of cameras.num_views={num_views}"
             )
         rows[f"{number} true views"] = [2 * view for view in evenly_spaced(num_views // 2, number)]
-        dataclasses.replace(config, input_views=rows[f"{number} true views"])  # raises ConfigError
+        _ = cfg.reconstruction.changed(input_views=rows[f"{number} true views"]).options  # raises ConfigError
     return rows
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class FitConfig(RobustOptions):
         hull_tolerance: fraction of the views whose masks may be wrong, see `carve`.
     """
 
+    LEAST_STEPS: ClassVar[int] = 1
+
     num_steps: int = 1000
     last_rate: float = 0.05
     hull_grid: int = 128
@@ -42,8 +44,8 @@ class FitConfig(RobustOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_steps < 1:
-            raise ConfigError(f"num_steps must be at least 1, got {self.num_steps}")
+        if self.num_steps < self.LEAST_STEPS:
+            raise ConfigError(f"num_steps must be at least {self.LEAST_STEPS}, got {self.num_steps}")
         if not 0 < self.last_rate <= 1:
             raise ConfigError(f"last_rate must lie in (0, 1], got {self.last_rate}")
         if not 16 <= self.hull_grid <= 512:

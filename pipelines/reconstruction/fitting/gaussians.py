@@ -76,12 +76,16 @@ class GaussianFit(ObjectFit):
 
     def __init__(self, config: Config, *, views: PosedViews, hull: Hull) -> None:
         super().__init__(config, views=views, hull=hull)
-        start = start_values(views, hull, num_gaussians=config.num_gaussians)
+        start = self.start_values(views, hull)
         if config.sh_degree:
             start["harmonics"] = torch.zeros_like(start["means"])[:, None].repeat(
                 1, NUM_COEFFICIENTS[config.sh_degree], 1
             )
         self.values = nn.ParameterDict({name: nn.Parameter(value) for name, value in start.items()})
+
+    def start_values(self, views: PosedViews, hull: Hull) -> dict[str, Tensor]:
+        """Return the first values of the parameters, by the names in RATES."""
+        return on_hull(views, hull, num_gaussians=self.config.num_gaussians)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         rates = RATES | ({"harmonics": HARMONICS_RATE} if self.config.sh_degree else {})
@@ -186,7 +190,7 @@ def shared(opacity_M: Tensor, copies_M: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def start_values(views: PosedViews, hull: Hull, *, num_gaussians: int) -> dict[str, Tensor]:
+def on_hull(views: PosedViews, hull: Hull, *, num_gaussians: int) -> dict[str, Tensor]:
     """Place flat Gaussians on the surface of the hull, with the colours that the views show there."""
     surface = hull.surface()
     mesh = trimesh.Trimesh(surface.points_N3, surface.faces_F3, process=False)

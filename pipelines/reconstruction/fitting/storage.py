@@ -28,7 +28,7 @@ from pipelines.reconstruction.fitting import FIELD_FILE, SHEET_FILE
 from pipelines.reconstruction.fitting.base import ObjectFit
 from pipelines.reconstruction.fitting.hull import Hull
 from pipelines.reconstruction.fitting.loop import FittedObject
-from utils.cameras import camera_distance
+from utils.cameras import camera_distance, fov_deg_of
 from utils.errors import DataError, first_line
 from utils.files import atomic_path
 from utils.images import contact_sheet, save_png
@@ -63,7 +63,7 @@ def write_fit(
     model, views = fitted.model, fitted.views
     device = views.c2w_V44.device
     # the angle over the shorter side, so that the object fits the square frames
-    fov_deg = float(torch.rad2deg(2 * torch.atan(0.5 * min(views.size) / views.K_V33[0, 0, 0])))
+    fov_deg = float(fov_deg_of(views.K_V33[0], min(views.size)))
     facts: dict[str, dict[str, Any]] = {}
     gaussians = model.gaussians()
     if gaussians is not None:
