@@ -161,6 +161,11 @@ class EmbedderConfig:
     pretrained: str | None = None
 
     @property
+    def works_without_file(self) -> bool:
+        """Whether it is of use without a weight file, because it reads words that were encoded before."""
+        return False
+
+    @property
     def embeds_tokens(self) -> bool:
         """Whether training embeds token numbers in each step; false: it gets the words when a batch is made."""
         return False

@@ -109,7 +109,8 @@ def check_weights(cfg: RunConfig, paths: Mapping[str, str | None], *, config: st
 def note_untrained(cfg: RunConfig, *names: str) -> None:
     """Warn about networks that only work with trained weights, but have no weight file."""
     for name in names:
-        if not getattr(cfg, name).pretrained:
+        section = getattr(cfg, name)
+        if not section.pretrained and not getattr(section.options, "works_without_file", False):
             log.warning("%s.pretrained is empty, so its network is untrained and its results mean nothing", name)
 
 

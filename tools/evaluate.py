@@ -69,7 +69,7 @@ if not __package__:
 import pipelines  # noqa: F401 - registers
 from pipelines.evaluation.consistency import ConsistencyOptions, consistency_table, evaluate_consistency
 from pipelines.evaluation.fits.measure import GENERATED, TRUE, FitsOptions, evaluate_fits
-from pipelines.evaluation.fits.methods import HEAD, HULL, method_names
+from pipelines.evaluation.fits.methods import HEAD, HULL, method_names, ready_methods
 from pipelines.evaluation.fits.report import markdown_table
 from pipelines.evaluation.head_quality import HeadOptions, evaluate_head
 from pipelines.evaluation.head_report import head_table
@@ -117,7 +117,7 @@ def compare_fits(cfg: RunConfig, args: argparse.Namespace) -> str:
     Raises:
         ConfigError, DataError: an option, a setting or a folder is wrong.
     """
-    methods = list(dict.fromkeys(args.method)) or method_names(with_head=bool(cfg.reconstruction))
+    methods = list(dict.fromkeys(args.method)) or ready_methods(with_head=bool(cfg.reconstruction))
     given: dict[str, dict[str, Any]] = {method: {} for method in methods}
     for text in args.fit_option:
         method, _, option = text.partition(".")

@@ -22,6 +22,7 @@ if not __package__:
 import pipelines  # noqa: F401 - registers
 from datasets.views.folder import UPS, background_color
 from pipelines.reconstruction.fitting.folder import ReadingOptions, fit_folder
+from pipelines.reconstruction.fitting.loop import check_start
 from utils.cameras import CONVENTIONS
 from utils.config import override_values
 from utils.devices import pick_device
@@ -69,7 +70,9 @@ def sections_and_folders(options: argparse.Namespace) -> tuple[Section, list[Pat
     if not folders:
         raise ConfigError("no folder of views is given; name one, e.g. workspace/chair")
     plain = PLAIN if options.plain else {}
-    return FITS.section({"type": options.method, **plain, **values}, where=f"--method {options.method}"), folders
+    section = FITS.section({"type": options.method, **plain, **values}, where=f"--method {options.method}")
+    check_start(section)
+    return section, folders
 
 
 def names_of(folders: list[Path]) -> dict[str, Path]:

@@ -160,11 +160,12 @@ class DenseHead(nn.Module):
         pixels_F9HW = torch.cat([2 * views_F3HW - 1, rays_F6HW], dim=1)
         p = config.patch
         patches = rearrange(pixels_F9HW, "(b i) c (h p) (w q) -> b i h w (c p q)", b=B, p=p, q=p)
-        x_BIhwC = self.embed(patches)
+        # In bfloat16, rays would be wrong by half a pixel, so the first and the last layer are in float32.
+        with torch.autocast(patches.device.type, enabled=False):
+            x_BIhwC = self.embed(patches)
         for block in self.blocks:
             x_BIhwC = block(x_BIhwC)
         cell = config.cell(V)
-        # In bfloat16, depths would be wrong by a hundredth, so the last layer is in float32.
         with torch.autocast(x_BIhwC.device.type, enabled=False):
             raw = (self.out_fine if cell == FINE_CELL else self.out_coarse)(self.norm(x_BIhwC.float()))
             raw_BNC = rearrange(raw, "b i h w (p q c) -> b (i h p w q) c", p=p // cell, q=p // cell)

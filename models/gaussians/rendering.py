@@ -169,6 +169,8 @@ def _compiled_before() -> bool:
     from torch.utils.cpp_extension import _get_build_directory  # the folder in which gsplat looks
 
     folder = Path(_get_build_directory("gsplat_cuda", verbose=False))
+    if (folder / "lock").exists():  # another process compiles it now, and the file is not whole yet
+        return False
     return any((folder / f"gsplat_cuda.{ending}").is_file() for ending in ("so", "lib"))
 
 

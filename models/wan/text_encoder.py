@@ -87,6 +87,10 @@ class UMT5TextEncoder(Embedder):
             if not self.cache_dir:
                 raise ConfigError("embedder.cache_dir is empty; name a folder, e.g. workspace/text_cache")
 
+        @property
+        def works_without_file(self) -> bool:
+            return True
+
         def words_shape(self) -> tuple[int, int]:
             return self.num_tokens, self.width
 

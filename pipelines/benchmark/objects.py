@@ -69,6 +69,8 @@ def measure_fits(bench: Bench, case: Case) -> list[dict[str, Any]]:
     rows = []
     for name in FITS.names():
         section = FITS.section({"type": name})
+        if section.options.obstacle:
+            continue
         held = reset_peak(bench.device)
         fitted = fit_object(section, views, seed=0)
         synchronize(bench.device)

@@ -47,6 +47,9 @@ class RandomOrbits(OrbitDenoising):
             shapes = unet_arguments(cfg, batch=self.batch_size, num_views=cfg.frame_lens[0])
             self.inputs = {name: torch.randn(value.shape) for name, value in shapes.items()}
 
+    def load_base(self) -> None:
+        """Keep the random weights."""
+
     def batches(self, start: int = 0) -> Iterator[DiffusionBatch]:
         """Yield the same batch without end."""
         inputs = self.inputs

@@ -182,6 +182,8 @@ def check_sampling(cfg: RunConfig) -> None:
     if cfg.target_fps > MAX_FPS:
         raise ConfigError(f"target_fps must lie in [1, {MAX_FPS}], got {cfg.target_fps}")
     cfg.sampler.build().check(cfg.Diffusion.build())
+    if cfg.fit and cfg.fit.options.obstacle:
+        raise ConfigError(f"fit.type={cfg.fit.type}: {cfg.fit.options.obstacle}")
     num_views = len(cameras.views) or cameras.num_views
     check_memory(cfg, num_views=num_views, num_samples=1)
 

@@ -51,6 +51,15 @@ def method_names(*, with_head: bool) -> list[str]:
     return [HULL, *FITS.names(), *([HEAD] if with_head else [])]
 
 
+def ready_methods(*, with_head: bool) -> list[str]:
+    """List the methods that can start with their default options."""
+    return [
+        name
+        for name in method_names(with_head=with_head)
+        if name in (HULL, HEAD) or FITS.section({"type": name}).options.obstacle is None
+    ]
+
+
 def make_object(
     views: PosedViews, section: Section, *, hull_only: bool, seed: int, assets: AssetOptions, state: Path
 ) -> Made:

@@ -42,6 +42,11 @@ class FitConfig(RobustOptions):
     hull_grid: int = 128
     hull_tolerance: float = 0.2
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why a fit cannot start with these options, or None when it can."""
+        return None
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_steps < self.LEAST_STEPS:

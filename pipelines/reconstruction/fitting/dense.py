@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -40,7 +41,7 @@ class DenseFit(GaussianFit):
 
         num_steps: 0 keeps what the head predicts.
         num_gaussians: the most opaque ones are kept.
-        weights: of the head.
+        weights: of the head; configs/mini/dense_head.yaml trains one.
         head: sizes of the head, see models.gaussians.dense.
         view_size: the views are resized to this height and width for the head.
         """
@@ -49,7 +50,7 @@ class DenseFit(GaussianFit):
 
         num_steps: int = 0
         num_gaussians: int = 16384
-        weights: str = "data/mini/dense_head.safetensors"
+        weights: str = ""
         head: dict[str, Any] = field(default_factory=dict)
         view_size: int = 128
 
@@ -58,6 +59,13 @@ class DenseFit(GaussianFit):
             multiple = self.head_section.options.view_multiple
             if self.view_size < multiple or self.view_size % multiple:
                 raise ConfigError(f"view_size={self.view_size} must be a positive multiple of {multiple}")
+
+        @property
+        def obstacle(self) -> str | None:
+            if Path(self.weights).is_file():
+                return None
+            what = f"weights={self.weights}: no such file" if self.weights else "it needs weights"
+            return f"{what}; set weights=FILE to those of a dense head (configs/mini/dense_head.yaml trains one)"
 
         @property
         def head_section(self) -> Section:

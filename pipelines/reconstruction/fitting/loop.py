@@ -22,7 +22,7 @@ from datasets.views.posed_views import PosedViews
 from pipelines.reconstruction.fitting.base import ObjectFit, PixelBatch
 from pipelines.reconstruction.fitting.hull import carve
 from pipelines.reconstruction.fitting.robust import RobustLoss, outlyingness
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
 from utils.files import atomic_path
 from utils.images import psnr_db
 from utils.registry import Section
@@ -95,9 +95,11 @@ def fit_object(
         save_every_s: seconds between two states.
 
     Raises:
+        ConfigError: the fit cannot start with its options.
         DataError: the hull is empty, or the fit has values that are not finite.
     """
     options = section.options
+    check_start(section)
     generator = torch.Generator().manual_seed(seed)
     started = time.perf_counter()
     hull = carve(views, grid=options.hull_grid, tolerance=options.hull_tolerance)
@@ -139,6 +141,16 @@ def fit_object(
         deviation_V=outlyingness(found.error_V),
         seconds=spent + time.perf_counter() - started,
     )
+
+
+def check_start(section: Section) -> None:
+    """Check that a fit can start with its options, e.g. that its weights are there.
+
+    Raises:
+        ConfigError: it cannot; the message has the remedy.
+    """
+    if section.options.obstacle:
+        raise ConfigError(f"method {section.type}: {section.options.obstacle}")
 
 
 def _reweight(run: _Run, views: PosedViews, *, step: int) -> None:

@@ -39,6 +39,7 @@ class ObjectFromAnyViews(Objective):
     """
 
     stem = "head"
+    reaches_all = False  # a step has either few or many views, and each has its own last layer
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LossConfig):

@@ -313,12 +313,17 @@ class OrbitDenoising(Objective):
             return
         if self.unet is not self.network:
             raise ConfigError(f"lora.rank={lora.rank} does not support refine=true in training; set lora.rank=0")
-        if not self.cfg.checkpoint:
-            if not self.cfg.test_model:
-                raise ConfigError(f"lora.rank={lora.rank} needs a trained model; set test_model to its weights")
-            load_generator(self.network, self.cfg)
+        self.load_base()
         add_lora(self.network, rank=lora.rank, alpha=lora.alpha or lora.rank, targets=lora.targets)
         self.stem += "_lora"
+
+    def load_base(self) -> None:
+        """Load the weights to which low-rank factors are added, unless Pretrain loads them."""
+        if self.cfg.checkpoint:
+            return
+        if not self.cfg.test_model:
+            raise ConfigError(f"lora.rank={self.cfg.lora.rank} needs a trained model; set test_model to its weights")
+        load_generator(self.network, self.cfg)
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         return lora_state(self.network) if self.cfg.lora.rank else super().checkpoint_state()

@@ -29,15 +29,16 @@ def disturb_views(views_BICHW: Tensor, *, fraction: float, strength: float, gene
         fraction: fraction of samples with distortion.
         strength: largest typical shift, as a fraction of the image size.
     """
-    B, num_views, C, H, W = views_BICHW.shape
+    B, num_views, _, H, W = views_BICHW.shape
     device = views_BICHW.device
     field = torch.randn(B * num_views, 2, CELLS, CELLS, generator=generator, device=device)
     field = functional.interpolate(field, size=(H, W), mode="bicubic", align_corners=True)
     size_BI = torch.rand(B, num_views, generator=generator, device=device) * _chosen(B, num_views, fraction, generator)
     shift = 2 * strength * size_BI.view(-1, 1, 1, 1) * field.permute(0, 2, 3, 1)  # the grid spans 2 units
-    identity = torch.eye(2, 3, device=device).expand(B * num_views, 2, 3)
-    grid = functional.affine_grid(identity, [B * num_views, C, H, W], align_corners=False)
-    bent = functional.grid_sample(views_BICHW.flatten(0, 1), grid + shift, padding_mode="border", align_corners=False)
+    grid_HW2 = pixel_centres(H, W, device=device)
+    bent = functional.grid_sample(
+        views_BICHW.flatten(0, 1), grid_HW2 + shift, padding_mode="border", align_corners=False
+    )
     return bent.view_as(views_BICHW)
 
 
@@ -88,10 +89,9 @@ def damage_views(views_BICHW: Tensor, *, fraction: float, background: float, gen
     kind_BI = torch.randint(4, (B, num_views), generator=generator, device=device)
     kind_BI = torch.where(rank_BI < number_B1, kind_BI, -1)
     shift_BI2 = 2 * MAX_SHIFT * torch.rand(B, num_views, 2, generator=generator, device=device) - MAX_SHIFT
-    theta_F23 = torch.eye(2, 3, device=device).repeat(B * num_views, 1, 1)
-    theta_F23[:, :, 2] = 2 * shift_BI2.flatten(0, 1)  # the grid spans 2 units
     flat_FCHW = views_BICHW.flatten(0, 1) - background
-    grid = functional.affine_grid(theta_F23, list(flat_FCHW.shape), align_corners=False)
+    # the grid spans 2 units
+    grid = pixel_centres(H, W, device=device) + 2 * shift_BI2.flatten(0, 1)[:, None, None]
     shifted = functional.grid_sample(flat_FCHW, grid, align_corners=False).view_as(views_BICHW) + background
     side = (max(1, H // BLUR), max(1, W // BLUR))
     small = functional.interpolate(views_BICHW.flatten(0, 1), size=side, mode="area")
@@ -100,6 +100,16 @@ def damage_views(views_BICHW: Tensor, *, fraction: float, background: float, gen
     for kind, wrong_BICHW in enumerate((views_BICHW.roll(1, dims=0), shifted, recolored, blurred)):
         views_BICHW = torch.where((kind_BI == kind)[..., None, None, None], wrong_BICHW, views_BICHW)
     return views_BICHW
+
+
+def pixel_centres(height: int, width: int, *, device: torch.device) -> Tensor:
+    """Places of the pixels for `grid_sample`, (H, W, 2): x then y, from -1 to 1.
+
+    torch's `affine_grid` would compute them in bfloat16 under autocast, wrong by half a pixel.
+    """
+    row_H, column_W = ((2 * torch.arange(side, device=device) + 1) / side - 1 for side in (height, width))
+    y_HW, x_HW = torch.meshgrid(row_H, column_W, indexing="ij")
+    return torch.stack([x_HW, y_HW], dim=-1)
 
 
 def _chosen(B: int, num_views: int, fraction: float, generator: torch.Generator) -> Tensor:

@@ -139,9 +139,11 @@ class HeadLoss(nn.Module):
         if self.config.structure_weight:
             from torchmetrics.functional.image import structural_similarity_index_measure  # takes a second
 
-            likeness = structural_similarity_index_measure(
-                drawn.colors_BV3HW.flatten(0, 1), truth_BKCHW.flatten(0, 1), data_range=1.0
-            )
+            # In bfloat16 the variance of a flat region is a rounding error, and its likeness means nothing.
+            with torch.autocast(truth_BKCHW.device.type, enabled=False):
+                likeness = structural_similarity_index_measure(
+                    drawn.colors_BV3HW.flatten(0, 1).float(), truth_BKCHW.flatten(0, 1).float(), data_range=1.0
+                )
             loss = loss + self.config.structure_weight * (1 - likeness)
             figures["ssim"] = likeness.detach()
         if self.lpips is not None:
