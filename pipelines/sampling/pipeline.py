@@ -5,6 +5,7 @@ Letters: B batch, V views, C channels, H W pixels or latent pixels.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,17 +41,22 @@ from pipelines.sampling.input_elevation import (
     load_estimator,
     preparation_of,
 )
-from pipelines.sampling.inputs import matched_prompts, refused_prompts
+from pipelines.sampling.inputs import are_sentences, matched_prompts, refused_prompts
 from pipelines.sampling.known_views import KnownViews
 from pipelines.sampling.sampler import Denoising, OrbitSampler
 from utils.cameras import DATA_FOV_DEG
 from utils.config import load_config
 from utils.devices import pick_device, pick_dtype, resting_place
 from utils.errors import ConfigError, DataError
+from utils.registry import nearest
+from utils.settings.paths import config_names
 from utils.settings.run import RunConfig
 from utils.settings.sampling import RESULTS
 from utils.stopwatch import Stopwatch
 from utils.torch_settings import channels_last, compile_parts
+
+# Short names of configurations, for `from_pretrained`.
+PRETRAINED = {"mini": "mini/real_infer"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +188,27 @@ class ViewsPipeline:
         cfg = load_config(folder / "config.yaml", overrides)
         return cls.from_config(weights_in(cfg, folder))
 
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *overrides: str) -> Self:
+        """Load a pipeline by name.
+
+        Args:
+            name: `mini`, the small model for real objects that comes with the project; the name of another
+                configuration that samples, for example `mini/t2v_infer`; or a folder that `save` wrote.
+            overrides: `key=value` strings, as on the command line.
+
+        Raises:
+            ConfigError: there is no such model, or a setting does not fit.
+            DataError: a weight file is missing, as those of large models, which do not come with the project.
+        """
+        if os.path.isdir(name):
+            return cls.from_folder(name, *overrides)
+        chosen = PRETRAINED.get(str(name), str(name))
+        choices = [*PRETRAINED, *(one for one in config_names() if one.endswith("_infer"))]
+        if chosen not in choices and not os.path.isfile(chosen):
+            raise ConfigError(f"from_pretrained({str(name)!r}): no such model or folder{nearest(str(name), choices)}")
+        return cls.from_config(load_config(chosen, overrides))
+
     def save(self, folder: str | Path) -> None:
         """Write a folder for `from_folder`, with the settings and the weights as float16 safetensors."""
         parts = Parts(
@@ -209,7 +236,8 @@ class ViewsPipeline:
 
         Args:
             inputs: one or several inputs: prompts for a text model, images for an image model, as files or as (3, H, W)
-                in [0, 1] over white. None: only `prompts`.
+                in [0, 1] over white. With takes_prompts=true a text that is neither a file nor ends like the name of a
+                picture is a prompt. None: only `prompts`.
             prompts: prompts for an image model with takes_prompts=true: alone, or with images, then one for all images
                 or one per image. A text model takes them here or as `inputs`.
             seeds: one seed for all inputs, or one per input; a sample depends only on its own seed. Default: that of
@@ -331,6 +359,8 @@ class ViewsPipeline:
             if inputs and prompts:
                 raise ValueError("a text model takes prompts only; give them as inputs or as prompts=, not both")
             return Inputs(prompts=inputs or prompts)
+        if not prompts and self.conditioner.prompts is not None and are_sentences(inputs):
+            return Inputs(prompts=inputs)
         if not prompts:
             return Inputs(images=inputs)
         if self.conditioner.prompts is None:
