@@ -22,9 +22,10 @@ from pipelines.sampling.finished import Job, is_done, read_result, sample_settin
 from pipelines.sampling.input_elevation import cameras_at_elevation
 from pipelines.sampling.inputs import ESTIMATE, Source, known_view_files, names_of, sources_of
 from pipelines.sampling.pipeline import Orbits, ViewsPipeline
+from pipelines.sampling.report import write_report
 from pipelines.sampling.sample_folder import FIT_FOLDER, RESULT_FILE
 from utils.config import save_config
-from utils.devices import free_memory, pick_device
+from utils.devices import free_memory, peak_memory, pick_device
 from utils.errors import ConfigError, DataError, WriteError
 from utils.files import sole_use, writable_folder
 from utils.registry import INFER_ENGINE
@@ -86,9 +87,13 @@ class OrbitInference:
                 raise DataError(self.failures[0])
             if cfg.fit:
                 self._fit(jobs)
+            folders = [job.folder for job in jobs]
+            page = write_report(out, folders, cfg, failures=self.failures) if cfg.report else None
+            if page:
+                log.info("all samples on one page: %s", page)
         for failure in self.failures:
             log.error("error: %s", failure)
-        return [job.folder for job in jobs]
+        return folders
 
     def _make(self, jobs: list[Job], known: dict[int, str], settings: dict[str, Any]) -> None:
         started = time.perf_counter()
@@ -112,12 +117,14 @@ class OrbitInference:
                 orbits = self._sample(pipeline, batch, known, bar)
                 bar.set_description(f"{batch[0].source.slug[:40]}: writing files")
                 began = time.perf_counter()
+                cost = record_of_cost(orbits, device=pipeline.placement.device)
                 for index, job in enumerate(batch):
-                    record = {**job.source.record, "seed": job.seed, "settings": settings, "weights": weights.result()}
+                    record = {**job.source.record, "seed": job.seed, "settings": settings}
+                    record |= {"weights": weights.result(), "cost": cost}
                     writer.write(job.folder, orbits, index, fps=self.cfg.target_fps, record=record)
                     bar.write(file=sys.stderr, s=f"wrote {job.folder}/ ({', '.join(contents_of(job.folder))})")
-                cost = cost_of(orbits, num_steps=pipeline.steps_per_call)
-                bar.write(file=sys.stderr, s=f"{cost}, files {time.perf_counter() - began:.2f} s")
+                line = cost_of(orbits, num_steps=pipeline.steps_per_call)
+                bar.write(file=sys.stderr, s=f"{line}, files {time.perf_counter() - began:.2f} s")
 
             while batches:
                 batch = batches.pop(0)
@@ -239,6 +246,19 @@ def cost_of(orbits: Orbits, *, num_steps: int) -> str:
     if torch.cuda.is_available():
         line += f", peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     return line
+
+
+def record_of_cost(orbits: Orbits, *, device: torch.device) -> dict[str, Any]:
+    """Return the time of one sample of a call without its files, in parts, and the largest memory until then."""
+    parts = {name: round(seconds / len(orbits.seeds), 2) for name, seconds in orbits.seconds.items()}
+    inner = {"refine"}  # a part of `denoise`
+    return {
+        "seconds": round(sum(seconds for name, seconds in parts.items() if name not in inner), 2),
+        "parts": parts,
+        "samples_at_once": len(orbits.seeds),
+        "peak_memory_mb": round(peak_memory(device) / 1e6),
+        "device": device.type,
+    }
 
 
 def plan_jobs(sources: list[Source], *, num_rounds: int, seed: int, out: Path) -> list[Job]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from datasets.views.folder import read_views
 from pipelines.reconstruction.fitting import RESULT_FILE, STATE_FILE
 from pipelines.reconstruction.fitting.loop import FittedObject, fit_object, identity_of
 from pipelines.reconstruction.fitting.storage import write_fit
+from utils.devices import peak_memory
 from utils.errors import DataError
 from utils.files import read_json, write_json
 from utils.registry import Section
@@ -93,13 +93,6 @@ def is_finished(folder: Path, identity: str) -> bool:
         )
     except (DataError, KeyError, TypeError, AttributeError):
         return False
-
-
-def peak_memory(device: torch.device) -> int:
-    """Return the largest memory of the process in bytes, on a GPU that of the GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _described(fitted: FittedObject) -> str:
