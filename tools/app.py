@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_CFG = "configs/mini/real_infer.yaml"
 PORT = 7860
-NEEDED = 'the web app needs gradio; install it with `python -m pip install "gradio[mcp]>=6.31,<7"`'
+INSTALL = 'python -m pip install "gradio[mcp]>=6.31,<7"'
+NEEDED = f"the web app needs gradio; install it with `{INSTALL}`"
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -163,6 +164,8 @@ def main(argv: list[str] | None = None) -> int:
         )  # fmt: skip
     except OSError as err:
         raise ConfigError(f"--port {options.port} cannot be used ({first_line(err)}); choose another") from err
+    if options.mcp and not app.mcp_server:  # Gradio itself only notes why
+        raise ConfigError(f"--mcp cannot start ({app.mcp_error}); install what fits with `{INSTALL}`")
     print(f"open {public or local}", flush=True)
     app.block_thread()
     return 0

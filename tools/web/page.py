@@ -114,7 +114,7 @@ class MakeTab:
         pictures = [self.model, self.files, *self.azimuths]
         more = [self.prompt, self.estimate, self.elevation, self.path, self.views, self.seed, self.quality, self.refine]
 
-        async def make(request: gr.Request, *values: Any) -> AsyncIterator[Updates]:
+        async def on_make(request: gr.Request, *values: Any) -> AsyncIterator[Updates]:
             visit = session.visit(request)
             async for updates in self.panel.follow(session, visit, lambda: self._queue(session.service, visit, values)):
                 yield updates
@@ -123,7 +123,7 @@ class MakeTab:
             return self._look(session.service, session.visit(request), *values)
 
         gr.on(
-            [self.panel.start.click, self.prompt.submit], make, [*pictures, *more],
+            [self.panel.start.click, self.prompt.submit], on_make, [*pictures, *more],
             [*self.panel.outputs, *session.choices], **PRIVATE,
         )  # fmt: skip
         events = [self.files.change, *(azimuth.input for azimuth in self.azimuths)]
@@ -201,7 +201,7 @@ class ReconstructTab:
         """Connect the events."""
         self.panel.connect(session)
 
-        async def reconstruct(
+        async def on_reconstruct(
             request: gr.Request, files: list[str] | None, method: str, quality: str, seed: float
         ) -> AsyncIterator[Updates]:
             visit = session.visit(request)
@@ -211,7 +211,7 @@ class ReconstructTab:
                 yield updates
 
         inputs = [self.files, self.method, self.quality, self.seed]
-        self.panel.start.click(reconstruct, inputs, [*self.panel.outputs, *session.choices], **PRIVATE)
+        self.panel.start.click(on_reconstruct, inputs, [*self.panel.outputs, *session.choices], **PRIVATE)
 
 
 class CompareTab:
