@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.sampling.conditioner import texts_of
@@ -40,6 +41,23 @@ MAX_FPS = 1000  # of the video's codec
 BYTES_PER_PIXEL = 36
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunWatch:
+    """Functions that a run calls while it works, e.g. to show progress. An error that one raises ends the run.
+
+    Attributes:
+        on_step: called after every denoising step with the number of steps done and of all steps of the run.
+        on_x0: called at every step with the pipeline and x0, see `ViewsPipeline.__call__`.
+        on_orbits: called with the sampled orbits of a batch, before its files are written.
+        on_file: called with the name of each 3D file before it is made.
+    """
+
+    on_step: Callable[[int, int], None] | None = None
+    on_x0: Callable[[ViewsPipeline, Tensor], None] | None = None
+    on_orbits: Callable[[Orbits], None] | None = None
+    on_file: Callable[[str], None] | None = None
+
+
 @INFER_ENGINE.register(name="inference_text2video_entrance", kind="prompt")
 @INFER_ENGINE.register(name="inference_i2vgen_entrance", kind="image")
 class OrbitInference:
@@ -59,8 +77,12 @@ class OrbitInference:
         self.config, self.cfg = config, cfg
         self.failures: list[str] = []
 
-    def run(self) -> list[Path]:
+    def run(self, *, pipeline: ViewsPipeline | None = None, watch: RunWatch | None = None) -> list[Path]:
         """Make the missing samples.
+
+        Args:
+            pipeline: loaded networks of this configuration, see `ViewsPipeline.with_settings`; None: load them.
+            watch: is told what the run does.
 
         Returns:
             The folders of all samples of the run. Those that failed are in `self.failures`, one line each.
@@ -82,7 +104,7 @@ class OrbitInference:
             todo = [job for job in jobs if not is_done(job, settings)]
             log.info("%d of %d samples to make, in %s", len(todo), len(jobs), out)
             if todo:
-                self._make(todo, known, settings)
+                self._make(todo, known, settings, pipeline=pipeline, watch=watch or RunWatch())
             if self.failures and len(self.failures) == len(todo):
                 raise DataError(self.failures[0])
             if cfg.fit:
@@ -95,12 +117,20 @@ class OrbitInference:
             log.error("error: %s", failure)
         return folders
 
-    def _make(self, jobs: list[Job], known: dict[int, str], settings: dict[str, Any]) -> None:
+    def _make(
+        self,
+        jobs: list[Job],
+        known: dict[int, str],
+        settings: dict[str, Any],
+        *,
+        pipeline: ViewsPipeline | None,
+        watch: RunWatch,
+    ) -> None:
         started = time.perf_counter()
         prompts = [job.source.prompt for job in jobs if job.source.prompt is not None]
         if self.cfg.embedder:
             self.cfg.embedder.options.check_prompts(texts_of(self.cfg, prompts))
-        pipeline = ViewsPipeline.from_config(self.cfg)
+        pipeline = pipeline.with_settings(self.cfg) if pipeline else ViewsPipeline.from_config(self.cfg)
         pipeline.prepare_texts(prompts)
         log.info("networks built and loaded in %.1f s", time.perf_counter() - started)
         options = {"assets": self.cfg.assets, "rasterizer": self.cfg.rasterizer}
@@ -114,14 +144,17 @@ class OrbitInference:
             weights = pool.submit(weights_of, self.cfg)  # reads the files once more, beside the first steps
 
             def make(batch: list[Job]) -> None:
-                orbits = self._sample(pipeline, batch, known, bar)
+                orbits = self._sample(pipeline, batch, known, bar, watch=watch)
+                if watch.on_orbits:
+                    watch.on_orbits(orbits)
                 bar.set_description(f"{batch[0].source.slug[:40]}: writing files")
                 began = time.perf_counter()
                 cost = record_of_cost(orbits, device=pipeline.placement.device)
                 for index, job in enumerate(batch):
                     record = {**job.source.record, "seed": job.seed, "settings": settings}
                     record |= {"weights": weights.result(), "cost": cost}
-                    writer.write(job.folder, orbits, index, fps=self.cfg.target_fps, record=record)
+                    options = {"fps": self.cfg.target_fps, "record": record, "on_file": watch.on_file}
+                    writer.write(job.folder, orbits, index, **options)
                     bar.write(file=sys.stderr, s=f"wrote {job.folder}/ ({', '.join(contents_of(job.folder))})")
                 line = cost_of(orbits, num_steps=pipeline.steps_per_call)
                 bar.write(file=sys.stderr, s=f"{line}, files {time.perf_counter() - began:.2f} s")
@@ -154,7 +187,9 @@ class OrbitInference:
             except DataError as err:
                 self.failures.append(f"{job.folder.name}: no fit: {err}")
 
-    def _sample(self, pipeline: ViewsPipeline, batch: list[Job], known: dict[int, str], bar: tqdm) -> Orbits:
+    def _sample(
+        self, pipeline: ViewsPipeline, batch: list[Job], known: dict[int, str], bar: tqdm, *, watch: RunWatch
+    ) -> Orbits:
         name = batch[0].source.slug[:40]
         bar.set_description(name)
         sources = [job.source for job in batch]  # all are prompts, all images, or all images with prompts
@@ -166,7 +201,8 @@ class OrbitInference:
             seeds=[job.seed for job in batch],
             c2w_V44=None if elevation_deg is None else cameras_at_elevation(self.cfg, elevation_deg),
             known_views={view: [image] * len(batch) for view, image in known.items()},
-            on_step=partial(count_step, bar, steps_per_call=pipeline.steps_per_call, name=name),
+            on_step=partial(count_step, bar, steps_per_call=pipeline.steps_per_call, name=name, told=watch.on_step),
+            on_x0=partial(watch.on_x0, pipeline) if watch.on_x0 else None,
         )
 
 
@@ -222,9 +258,11 @@ def check_memory(cfg: RunConfig, *, num_views: int, num_samples: int) -> None:
         )
 
 
-def count_step(bar: tqdm, *, steps_per_call: int, name: str) -> None:
+def count_step(bar: tqdm, *, steps_per_call: int, name: str, told: Callable[[int, int], None] | None = None) -> None:
     """Advance the progress bar; after the last step of a call, show that decoding has started."""
     bar.update()
+    if told:
+        told(bar.n, bar.total)
     if bar.n % steps_per_call == 0:
         bar.set_description(f"{name}: decoding")
 

@@ -5,6 +5,7 @@ Letters: B batch, V views, C channels, H W pixels or latent pixels.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,11 @@ from utils.torch_settings import channels_last, compile_parts
 
 # Short names of configurations, for `from_pretrained`.
 PRETRAINED = {"mini": "mini/real_infer"}
+# Settings that decide which networks are loaded and how; `with_settings` keeps them.
+NETWORK_SETTINGS = (
+    "UNet", "auto_encoder", "embedder", "elevation", "Diffusion", "reconstruction", "test_model", "lora", "device",
+    "precision", "channels_last", "compile", "fused", "cuda_graph", "low_memory",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +183,25 @@ class ViewsPipeline:
             placement=placement,
         )
 
+    def with_settings(self, cfg: RunConfig) -> Self:
+        """Return a pipeline with the same loaded networks and other settings of sampling, such as cameras or steps.
+
+        Raises:
+            ConfigError: a setting of the networks themselves differs, or the settings do not fit them.
+        """
+        for name in NETWORK_SETTINGS:
+            if getattr(cfg, name) != getattr(self.cfg, name):
+                raise ConfigError(f"{name} belongs to the loaded networks and cannot change; load a pipeline with it")
+        check_fit(cfg, self.placement.device)
+        other = copy.copy(self)
+        other.cfg, other.sampler = cfg, cfg.sampler.build()
+        if self.reconstruction:
+            options = {"autoencoder": self.autoencoder, "placement": self.placement}
+            other.reconstruction = build_reconstruction(cfg, self.reconstruction.network, **options)
+        embedder = self.conditioner.embedder
+        other.conditioner = conditioner_for(cfg, self.unet, embedder=embedder, autoencoder=self.autoencoder)
+        return other
+
     @classmethod
     def from_folder(cls, folder: str | Path, *overrides: str) -> Self:
         """Load a pipeline from a folder that `save` wrote, with its config.yaml and its weights.
@@ -231,6 +256,7 @@ class ViewsPipeline:
         known_views: Mapping[int, Sequence[OrbitInput]] | None = None,
         results: str | None = None,
         on_step: Callable[[], None] | None = None,
+        on_x0: Callable[[Tensor], None] | None = None,
     ) -> Orbits:
         """Sample one orbit per input.
 
@@ -248,7 +274,8 @@ class ViewsPipeline:
             known_views: images of known views by the index of the view, one image per input. These views and the input
                 (view 0) are fixed. For image models only. See `hold_views` of the config.
             results: `plain`, `refined` (with 3D-aware sampling) or `both`.
-            on_step: called after every denoising step.
+            on_step: called after every denoising step; an error that it raises ends the call.
+            on_x0: called at every step with the latents x0 (B, C, V, h, w) as they are predicted then.
 
         Raises:
             ValueError: there is no input, the numbers of seeds or prompts and inputs differ, or there are known views
@@ -271,7 +298,7 @@ class ViewsPipeline:
                 given = self._given(given_inputs, known_views or {}, call)
                 self._check_conditions(given, inputs)
             with watch.part("denoise"):
-                options = {"refiner": refiner, "guide_scale": guide_scale, "on_step": on_step}
+                options = {"refiner": refiner, "guide_scale": guide_scale, "on_step": on_step, "on_x0": on_x0}
                 run = self._denoising(given, call, **options, watch=watch)
                 latents = self._denoise(noise, run, results)
                 for one in latents:
@@ -306,7 +333,7 @@ class ViewsPipeline:
         seeds = self._seeds(seeds, num_inputs=len(given_inputs.named))
         call = self._call_options(seeds, self._cameras(given_inputs) if c2w_V44 is None else c2w_V44, None)
         given = self._given(given_inputs, known_views or {}, call)
-        options = {"refiner": None, "guide_scale": None, "on_step": None}
+        options = {"refiner": None, "guide_scale": None, "on_step": None, "on_x0": None}
         return self._denoising(given, call, **options, watch=Stopwatch(call.device))
 
     def results_of(self, asked: str | None = None) -> str:
@@ -465,6 +492,7 @@ class ViewsPipeline:
         refiner: Refiner | None,
         guide_scale: float | None,
         on_step: Callable[[], None] | None,
+        on_x0: Callable[[Tensor], None] | None,
         watch: Stopwatch,
     ) -> Denoising:
         """Collect the arguments of the sampler for this call."""
@@ -479,6 +507,7 @@ class ViewsPipeline:
             known_views=self._held(given),
             generators=list(call.generators),
             on_step=on_step,
+            on_x0=on_x0,
             stopwatch=watch,
         )
 

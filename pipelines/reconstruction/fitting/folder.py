@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ def fit_folder(
     device: torch.device,
     assets: AssetOptions,
     reading: ReadingOptions | None = None,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> str:
     """Fit an object to a folder of views and write its files to `out`.
 
@@ -48,6 +49,7 @@ def fit_folder(
     Args:
         section: the method and its options, from the registry FITS.
         assets: which files to write, and how.
+        on_step: see `fit_object`.
 
     Returns:
         One line about the result.
@@ -63,7 +65,7 @@ def fit_folder(
     if is_finished(out, identity):
         return f"{out}: finished before, kept"
     out.mkdir(parents=True, exist_ok=True)
-    fitted = fit_object(section, views, seed=seed, state=out / STATE_FILE)
+    fitted = fit_object(section, views, seed=seed, state=out / STATE_FILE, on_step=on_step)
     facts = write_fit(out, fitted, section, move=move, options=assets)
     result = {
         "input": str(folder),
