@@ -35,12 +35,17 @@ DEFAULT = "mini/real_infer"  # also that of the app
 WEIGHTS = ".safetensors"
 # Files of more than 10 MB are refused by the hub unless git-lfs keeps them.
 ATTRIBUTES = f"*{WEIGHTS} filter=lfs diff=lfs merge=lfs -text\n"
-APP = '''"""The web app of VideoMV as a Space; the hub sets the address and the port in the environment."""
+APP = '''"""The web app of VideoMV as a Space; the hub may set the address and the port in the environment."""
+
+import os
+from functools import partial
 
 from videomv.tools.app import main
+from videomv.utils.script import run_script
 
 if __name__ == "__main__":
-    main({arguments})
+    host, port = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"), os.environ.get("GRADIO_SERVER_PORT", "7860")
+    run_script(partial(main, ["--host", host, "--port", port, *{arguments}]))
 '''
 PAGE = """# {title}
 

@@ -35,7 +35,7 @@ def test_a_space_has_its_settings_the_app_and_its_weights(tmp_path, monkeypatch)
     assert "videomv/data/mini/ATTRIBUTION.md" in files
     assert "filter=lfs" in files[".gitattributes"].decode()
     assert {"torch==2.10.0", "gradio==6.0"} <= set(files["requirements.txt"].decode().splitlines())
-    assert 'main(["--cfg", "mini/t2v_infer"])' in files["app.py"].decode()
+    assert '*["--cfg", "mini/t2v_infer"]]' in files["app.py"].decode()
     compile(files["app.py"], "app.py", "exec")
 
 
@@ -57,7 +57,12 @@ def test_a_space_starts_without_the_repository(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    variables = {**os.environ, "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
+    variables = {
+        **os.environ,
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+    }
     variables.pop("PYTHONPATH", None)
     with (tmp_path / "log.txt").open("w") as log:
         app = subprocess.Popen([sys.executable, "app.py"], cwd=out, env=variables, stdout=log, stderr=log)

@@ -14,6 +14,7 @@ from functools import partial
 # From the subcommand to its module and what it does. The first group is listed line by line.
 COMMANDS = {
     "sample": ("inference", "views, Gaussians and meshes from sentences or pictures"),
+    "app": ("tools.app", "the same in the browser"),
     "train": ("train_net", "train networks, on every visible GPU"),
     "reconstruct": ("tools.reconstruct", "Gaussians, a field or a surface from views with cameras"),
     "evaluate": ("tools.evaluate", "measure the quality of a model"),

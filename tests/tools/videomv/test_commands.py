@@ -75,7 +75,7 @@ def test_messages_name_the_subcommand_and_mistakes_are_one_line(monkeypatch, cap
     ("name", "hint"),
     [
         ("smaple", "; did you mean sample"),
-        ("xyzzy", "; valid: sample, train"),
+        ("xyzzy", "; valid: sample, app, train"),
         ("render_orbit.py", "; render_orbit.py is `videomv render`"),
         ("tools/make_zoo.py", "; make_zoo.py is `videomv zoo`"),
     ],
