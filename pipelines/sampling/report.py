@@ -57,10 +57,11 @@ def write_report(out: Path, folders: Sequence[Path], cfg: RunConfig, *, failures
         return None
     folders = [folder for folder in folders if (folder / RESULT_FILE).is_file()]
     earlier = sorted({file.parent for file in out.glob(f"*/{RESULT_FILE}")} - set(folders))
+    others = f", {len(earlier)} of earlier runs" if earlier else ""
     lines = [f'<p class="bad">not made: {html.escape(line)}</p>' for line in failures]
     filled = {
         "__TITLE__": html.escape(_clean(out.resolve().name)),
-        "__HEAD__": f"<p>{_counted(len(folders))} of this run, {len(earlier)} of earlier runs</p>{''.join(lines)}",
+        "__HEAD__": f"<p>{_counted(len(folders))} of this run{others}</p>{''.join(lines)}",
         "__GALLERY__": _gallery(folders[:MOST_SHOWN]) + _earlier(earlier, room=MOST_SHOWN - len(folders)),
         "__SETTINGS__": html.escape(_clean(changes_text(cfg))),
     }
