@@ -56,6 +56,18 @@ def test_a_subcommand_is_the_script(monkeypatch, capsys):
     assert end.value.code == 3
 
 
+def test_a_training_on_several_devices_starts_its_processes_as_a_module(monkeypatch):
+    import train_net
+
+    started = []
+    monkeypatch.setattr("pipelines.training.launch.processes_to_start", lambda cfg: 2)
+    monkeypatch.setattr("pipelines.training.launch.run_processes", lambda *given: started.append(given) or 0)
+    monkeypatch.setattr(sys, "argv", ["videomv train"])  # no file that could be run
+    words = ["--cfg", str(ROOT / "configs" / "mini" / "t2v_train.yaml"), "seed=3"]
+    assert train_net.main(words) == 0
+    assert started == [(2, [sys.executable, "-m", "train_net", *words])]
+
+
 def test_messages_name_the_subcommand_and_mistakes_are_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["videomv"])
     with pytest.raises(SystemExit) as end:

