@@ -5,12 +5,11 @@ from __future__ import annotations
 import html
 import logging
 import re
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-
-from PIL import Image
 
 from pipelines.sampling.finished import read_result
 from pipelines.sampling.sample_folder import FIT_FOLDER, RESULT_FILE
@@ -106,11 +105,18 @@ def _orbit(folder: Path, result: Mapping[str, Any]) -> str:
     sheet = next((folder / name for name in SHEETS if (folder / name).is_file()), None)
     try:
         W, H = (int(side) for side in settings["resolution"])
-        with Image.open(sheet) as picture:
-            columns, rows = ((side + GAP) // (one + GAP) for side, one in zip(picture.size, (W, H), strict=True))
-            whole = picture.size == (columns * (W + GAP) - GAP, rows * (H + GAP) - GAP) and columns * rows >= num_views
-            width, height = picture.size
-    except (KeyError, TypeError, ValueError, AttributeError, OSError):  # a result of another program
+        width, height = _png_size(sheet)
+        columns, rows = (width + GAP) // (W + GAP), (height + GAP) // (H + GAP)
+        whole = (width, height) == (columns * (W + GAP) - GAP, rows * (H + GAP) - GAP) and columns * rows >= num_views
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OSError,
+        ZeroDivisionError,
+        struct.error,
+    ):  # a result of another program
         whole = False
     if not whole or not num_views:
         return ""
@@ -127,6 +133,15 @@ def _orbit(folder: Path, result: Mapping[str, Any]) -> str:
     seen = f'<img src="{_address(given, folder)}" alt="input" loading="lazy">' if given.is_file() else ""
     slider = f'tabindex="0" role="slider" aria-label="view" aria-valuemin="0" aria-valuemax="{num_views - 1}"'
     return f'<div class="orbit" {slider} aria-valuenow="0" {attributes} style="{style}">{seen}</div>'
+
+
+def _png_size(path: Path) -> tuple[int, int]:
+    """Width and height from the head of a PNG; Pillow refuses large sheets, although nothing is unpacked here."""
+    with path.open("rb") as file:
+        head = file.read(24)
+    if not head.startswith(b"\x89PNG"):
+        raise ValueError(f"{path} is no PNG")
+    return struct.unpack(">II", head[16:])
 
 
 def _facts(folder: Path, result: Mapping[str, Any]) -> Iterator[str]:
