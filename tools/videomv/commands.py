@@ -50,7 +50,7 @@ def help_text() -> str:
             *lines,
             f"  also: {', '.join(MORE_COMMANDS)}",
             "",
-            "Start: videomv sample --cfg mini/real_infer --prompt 'a chair' guide_scale=3",
+            "Start: videomv sample --cfg mini/t2v_infer --prompt 'a green chair'",
         ]
     )
 
