@@ -340,4 +340,4 @@ def without_paths(message: str, folder: Path, pictures: tuple[Picture, ...]) -> 
     """A message with the visitor's names instead of paths of the server."""
     for picture in pictures:
         message = message.replace(str(picture.path), picture.name)
-    return message.replace(f"{folder}/", "").replace(str(folder), "the upload")
+    return message.replace(f"{folder}/views/", "").replace(f"{folder}/", "").replace(str(folder), "the upload")
