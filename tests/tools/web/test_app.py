@@ -27,9 +27,13 @@ from tests.tiny_views import sphere_views, write_transforms
 from tools import app as command
 from utils.errors import ConfigError
 from utils.script import run_script
+from utils.settings.assets import AssetOptions
 
 gradio = pytest.importorskip("gradio", reason='needs the optional extra app: pip install "gradio[mcp]>=6.31,<7"')
 PAGE = ROOT / "tools" / "web" / "README.md"
+
+
+SMALL = {"mesh_views": 4, "mesh_view_size": 32, "grid": 16, "texture": 64, "faces": 100}
 
 
 def free_port() -> int:
@@ -51,7 +55,7 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("family")
     family = {**write_image_family(folder), **write_head(folder)}
     changes = {"takes_prompts": True, "test_list_path": "", "guide_scale": 1.0}
-    changes |= {"assets": {"mesh_views": 4, "mesh_view_size": 32, "grid": 16, "texture": 64, "faces": 100}}
+    changes |= {"assets": SMALL}
     return str(write_config(folder / "tiny.yaml", family | changes))
 
 
@@ -60,7 +64,8 @@ def served(config, tmp_path_factory):
     """The address of a running app, and the folder of its visits."""
     folder = tmp_path_factory.mktemp("app")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr("tools.web.service.FIT_ASSETS", AssetOptions(**SMALL, splat=False, turntable=False, spz=True))
+        patch.setattr("tools.web.requests.FIT_STEPS", {"quick": 0.02, "normal": 0.03, "full": 1.0})
         patch.setattr("atexit.register", lambda call, *args: ends.append((call, args)))
         ends: list = []
         app, launch = command.build_app([config], folder=folder)
@@ -157,10 +162,9 @@ def test_mistakes_of_programs_are_answered(client, endpoint, given, message):
     assert "Traceback" not in str(caught.value)
 
 
-def test_views_are_reconstructed(client, tmp_path, monkeypatch):
+def test_views_are_reconstructed(client, tmp_path):
     from gradio_client import handle_file
 
-    monkeypatch.setattr("tools.web.requests.FIT_STEPS", {"quick": 0.02})
     folder = write_transforms(tmp_path / "ball", sphere_views(num_views=6, size=32))
     archive = shutil.make_archive(str(tmp_path / "ball"), "zip", folder)
     sheet, files, facts = client.predict(handle_file(archive), quality="quick", api_name="/reconstruct")
@@ -208,7 +212,6 @@ def test_an_agent_lists_the_tools_and_gets_an_orbit(served):
 
 
 def test_the_code_of_the_page_runs(served, config, tmp_path, monkeypatch):
-    monkeypatch.setattr("tools.web.requests.FIT_STEPS", {"normal": 0.02})
     monkeypatch.chdir(tmp_path)
     shutil.copy(Path(config).parent / "square.png", "chair.png")
     shutil.make_archive("views", "zip", write_transforms(tmp_path / "ball", sphere_views(num_views=6, size=32)))
@@ -247,6 +250,7 @@ def test_options_are_checked_before_anything_is_loaded(words, message, monkeypat
     with pytest.raises(ConfigError, match=r"^[^\n]*$") as caught:
         command.main([*words, "--folder", str(tmp_path)])
     assert message in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_package_is_one_line(monkeypatch, capsys):
@@ -291,23 +295,52 @@ def ask_for(page, sentence: str) -> None:
     page.get_by_role("button", name="Make", exact=True).click()
 
 
+def drawn(frame) -> bool:
+    """Whether the page in a frame has drawn its object."""
+    frame.content_frame.locator("body[data-state=drawn]").wait_for()
+    return True
+
+
+def files_of(page, folder: Path) -> set[str]:
+    """Download every file that the page offers; returns their names."""
+    page.get_by_role("tab", name="Files", exact=True).first.click()
+    links = page.locator("a[download]:visible")
+    links.first.wait_for()
+    names = set()
+    for number in range(links.count()):
+        with page.expect_download() as started:
+            links.nth(number).click()
+        names.add(started.value.suggested_filename)
+        started.value.save_as(folder / started.value.suggested_filename)
+    return names
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [375, 1280])
-def test_a_visitor_makes_turns_and_compares(browser, served, width):
+def test_a_visitor_makes_turns_and_compares(browser, served, width, tmp_path):
     with page_of(browser, served[0], width=width) as page:
         ask_for(page, "a red mug")
         page.locator("iframe.viewer").first.wait_for(state="attached")
         orbit, slider = page.locator(".orbit").first, page.locator(".turn input").first
         before = orbit.get_attribute("style")
+        assert drawn(page.locator("iframe.viewer").first)
         slider.fill("2")
         assert orbit.get_attribute("style") != before
         assert page.locator(".turn output").first.inner_text() == "90°"
+        page.get_by_role("tab", name="Mesh", exact=True).first.click()
+        assert drawn(page.locator("iframe.viewer:visible").first)
+        assert files_of(page, tmp_path) == {
+            "orbit.mp4", "mesh.glb", "gaussians.ply", "gaussians.spz", "transforms.json", "views.zip", "sheet.png",
+        }  # fmt: skip
+        assert len(trimesh.load(tmp_path / "mesh.glb", force="mesh").faces) > 3
         page.get_by_role("tab", name="Compare", exact=True).click()
         for label in ("Left", "Right"):
             page.get_by_label(label, exact=True).click()
             page.get_by_role("option").first.click()
         frames = page.locator(".sides iframe")
         frames.nth(1).wait_for()
+        assert drawn(frames.nth(0))
+        assert drawn(frames.nth(1))
         page.locator(".turn input:visible").fill("180")
         assert [frames.nth(side).get_attribute("src").split("#")[1] for side in (0, 1)] == ["panel=0&azimuth=180"] * 2
         assert page.evaluate("document.documentElement.scrollWidth") <= width
