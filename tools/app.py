@@ -108,9 +108,6 @@ def build_app(
     """
     check_gradio()
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing about visitors is sent anywhere
-    root = Path(tempfile.mkdtemp(prefix="videomv_app_", dir=folder)).resolve()
-    os.environ["GRADIO_TEMP_DIR"] = str(root / "uploads")
-
     import gradio as gr
 
     from tools.web import show
@@ -122,9 +119,11 @@ def build_app(
     from tools.web.uploads import LARGEST_FILE_MB
     from tools.web.visits import Visits
 
+    models = load_models(cfgs or [DEFAULT_CFG])
+    root = Path(tempfile.mkdtemp(prefix="videomv_app_", dir=folder)).resolve()
+    os.environ["GRADIO_TEMP_DIR"] = str(root / "uploads")
     results = root / "visits"
     results.mkdir()
-    models = load_models(cfgs or [DEFAULT_CFG])
     worker = Worker()
     visits = Visits(results, worker=worker, max_age_s=60 * keep_minutes)
     atexit.register(close, visits, worker, root)

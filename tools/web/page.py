@@ -77,10 +77,10 @@ class MakeTab:
                     visible=default.takes_sentences,
                 )  # fmt: skip
                 self.files = gr.File(
-                    label=f"Pictures, 1 to {MOST_PICTURES}: drop them here", file_count="multiple", type="filepath",
-                    height=130, file_types=[".png", ".jpg", ".jpeg", ".webp"], visible=default.takes_pictures,
+                    label=f"Pictures (1 to {MOST_PICTURES})", file_count="multiple", type="filepath",
+                    height=170, file_types=[".png", ".jpg", ".jpeg", ".webp"], visible=default.takes_pictures,
                 )  # fmt: skip
-                with gr.Row():
+                with gr.Row(visible=False) as self.azimuth_row:
                     self.azimuths = [
                         gr.Number(90 * number, label=f"Picture {number + 1}: azimuth (°)", min_width=120, visible=False)
                         for number in range(1, MOST_PICTURES)
@@ -127,7 +127,7 @@ class MakeTab:
             [*self.panel.outputs, *session.choices], **PRIVATE,
         )  # fmt: skip
         events = [self.files.change, *(azimuth.input for azimuth in self.azimuths)]
-        gr.on(events, look, pictures, [self.cut, *self.azimuths], **PRIVATE)
+        gr.on(events, look, pictures, [self.cut, self.azimuth_row, *self.azimuths], **PRIVATE)
         switched = [self.prompt, self.files, self.estimate, self.elevation, self.views, self.seed]
         self.model.change(
             lambda name: self._switched(session.service.model(name)), self.model,
@@ -154,6 +154,7 @@ class MakeTab:
         """Check pictures as soon as they are there, and show what the network will receive."""
         files = files or []
         updates: Updates = {one: gr.update(visible=place < len(files)) for place, one in enumerate(self.azimuths, 1)}
+        updates[self.azimuth_row] = gr.update(visible=len(files) > 1)
         try:
             with visit.scratch() as folder:
                 model = service.model(name)
@@ -186,8 +187,8 @@ class ReconstructTab:
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 self.files = gr.File(
-                    label="Views: a .zip with transforms.json and pictures, or these files", file_count="multiple",
-                    type="filepath", height=150, file_types=[".zip", ".json", ".png", ".jpg", ".jpeg", ".webp"],
+                    label="Views: .zip, or transforms.json and pictures", file_count="multiple",
+                    type="filepath", height=170, file_types=[".zip", ".json", ".png", ".jpg", ".jpeg", ".webp"],
                 )  # fmt: skip
                 methods = [(METHODS.get(name, name), name) for name in FITS.names()]
                 self.method = gr.Radio(methods, value=methods[0][1], label="What is fitted")

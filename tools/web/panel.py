@@ -63,15 +63,15 @@ class ResultPanel:
         """Add the components of the result."""
         self.orbit = gr.HTML(js_on_load=show.SCRIPT)
         with gr.Tabs():
-            with gr.Tab("Gaussians"):
+            with gr.Tab("3D"):
                 self.viewer = gr.HTML(show.message("Results are shown here.", kind="note"), js_on_load=None)
             with gr.Tab("Mesh"):
-                self.mesh = gr.Model3D(label="mesh", height=420, interactive=False, clear_color=(1, 1, 1, 1))
-            with gr.Tab("All views"):
+                self.mesh = gr.HTML(js_on_load=None)
+            with gr.Tab("Views"):
                 self.sheet = gr.Image(label="all views", interactive=False, buttons=["download", "fullscreen"])
             with gr.Tab("Files"):
                 self.files = gr.File(label="downloads", file_count="multiple", interactive=False)
-            with gr.Tab("Details"):
+            with gr.Tab("Info"):
                 self.facts = gr.HTML()
                 self.command = gr.Textbox(
                     label="The command that repeats this result", lines=3, interactive=False, buttons=["copy"]
@@ -83,8 +83,9 @@ class ResultPanel:
 
         def again(number: int | None, request: gr.Request) -> Updates:
             result = session.visit(request).result(number)
-            gone = show.message("This result was removed.", kind="note") if number else ""
-            return self.shown(result) | {self.progress: ""} if result else {self.progress: gone}
+            if result is None:
+                return {self.progress: show.message("This result was removed.", kind="note") if number else ""}
+            return self.shown(result) | {self.progress: show.notes(result.notes)}
 
         self.earlier.input(again, self.earlier, self.outputs, **PRIVATE)
         self.stop.click(session.stop, queue=False, **PRIVATE)
@@ -99,8 +100,8 @@ class ResultPanel:
         """Updates that show a result."""
         return {
             self.orbit: show.turntable(result.strip),
-            self.viewer: show.viewer(result.viewer),
-            self.mesh: gr.update(value=text_of(result.mesh)),
+            self.viewer: show.viewer(result.viewer, what="Gaussians"),
+            self.mesh: show.viewer(result.mesh, what="mesh"),
             self.sheet: gr.update(value=text_of(result.sheet)),
             self.files: gr.update(value=[str(file) for file in result.downloads]),
             self.facts: show.notes(result.notes) + show.facts(result),

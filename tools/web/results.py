@@ -20,6 +20,7 @@ from torch import Tensor
 from utils.files import atomic_path
 from utils.images import to_uint8
 
+MESH_PAGE = Path(__file__).parent / "mesh.html"
 STRIP_QUALITY = 90  # of WebP; the .zip has the views without loss
 
 
@@ -52,7 +53,7 @@ class Result:
         strip: the views; None for a fit.
         sheet: a picture of all views, or of views and renders.
         viewer: the page of the Gaussians, if there are any.
-        mesh: the mesh, if there is one.
+        mesh: a page that shows the mesh, if there is one.
         video: the orbit, or a turntable.
         downloads: the files that are offered.
         facts: names and values, for a table.
@@ -105,6 +106,22 @@ def data_url(image_CHW: Tensor, *, quality: int = 80) -> str:
     content = io.BytesIO()
     Image.fromarray(to_uint8(image_CHW)).save(content, format="WEBP", quality=quality)
     return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
+
+
+def write_mesh_page(path: Path, mesh: Path) -> Path | None:
+    """Write a page that shows a mesh of ours and needs nothing else; None if there is no mesh.
+
+    Gradio's own viewer of meshes often stays empty (6.31: an update while it loads ends its loading).
+
+    Args:
+        mesh: a .glb of pipelines.assets.mesh.
+    """
+    if not mesh.is_file():
+        return None
+    page = MESH_PAGE.read_text(encoding="utf-8").replace("__GLB__", base64.b64encode(mesh.read_bytes()).decode("ascii"))
+    with atomic_path(path) as part:
+        part.write_text(page, encoding="utf-8")
+    return path
 
 
 def write_zip(path: Path, folder: Path, names: list[str]) -> None:

@@ -33,7 +33,7 @@ from tools.web.requests import (
     config_of,
     expected_seconds,
 )
-from tools.web.results import Result, data_url, write_strip, write_zip
+from tools.web.results import Result, data_url, write_mesh_page, write_strip, write_zip
 from tools.web.uploads import CAMERAS, cut_outs, store_views
 from tools.web.visits import Visit, Visits
 from utils.devices import pick_device
@@ -175,7 +175,8 @@ class Service:
         notes += missing_notes(facts["files"])
         return Result(
             number=number, title=title, folder=folder, strip=None, video=None,
-            sheet=out / SHEET_FILE, viewer=existing(out / VIEWER_FILE), mesh=existing(out / MESH_FILE),
+            sheet=out / SHEET_FILE, viewer=existing(out / VIEWER_FILE),
+            mesh=write_mesh_page(folder / "mesh.html", out / MESH_FILE),
             downloads=all_existing(out, (MESH_FILE, PLY_FILE, SPZ_FILE, FIELD_FILE)),
             facts=(("PSNR on the given views", f"{facts['psnr']:.2f} dB"), *memory.facts(seconds)),
             command=request.command(), notes=notes,
@@ -278,7 +279,7 @@ def orbit_result(
         strip=watch.strip,
         sheet=existing(sample / sheet),
         viewer=existing(sample / VIEWER_FILE),
-        mesh=existing(sample / MESH_FILE),
+        mesh=write_mesh_page(folder / "mesh.html", sample / MESH_FILE),
         video=next((found for name in videos if (found := existing(sample / name))), None),
         downloads=(
             *all_existing(sample, (MESH_FILE, PLY_FILE, SPZ_FILE, CAMERAS)),
@@ -340,4 +341,4 @@ def without_paths(message: str, folder: Path, pictures: tuple[Picture, ...]) -> 
     """A message with the visitor's names instead of paths of the server."""
     for picture in pictures:
         message = message.replace(str(picture.path), picture.name)
-    return message.replace(f"{folder}/", "").replace(str(folder), "the upload")
+    return message.replace(f"{folder}/views/", "").replace(f"{folder}/", "").replace(str(folder), "the upload")

@@ -102,13 +102,17 @@ def _orbit(strip: Strip) -> str:
     )
 
 
-def viewer(path: Path | None, *, what: str = "this result has no Gaussians to show") -> str:
-    """The page of Gaussians in a frame of its own, which can do nothing but draw."""
-    if path is None:
-        return message(what, kind="note")
+def viewer(page: Path | None, *, what: str) -> str:
+    """A page of Gaussians or of a mesh in a frame, which can do nothing but draw.
+
+    Args:
+        what: what the page shows.
+    """
+    if page is None:
+        return message(f"This result has no {what} to show.", kind="note")
     return (
-        f'<iframe class="viewer" title="Gaussians in 3D" sandbox="allow-scripts" loading="lazy" '
-        f'data-page="{address(path)}" src="{address(path)}#panel=0"></iframe>'
+        f'<iframe class="viewer" title="{what} in 3D" sandbox="allow-scripts" data-page="{address(page)}" '
+        f'src="{address(page)}#panel=0"></iframe>'
     )
 
 
@@ -130,7 +134,8 @@ def _titled(result: Result) -> str:
 
 def _side(result: Result) -> str:
     orbit = _orbit(result.strip) if result.strip else ""
-    frame = viewer(result.viewer).replace("#panel=0", "#panel=0&amp;azimuth=0") if result.viewer else ""
+    page = result.viewer or result.mesh
+    frame = viewer(page, what="object").replace("#panel=0", "#panel=0&amp;azimuth=0") if page else ""
     return orbit + frame or message("This result has nothing to turn.", kind="note")
 
 
