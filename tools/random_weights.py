@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,10 @@ def _published_file(option: str, section: Section, *, seed: int) -> tuple[str, M
     return "autoencoder.pth", {"state_dict": {f"first_stage_model.{name}": value for name, value in state.items()}}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = config_arguments(__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=Path, help="folder for the files")
-    args = parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args(argv)
 
     import datasets  # noqa: F401 - registers
     import models  # noqa: F401 - registers

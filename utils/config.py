@@ -23,7 +23,7 @@ import yaml
 from utils import registry
 from utils.errors import ConfigError
 from utils.files import atomic_path
-from utils.registry import make_config
+from utils.registry import make_config, nearest
 from utils.settings.original import (
     BASE_KEYS,
     PUBLISHED_FILES,
@@ -33,7 +33,7 @@ from utils.settings.original import (
     is_original,
     read_as_present,
 )
-from utils.settings.paths import ROOT, found_path, with_found_paths
+from utils.settings.paths import ROOT, config_names, found_config, with_found_paths
 from utils.settings.references import resolved
 from utils.settings.run import RunConfig
 from utils.settings.typed import Refused
@@ -79,7 +79,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), **values: Any) 
     """Read, merge and check a configuration.
 
     Args:
-        path: a YAML file; one that is not in the working directory is looked for in the repository.
+        path: a YAML file; one that is not in the working directory is looked for among those of the project, where
+            `mini/real_infer` is enough.
         overrides: `key=value` or `section.key=value` strings; `key`, `value` in two strings as in the original.
         values: top-level keys from other sources than the file; those that are None are ignored.
 
@@ -90,7 +91,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), **values: Any) 
         ConfigError: the file is missing or not valid YAML; a key or type is unknown (the message has the nearest valid
             name); a value has the wrong type or is out of range. The message is one line with all faults.
     """
-    tree = _read_tree(Path(found_path(str(path))), seen=(), option="--cfg ")
+    tree = _read_tree(_config_file(str(path)), seen=(), option="--cfg ")
     above = _parse_overrides(overrides)
     _tell_left_behind(tree.values, above.values)
     tree = above.over(tree)
@@ -111,6 +112,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), **values: Any) 
     if tree.faults:
         raise ConfigError(_one_line(tree.faults))
     return cfg
+
+
+def _config_file(name: str) -> Path:
+    """Find a configuration; one of the project is logged.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    found = found_config(name)
+    try:
+        os.lstat(found)
+    except FileNotFoundError as err:
+        plain = name.removeprefix("configs/").removesuffix(".yaml")
+        here = "no such file here, and no such configuration of the project"
+        raise ConfigError(f"--cfg {name}: {here}{nearest(plain, config_names())}") from err
+    except (OSError, ValueError):  # reading it says why
+        pass
+    if found != os.path.expanduser(name):
+        log.info("--cfg %s is not in the working directory, so read from %s", name, found)
+    return Path(found)
 
 
 def save_config(cfg: RunConfig, path: str | Path) -> None:

@@ -115,3 +115,12 @@ def _free_in_limit() -> int | None:
     except (ImportError, OSError, ValueError, IndexError):
         return None
     return None if limit == resource.RLIM_INFINITY else limit - used
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the largest memory of the process in bytes, on a GPU that of the GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on every system
+
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

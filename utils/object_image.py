@@ -24,6 +24,7 @@ from utils.files import check_text
 
 log = logging.getLogger(__name__)
 
+PICTURE_SUFFIXES = {".png", ".webp", ".gif", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".tga", ".avif", ".jp2"}
 PUBLISHED_SIZE = 256
 PUBLISHED_OBJECT_SIZE = 200
 CENTRED_TOLERANCE = (

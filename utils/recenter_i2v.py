@@ -18,12 +18,19 @@ from PIL import Image
 from utils.background import Remover, background_remover
 from utils.errors import ConfigError, DataError, WriteError
 from utils.files import atomic_path, check_text, read_lines, writable_folder
-from utils.object_image import PUBLISHED_OBJECT_SIZE, PUBLISHED_SIZE, cut_out, open_picture, recentre, tell_if_white
+from utils.object_image import (
+    PICTURE_SUFFIXES,
+    PUBLISHED_OBJECT_SIZE,
+    PUBLISHED_SIZE,
+    cut_out,
+    open_picture,
+    recentre,
+    tell_if_white,
+)
 from utils.script import run_script
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = {".png", ".webp", ".gif", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".tga", ".avif", ".jp2"}
 MAX_SIZE = 16384
 
 
@@ -39,11 +46,11 @@ def find_pictures(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
         if not path.is_dir():
             files[path] = None
             continue
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES)
         files.update(dict.fromkeys(found))
         if not found:
             failures.append(
-                f"{path}: contains no pictures ({', '.join(sorted(SUFFIXES))}); name another folder, or files"
+                f"{path}: contains no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}); name another folder, or files"
             )
     return list(files), failures
 
@@ -98,8 +105,9 @@ def add_to_list(list_file: Path, results: Sequence[Path]) -> None:
         part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m utils.recenter_i2v", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    name = "python -m utils.recenter_i2v" if argv is None else None
+    parser = argparse.ArgumentParser(prog=name, description=__doc__)
     parser.add_argument(
         "inputs", nargs="+", metavar="DIR_OR_FILE", help="pictures with an alpha channel, or folders of such pictures"
     )
@@ -114,7 +122,7 @@ def main() -> None:
         action="store_true",
         help="cut objects out of photos, with a small network (needs a package)",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not 1 <= args.object_size <= args.size <= MAX_SIZE:
         raise ConfigError(
             f"--object-size must lie in [1, --size={args.size}], got {args.object_size}; --size in [1, {MAX_SIZE}]"

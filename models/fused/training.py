@@ -15,6 +15,9 @@ from models.fused.rows import Rows
 from models.unet.blocks import ResBlock
 from models.unet.transformers import SpatialTransformer, TemporalTransformer
 
+# Packages whose layers the fused operations know: torch and this one, whose name differs in the installed package.
+KNOWN = ("torch.", __name__.removesuffix("fused.training"))
+
 
 def fuse_for_training(parts: Iterable[nn.Module]) -> None:
     """Make blocks of the UNet use fused operations for half precision on a GPU; in place.
@@ -24,7 +27,7 @@ def fuse_for_training(parts: Iterable[nn.Module]) -> None:
     """
     for part in parts:
         known = isinstance(part, ResBlock | SpatialTransformer | TemporalTransformer)
-        if known and all(type(layer).__module__.startswith(("torch.", "models.")) for layer in part.modules()):
+        if known and all(type(layer).__module__.startswith(KNOWN) for layer in part.modules()):
             part.forward = partial(_forward, part, part.forward)
 
 

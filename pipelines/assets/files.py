@@ -46,6 +46,7 @@ def write_assets(
     fov_deg: float,
     title: str,
     rasterizer: str = "auto",
+    on_file: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Write the files that are set in the options; rendering uses the device of the Gaussians.
 
@@ -56,6 +57,8 @@ def write_assets(
         fov_deg: field of view.
         title: name of the object in the viewer.
         rasterizer: see models.gaussians.rendering.
+        on_file: called with the name of each file before it is made, except the turntable; an error that it raises
+            ends the call.
 
     Returns:
         For each file: its size in bytes, its time in seconds and other facts, or {"error": the reason, "permanent":
@@ -96,7 +99,11 @@ def write_assets(
     video = _Video(folder / TURNTABLE_FILE, frames, options) if options.turntable else None
     # ffmpeg encodes the video in its own process while the other files are made
     with meanwhile(*([video.encode] if video else [])):
-        facts = {name: made(folder / name, make) for name, make in makers.items()}
+        facts = {}
+        for name, make in makers.items():
+            if on_file:
+                on_file(name)
+            facts[name] = made(folder / name, make)
     return facts | ({TURNTABLE_FILE: video.facts} if video else {})
 
 

@@ -25,7 +25,7 @@ def write_viewer(
     """Write one scene as a page, completely or not at all.
 
     The page's address can set another first view: `viewer.html#azimuth=40&elevation=10&distance=1.5`, also
-    `background=0` and `panel=0`.
+    `background=0` and `panel=0`. If azimuth, elevation or distance in the address change later, the view turns.
 
     Args:
         c2w_44: camera of the first view, which looks at the origin.

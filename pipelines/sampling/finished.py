@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 NOT_IN_A_SAMPLE = (
     "log_dir", "device", "round", "seed", "batch_size", "test_list_path", "chunk_size", "decoder_bs",
     "visual_inference", "prompts", "images", "compile", "fused", "cuda_graph", "low_memory", "rasterizer",
-    "known_objects", "takes_prompts", "fit", "elevation",
+    "known_objects", "takes_prompts", "fit", "elevation", "report",
 )  # fmt: skip
 EMBEDDER_OPTIONS_NOT_IN_A_SAMPLE = ("cache_dir", "device")
 BLOCK_BYTES, CHUNK_BYTES = 4096, 1 << 24

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.sampling.conditioner import texts_of
@@ -22,9 +23,10 @@ from pipelines.sampling.finished import Job, is_done, read_result, sample_settin
 from pipelines.sampling.input_elevation import cameras_at_elevation
 from pipelines.sampling.inputs import ESTIMATE, Source, known_view_files, names_of, sources_of
 from pipelines.sampling.pipeline import Orbits, ViewsPipeline
+from pipelines.sampling.report import write_report
 from pipelines.sampling.sample_folder import FIT_FOLDER, RESULT_FILE
 from utils.config import save_config
-from utils.devices import free_memory, pick_device
+from utils.devices import free_memory, peak_memory, pick_device
 from utils.errors import ConfigError, DataError, WriteError
 from utils.files import sole_use, writable_folder
 from utils.registry import INFER_ENGINE
@@ -37,6 +39,23 @@ NUM_NAMES = 3  # of `names_of`, which this version and earlier ones give to fold
 MAX_FPS = 1000  # of the video's codec
 # Measured peak on the CPU while views are decoded, per view, pixel and result: three copies of three floats.
 BYTES_PER_PIXEL = 36
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunWatch:
+    """Functions that a run calls while it works, e.g. to show progress. An error that one raises ends the run.
+
+    Attributes:
+        on_step: called after every denoising step with the number of steps done and of all steps of the run.
+        on_x0: called at every step with the pipeline and x0, see `ViewsPipeline.__call__`.
+        on_orbits: called with the sampled orbits of a batch, before its files are written.
+        on_file: called with the name of each 3D file before it is made.
+    """
+
+    on_step: Callable[[int, int], None] | None = None
+    on_x0: Callable[[ViewsPipeline, Tensor], None] | None = None
+    on_orbits: Callable[[Orbits], None] | None = None
+    on_file: Callable[[str], None] | None = None
 
 
 @INFER_ENGINE.register(name="inference_text2video_entrance", kind="prompt")
@@ -58,8 +77,12 @@ class OrbitInference:
         self.config, self.cfg = config, cfg
         self.failures: list[str] = []
 
-    def run(self) -> list[Path]:
+    def run(self, *, pipeline: ViewsPipeline | None = None, watch: RunWatch | None = None) -> list[Path]:
         """Make the missing samples.
+
+        Args:
+            pipeline: loaded networks of this configuration, see `ViewsPipeline.with_settings`; None: load them.
+            watch: is told what the run does.
 
         Returns:
             The folders of all samples of the run. Those that failed are in `self.failures`, one line each.
@@ -81,21 +104,33 @@ class OrbitInference:
             todo = [job for job in jobs if not is_done(job, settings)]
             log.info("%d of %d samples to make, in %s", len(todo), len(jobs), out)
             if todo:
-                self._make(todo, known, settings)
+                self._make(todo, known, settings, pipeline=pipeline, watch=watch or RunWatch())
             if self.failures and len(self.failures) == len(todo):
                 raise DataError(self.failures[0])
             if cfg.fit:
                 self._fit(jobs)
+            folders = [job.folder for job in jobs]
+            page = write_report(out, folders, cfg, failures=self.failures) if cfg.report else None
+            if page:
+                log.info("all samples on one page: %s", page)
         for failure in self.failures:
             log.error("error: %s", failure)
-        return [job.folder for job in jobs]
+        return folders
 
-    def _make(self, jobs: list[Job], known: dict[int, str], settings: dict[str, Any]) -> None:
+    def _make(
+        self,
+        jobs: list[Job],
+        known: dict[int, str],
+        settings: dict[str, Any],
+        *,
+        pipeline: ViewsPipeline | None,
+        watch: RunWatch,
+    ) -> None:
         started = time.perf_counter()
         prompts = [job.source.prompt for job in jobs if job.source.prompt is not None]
         if self.cfg.embedder:
             self.cfg.embedder.options.check_prompts(texts_of(self.cfg, prompts))
-        pipeline = ViewsPipeline.from_config(self.cfg)
+        pipeline = pipeline.with_settings(self.cfg) if pipeline else ViewsPipeline.from_config(self.cfg)
         pipeline.prepare_texts(prompts)
         log.info("networks built and loaded in %.1f s", time.perf_counter() - started)
         options = {"assets": self.cfg.assets, "rasterizer": self.cfg.rasterizer}
@@ -109,15 +144,20 @@ class OrbitInference:
             weights = pool.submit(weights_of, self.cfg)  # reads the files once more, beside the first steps
 
             def make(batch: list[Job]) -> None:
-                orbits = self._sample(pipeline, batch, known, bar)
+                orbits = self._sample(pipeline, batch, known, bar, watch=watch)
+                if watch.on_orbits:
+                    watch.on_orbits(orbits)
                 bar.set_description(f"{batch[0].source.slug[:40]}: writing files")
                 began = time.perf_counter()
+                cost = record_of_cost(orbits, device=pipeline.placement.device)
                 for index, job in enumerate(batch):
-                    record = {**job.source.record, "seed": job.seed, "settings": settings, "weights": weights.result()}
-                    writer.write(job.folder, orbits, index, fps=self.cfg.target_fps, record=record)
+                    record = {**job.source.record, "seed": job.seed, "settings": settings}
+                    record |= {"weights": weights.result(), "cost": cost}
+                    options = {"fps": self.cfg.target_fps, "record": record, "on_file": watch.on_file}
+                    writer.write(job.folder, orbits, index, **options)
                     bar.write(file=sys.stderr, s=f"wrote {job.folder}/ ({', '.join(contents_of(job.folder))})")
-                cost = cost_of(orbits, num_steps=pipeline.steps_per_call)
-                bar.write(file=sys.stderr, s=f"{cost}, files {time.perf_counter() - began:.2f} s")
+                line = cost_of(orbits, num_steps=pipeline.steps_per_call)
+                bar.write(file=sys.stderr, s=f"{line}, files {time.perf_counter() - began:.2f} s")
 
             while batches:
                 batch = batches.pop(0)
@@ -147,7 +187,9 @@ class OrbitInference:
             except DataError as err:
                 self.failures.append(f"{job.folder.name}: no fit: {err}")
 
-    def _sample(self, pipeline: ViewsPipeline, batch: list[Job], known: dict[int, str], bar: tqdm) -> Orbits:
+    def _sample(
+        self, pipeline: ViewsPipeline, batch: list[Job], known: dict[int, str], bar: tqdm, *, watch: RunWatch
+    ) -> Orbits:
         name = batch[0].source.slug[:40]
         bar.set_description(name)
         sources = [job.source for job in batch]  # all are prompts, all images, or all images with prompts
@@ -159,7 +201,8 @@ class OrbitInference:
             seeds=[job.seed for job in batch],
             c2w_V44=None if elevation_deg is None else cameras_at_elevation(self.cfg, elevation_deg),
             known_views={view: [image] * len(batch) for view, image in known.items()},
-            on_step=partial(count_step, bar, steps_per_call=pipeline.steps_per_call, name=name),
+            on_step=partial(count_step, bar, steps_per_call=pipeline.steps_per_call, name=name, told=watch.on_step),
+            on_x0=partial(watch.on_x0, pipeline) if watch.on_x0 else None,
         )
 
 
@@ -217,9 +260,11 @@ def check_memory(cfg: RunConfig, *, num_views: int, num_samples: int) -> None:
         )
 
 
-def count_step(bar: tqdm, *, steps_per_call: int, name: str) -> None:
+def count_step(bar: tqdm, *, steps_per_call: int, name: str, told: Callable[[int, int], None] | None = None) -> None:
     """Advance the progress bar; after the last step of a call, show that decoding has started."""
     bar.update()
+    if told:
+        told(bar.n, bar.total)
     if bar.n % steps_per_call == 0:
         bar.set_description(f"{name}: decoding")
 
@@ -241,6 +286,19 @@ def cost_of(orbits: Orbits, *, num_steps: int) -> str:
     if torch.cuda.is_available():
         line += f", peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     return line
+
+
+def record_of_cost(orbits: Orbits, *, device: torch.device) -> dict[str, Any]:
+    """Return the time of one sample of a call without its files, in parts, and the largest memory until then."""
+    parts = {name: round(seconds / len(orbits.seeds), 2) for name, seconds in orbits.seconds.items()}
+    inner = {"refine"}  # a part of `denoise`
+    return {
+        "seconds": round(sum(seconds for name, seconds in parts.items() if name not in inner), 2),
+        "parts": parts,
+        "samples_at_once": len(orbits.seeds),
+        "peak_memory_mb": round(peak_memory(device) / 1e6),
+        "device": device.type,
+    }
 
 
 def plan_jobs(sources: list[Source], *, num_rounds: int, seed: int, out: Path) -> list[Job]:

@@ -21,7 +21,7 @@ from utils.background import background_remover
 from utils.cameras import camera_elevations_deg
 from utils.errors import ConfigError, DataError
 from utils.files import check_text, read_lines
-from utils.object_image import input_view
+from utils.object_image import PICTURE_SUFFIXES, input_view
 from utils.settings.paths import found_path
 from utils.settings.run import RunConfig
 from utils.settings.sampling import ELEVATION_TOLERANCE_DEG
@@ -257,6 +257,25 @@ def known_view_files(cfg: RunConfig, c2w_V44: Tensor) -> dict[int, str]:
             raise ConfigError(f"{where}={known['azimuth_deg']:g}: {files[view]} is already this view; remove one")
         files[view] = str(known["image"])
     return files
+
+
+def are_sentences(inputs: Sequence[str | Path | Tensor]) -> bool:
+    """Whether the inputs of a call are prompts: texts that are no files and do not end like the name of a picture.
+
+    Raises:
+        ValueError: some are prompts and some are pictures.
+    """
+    sentences = [
+        isinstance(one, str) and Path(one).suffix.lower() not in PICTURE_SUFFIXES and not os.path.exists(one)
+        for one in inputs
+    ]
+    if any(sentences) and not all(sentences):
+        first = inputs[sentences.index(True)]
+        raise ValueError(
+            f"{first!r} is no file, but other inputs are pictures; correct its path, or give prompts in prompts= or in "
+            "a call of their own"
+        )
+    return any(sentences)
 
 
 def read_prompts(path: str) -> list[str]:

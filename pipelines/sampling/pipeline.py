@@ -5,6 +5,8 @@ Letters: B batch, V views, C channels, H W pixels or latent pixels.
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,17 +42,27 @@ from pipelines.sampling.input_elevation import (
     load_estimator,
     preparation_of,
 )
-from pipelines.sampling.inputs import matched_prompts, refused_prompts
+from pipelines.sampling.inputs import are_sentences, matched_prompts, refused_prompts
 from pipelines.sampling.known_views import KnownViews
 from pipelines.sampling.sampler import Denoising, OrbitSampler
 from utils.cameras import DATA_FOV_DEG
 from utils.config import load_config
 from utils.devices import pick_device, pick_dtype, resting_place
 from utils.errors import ConfigError, DataError
+from utils.registry import nearest
+from utils.settings.paths import config_names
 from utils.settings.run import RunConfig
 from utils.settings.sampling import RESULTS
 from utils.stopwatch import Stopwatch
 from utils.torch_settings import channels_last, compile_parts
+
+# Short names of configurations, for `from_pretrained`.
+PRETRAINED = {"mini": "mini/real_infer"}
+# Settings that decide which networks are loaded and how; `with_settings` keeps them.
+NETWORK_SETTINGS = (
+    "UNet", "auto_encoder", "embedder", "elevation", "Diffusion", "reconstruction", "test_model", "lora", "device",
+    "precision", "channels_last", "compile", "fused", "cuda_graph", "low_memory",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +183,25 @@ class ViewsPipeline:
             placement=placement,
         )
 
+    def with_settings(self, cfg: RunConfig) -> Self:
+        """Return a pipeline with the same loaded networks and other settings of sampling, such as cameras or steps.
+
+        Raises:
+            ConfigError: a setting of the networks themselves differs, or the settings do not fit them.
+        """
+        for name in NETWORK_SETTINGS:
+            if getattr(cfg, name) != getattr(self.cfg, name):
+                raise ConfigError(f"{name} belongs to the loaded networks and cannot change; load a pipeline with it")
+        check_fit(cfg, self.placement.device)
+        other = copy.copy(self)
+        other.cfg, other.sampler = cfg, cfg.sampler.build()
+        if self.reconstruction:
+            options = {"autoencoder": self.autoencoder, "placement": self.placement}
+            other.reconstruction = build_reconstruction(cfg, self.reconstruction.network, **options)
+        embedder = self.conditioner.embedder
+        other.conditioner = conditioner_for(cfg, self.unet, embedder=embedder, autoencoder=self.autoencoder)
+        return other
+
     @classmethod
     def from_folder(cls, folder: str | Path, *overrides: str) -> Self:
         """Load a pipeline from a folder that `save` wrote, with its config.yaml and its weights.
@@ -181,6 +212,27 @@ class ViewsPipeline:
         folder = Path(folder)
         cfg = load_config(folder / "config.yaml", overrides)
         return cls.from_config(weights_in(cfg, folder))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *overrides: str) -> Self:
+        """Load a pipeline by name.
+
+        Args:
+            name: `mini`, the small model for real objects that comes with the project; the name of another
+                configuration that samples, for example `mini/t2v_infer`; or a folder that `save` wrote.
+            overrides: `key=value` strings, as on the command line.
+
+        Raises:
+            ConfigError: there is no such model, or a setting does not fit.
+            DataError: a weight file is missing, as those of large models, which do not come with the project.
+        """
+        if os.path.isdir(name):
+            return cls.from_folder(name, *overrides)
+        chosen = PRETRAINED.get(str(name), str(name))
+        choices = [*PRETRAINED, *(one for one in config_names() if one.endswith("_infer"))]
+        if chosen not in choices and not os.path.isfile(chosen):
+            raise ConfigError(f"from_pretrained({str(name)!r}): no such model or folder{nearest(str(name), choices)}")
+        return cls.from_config(load_config(chosen, overrides))
 
     def save(self, folder: str | Path) -> None:
         """Write a folder for `from_folder`, with the settings and the weights as float16 safetensors."""
@@ -204,12 +256,14 @@ class ViewsPipeline:
         known_views: Mapping[int, Sequence[OrbitInput]] | None = None,
         results: str | None = None,
         on_step: Callable[[], None] | None = None,
+        on_x0: Callable[[Tensor], None] | None = None,
     ) -> Orbits:
         """Sample one orbit per input.
 
         Args:
             inputs: one or several inputs: prompts for a text model, images for an image model, as files or as (3, H, W)
-                in [0, 1] over white. None: only `prompts`.
+                in [0, 1] over white. With takes_prompts=true a text that is neither a file nor ends like the name of a
+                picture is a prompt. None: only `prompts`.
             prompts: prompts for an image model with takes_prompts=true: alone, or with images, then one for all images
                 or one per image. A text model takes them here or as `inputs`.
             seeds: one seed for all inputs, or one per input; a sample depends only on its own seed. Default: that of
@@ -220,7 +274,8 @@ class ViewsPipeline:
             known_views: images of known views by the index of the view, one image per input. These views and the input
                 (view 0) are fixed. For image models only. See `hold_views` of the config.
             results: `plain`, `refined` (with 3D-aware sampling) or `both`.
-            on_step: called after every denoising step.
+            on_step: called after every denoising step; an error that it raises ends the call.
+            on_x0: called at every step with the latents x0 (B, C, V, h, w) as they are predicted then.
 
         Raises:
             ValueError: there is no input, the numbers of seeds or prompts and inputs differ, or there are known views
@@ -243,7 +298,7 @@ class ViewsPipeline:
                 given = self._given(given_inputs, known_views or {}, call)
                 self._check_conditions(given, inputs)
             with watch.part("denoise"):
-                options = {"refiner": refiner, "guide_scale": guide_scale, "on_step": on_step}
+                options = {"refiner": refiner, "guide_scale": guide_scale, "on_step": on_step, "on_x0": on_x0}
                 run = self._denoising(given, call, **options, watch=watch)
                 latents = self._denoise(noise, run, results)
                 for one in latents:
@@ -278,7 +333,7 @@ class ViewsPipeline:
         seeds = self._seeds(seeds, num_inputs=len(given_inputs.named))
         call = self._call_options(seeds, self._cameras(given_inputs) if c2w_V44 is None else c2w_V44, None)
         given = self._given(given_inputs, known_views or {}, call)
-        options = {"refiner": None, "guide_scale": None, "on_step": None}
+        options = {"refiner": None, "guide_scale": None, "on_step": None, "on_x0": None}
         return self._denoising(given, call, **options, watch=Stopwatch(call.device))
 
     def results_of(self, asked: str | None = None) -> str:
@@ -331,6 +386,8 @@ class ViewsPipeline:
             if inputs and prompts:
                 raise ValueError("a text model takes prompts only; give them as inputs or as prompts=, not both")
             return Inputs(prompts=inputs or prompts)
+        if not prompts and self.conditioner.prompts is not None and are_sentences(inputs):
+            return Inputs(prompts=inputs)
         if not prompts:
             return Inputs(images=inputs)
         if self.conditioner.prompts is None:
@@ -435,6 +492,7 @@ class ViewsPipeline:
         refiner: Refiner | None,
         guide_scale: float | None,
         on_step: Callable[[], None] | None,
+        on_x0: Callable[[Tensor], None] | None,
         watch: Stopwatch,
     ) -> Denoising:
         """Collect the arguments of the sampler for this call."""
@@ -449,6 +507,7 @@ class ViewsPipeline:
             known_views=self._held(given),
             generators=list(call.generators),
             on_step=on_step,
+            on_x0=on_x0,
             stopwatch=watch,
         )
 

@@ -67,12 +67,22 @@ class VisualGeneratedVideos:
     def __init__(self, config: Config, *, assets: AssetOptions | None = None, rasterizer: str = "auto") -> None:
         self.config, self.assets, self.rasterizer = config, assets or AssetOptions(), rasterizer
 
-    def write(self, folder: Path, orbits: Orbits, index: int, *, fps: int, record: dict[str, Any]) -> None:
+    def write(
+        self,
+        folder: Path,
+        orbits: Orbits,
+        index: int,
+        *,
+        fps: int,
+        record: dict[str, Any],
+        on_file: Callable[[str], None] | None = None,
+    ) -> None:
         """Write sample `index` of a batch to `folder`. An older sample is replaced, but a user's own files are kept.
 
         Args:
             fps: frame rate of the video.
             record: input and settings of the sample, the first entries of result.json.
+            on_file: see `pipelines.assets.files.write_assets`.
 
         Raises:
             WriteError: a file cannot be written, for example because the disk is full.
@@ -82,7 +92,8 @@ class VisualGeneratedVideos:
             results["_gs"] = orbits.refined_views_BVCHW
         with atomic_folder(folder, is_ours=ours_in(folder)) as part:
             with meanwhile(*self._pictures(part, orbits, results, index, fps=fps)):
-                objects = self._write_object(part, orbits, index, title=record.get("prompt", folder.name))
+                title = record.get("prompt", folder.name)
+                objects = self._write_object(part, orbits, index, title=title, on_file=on_file)
             size = orbits.views_BVCHW.shape[-2:]
             transforms = nerf_transforms(orbits.c2w_V44, orbits.fov_deg, size)
             if orbits.gaussians_fov_deg not in (None, orbits.fov_deg):  # the head has its own field of view
@@ -107,7 +118,9 @@ class VisualGeneratedVideos:
             for number, view in enumerate(views_VCHW):
                 yield partial(save_png, part / f"views{suffix}" / f"{number:03d}.png", view)
 
-    def _write_object(self, folder: Path, orbits: Orbits, index: int, *, title: str) -> dict[str, Any]:
+    def _write_object(
+        self, folder: Path, orbits: Orbits, index: int, *, title: str, on_file: Callable[[str], None] | None
+    ) -> dict[str, Any]:
         if orbits.gaussians is None:
             return {}
         from pipelines.assets.files import write_assets  # imported here, because training does not need its packages
@@ -120,6 +133,7 @@ class VisualGeneratedVideos:
             fov_deg=orbits.gaussians_fov_deg or orbits.fov_deg,
             title=title,
             rasterizer=self.rasterizer,
+            on_file=on_file,
         )
         return {"assets": facts}
 

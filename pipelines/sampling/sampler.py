@@ -45,6 +45,7 @@ class Denoising:
         known_views: replaces x0 of the known views at every step, after guidance.
         generators: one per sample, for eta > 0.
         on_step: called after every call of the network.
+        on_x0: called at every step with the x0 that the solver receives, for previews; it must not change it.
         stopwatch: measures the time of the refiner as `refine`.
     """
 
@@ -57,6 +58,7 @@ class Denoising:
     known_views: KnownViews | None = None
     generators: list[Generator] | None = None
     on_step: Callable[[], None] | None = None
+    on_x0: Callable[[Tensor], None] | None = None
     stopwatch: Stopwatch = field(default_factory=lambda: Stopwatch(torch.device("cpu")))
 
     def predict_x0(self, x_t: Tensor, t: float, *, guided: bool, **more: Any) -> list[Tensor]:
@@ -100,7 +102,10 @@ class Denoising:
         return self.guidance(*branches) if len(branches) == 2 else branches[0]
 
     def _held(self, x0: Tensor) -> Tensor:
-        return self.known_views(x0) if self.known_views else x0
+        x0 = self.known_views(x0) if self.known_views else x0
+        if self.on_x0:
+            self.on_x0(x0)
+        return x0
 
 
 @dataclass(frozen=True, kw_only=True)

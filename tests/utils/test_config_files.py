@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import pytest
@@ -12,7 +13,7 @@ import pipelines  # noqa: F401 - registers
 from tests.conftest import ROOT
 from utils.config import load_config, save_config
 from utils.errors import ConfigError
-from utils.settings.paths import found_path
+from utils.settings.paths import config_names, found_path
 
 T2V = ROOT / "configs" / "mini" / "t2v_infer.yaml"
 TRAIN = ROOT / "configs" / "mini" / "t2v_train.yaml"
@@ -278,3 +279,21 @@ def test_shipped_files_are_found_from_every_working_directory(tmp_path, monkeypa
     (tmp_path / "data" / "mini" / "unet_t2v.safetensors").write_text("own")
     assert load_config(T2V).test_model == "data/mini/unet_t2v.safetensors"  # that of the working directory comes first
     assert found_path("not/there.pth") == "not/there.pth"
+
+
+def test_a_configuration_of_the_project_is_found_by_its_name(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.chdir(tmp_path)
+    for name in ("mini/t2v_infer", "mini/t2v_infer.yaml", "configs/mini/t2v_infer.yaml"):
+        caplog.clear()
+        assert load_config(name).log_dir == "workspace/visualization/mini_t2v"
+        assert f"--cfg {name} is not in the working directory, so read from {T2V}" in caplog.text
+    assert {"mini/t2v_infer", "wan/ti2v_5b_train"} <= set(config_names())
+    assert "mini/base" not in config_names()
+    (tmp_path / "mini").mkdir()
+    (tmp_path / "mini" / "t2v_infer").write_text("seed: 5\n")  # a file here comes first
+    caplog.clear()
+    assert load_config("mini/t2v_infer").seed == 5
+    assert "--cfg" not in caplog.text
+    with pytest.raises(ConfigError, match=r"--cfg mini/t2v_inver: no such file .*; did you mean mini/t2v_infer\?"):
+        load_config("mini/t2v_inver")

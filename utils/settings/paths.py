@@ -1,7 +1,7 @@
 """Paths in settings: `~` is the home folder; a relative path starts at the working directory.
 
-A file that is to be read and is not there is looked for at the same place in the repository, so that shipped weights
-and lists are found from every working directory.
+A file that is to be read and is not there is looked for at the same place in the repository, or in the installed
+package, so that shipped weights and lists are found from every working directory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+# The folder that has configs/ and data/: the repository, or the installed package.
 ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
 # Settings that name files to read, at any level; a list of them holds several.
 INPUTS = (
     "test_model", "test_list_path", "images", "image", "path", "pretrained", "resume_checkpoint", "data_list",
@@ -26,6 +28,24 @@ def found_path(path: str) -> str:
         return path
     shipped = os.path.join(ROOT, path)
     return os.path.normpath(shipped) if os.path.exists(shipped) else path
+
+
+def found_config(name: str) -> str:
+    """Return the path of a configuration: a file here, else one of the project, by its path or its name.
+
+    The name is that of `config_names`, with or without `.yaml`. What is found nowhere is returned as it is.
+    """
+    path = found_path(name)
+    if os.path.isfile(path) or not name or os.path.isabs(path):
+        return path
+    own = CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
+    return str(own) if own.is_file() else path
+
+
+def config_names() -> list[str]:
+    """List the names of the project's own configurations, for example `mini/real_infer`."""
+    files = CONFIGS.rglob("*.yaml")
+    return sorted(file.relative_to(CONFIGS).with_suffix("").as_posix() for file in files if file.stem != "base")
 
 
 def with_found_paths(values: Any, *, moved: list[str]) -> Any:

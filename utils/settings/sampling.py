@@ -19,7 +19,7 @@ from utils.prompts import PROMPT_SUFFIX
 from utils.registry import Section
 from utils.settings.assets import AssetOptions
 from utils.settings.lora import LoraOptions
-from utils.settings.typed import Refused
+from utils.settings.typed import NEWER, Refused
 
 ELEVATION_TOLERANCE_DEG = 0.5
 ESTIMATED = "auto"  # value of input_elevation_deg
@@ -183,6 +183,7 @@ class SamplingConfig:
     resolution: tuple[int, int] = (256, 256)  # width, height
     cameras: CamerasConfig = field(default_factory=CamerasConfig)
     assets: AssetOptions = field(default_factory=AssetOptions)
+    report: bool = field(default=True, metadata=NEWER)
     lora: LoraOptions = field(default_factory=LoraOptions)
     chunk_size: int = 4
     decoder_bs: int = 4

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from datasets.views.folder import read_views
 from pipelines.reconstruction.fitting import RESULT_FILE, STATE_FILE
 from pipelines.reconstruction.fitting.loop import FittedObject, fit_object, identity_of
 from pipelines.reconstruction.fitting.storage import write_fit
+from utils.devices import peak_memory
 from utils.errors import DataError
 from utils.files import read_json, write_json
 from utils.registry import Section
@@ -40,6 +40,7 @@ def fit_folder(
     device: torch.device,
     assets: AssetOptions,
     reading: ReadingOptions | None = None,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> str:
     """Fit an object to a folder of views and write its files to `out`.
 
@@ -48,6 +49,7 @@ def fit_folder(
     Args:
         section: the method and its options, from the registry FITS.
         assets: which files to write, and how.
+        on_step: see `fit_object`.
 
     Returns:
         One line about the result.
@@ -63,7 +65,7 @@ def fit_folder(
     if is_finished(out, identity):
         return f"{out}: finished before, kept"
     out.mkdir(parents=True, exist_ok=True)
-    fitted = fit_object(section, views, seed=seed, state=out / STATE_FILE)
+    fitted = fit_object(section, views, seed=seed, state=out / STATE_FILE, on_step=on_step)
     facts = write_fit(out, fitted, section, move=move, options=assets)
     result = {
         "input": str(folder),
@@ -93,13 +95,6 @@ def is_finished(folder: Path, identity: str) -> bool:
         )
     except (DataError, KeyError, TypeError, AttributeError):
         return False
-
-
-def peak_memory(device: torch.device) -> int:
-    """Return the largest memory of the process in bytes, on a GPU that of the GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _described(fitted: FittedObject) -> str:

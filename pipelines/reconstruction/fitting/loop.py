@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,13 @@ class FittedObject:
 
 
 def fit_object(
-    section: Section, views: PosedViews, *, seed: int, state: Path | None = None, save_every_s: float = 30.0
+    section: Section,
+    views: PosedViews,
+    *,
+    seed: int,
+    state: Path | None = None,
+    save_every_s: float = 30.0,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> FittedObject:
     """Fit a model to views.
 
@@ -93,6 +100,8 @@ def fit_object(
         state: file with the state of an unfinished fit; if it exists and belongs to the same views and options, the
             fit continues from it. The caller deletes it when the results are written.
         save_every_s: seconds between two states.
+        on_step: called after every step with the number of steps done and of all steps; an error that it raises ends
+            the fit.
 
     Raises:
         ConfigError: the fit cannot start with its options.
@@ -122,6 +131,8 @@ def fit_object(
                 group["lr"] = rate * decay(step, options.num_steps, last=options.last_rate)
             error = _step(run, views, step=step)
             bar.update()
+            if on_step:
+                on_step(step + 1, options.num_steps)
             if step in reweight_at:
                 _reweight(run, views, step=step)
             if step % TELL_EVERY == TELL_EVERY - 1:

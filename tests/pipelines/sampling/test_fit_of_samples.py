@@ -19,7 +19,7 @@ def family(tmp_path):
     return write_family(tmp_path)
 
 
-def write_ball(self, jobs, known, settings):
+def write_ball(self, jobs, known, settings, **_):
     """Write views of a ball instead of samples of an untrained network, whose background is not plain."""
     for job in jobs:
         write_transforms(job.folder, sphere_views(num_views=6, size=32), over=1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from inference import main
 from pipelines.sampling.conditioner import CallOptions
 from pipelines.sampling.inputs import names_of, sources_of
 from pipelines.sampling.pipeline import ViewsPipeline
+from tests.conftest import ROOT
 from tests.tiny import load, run, write_config, write_image_family
 from utils.cameras import orbit_cameras
 from utils.errors import ConfigError, DataError
@@ -154,6 +156,37 @@ def test_calls_that_do_not_fit_are_refused(tmp_path, family, pipeline):
     for inputs in (None, square):
         with pytest.raises(ConfigError, match=r"takes_prompts=false got 'a mug'; use --image, .* takes_prompts=true"):
             images_only(inputs, prompts=["a mug"])
+
+
+def test_a_text_that_names_no_picture_is_a_sentence(tmp_path, pipeline, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = pipeline("a red mug", seeds=4)
+    assert (given.inputs, given.input_views_B3HW) == (["a red mug"], None)
+    assert torch.equal(given.latents_BCVHW, pipeline(prompts="a red mug", seeds=4).latents_BCVHW)
+    (tmp_path / "square.png").rename(tmp_path / "a square")
+    assert pipeline("a square", seeds=4).input_views_B3HW is not None  # a file of this name
+    with pytest.raises(DataError, match=r"gone\.png"):
+        pipeline("gone.png")
+    with pytest.raises(ValueError, match="'a red mug' is no file, but other inputs are pictures; correct its path"):
+        pipeline(["a square", "a red mug"])
+
+
+def test_a_pipeline_is_loaded_by_its_name(tmp_path, family, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = []
+    monkeypatch.setattr(ViewsPipeline, "from_config", classmethod(lambda cls, cfg: loaded.append(cfg)))
+    for name in ("mini", "mini/t2v_infer", ROOT / "configs" / "mini" / "i2v_infer.yaml"):
+        ViewsPipeline.from_pretrained(name, "guide_scale=7")
+    assert [Path(cfg.test_model).name for cfg in loaded] == [
+        f"unet_{kind}.safetensors" for kind in ("real", "t2v", "i2v")
+    ]
+    assert {cfg.guide_scale for cfg in loaded} == {7}
+    for name, hint in (
+        ("mini/t2v_inver", "did you mean mini/t2v_infer"),
+        ("xyzzy", "valid: mini, i2vgen_xl_infer, mini/"),
+    ):
+        with pytest.raises(ConfigError, match=rf"from_pretrained\('{name}'\): no such model or folder; {hint}"):
+            ViewsPipeline.from_pretrained(name)
 
 
 def result_of(folder):

@@ -1,0 +1,1 @@
+"""The web app: a page, endpoints for programs, and the one worker behind both."""
