@@ -70,7 +70,7 @@ if not __package__:
 import pipelines  # noqa: F401 - registers
 from pipelines.evaluation.consistency import ConsistencyOptions, consistency_table, evaluate_consistency
 from pipelines.evaluation.fits.measure import GENERATED, TRUE, FitsOptions, evaluate_fits
-from pipelines.evaluation.fits.methods import HEAD, HULL, method_names, ready_methods
+from pipelines.evaluation.fits.methods import HEAD, HULL, method_names
 from pipelines.evaluation.fits.report import markdown_table
 from pipelines.evaluation.head_quality import HeadOptions, evaluate_head
 from pipelines.evaluation.head_report import head_table
@@ -80,6 +80,7 @@ from pipelines.evaluation.quality_report import quality_table
 from pipelines.evaluation.recognition import evaluate_recognition, recognition_text
 from pipelines.evaluation.retrieval import evaluate_retrieval, retrieval_text
 from pipelines.evaluation.settings_table import SettingsOptions, evaluate_settings, settings_of, settings_table
+from pipelines.reconstruction.fitting.loop import ready_methods
 from pipelines.reconstruction.gaussian_fit import FitOptions
 from utils.config import load_config, override_values
 from utils.errors import ConfigError
@@ -118,7 +119,7 @@ def compare_fits(cfg: RunConfig, args: argparse.Namespace) -> str:
     Raises:
         ConfigError, DataError: an option, a setting or a folder is wrong.
     """
-    methods = list(dict.fromkeys(args.method)) or ready_methods(with_head=bool(cfg.reconstruction))
+    methods = list(dict.fromkeys(args.method)) or method_names(with_head=bool(cfg.reconstruction), fits=ready_methods())
     given: dict[str, dict[str, Any]] = {method: {} for method in methods}
     for text in args.fit_option:
         method, _, option = text.partition(".")

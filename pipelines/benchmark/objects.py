@@ -16,7 +16,7 @@ from models.gaussians.scene import Gaussians
 from pipelines.assets.files import write_assets
 from pipelines.benchmark.case import Bench, Case, sample
 from pipelines.benchmark.timing import peak_gib, reset_peak
-from pipelines.reconstruction.fitting.loop import fit_object
+from pipelines.reconstruction.fitting.loop import fit_object, ready_methods
 from pipelines.reconstruction.fitting.storage import write_fit
 from utils.cameras import DATA_FOV_DEG, orbit_cameras
 from utils.registry import FITS
@@ -67,10 +67,8 @@ def measure_fits(bench: Bench, case: Case) -> list[dict[str, Any]]:
     views, move = true_views(mesh, c2w_V44, fov_deg=DATA_FOV_DEG, size=FIT_SIZE).normalized()
     views = views.to(bench.device)
     rows = []
-    for name in FITS.names():
+    for name in ready_methods():
         section = FITS.section({"type": name})
-        if section.options.obstacle:
-            continue
         held = reset_peak(bench.device)
         fitted = fit_object(section, views, seed=0)
         synchronize(bench.device)

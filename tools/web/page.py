@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from pipelines.reconstruction.fitting.loop import ready_methods
 from tools.web import show
 from tools.web.jobs import Job
 from tools.web.models import Model
@@ -28,7 +29,6 @@ from tools.web.service import Service
 from tools.web.uploads import cut_outs, store_pictures
 from tools.web.visits import Visit
 from utils.errors import ConfigError, DataError
-from utils.registry import FITS
 
 METHODS = {"gs": "3D Gaussians", "nerf": "radiance field", "neus": "surface"}
 
@@ -190,7 +190,7 @@ class ReconstructTab:
                     label="Views: .zip, or transforms.json and pictures", file_count="multiple",
                     type="filepath", height=170, file_types=[".zip", ".json", ".png", ".jpg", ".jpeg", ".webp"],
                 )  # fmt: skip
-                methods = [(METHODS.get(name, name), name) for name in FITS.names()]
+                methods = [(METHODS.get(name, name), name) for name in ready_methods()]
                 self.method = gr.Radio(methods, value=methods[0][1], label="What is fitted")
                 self.quality = gr.Radio(list(FIT_STEPS), value="normal", label="Quality")
                 self.seed = gr.Number(0, label="Seed", precision=0)

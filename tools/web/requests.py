@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.reconstruction.fitting.loop import ready_methods
 from pipelines.sampling.input_elevation import preparation_of
 from tools.web.models import Model
 from utils.config import load_config
@@ -238,7 +239,7 @@ class FitRequest:
         Raises:
             ConfigError: a value is unknown or out of range.
         """
-        one_of("method", self.method, tuple(FITS.names()))
+        one_of("method", self.method, tuple(ready_methods()))
         one_of("quality", self.quality, tuple(FIT_STEPS))
         whole("seed", self.seed, 0, LARGEST_SEED)
         return FITS.section({"type": self.method, "num_steps": self.num_steps}, where=f"--method {self.method}")

@@ -8,7 +8,7 @@ Letters: V views, H W pixels, N points, F faces.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,18 +46,13 @@ class Made:
     disagreeing: list[int] | None
 
 
-def method_names(*, with_head: bool) -> list[str]:
-    """List the methods in the order of the table."""
-    return [HULL, *FITS.names(), *([HEAD] if with_head else [])]
+def method_names(*, with_head: bool, fits: Sequence[str] | None = None) -> list[str]:
+    """List the methods in the order of the table.
 
-
-def ready_methods(*, with_head: bool) -> list[str]:
-    """List the methods that can start with their default options."""
-    return [
-        name
-        for name in method_names(with_head=with_head)
-        if name in (HULL, HEAD) or FITS.section({"type": name}).options.obstacle is None
-    ]
+    Args:
+        fits: those of FITS; None: all.
+    """
+    return [HULL, *(FITS.names() if fits is None else fits), *([HEAD] if with_head else [])]
 
 
 def make_object(

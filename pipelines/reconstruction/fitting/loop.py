@@ -26,7 +26,7 @@ from pipelines.reconstruction.fitting.robust import RobustLoss, outlyingness
 from utils.errors import ConfigError, DataError
 from utils.files import atomic_path
 from utils.images import psnr_db
-from utils.registry import Section
+from utils.registry import FITS, Section
 from utils.settings.typed import identifying
 
 log = logging.getLogger(__name__)
@@ -162,6 +162,11 @@ def check_start(section: Section) -> None:
     """
     if section.options.obstacle:
         raise ConfigError(f"method {section.type}: {section.options.obstacle}")
+
+
+def ready_methods() -> list[str]:
+    """List the methods that can start with their default options."""
+    return [name for name in FITS.names() if FITS.section({"type": name}).options.obstacle is None]
 
 
 def _reweight(run: _Run, views: PosedViews, *, step: int) -> None:
