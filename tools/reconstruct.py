@@ -70,9 +70,7 @@ def sections_and_folders(options: argparse.Namespace) -> tuple[Section, list[Pat
     if not folders:
         raise ConfigError("no folder of views is given; name one, e.g. workspace/chair")
     plain = PLAIN if options.plain else {}
-    section = FITS.section({"type": options.method, **plain, **values}, where=f"--method {options.method}")
-    check_start(section)
-    return section, folders
+    return FITS.section({"type": options.method, **plain, **values}, where=f"--method {options.method}"), folders
 
 
 def names_of(folders: list[Path]) -> dict[str, Path]:
@@ -112,6 +110,7 @@ def assets_of(options: argparse.Namespace) -> AssetOptions:
 def main(argv: list[str] | None = None) -> int:
     options = parse_args(argv)
     section, folders = sections_and_folders(options)
+    check_start(section)
     background_color(background_of(options))  # raises ConfigError
     reading = ReadingOptions(
         background=background_of(options), num_views=options.views, up=options.up, convention=options.convention
