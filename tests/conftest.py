@@ -28,6 +28,24 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
+def kept_weight_files(monkeypatch):
+    """The same weight file is unpickled once in a process, and each load gets a copy."""
+    if "pipelines.parts" in sys.modules:
+        from tests.kept_networks import kept_files
+
+        kept_files(monkeypatch)
+
+
+@pytest.fixture
+def kept_networks(monkeypatch):
+    """Sampling pipelines of this test share loaded networks with those of other tests."""
+    from tests.kept_networks import keeping
+
+    with keeping(monkeypatch):
+        yield
+
+
+@pytest.fixture(autouse=True)
 def float32_on_every_cpu(monkeypatch):
     """Tolerances of the tests are those of float32, which `precision: auto` does not choose on every CPU."""
     monkeypatch.setattr("utils.devices.cpu_instructions", frozenset)

@@ -30,7 +30,7 @@ from tests.tiny_orbits import SIZE, write_turning_orbits
 from utils.cameras import orbit_cameras
 from utils.errors import ConfigError, DataError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_networks")
 OTHERS = "mean image of the other held-out objects (floor)"
 
 
