@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -58,6 +59,18 @@ def fresh_accelerate(request):
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+_seen_modules = 0
+
+
+def pytest_runtest_teardown():
+    """The collector of garbage need not look at modules again and again; it takes half a second a time."""
+    global _seen_modules
+    if len(sys.modules) > _seen_modules + 100:
+        _seen_modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_configure(config):
