@@ -130,7 +130,7 @@ class ImagesToOrbit(_Orbit):
                 "input_elevation_deg": _text("auto", "height angle of the first picture; auto: estimated"),
                 "mask_shows": (
                     [OBJECT, BACKGROUND],
-                    {"tooltip": "what is 1 in the mask; LoadImage marks the background"},
+                    {"tooltip": "what is 1 in the mask"},
                 ),
                 "steps": STEPS,
                 "refine": REFINE,
@@ -183,9 +183,7 @@ class OrbitCameras:
                 "elevation_deg": _number(15.0, -80.0, 80.0, 1.0, "height angle of the cameras"),
                 "distance": _number(2.0, 0.1, 100.0, 0.1, "distance to the middle of the object"),
                 "azimuth_start_deg": _number(0.0, -360.0, 360.0, 1.0, "direction of the first view"),
-                "azimuth_span_deg": _number(
-                    360.0, -360.0, 360.0, 1.0, "angle that the views divide; negative: clockwise"
-                ),
+                "azimuth_span_deg": _number(360.0, -360.0, 360.0, 1.0, "angle that the views divide"),
                 "fov_deg": _number(DATA_FOV_DEG, 1.0, 170.0, 0.1, "horizontal field of view"),
             }
         }
@@ -269,8 +267,8 @@ def with_alpha(images_BHWC: Tensor, mask_BHW: Tensor | None, *, shows: str) -> T
         mask_BHW = mask_BHW.float().reshape(-1, *mask_BHW.shape[-2:])
         if mask_BHW.shape[-2:] != images_BHWC.shape[1:3] or len(mask_BHW) not in (1, len(images_BHWC)):
             raise WorkerError(
-                f"mask has the shape {tuple(mask_BHW.shape)}, but the images have {tuple(images_BHWC.shape[:3])}; LoadImage "
-                "gives an empty mask for a picture without alpha: disconnect it, or scale the mask"
+                f"mask has the shape {tuple(mask_BHW.shape)}, but the images have {tuple(images_BHWC.shape[:3])}; "
+                "LoadImage gives an empty mask for a picture without alpha: disconnect it, or scale the mask"
             )
         alpha_BHW = (1 - mask_BHW if shows == BACKGROUND else mask_BHW).expand(images_BHWC.shape[:3])
     return torch.cat([images_BHWC[..., :3], alpha_BHW[..., None].to(images_BHWC)], dim=-1)

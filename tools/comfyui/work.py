@@ -106,7 +106,7 @@ class Work:
             files = _written(tensors.get("rgba_BHW4"), Path(folder))
             if len(azimuths_deg) != len(files):
                 raise ConfigError(
-                    f"azimuths_deg has {len(azimuths_deg)} angles for {len(files)} images; give one for each, e.g. 0, 90"
+                    f"azimuths_deg has {len(azimuths_deg)} angles for {len(files)} images; give each one, e.g. 0, 90"
                 )
             if files and azimuths_deg[0] != 0:
                 raise ConfigError(f"azimuths_deg begins with {azimuths_deg[0]:g}; the first image is view 0, at 0")
@@ -321,7 +321,7 @@ def splat_tensors(gaussians: Gaussians) -> dict[str, Tensor]:
 def mesh_tensors(path: Path) -> dict[str, Tensor]:
     """Read a mesh with coloured points: points_N3 (y up), faces_F3 (int64) and colors_N3, linear as in glTF."""
     mesh = trimesh.load(path, force="mesh", process=False)
-    colors_N3 = np.asarray(mesh.visual.vertex_colors)[:, :3] / 255
+    colors_N3 = np.asarray(mesh.visual.vertex_attributes["color"])[:, :3] / 255
     return {
         "points_N3": torch.from_numpy(np.array(mesh.vertices, dtype=np.float32)),
         "faces_F3": torch.from_numpy(np.array(mesh.faces, dtype=np.int64)),
