@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import trimesh
 from PIL import Image
 from torch import Tensor
 
 import datasets  # noqa: F401 - registers
 import models  # noqa: F401 - registers
 import pipelines  # noqa: F401 - registers
+from datasets.meshes.loading import load_mesh
 from datasets.meshes.scene import Y_UP_TO_Z_UP
 from datasets.views.masks import cut_from_plain
 from datasets.views.posed_views import PosedViews
@@ -320,10 +320,11 @@ def splat_tensors(gaussians: Gaussians) -> dict[str, Tensor]:
 
 def mesh_tensors(path: Path) -> dict[str, Tensor]:
     """Read a mesh with coloured points: points_N3 (y up), faces_F3 (int64) and colors_N3, linear as in glTF."""
-    mesh = trimesh.load(path, force="mesh", process=False)
-    colors_N3 = np.asarray(mesh.visual.vertex_attributes["color"])[:, :3] / 255
+    mesh = load_mesh(path, up="z")  # that is, without turning it
+    corners = np.concatenate([mesh.points_F33.reshape(-1, 3), mesh.colors_F33.reshape(-1, 3)], axis=1)
+    points_N6, faces = np.unique(corners.astype(np.float32), axis=0, return_inverse=True)
     return {
-        "points_N3": torch.from_numpy(np.array(mesh.vertices, dtype=np.float32)),
-        "faces_F3": torch.from_numpy(np.array(mesh.faces, dtype=np.int64)),
-        "colors_N3": torch.from_numpy(colors_N3.astype(np.float32)),
+        "points_N3": torch.from_numpy(points_N6[:, :3].copy()),
+        "faces_F3": torch.from_numpy(faces.reshape(-1, 3).astype(np.int64)),
+        "colors_N3": torch.from_numpy(points_N6[:, 3:].copy()),
     }
