@@ -81,8 +81,8 @@ def node(kind, **inputs):
     return {"class_type": f"VideoMV{kind}", "inputs": inputs}
 
 
-def text_node(config, **changes):
-    inputs = {"prompt": "a red mug", "config": str(config), "seed": 3, "num_views": 8, "elevation_deg": 15.0}
+def text_node(file, **changes):
+    inputs = {"prompt": "a red mug", "config": str(file), "seed": 3, "num_views": 8, "elevation_deg": 15.0}
     return node("TextToOrbit", **inputs | {"steps": 1, "refine": "off", "settings": ""} | changes)
 
 
@@ -171,7 +171,7 @@ def test_a_fit_makes_gaussians_and_a_mesh(host, nodes, sphere):
 
 def test_a_method_without_gaussians_blocks_that_output(nodes, sphere):
     _, inputs = sphere
-    settings = "num_steps=2 hull_grid=16 num_rays=64"
+    settings = "num_steps=2 hull_grid=16 rays_per_step=64"
     splat, _ = reconstructed(nodes, **inputs, method="nerf", mesh=False, settings=settings)
     assert splat.message == "VideoMV: no Gaussians: method nerf has no Gaussians; use gs"
 
@@ -259,12 +259,16 @@ def test_a_worker_that_dies_is_one_line(host, nodes, monkeypatch):
 
 
 def test_a_fault_of_the_program_names_its_kind_and_the_worker_stays(host, nodes, monkeypatch, capsys):
-    real = Work.cameras
-    monkeypatch.setattr(Work, "cameras", lambda self, **options: {}["gone"])
+    real, calls = Work.cameras, []
+
+    def wrong_once(self, **options):
+        calls.append(options)
+        return real(self, **options) if len(calls) > 1 else {}["gone"]
+
+    monkeypatch.setattr(Work, "cameras", wrong_once)
     with pytest.raises(nodes.WorkerError, match="KeyError: 'gone'; the log of ComfyUI has the details"):
         host.run({"1": node("OrbitCameras", num_views=4, **CAMERAS)})
     assert "Traceback" in capsys.readouterr().err
-    monkeypatch.setattr(Work, "cameras", real)
     assert host.run({"1": node("OrbitCameras", num_views=4, **CAMERAS)})
 
 
