@@ -3,7 +3,7 @@
 Many tests start several runs with the same weights, and loading takes four fifths of a tiny run. What is kept serves
 another load only if every setting that the load reads and every byte of the files are the same.
 
-- `kept_files`, in every test: what was unpickled and each autoencoder, of which every load gets its own copy.
+- `kept_files`, in every test: what was unpickled, autoencoders and embedders, of which every load gets its own copy.
 - `keeping`, in tests of sampling: all networks of a pipeline, without a copy. A test that changes one ends its keeping.
 """
 
@@ -24,6 +24,7 @@ from torch import nn
 
 from models import weights
 from models.autoencoder import AutoencoderKL
+from models.embedder import FrozenOpenCLIPTtxtVisualEmbedder
 from pipelines import parts
 from pipelines.parts import Parts
 from utils.registry import Section
@@ -156,7 +157,10 @@ MOST_BYTES = 20_000_000  # of a file that is kept
 def _copy_of(key: Any, load: Callable[[], Any]) -> Any:
     if key not in _copied:
         _copied[key] = load()
-    return copy.deepcopy(_copied[key])
+    made = _copied[key]
+    # copying the words of a tokenizer would take longer than everything else; nothing changes them
+    shared = {id(made.tokenizer): made.tokenizer} if isinstance(made, FrozenOpenCLIPTtxtVisualEmbedder) else {}
+    return copy.deepcopy(made, shared)
 
 
 def kept_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +174,8 @@ def kept_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def build_section(section: Section, **runtime: Any) -> Any:
         path = Path(section.pretrained or "")
-        if not section or section.cls is not AutoencoderKL or not path.is_file() or path.stat().st_size > MOST_BYTES:
+        kept = section and section.cls in (AutoencoderKL, FrozenOpenCLIPTtxtVisualEmbedder) and path.is_file()
+        if not kept or runtime or path.stat().st_size > MOST_BYTES:
             return build(section, **runtime)
         digest = hashlib.sha256(path.read_bytes()).digest()
         return _copy_of((repr(section.changed(pretrained=None)), digest), lambda: build(section, **runtime))
