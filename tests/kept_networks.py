@@ -30,7 +30,7 @@ from pipelines.parts import Parts
 from utils.registry import Section
 from utils.settings.run import RunConfig
 
-LARGEST = 20  # of networks of one process
+LARGEST = 20  # number of what is kept in one process, of each kind
 SETTINGS = (
     "UNet", "auto_encoder", "embedder", "reconstruction", "test_model", "lora", "refine", "cameras", "resolution",
     "channels_last", "low_memory",
@@ -155,9 +155,10 @@ MOST_BYTES = 20_000_000  # of a file that is kept
 
 
 def _copy_of(key: Any, load: Callable[[], Any]) -> Any:
-    if key not in _copied:
-        _copied[key] = load()
-    made = _copied[key]
+    made = _copied.pop(key) if key in _copied else load()
+    _copied[key] = made  # the one that was used last comes last
+    while len(_copied) > LARGEST:
+        del _copied[next(iter(_copied))]
     # copying the words of a tokenizer would take longer than everything else; nothing changes them
     shared = {id(made.tokenizer): made.tokenizer} if isinstance(made, FrozenOpenCLIPTtxtVisualEmbedder) else {}
     return copy.deepcopy(made, shared)
