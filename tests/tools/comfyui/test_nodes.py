@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 import types
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tests.tools.comfyui.comfy_host import ExecutionBlocker, Host, Stopped
 from tools.comfyui.messages import read_message, write_message
 from tools.comfyui.work import Work
 from tools.comfyui.worker import serve
+from utils.settings.assets import AssetOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FOLDER = ROOT / "tools" / "comfyui"
@@ -151,7 +153,9 @@ def reconstructed(nodes, **inputs):
     return nodes.Reconstruct().reconstruct(**inputs)
 
 
-def test_a_fit_makes_gaussians_and_a_mesh(host, nodes, sphere):
+def test_a_fit_makes_gaussians_and_a_mesh(nodes, sphere, monkeypatch):
+    small = {"mesh_views": 8, "mesh_view_size": 64, "grid": 32, "faces": 400}
+    monkeypatch.setattr("tools.comfyui.work.AssetOptions", partial(AssetOptions, **small))
     true, inputs = sphere
     settings = "num_steps=30 hull_grid=24 num_gaussians=300"
     splat, mesh = reconstructed(nodes, **inputs, method="gs", mesh=True, settings=settings)
