@@ -23,6 +23,7 @@ BITS: dict[torch.dtype, tuple[str, int]] = {
     torch.float64: ("8", 0x7FF0000000000000),
 }
 THREADS = 4
+SMALL = 1 << 16  # bytes
 CHUNK = 1 << 18  # bytes that stay in the cache between two looks
 
 
@@ -54,9 +55,13 @@ def digest_of(module: nn.Module, *, without: str | None = None) -> str:
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the name of the first tensor that has a NaN or infinite value, or None."""
+    # Handing a tensor to a thread takes longer than a look at a small one.
+    large = [name for name, value in tensors.items() if value.nbytes > SMALL]
     with ThreadPoolExecutor(THREADS) as pool:  # NumPy releases the interpreter
-        finite = list(pool.map(_is_finite, tensors.values()))
-    return next((name for name, whole in zip(tensors, finite, strict=True) if not whole), None)
+        looks = {name: pool.submit(_is_finite, tensors[name]) for name in large}
+        finite = {name: _is_finite(value) for name, value in tensors.items() if name not in looks}
+    finite |= {name: look.result() for name, look in looks.items()}
+    return next((name for name in tensors if not finite[name]), None)
 
 
 def _is_finite(value: Tensor) -> bool:

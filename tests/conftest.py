@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -28,6 +29,24 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
+def kept_weight_files(monkeypatch):
+    """The same weight file is unpickled once in a process, and each load gets a copy."""
+    if "pipelines.parts" in sys.modules:
+        from tests.kept_networks import kept_files
+
+        kept_files(monkeypatch)
+
+
+@pytest.fixture
+def kept_networks(monkeypatch):
+    """Sampling pipelines of this test share loaded networks with those of other tests."""
+    from tests.kept_networks import keeping
+
+    with keeping(monkeypatch):
+        yield
+
+
+@pytest.fixture(autouse=True)
 def float32_on_every_cpu(monkeypatch):
     """Tolerances of the tests are those of float32, which `precision: auto` does not choose on every CPU."""
     monkeypatch.setattr("utils.devices.cpu_instructions", frozenset)
@@ -40,6 +59,18 @@ def fresh_accelerate(request):
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+_seen_modules = 0
+
+
+def pytest_runtest_teardown():
+    """The collector of garbage need not look at modules again and again; it takes half a second a time."""
+    global _seen_modules
+    if len(sys.modules) > _seen_modules + 100:
+        _seen_modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_configure(config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -71,6 +72,18 @@ def test_rooms_are_seen_at_a_glance():
     most = {ROOT / "tools": MAX_COMMANDS}
     crowded = {str(folder): number for folder, number in files.items() if number > most.get(folder, MAX_FILES)}
     assert not crowded
+
+
+def test_every_tool_is_found_as_a_file_from_anywhere_and_says_its_mistakes_in_one_line():
+    """tests/tools/test_data_tools.py starts one of them so."""
+    start = "if not __package__:\n    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))\n"
+    end = 'if __name__ == "__main__":\n    run_script(main)\n'
+    tools = [path for path in sorted((ROOT / "tools").glob("*.py")) if path.name != "__init__.py"]
+    for path in (*tools, ROOT / "utils" / "recenter_i2v.py", ROOT / "inference.py", ROOT / "train_net.py"):
+        text = path.read_text()
+        assert text.endswith(end), path
+        first = re.search(rf"^(from|import) ({'|'.join(LAYERS)})\b", text, flags=re.M)
+        assert path not in tools or start in text[: first.start()], path
 
 
 def test_parts_are_not_asked_what_they_are_by_their_attributes():

@@ -10,7 +10,7 @@ from pipelines.placement import Placement
 from pipelines.sampling.pipeline import ViewsPipeline
 from tests.tiny import UNET, load, write_family, write_head
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_networks")
 
 
 class Elsewhere(Placement):

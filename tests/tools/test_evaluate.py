@@ -17,7 +17,7 @@ from tools.evaluate import main
 from utils.config import load_config
 from utils.errors import ConfigError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_networks")
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ import dataclasses
 import errno
 import json
 import os
-import subprocess
-import sys
 
 import imageio.v3
 import pytest
@@ -13,7 +11,7 @@ import torch
 import trimesh
 
 from models.gaussians.files import read_ply, write_ply, write_splat
-from tests.conftest import ROOT
+from tests.campaign import run_command
 from tests.tiny_gaussians import SMALL, ball
 from tools import compare_meshes, export_gaussians
 from utils.errors import ConfigError, DataError
@@ -93,11 +91,11 @@ def test_suffixes_may_be_written_large(ply, tmp_path):
 
 
 def test_mistakes_are_one_line(ply, tmp_path):
-    script = [sys.executable, str(ROOT / "tools" / "export_gaussians.py"), str(ply), "--out", str(tmp_path / "out")]
-    done = subprocess.run([*script, "--turntable-size", "33"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "error: assets.turntable_size must be even for the video codec, got 33"
-    assert "Traceback" not in done.stderr
+    out = str(tmp_path / "out")
+    code, _, err = run_command("tools.export_gaussians", str(ply), "--out", out, "--turntable-size", "33")
+    assert code == 2
+    assert err.splitlines()[-1] == "error: assets.turntable_size must be even for the video codec, got 33"
+    assert "Traceback" not in err
     with pytest.raises(ConfigError, match=r"--distance must be positive, .* got -1\.0"):
         export(ply, "--out", tmp_path / "out", "--distance", "-1")
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from tests.campaign import run_command
-from tests.conftest import ROOT
 from tests.odd_pictures import BAD, GOOD, square
 from tests.reference_cases import REFERENCE, load_case
 from utils import object_image
@@ -187,11 +182,11 @@ def test_a_folder_with_broken_files_still_does_the_others(tmp_path, monkeypatch)
     assert len((tmp_path / "list.txt").read_text().split()) == 2
 
 
-def test_wrong_options_end_with_2(tmp_path):
-    line = [sys.executable, "-m", "utils.recenter_i2v", "x.png", "--object-size", "300"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": ""}
-    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-    assert (done.returncode, "--object-size must lie" in done.stderr) == (2, True)
+def test_wrong_options_end_with_2(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    code, _, err = command("x.png", "--object-size", "300")
+    assert (code, "--object-size must lie" in err) == (2, True)
 
 
 def test_a_picture_is_never_overwritten_by_its_result(tmp_path):

@@ -29,6 +29,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(autouse=True)
 def _small_ceiling(monkeypatch):
     monkeypatch.setattr("pipelines.benchmark.ceiling.CPU_SIZE", 64)
+    # a search for garbage takes half a second in a process of tests, and these networks are small
+    monkeypatch.setattr("pipelines.benchmark.case.free_memory", lambda device: None)
     monkeypatch.setattr("pipelines.benchmark.ceiling.CPU_COPY_BYTES", 2**16)
 
 
@@ -40,6 +42,7 @@ def tables_of(tmp_path, config, *measures, **options):
     return json.loads((tmp_path / "bench" / "benchmark.json").read_text())["tables"], text
 
 
+@pytest.mark.usefixtures("kept_networks")
 def test_a_text_model_is_measured(tmp_path):
     config = write_family(tmp_path) | write_head(tmp_path)
     config |= {"sampler": {"type": "DDIM", "num_steps": 3}, "cameras": {"num_views": 4}}
@@ -64,6 +67,7 @@ def test_a_text_model_is_measured(tmp_path):
     assert "| model |" in (tmp_path / "bench" / "benchmark.md").read_text()
 
 
+@pytest.mark.usefixtures("kept_networks")
 def test_settings_are_rows_and_errors_are_against_float32(tmp_path):
     config = write_image_family(tmp_path) | {"test_model": "nowhere.pth"}
     settings = ["precision=bfloat16", "sampler.num_steps=4"]
@@ -182,6 +186,7 @@ def test_marks_measure_time():
     assert len(calls) == 3 + 5
 
 
+@pytest.mark.usefixtures("kept_networks")
 def test_the_command_measures_a_model(tmp_path, monkeypatch, capsys):
     (tmp_path / "small").mkdir()
     cfg = write_config(tmp_path / "small" / "infer.yaml", write_family(tmp_path))
@@ -193,6 +198,7 @@ def test_the_command_measures_a_model(tmp_path, monkeypatch, capsys):
     assert "matrix product of 64, bfloat16" in printed
 
 
+@pytest.mark.usefixtures("kept_networks")
 def test_files_and_fits_are_measured(tmp_path, monkeypatch):
     fit = objects.fit_object
     small = {"num_steps": 2, "hull_grid": 16, "num_gaussians": 64}

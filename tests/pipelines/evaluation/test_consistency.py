@@ -35,7 +35,7 @@ from utils.cameras import orbit_cameras
 from utils.errors import ConfigError, DataError
 from utils.images import to_uint8
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_networks")
 CPU = torch.device("cpu")
 SIZE, NUM_VIEWS, FOV = 32, 8, 39.6
 FIT = FitOptions(num_gaussians=150, num_steps=40, views_per_step=2)

@@ -21,7 +21,7 @@ from tests.tiny_orbits import write_turning_orbits
 from utils.errors import ConfigError
 from utils.registry import MODEL
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_networks")
 NO_FILES = [f"assets.{name}=false" for name in ("glb", "html", "splat", "ply", "turntable")]
 ROWS = {
     "before": ["reconstruction.guidance=before"],

@@ -26,7 +26,7 @@ from utils.config import load_config
 from utils.errors import ConfigError, DataError
 from utils.registry import RECONSTRUCTORS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_networks")
 REFINED = {**UNET, "use_lgm_refine": True}
 FEW_VIEWS = "cameras.num_views=4"  # those that the head sees
 

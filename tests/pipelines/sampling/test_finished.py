@@ -26,7 +26,7 @@ from tests.tiny import load, run, write_config, write_family, write_head, write_
 from utils import images
 from utils.errors import ConfigError, DataError, WriteError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_networks")
 SHORT = {"type": "DiffusionDDIM", "schedule_param": {"num_timesteps": 2}}
 QUICK = {"sampler": {"type": "DDIM", "num_steps": 1}, "cameras": {"num_views": 1}, "guide_scale": 1.0}
 

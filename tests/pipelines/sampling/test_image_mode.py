@@ -29,7 +29,7 @@ from utils.script import run_script
 CPU = torch.device("cpu")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_networks")
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ from tests.tiny import TWO_LEVELS, UNET, load, run, write_config, write_family
 from utils.config import load_config
 from utils.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_networks")
+
 
 @pytest.fixture
 def family(tmp_path):

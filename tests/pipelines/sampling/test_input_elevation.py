@@ -21,7 +21,7 @@ from utils.errors import ConfigError, DataError
 from utils.object_image import input_view
 from utils.registry import MODEL
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_networks")
 
 NETWORK = {"type": "ElevationNetwork", "width": 8, "size": 32}
 

@@ -23,7 +23,7 @@ from utils.errors import ConfigError, DataError
 from utils.object_image import input_view
 from utils.script import run_script
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_networks")
 
 BOTH = {"takes_prompts": True, "zero_local_image": True, "hold_views": "clean", "negative_prompt": "ugly"}
 

@@ -16,7 +16,7 @@ from utils.registry import MODEL
 
 assert folder  # a fixture
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_networks")
 
 TRANSFORMER = {
     "type": "WanOrbit", "image_condition": True, "in_dim": 4, "num_layers": 1, "num_heads": 2, "head_dim": 12,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from pipelines.training.objectives.autoencoder import RestoreViews
 from pipelines.training.trainer import Trainer, train
 from tests.campaign import run_command
 from tests.conftest import ROOT
+from tests.pipelines.training.groups import training
 from tests.tiny import UNET, write_config, write_family
 from tests.tiny_orbits import training_config, write_orbits
 from utils.config import load_config
@@ -246,15 +245,14 @@ def test_a_signal_saves_and_leaves(folder):
         )
         | {"num_steps": 100000, "log_interval": 1},
     )
-    command = [sys.executable, str(ROOT / "train_net.py"), "--cfg", str(cfg)]
-    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(command, **pipes, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
-        for line in process.stderr:
+    with training(cfg) as (process, printed):
+        for line in printed:
             if line.startswith("step 3"):
                 os.kill(process.pid, signal.SIGINT)
                 break
-        rest = process.stderr.read()
-    assert process.returncode == 0
+        rest = printed.read()
+        process.join()
+        assert process.exitcode == 0
     step = int(re.search(r"stopped at step (\d+)", rest)[1])
     assert read_weights(folder / "run" / "checkpoints" / f"classifier_{step:08d}.pth", option="").step == step
     assert not (folder / "run" / "classifier.safetensors").exists()
