@@ -160,7 +160,7 @@ def test_sentences_get_guidance_and_their_time(model):
     one = (Picture(path=Path("a"), name="a"),)
     assert expected_seconds(OrbitRequest(pictures=one, **given), model) == 10 * 1.0 + 8 * 0.25
     half = OrbitRequest(prompt="a mug", quality="normal", num_views=4)
-    assert expected_seconds(half, model) == 0.5 * 6 * 2.0 + 4 * 0.25
+    assert expected_seconds(half, model) == 0.5 * 5 * 2.0 + 4 * 0.25
 
 
 def test_a_large_picture_is_reduced_and_the_visitor_is_told(model, tmp_path):
