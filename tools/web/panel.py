@@ -68,7 +68,9 @@ class ResultPanel:
             with gr.Tab("Mesh"):
                 self.mesh = gr.HTML(js_on_load=None)
             with gr.Tab("Views"):
-                self.sheet = gr.Image(label="all views", interactive=False, buttons=["download", "fullscreen"])
+                self.sheet = gr.Image(
+                    label="all views", show_label=False, interactive=False, buttons=["download", "fullscreen"]
+                )
             with gr.Tab("Files"):
                 self.files = gr.File(label="downloads", file_count="multiple", interactive=False)
             with gr.Tab("Info"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import re
 import shlex
 import zipfile
 from pathlib import Path
@@ -28,7 +30,7 @@ from tools.web.requests import (
     expected_seconds,
     guide_scale_of,
 )
-from tools.web.results import Result, write_strip, write_zip
+from tools.web.results import Result, write_mesh_page, write_strip, write_zip
 from tools.web.service import without_paths
 from tools.web.uploads import LARGEST_SIDE, cut_outs, store_picture, store_pictures, store_views
 from utils.cameras import orbit_cameras
@@ -325,6 +327,15 @@ def test_the_strip_has_every_view_in_its_place(tmp_path):
     for view in range(num):
         cell = pixels[16 * (view // 3) + 4 :, 16 * (view % 3) + 4 :][:8, :8]
         assert cell.mean() == pytest.approx(255 * view / (num - 1), abs=4)
+
+
+def test_the_page_of_a_mesh_needs_nothing_else(tmp_path):
+    assert write_mesh_page(tmp_path / "none.html", tmp_path / "mesh.glb") is None
+    (tmp_path / "mesh.glb").write_bytes(b"glTF and more")
+    text = write_mesh_page(tmp_path / "mesh.html", tmp_path / "mesh.glb").read_text()
+    assert base64.b64decode(re.search(r'GLB = "([^"]*)"', text)[1]) == b"glTF and more"
+    assert not re.findall(r"https?:|<link|src=|import |fetch\(|__GLB__", text)
+    assert "default-src 'none'" in text
 
 
 def test_an_archive_of_views_has_the_files(tmp_path):
