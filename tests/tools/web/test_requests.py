@@ -31,7 +31,7 @@ from tools.web.requests import (
     guide_scale_of,
 )
 from tools.web.results import Result, write_mesh_page, write_strip, write_zip
-from tools.web.service import without_paths
+from tools.web.service import check_run, without_paths
 from tools.web.uploads import LARGEST_SIDE, cut_outs, store_picture, store_pictures, store_views
 from utils.cameras import orbit_cameras
 from utils.config import load_config
@@ -39,6 +39,7 @@ from utils.errors import ConfigError, DataError
 
 SETTINGS = {
     "TASK_TYPE": "inference_i2vgen_entrance", "UNet": IMAGE_UNET, "takes_prompts": True, "guide_scale": 1.0,
+    "Diffusion": {"type": "DiffusionDDIM"},
     "resolution": [32, 32], "cameras": {"num_views": 8}, "sampler": {"type": "DDIM", "num_steps": 10}, "seed": 3,
 }  # fmt: skip
 COSTS = Costs(step_s=1.0, guided_step_s=2.0, view_s=0.25)
@@ -116,6 +117,20 @@ def test_pictures_come_with_their_azimuths(model, tmp_path):
     assert given == {"prompts": ["a mug"], "images": ["picture_0.png"]}
     assert 'known_views=[{"image": "picture_1.png", "azimuth_deg": 180.0}]' in overrides
     assert [view.shape for view in cut_outs(pictures, model=model)] == [(3, 32, 32)] * 2
+
+
+def test_an_azimuth_without_a_view_is_told_before_the_queue(model, tmp_path):
+    files = [picture(tmp_path, "a.png"), picture(tmp_path, "b.png")]
+    (tmp_path / "visit").mkdir()
+    for azimuth_deg in (45, 50):
+        pictures = store_pictures(files, [0, azimuth_deg], tmp_path / "visit", model=model)
+        request = checked(OrbitRequest(pictures=pictures, num_views=8), model)
+        cfg = config_of(request, model, log_dir=tmp_path / "visit")
+        if azimuth_deg == 45:
+            check_run(cfg)
+            continue
+        with pytest.raises(ConfigError, match=r"^azimuth of picture 2: 50: no view of the orbit has this azimuth"):
+            check_run(cfg)
 
 
 @pytest.mark.parametrize(
