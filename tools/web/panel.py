@@ -75,9 +75,7 @@ class ResultPanel:
                 self.files = gr.File(label="downloads", file_count="multiple", interactive=False)
             with gr.Tab("Info"):
                 self.facts = gr.HTML()
-                self.command = gr.Textbox(
-                    label="The command that repeats this result", lines=3, interactive=False, buttons=["copy"]
-                )
+                self.command = gr.Textbox(label="Command that repeats it", lines=3, interactive=False, buttons=["copy"])
         self.earlier = gr.Dropdown([], label="Earlier results of this visit", interactive=True)
 
     def connect(self, session: PageSession) -> None:
