@@ -5,6 +5,7 @@ Gradio reads the annotations as objects, so this file does not postpone them. It
 
 import asyncio
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +25,18 @@ CameraPath = Literal["full turn", "full turn, clockwise", "half turn", "rising t
 Facts = dict[str, Any]
 
 
+Endpoint = Callable[..., Any]
+
+
 def build_endpoints(service: Service) -> None:
     """Add the endpoints to the current `gr.Blocks`."""
+    for build in (text_endpoint, image_endpoint, fit_endpoint):
+        endpoint = build(service)
+        gr.api(endpoint, api_name=endpoint.__name__, concurrency_limit=None)
+
+
+def text_endpoint(service: Service) -> Endpoint:
+    """Return the endpoint for sentences."""
 
     async def text_to_orbit(
         prompt: str,
@@ -57,6 +68,12 @@ def build_endpoints(service: Service) -> None:
         values = {"num_views": num_views, "elevation_deg": elevation_deg, "path": path, "quality": quality}
         build = functools.partial(_request, (), (), prompt=prompt, seed=seed, refine=refine, **values)
         return await _orbit(service, request, model, build)
+
+    return text_to_orbit
+
+
+def image_endpoint(service: Service) -> Endpoint:
+    """Return the endpoint for pictures."""
 
     async def image_to_orbit(
         image: FileData,
@@ -98,6 +115,12 @@ def build_endpoints(service: Service) -> None:
         build = functools.partial(_request, [image, *more_images], [0, *more_azimuths_deg], prompt=prompt, **values)
         return await _orbit(service, request, model, build)
 
+    return image_to_orbit
+
+
+def fit_endpoint(service: Service) -> Endpoint:
+    """Return the endpoint for views with cameras."""
+
     async def reconstruct(
         views: FileData,
         method: Literal["gs", "nerf", "neus"] = "gs",
@@ -121,8 +144,7 @@ def build_endpoints(service: Service) -> None:
         asked = FitRequest(method=method, quality=quality, seed=seed)
         return answer(await finished(service, lambda: service.reconstruct(visit, [_file(views)], asked)))
 
-    for endpoint in (text_to_orbit, image_to_orbit, reconstruct):
-        gr.api(endpoint, api_name=endpoint.__name__, concurrency_limit=None)
+    return reconstruct
 
 
 async def _orbit(service: Service, request: gr.Request, name: str, build: Any) -> tuple[Any, ...]:

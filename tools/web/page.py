@@ -187,9 +187,14 @@ class ReconstructTab:
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 self.files = gr.File(
-                    label="Views: .zip, or transforms.json and pictures", file_count="multiple",
+                    label="Views", file_count="multiple",
                     type="filepath", height=170, file_types=[".zip", ".json", ".png", ".jpg", ".jpeg", ".webp"],
                 )  # fmt: skip
+                gr.HTML(
+                    '<p class="stage">A .zip with transforms.json and the pictures that it names, or these files. The '
+                    "views.zip of an orbit is such a file.</p>",
+                    js_on_load=None,
+                )
                 methods = [(METHODS.get(name, name), name) for name in ready_methods()]
                 self.method = gr.Radio(methods, value=methods[0][1], label="What is fitted")
                 self.quality = gr.Radio(list(FIT_STEPS), value="normal", label="Quality")

@@ -68,14 +68,14 @@ class ResultPanel:
             with gr.Tab("Mesh"):
                 self.mesh = gr.HTML(js_on_load=None)
             with gr.Tab("Views"):
-                self.sheet = gr.Image(label="all views", interactive=False, buttons=["download", "fullscreen"])
+                self.sheet = gr.Image(
+                    label="all views", show_label=False, interactive=False, buttons=["download", "fullscreen"]
+                )
             with gr.Tab("Files"):
                 self.files = gr.File(label="downloads", file_count="multiple", interactive=False)
             with gr.Tab("Info"):
                 self.facts = gr.HTML()
-                self.command = gr.Textbox(
-                    label="The command that repeats this result", lines=3, interactive=False, buttons=["copy"]
-                )
+                self.command = gr.Textbox(label="Command that repeats it", lines=3, interactive=False, buttons=["copy"])
         self.earlier = gr.Dropdown([], label="Earlier results of this visit", interactive=True)
 
     def connect(self, session: PageSession) -> None:

@@ -27,7 +27,7 @@ LONGEST_PROMPT = 500  # characters
 MOST_PICTURES = 4
 MOST_VIEWS = 48  # the page's limit; the models were trained with 24
 LARGEST_SEED = 2**31 - 1
-QUALITIES = {"quick": 0.4, "normal": 0.6, "full": 1.0}  # fractions of the configuration's number of steps
+QUALITIES = {"quick": 0.3, "normal": 0.5, "full": 1.0}  # fractions of the configuration's number of steps
 RISE_DEG = 20.0
 # pipelines/sampling/README.md recommends it for sentences, if the configuration has none because of its pictures.
 GUIDE_SCALE_OF_SENTENCES = 3.0

@@ -6,6 +6,7 @@ Letters: B batch, V views, C channels, H W pixels or latent pixels.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,9 @@ from torch import Tensor
 from pipelines.assets import MESH_FILE, PLY_FILE, SPZ_FILE, VIEWER_FILE
 from pipelines.reconstruction.fitting import FIELD_FILE, SHEET_FILE
 from pipelines.reconstruction.fitting.folder import fit_folder
-from pipelines.sampling.inference import RunWatch
+from pipelines.sampling.conditioner import texts_of
+from pipelines.sampling.inference import RunWatch, check_sampling
+from pipelines.sampling.inputs import known_view_files
 from pipelines.sampling.pipeline import Orbits, ViewsPipeline
 from pipelines.sampling.sample_folder import RESULT_FILE
 from tools.web.jobs import Job, Worker
@@ -42,6 +45,7 @@ from utils.files import read_json
 from utils.images import contact_sheet
 from utils.registry import INFER_ENGINE
 from utils.settings.assets import AssetOptions
+from utils.settings.run import RunConfig
 
 PREVIEW_VIEWS = 6
 PREVIEW_SHARE = 0.08  # of the time of a job, at most
@@ -90,9 +94,7 @@ class Service:
         with kept_if_queued(folder):
             request = checked(build(folder), model)
             cut_outs(request.pictures, model=model)
-            cfg = config_of(request, model, log_dir=folder)
-            if cfg.embedder and request.prompt:
-                cfg.embedder.options.check_prompts([request.prompt])
+            check_run(config_of(request, model, log_dir=folder))
             work = partial(self._orbit, request=request, model=model, folder=folder, number=number)
             estimate_s = expected_seconds(request, model) + self._files_s
             return self._submit(visit, work, folder, title="orbit", estimate_s=estimate_s)
@@ -181,6 +183,24 @@ class Service:
             facts=(("PSNR on the given views", f"{facts['psnr']:.2f} dB"), *memory.facts(seconds)),
             command=request.command(), notes=notes,
         )  # fmt: skip
+
+
+def check_run(cfg: RunConfig) -> None:
+    """Check what a run would refuse, before it waits in the queue.
+
+    Raises:
+        ConfigError, DataError: the run cannot be done; one line for the visitor.
+    """
+    check_sampling(cfg)
+    if cfg.embedder and cfg.prompts:
+        cfg.embedder.options.check_prompts(texts_of(cfg, cfg.prompts))
+    try:
+        known_view_files(cfg, cfg.cameras.c2w())
+    except ConfigError as err:
+        named = re.sub(
+            r"known_views\[(\d+)\]\.azimuth_deg=", lambda at: f"azimuth of picture {int(at[1]) + 2}: ", str(err)
+        )
+        raise ConfigError(named) from err
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import re
 import shlex
 import zipfile
 from pathlib import Path
@@ -28,8 +30,8 @@ from tools.web.requests import (
     expected_seconds,
     guide_scale_of,
 )
-from tools.web.results import Result, write_strip, write_zip
-from tools.web.service import without_paths
+from tools.web.results import Result, write_mesh_page, write_strip, write_zip
+from tools.web.service import check_run, without_paths
 from tools.web.uploads import LARGEST_SIDE, cut_outs, store_picture, store_pictures, store_views
 from utils.cameras import orbit_cameras
 from utils.config import load_config
@@ -37,6 +39,7 @@ from utils.errors import ConfigError, DataError
 
 SETTINGS = {
     "TASK_TYPE": "inference_i2vgen_entrance", "UNet": IMAGE_UNET, "takes_prompts": True, "guide_scale": 1.0,
+    "Diffusion": {"type": "DiffusionDDIM"},
     "resolution": [32, 32], "cameras": {"num_views": 8}, "sampler": {"type": "DDIM", "num_steps": 10}, "seed": 3,
 }  # fmt: skip
 COSTS = Costs(step_s=1.0, guided_step_s=2.0, view_s=0.25)
@@ -116,6 +119,20 @@ def test_pictures_come_with_their_azimuths(model, tmp_path):
     assert [view.shape for view in cut_outs(pictures, model=model)] == [(3, 32, 32)] * 2
 
 
+def test_an_azimuth_without_a_view_is_told_before_the_queue(model, tmp_path):
+    files = [picture(tmp_path, "a.png"), picture(tmp_path, "b.png")]
+    (tmp_path / "visit").mkdir()
+    for azimuth_deg in (45, 50):
+        pictures = store_pictures(files, [0, azimuth_deg], tmp_path / "visit", model=model)
+        request = checked(OrbitRequest(pictures=pictures, num_views=8), model)
+        cfg = config_of(request, model, log_dir=tmp_path / "visit")
+        if azimuth_deg == 45:
+            check_run(cfg)
+            continue
+        with pytest.raises(ConfigError, match=r"^azimuth of picture 2: 50: no view of the orbit has this azimuth"):
+            check_run(cfg)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -160,7 +177,7 @@ def test_sentences_get_guidance_and_their_time(model):
     one = (Picture(path=Path("a"), name="a"),)
     assert expected_seconds(OrbitRequest(pictures=one, **given), model) == 10 * 1.0 + 8 * 0.25
     half = OrbitRequest(prompt="a mug", quality="normal", num_views=4)
-    assert expected_seconds(half, model) == 0.5 * 6 * 2.0 + 4 * 0.25
+    assert expected_seconds(half, model) == 0.5 * 5 * 2.0 + 4 * 0.25
 
 
 def test_a_large_picture_is_reduced_and_the_visitor_is_told(model, tmp_path):
@@ -325,6 +342,15 @@ def test_the_strip_has_every_view_in_its_place(tmp_path):
     for view in range(num):
         cell = pixels[16 * (view // 3) + 4 :, 16 * (view % 3) + 4 :][:8, :8]
         assert cell.mean() == pytest.approx(255 * view / (num - 1), abs=4)
+
+
+def test_the_page_of_a_mesh_needs_nothing_else(tmp_path):
+    assert write_mesh_page(tmp_path / "none.html", tmp_path / "mesh.glb") is None
+    (tmp_path / "mesh.glb").write_bytes(b"glTF and more")
+    text = write_mesh_page(tmp_path / "mesh.html", tmp_path / "mesh.glb").read_text()
+    assert base64.b64decode(re.search(r'GLB = "([^"]*)"', text)[1]) == b"glTF and more"
+    assert not re.findall(r"https?:|<link|src=|import |fetch\(|__GLB__", text)
+    assert "default-src 'none'" in text
 
 
 def test_an_archive_of_views_has_the_files(tmp_path):
