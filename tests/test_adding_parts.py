@@ -286,7 +286,7 @@ def test_a_generator_trains_beside_a_reconstruction_that_cannot_be_tuned(tmp_pat
     assert train(load(tmp_path, training_config(tmp_path, **changes, **previews))).is_file()
     save_safetensors(tmp_path / "unet.safetensors", {})
     tuning = training_config(tmp_path, **changes, refine=True, log_dir=str(tmp_path / "tuned"))
-    with pytest.raises(ConfigError, match=r"trains a Gaussian head, but reconstruction\.type=OneBall has none"):
+    with pytest.raises(ConfigError, match=r"does not train the head of reconstruction\.type=OneBall; use Gaussian"):
         train(load(tmp_path, tuning | {"test_model": str(tmp_path / "run" / "t2v.safetensors")}))
 
 

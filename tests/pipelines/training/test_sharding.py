@@ -59,6 +59,7 @@ def assert_close(one, two, *, steps):
     assert max(float((one.model[key] - one.average[key]).abs().max()) for key in one.average) > 0.2 * LR
 
 
+@pytest.mark.slow
 def test_it_trains_as_the_whole_network_does_and_takes_over_from_it(folder):
     """Three steps at once, and one by a process alone, one by two that divide the network, one alone again."""
     start = write_family(folder)["test_model"]
