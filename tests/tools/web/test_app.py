@@ -297,7 +297,8 @@ def ask_for(page, sentence: str) -> None:
 
 def drawn(frame) -> bool:
     """Whether the page in a frame has drawn its object."""
-    frame.content_frame.locator("body[data-state=drawn]").wait_for()
+    # the first drawing of a browser compiles shaders, on a CPU without a GPU
+    frame.content_frame.locator("body[data-state=drawn]").wait_for(timeout=90_000)
     return True
 
 
