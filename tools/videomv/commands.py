@@ -58,9 +58,9 @@ def help_text() -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a subcommand and exit with its code; 2 for an unknown one."""
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    run_script = importlib.import_module(f"{PREFIX}utils.script").run_script
     if name in ("--help", "-h", "help"):
-        print(help_text())
-        sys.exit(0)
+        run_script(lambda: print(help_text()))
     if name == "--version":
         from importlib.metadata import PackageNotFoundError, version
 
@@ -74,7 +74,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"error: videomv has no command {name!r}{_nearest(name)}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"videomv {name}", *arguments]  # the name that the script shows in its messages
-    run_script = importlib.import_module(f"{PREFIX}utils.script").run_script
     script = importlib.import_module(PREFIX + known[name][0])
     run_script(partial(script.main, arguments))
 
