@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from pipelines.parts import note_untrained
 from tests.tiny import load, run, write_family
+from utils.config import load_config
 from utils.errors import DataError
 
 
@@ -22,3 +24,9 @@ def test_all_missing_weight_files_come_in_one_message(tmp_path):
         (tmp_path / name).unlink()
     with pytest.raises(DataError, match=r"test_model=.*, auto_encoder.pretrained=.*: no such files"):
         run(load(tmp_path, family))
+
+
+def test_an_encoder_that_reads_words_from_a_cache_is_not_called_untrained(caplog):
+    cfg = load_config("configs/wan/t2v_1.3b_infer.yaml", ["embedder.pretrained=null", "auto_encoder.pretrained=null"])
+    note_untrained(cfg, "auto_encoder", "embedder")
+    assert [record.args for record in caplog.records if "untrained" in record.msg] == [("auto_encoder",)]

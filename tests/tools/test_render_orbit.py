@@ -9,12 +9,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from datasets.meshes.records import SOURCE_FILE
 from datasets.orbits.layout import is_complete, read_rgba, view_file
 from tests.conftest import ROOT
 from tests.tiny_meshes import BLUE, GREEN, Glb, box_glb, card, flat_png, write_obj
 from tools import make_zoo, render_orbit
+from utils.cameras import camera_elevations_deg
 from utils.errors import ConfigError, DataError
 from utils.files import atomic_folder
 
@@ -222,3 +224,20 @@ def test_one_mesh_named_twice_is_rendered_once(tmp_path, capfd):
     shutil.copy(path, tmp_path / "b" / "a.obj")
     with pytest.raises(DataError, match="would be written to one folder; rename one of them"):
         render(tmp_path, tmp_path / "out")
+
+
+def test_scattered_views_have_elevations_of_their_own(tmp_path):
+    mesh = tmp_path / "box.glb"
+    mesh.write_bytes(b"")
+    given = [str(mesh), "--out", str(tmp_path / "out"), "--views", "12", "--elevation", "-15", "60"]
+    whole, scattered = (render_orbit.parse_args([*given, *more]) for more in ([], ["--scattered"]))
+    orbit, views = (torch.from_numpy(render_orbit.cameras_of("box", options)) for options in (whole, scattered))
+    assert float(camera_elevations_deg(orbit).std()) < 1e-4
+    elevations = camera_elevations_deg(views)
+    assert -15 <= float(elevations.min()) < 5
+    assert 40 < float(elevations.max()) <= 60
+    azimuths = torch.rad2deg(torch.atan2(views[:, 1, 3], views[:, 0, 3])) % 360
+    torch.testing.assert_close(azimuths, 30.0 * torch.arange(12), atol=1e-3, rtol=0)
+    assert render_orbit.held_settings(scattered)["scattered"] != render_orbit.held_settings(whole)["scattered"]
+    with pytest.raises(ConfigError, match="give --elevation two angles"):
+        render_orbit.parse_args([*given[:-1], "--scattered"])

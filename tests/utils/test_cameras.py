@@ -10,6 +10,7 @@ from tests.reference_cases import REFERENCE, load_case
 from utils.cameras import (
     camera_condition,
     camera_elevations_deg,
+    fov_deg_of,
     head_cameras,
     intrinsics,
     opencv_to_opengl,
@@ -93,3 +94,8 @@ def test_orbit_refuses(options, name):
 def test_elevations_are_read_off_cameras(elevation_deg):
     c2w_V44 = orbit_cameras(num_views=5, elevation_deg=elevation_deg, radius=1.7)
     assert camera_elevations_deg(c2w_V44).tolist() == pytest.approx([elevation_deg] * 5, abs=1e-3)
+
+
+def test_the_field_of_view_is_read_from_the_intrinsics():
+    for fov_deg in (20.0, 39.6, 90.0):
+        assert float(fov_deg_of(intrinsics(fov_deg, 128), 128)) == pytest.approx(fov_deg, abs=1e-4)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from models.gaussians.lgm import evenly_spaced
 from pipelines.reconstruction.dense import MAX_VIEWS, DenseReconstruction
 from pipelines.training.data.orbits_in_memory import OrbitPixels, composite, load_orbits
 from pipelines.training.objectives.base import Objective
-from pipelines.training.objectives.head import HeadBatch, check_fovs, through_autoencoder
+from pipelines.training.objectives.head import HeadBatch, check_fovs, frozen_autoencoder, through_autoencoder
 from pipelines.training.objectives.head_augment import damage_views, disturb_views, jitter_poses, recolor_views
 from pipelines.training.objectives.head_loss import HeadLoss, LossConfig, head_options
 from utils.errors import ConfigError
@@ -110,10 +109,7 @@ class ObjectFromAnyViews(Objective):
             config, fov_deg=self.head.fov, size=cfg.resolution[0], rasterizer=cfg.rasterizer, device=device
         )
         self.network = self.head.head_section.build()
-        self.autoencoder: Any = None
-        if config.p_autoencoded:
-            self.autoencoder = cfg.auto_encoder.build()
-            self.autoencoder.requires_grad_(False).to(device).eval()
+        self.autoencoder = frozen_autoencoder(cfg, device) if config.p_autoencoded else None
         self.orbits = load_orbits(dataset, device=device)
         self.c2w_NV44 = self.orbits.c2w_NV44.to(device)
         self.views_per_step = self.batch_size * config.num_output_views

@@ -93,10 +93,7 @@ class ObjectFromViews(Objective):
             device=device,
         )
         self.network = self.head.head_section.build()
-        self.autoencoder: Any = None
-        if config.p_autoencoded:
-            self.autoencoder = cfg.auto_encoder.build()
-            self.autoencoder.requires_grad_(False).to(device).eval()
+        self.autoencoder = frozen_autoencoder(cfg, device) if config.p_autoencoded else None
         if device.type == "cuda" and cfg.channels_last:
             channels_last(self.network)
         self.orbits = load_orbits(dataset, device=device)
@@ -187,6 +184,11 @@ def check_fovs(dataset: OrbitData, fov_deg: float) -> None:
                 f"reconstruction.fov_deg={fov_deg:.4g}, but vid_dataset was rendered with {rendered_deg:.4g}; set both "
                 "to the same value"
             )
+
+
+def frozen_autoencoder(cfg: RunConfig, device: torch.device) -> Any:
+    """Build the autoencoder through which views go, with its weights."""
+    return cfg.auto_encoder.build().requires_grad_(False).to(device).eval()
 
 
 @torch.no_grad()

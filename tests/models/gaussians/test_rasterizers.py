@@ -137,6 +137,14 @@ def test_a_gsplat_that_has_compiled_itself_is_taken(cuda, tmp_path):
     assert pick_rasterizer("auto", cuda) == "gsplat"
 
 
+def test_a_gsplat_that_another_process_compiles_now_is_left_alone(cuda, tmp_path):
+    fake_gsplat(tmp_path, backend="_C = object()")
+    built = Path(_get_build_directory("gsplat_cuda", verbose=False))
+    (built / "gsplat_cuda.so").touch()
+    (built / "lock").touch()
+    assert pick_rasterizer("auto", cuda) == "torch"
+
+
 @pytest.mark.parametrize(
     ("options", "log", "refusal"),
     [

@@ -138,9 +138,11 @@ def test_a_training_step_is_measured(tmp_path):
         "TASK_TYPE": "train_t2v_entrance", "batch_sizes": {"4": 2}, "frame_lens": [4], "objective": {},
         "Pretrain": {"type": "pretrain_specific_strategies", "grad_scale": 0.5, "resume_checkpoint": "nowhere.pth"},
     }  # fmt: skip
-    (row,) = tables_of(tmp_path, config, "train", settings=["precision=bfloat16"])[0]["train"]
-    assert (row["batch"], row["views"], row["weights"]) == (2, 4, "random")
-    assert row["train_ms"] > 0
+    rows = tables_of(tmp_path, config, "train", settings=["precision=bfloat16", "lora.rank=2"])[0]["train"]
+    assert [row["setting"] for row in rows] == ["precision=bfloat16", "lora.rank=2"]
+    for row in rows:
+        assert (row["batch"], row["views"], row["weights"]) == (2, 4, "random")
+        assert row["train_ms"] > 0
 
 
 def test_random_weights_are_those_of_float32_in_any_precision(tmp_path):

@@ -15,7 +15,8 @@ import trimesh
 from datasets.meshes.renderer import render_views
 from datasets.meshes.scene import RenderMesh
 from models.gaussians.rendering import render
-from pipelines.evaluation.head_quality import HeadOptions, Measure, evaluate_head, true_meshes
+from models.weights import save_safetensors
+from pipelines.evaluation.head_quality import HeadOptions, Measure, evaluate_head, inputs_of_rows, true_meshes
 from pipelines.evaluation.head_report import head_table
 from pipelines.evaluation.held_out import TrueOrbit, TrueOrbits
 from pipelines.evaluation.samples import write_sample
@@ -25,6 +26,7 @@ from tests.tiny_orbits import write_turning_orbits
 from tools import make_zoo
 from utils.cameras import intrinsics, orbit_cameras
 from utils.errors import ConfigError, DataError
+from utils.registry import MODEL
 from utils.settings.assets import AssetOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -92,6 +94,24 @@ def test_a_folder_of_the_zoo_is_measured(tmp_path, zoo):
     assert json.loads((tmp_path / "out" / "head.json").read_text())["rows"].keys() == result["rows"].keys()
     assert (tmp_path / "out" / "head" / "true-views" / "sheet.png").is_file()
     assert "true views" in head_table(result)
+
+
+def test_a_head_of_any_number_of_views_has_a_row_for_each_number(tmp_path, zoo):
+    head = {"type": "DenseReconstruction", "head": {"width": 16, "head_dim": 8, "num_layers": 2}, "render_size": 32}
+    network = MODEL.build({"type": "DenseHead", **head["head"]})
+    save_safetensors(tmp_path / "dense.safetensors", network.state_dict())
+    head["pretrained"] = str(tmp_path / "dense.safetensors")
+    family = write_family(tmp_path) | {"reconstruction": head, "cameras": {"num_views": 8}}
+    cfg = load(tmp_path, family, "assets.glb=false")
+    options = HeadOptions(held_out=zoo, runs=[], num_objects=1, out=tmp_path / "out", inputs=[2, 4])
+    result = evaluate_head(cfg, options)
+    assert result["unseen"] == [1, 3, 5, 7]
+    assert list(result["rows"]) == ["2 true views", "4 true views"]
+    assert inputs_of_rows(cfg, [2, 4]) == {"2 true views": [0, 4], "4 true views": [0, 2, 4, 6]}
+    first, second = (row["unseen"]["psnr"] for row in result["rows"].values())
+    assert first != second
+    with pytest.raises(ConfigError, match="--inputs 5 must lie between 1 and 4"):
+        evaluate_head(cfg, dataclasses.replace(options, inputs=[5]))
 
 
 def test_true_meshes_are_those_that_were_rendered(tmp_path, zoo):
