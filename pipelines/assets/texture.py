@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as functional
-import xatlas
-from scipy import ndimage
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from pipelines.assets.charts import unfold
 from pipelines.assets.depth_maps import DepthMaps
+from pipelines.assets.texels import cover_texels
 from utils.errors import DataError
 
 # The weight of a view is the cosine between view direction and normal, to this power.
@@ -23,9 +24,8 @@ SHARPNESS = 6
 HIDDEN_BEHIND = 0.03  # fraction of the object's longest side; a point further behind a view's depth is hidden
 COVERED = 0.9  # pixels with a lower opacity belong to an edge and have mixed colours
 LEAST_WEIGHT = 1e-4  # with a lower sum of weights, no view sees the point
+CELLS = 128  # along the longest side of the object, for the colours of points that no view sees
 RENDER_WEIGHT = 0.02  # of renders beside true views, which are sharper
-PADDING = 2  # number of texels between charts
-CHUNK_TEXELS = 1 << 22  # texels that are tested at once; limits memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +67,9 @@ def bake(
     Raises:
         DataError: the mesh cannot be unwrapped.
     """
-    source_N, cut_F3, uvs_N2 = unfold(points_N3, faces_F3, size=size)
-    cut_points_N3, cut_normals_N3 = points_N3[source_N], normals_N3[source_N]
     device = views.c2w_V44.device
+    source_N, cut_F3, uvs_N2 = unfold(points_N3, faces_F3, size=size, device=device)
+    cut_points_N3, cut_normals_N3 = points_N3[source_N], normals_N3[source_N]
     corners_F32 = torch.from_numpy(uvs_N2[cut_F3] * size).to(device)
     texels_T2, faces_T, weights_T3 = cover_texels(corners_F32)
 
@@ -80,77 +80,26 @@ def bake(
     colors_T3 = colors_at(between(cut_points_N3), between(cut_normals_N3), views, pictures=pictures)
     columns, rows = texels_T2[:, 0].cpu().numpy(), size - 1 - texels_T2[:, 1].cpu().numpy()
     image_HW3 = np.zeros((size, size, 3), dtype=np.uint8)
-    painted_HW = np.zeros((size, size), dtype=bool)
+    empty_HW = np.ones((size, size), dtype=np.uint8)
     image_HW3[rows, columns] = np.round(255 * colors_T3).astype(np.uint8)
-    painted_HW[rows, columns] = True
-    nearest = ndimage.distance_transform_edt(~painted_HW, return_distances=False, return_indices=True)
+    empty_HW[rows, columns] = 0
     return Texture(
         points_N3=cut_points_N3,
         faces_F3=cut_F3,
         source_N=source_N,
         uvs_N2=uvs_N2,
-        image_HW3=image_HW3[tuple(nearest)],
+        image_HW3=spread(image_HW3, empty_HW),
     )
 
 
-def unfold(points_N3: np.ndarray, faces_F3: np.ndarray, *, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut a mesh into charts and pack them; returns the original index of each point, the faces and the UVs."""
-    atlas = xatlas.Atlas()
-    atlas.add_mesh(points_N3.astype(np.float32), faces_F3.astype(np.uint32))
-    packing = xatlas.PackOptions()
-    packing.resolution, packing.padding, packing.bilinear = size, PADDING, True
-    atlas.generate(xatlas.ChartOptions(), packing)
-    if atlas.atlas_count != 1:
-        raise DataError(f"the mesh does not fit one texture of {size} pixels; increase assets.texture, or set it to 0")
-    source_N, cut_F3, uvs_N2 = atlas[0]
-    return source_N.astype(np.int64), cut_F3.astype(np.int64), uvs_N2.astype(np.float64)
-
-
-def cover_texels(triangles_F32: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the texels inside each triangle, on the device of the triangles, in float64.
-
-    Args:
-        triangles_F32: corners in texels; the centre of texel (i, j) is (i + 0.5, j + 0.5).
-
-    Returns:
-        texels_T2 (column, row), the triangle of each texel, and its barycentric weights.
-    """
-    triangles_F32 = triangles_F32.double()
-    low_F2 = (triangles_F32.amin(dim=1) - 0.5).floor().long().clamp_min(0)
-    spans_F2 = ((triangles_F32.amax(dim=1) - 0.5).ceil().long() + 1 - low_F2).clamp_min(0)
-    chunk_F = spans_F2.prod(dim=1).cumsum(0) // CHUNK_TEXELS
-    sizes = chunk_F.unique_consecutive(return_counts=True)[1].tolist()
-    texels, faces, weights, first = [], [], [], 0
-    for size, corners, low, spans in zip(
-        sizes, triangles_F32.split(sizes), low_F2.split(sizes), spans_F2.split(sizes), strict=True
-    ):
-        texels_T2, faces_T, weights_T3 = _covered(corners, low, spans)
-        texels.append(texels_T2)
-        faces.append(faces_T + first)
-        weights.append(weights_T3)
-        first += size
-    return torch.cat(texels), torch.cat(faces), torch.cat(weights)
-
-
-def _covered(triangles_F32: Tensor, low_F2: Tensor, spans_F2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Test the texels of the triangles' boxes, see `cover_texels`."""
-    counts_F = spans_F2.prod(dim=1)
-    faces_T = torch.repeat_interleave(counts_F)
-    within_T = torch.arange(len(faces_T), device=faces_T.device) - (counts_F.cumsum(0) - counts_F)[faces_T]
-    width_T = spans_F2[faces_T, 0]
-    texels_T2 = low_F2[faces_T] + torch.stack([within_T % width_T, within_T // width_T], dim=1)
-    a, b, c = triangles_F32[faces_T].unbind(dim=1)
-    place = texels_T2 + 0.5
-    # without an area the weights are not finite, and no comparison holds
-    first_two = torch.stack([_cross(b - place, c - place), _cross(c - place, a - place)], dim=1)
-    weights_T2 = first_two / _cross(b - a, c - a)[:, None]
-    weights_T3 = torch.cat([weights_T2, 1 - weights_T2.sum(dim=1, keepdim=True)], dim=1)
-    inside = (weights_T3 >= 0).all(dim=1)
-    return texels_T2[inside], faces_T[inside], weights_T3[inside]
-
-
-def _cross(a: Tensor, b: Tensor) -> Tensor:
-    return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+def spread(image_HW3: np.ndarray, empty_HW: np.ndarray) -> np.ndarray:
+    """Give empty texels the colour of the nearest texel that has one."""
+    _, nearest_HW = cv2.distanceTransformWithLabels(
+        empty_HW, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    colors_T3 = np.empty((nearest_HW.max() + 1, 3), dtype=np.uint8)
+    colors_T3[nearest_HW[empty_HW == 0]] = image_HW3[empty_HW == 0]
+    return colors_T3[nearest_HW]
 
 
 def colors_at(
@@ -158,7 +107,7 @@ def colors_at(
 ) -> np.ndarray:
     """Return the colours of surface points: a mean over the views that see them, with more weight for frontal views.
 
-    A point that no view sees gets the colour of the nearest visible point.
+    A point that no view sees gets the colour of the nearest cell with visible points, see CELLS.
 
     Args:
         views: renders from all directions.
@@ -176,15 +125,34 @@ def colors_at(
         total_T3, weights_T = total_T3 * RENDER_WEIGHT, weights_T * RENDER_WEIGHT
         for values, more in zip((total_T3, weights_T), _summed(places, normals, pictures), strict=True):
             values += more
-    colors_T3 = (total_T3 / weights_T.clamp_min(least)[:, None]).cpu().numpy()
-    seen_T = (weights_T > least).cpu().numpy()
-    if not seen_T.any():
+    colors_T3 = total_T3 / weights_T.clamp_min(least)[:, None]
+    seen_T = weights_T > least
+    if not bool(seen_T.any()):
         raise DataError("no camera sees the mesh's surface; increase assets.mesh_views")
-    if not seen_T.all():
-        known_T3 = places.cpu().numpy()
-        _, nearest = cKDTree(known_T3[seen_T]).query(known_T3[~seen_T])
-        colors_T3[~seen_T] = colors_T3[seen_T][nearest]
-    return colors_T3.clip(0, 1)
+    if not bool(seen_T.all()):
+        colors_T3[~seen_T] = nearest_seen(places, colors_T3, seen_T)
+    return colors_T3.clamp(0, 1).cpu().numpy()
+
+
+def nearest_seen(places_T3: Tensor, colors_T3: Tensor, seen_T: Tensor) -> Tensor:
+    """Return for each unseen point the mean colour of the cell with seen points that is nearest to its own cell."""
+    low_3 = places_T3.amin(dim=0)
+    cell_T3 = ((places_T3 - low_3) * (CELLS / (places_T3.amax(dim=0) - low_3).amax().clamp_min(1e-12))).long()
+    key_T = (cell_T3[:, 0] * (CELLS + 1) + cell_T3[:, 1]) * (CELLS + 1) + cell_T3[:, 2]
+    _, seen_cell_T, num_seen = key_T[seen_T].unique(return_inverse=True, return_counts=True)
+    _, unseen_cell_T, num_unseen = key_T[~seen_T].unique(return_inverse=True, return_counts=True)
+
+    def mean(values_T3: Tensor, cell_T: Tensor, counts: Tensor) -> Tensor:
+        return values_T3.new_zeros(len(counts), 3).index_add_(0, cell_T, values_T3) / counts[:, None]
+
+    middles, wanted = (
+        mean(places_T3[seen_T], seen_cell_T, num_seen),
+        mean(places_T3[~seen_T], unseen_cell_T, num_unseen),
+    )
+    # an unbalanced tree: with a balanced one, a query far from the points took 400 times as long
+    tree = cKDTree(middles.cpu().numpy(), balanced_tree=False, compact_nodes=False)
+    nearest = torch.from_numpy(tree.query(wanted.cpu().numpy())[1]).to(places_T3.device)
+    return mean(colors_T3[seen_T], seen_cell_T, num_seen)[nearest][unseen_cell_T]
 
 
 def _summed(places_T3: Tensor, normals_T3: Tensor, views: DepthMaps) -> tuple[Tensor, Tensor]:

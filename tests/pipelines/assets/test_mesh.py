@@ -15,7 +15,7 @@ from datasets.meshes.loading import load_mesh
 from datasets.meshes.renderer import sample_texture
 from datasets.meshes.scene import linear_to_srgb
 from models.gaussians.rendering import render
-from pipelines.assets import texture
+from pipelines.assets import texels
 from pipelines.assets.depth_maps import (
     DepthMaps,
     depth_maps_at,
@@ -26,7 +26,8 @@ from pipelines.assets.depth_maps import (
 )
 from pipelines.assets.mesh import UNLIT, write_glb
 from pipelines.assets.surface import OPEN_SHARE, Volume, clean, close_gaps, extract_surface, fuse, triangulate
-from pipelines.assets.texture import colors_at, cover_texels
+from pipelines.assets.texels import cover_texels
+from pipelines.assets.texture import colors_at, nearest_seen, spread
 from tests.tiny_gaussians import SMALL_OPTIONS, ball, direction_colors, fog, join, transparent
 from utils.cameras import intrinsics, orbit_cameras
 from utils.errors import DataError
@@ -187,7 +188,7 @@ def test_texels_are_the_same_in_parts(monkeypatch):
     triangles = 60 * torch.rand(40, 3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     triangles[7, 2] = triangles[7, 1]  # without an area
     whole = cover_texels(triangles)
-    monkeypatch.setattr(texture, "CHUNK_TEXELS", 500)
+    monkeypatch.setattr(texels, "CHUNK_TEXELS", 500)
     for found, wanted in zip(cover_texels(triangles), whole, strict=True):
         assert torch.equal(found, wanted)
     assert 7 not in whole[1]
@@ -212,6 +213,24 @@ def test_what_stands_behind_takes_no_colour_of_what_stands_before():
     np.testing.assert_allclose(seen, [[1, 0, 0], [1, 0, 0]], atol=1e-6)  # the nearest place that is seen
     at_the_wall = colors_at(torch.tensor([on_the_wall, (0.2, 0.0, 1.02)]), facing, views)
     np.testing.assert_allclose(at_the_wall, [[1, 0, 0], [0, 0, 1]], atol=1e-6)  # so little behind is still the wall
+
+
+def test_what_no_view_sees_takes_the_mean_colour_of_the_nearest_cell():
+    """Red points in one cell, blue ones far away; grey is what an unseen point has before."""
+    places = torch.tensor([[0.0, 0, 0], [0.001, 0, 0], [1, 0, 0], [0.1, 0, 0], [0.101, 0, 0], [0.8, 0, 0]])
+    colors = torch.tensor([[1.0, 0, 0], [0.5, 0, 0], [0, 0, 1]] + [[0.5, 0.5, 0.5]] * 3)
+    seen = torch.tensor([True, True, True, False, False, False])
+    expected = torch.tensor([[0.75, 0, 0], [0.75, 0, 0], [0, 0, 1]])
+    torch.testing.assert_close(nearest_seen(places, colors, seen), expected)
+
+
+def test_empty_texels_take_the_nearest_colour():
+    image, empty = np.zeros((5, 9, 3), dtype=np.uint8), np.ones((5, 9), dtype=np.uint8)
+    image[2, 1], image[2, 7] = (200, 0, 10), (0, 100, 20)
+    empty[2, [1, 7]] = 0
+    filled = spread(image, empty)
+    assert (filled[:, :4] == (200, 0, 10)).all()
+    assert (filled[:, 5:] == (0, 100, 20)).all()
 
 
 @pytest.fixture(scope="module")
