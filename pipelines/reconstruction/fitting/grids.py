@@ -59,7 +59,8 @@ def read(grid_1CXYZ: Tensor, places_N3: Tensor) -> Tensor:
     """
     parts = 1 if places_N3.is_cuda else min(torch.get_num_threads(), max(1, len(places_N3) // 1024))
     missing = -len(places_N3) % parts
-    places = functional.pad(places_N3.flip(-1), (0, 0, 0, missing)).view(parts, -1, 1, 1, 3)
+    places_N3 = places_N3.flip(-1)
+    places = (functional.pad(places_N3, (0, 0, 0, missing)) if missing else places_N3).view(parts, -1, 1, 1, 3)
     found = functional.grid_sample(
         grid_1CXYZ.expand(parts, -1, -1, -1, -1), places, padding_mode="border", align_corners=True
     )

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
 import torch
 import torch.nn.functional as functional
 from scipy import ndimage
@@ -32,6 +32,8 @@ SMALL_DIFFERENCE = 0.05  # fraction of a mask; smaller differences do not count
 UNLIKE = 3.5  # a mask is left out if its difference lies this many robust deviations above the median
 OBJECT = 0.5  # a pixel with a larger mask shows the object
 MARGIN = 3  # number of empty voxels around the object
+FAR = 1e9  # squared distance in voxels of a line without solid voxels
+CHUNK_PAIRS = 1 << 26  # pairs of voxels that are compared at once; limits memory
 COARSE_BLOCK = 4  # rays are intersected with blocks of this number of voxels per side
 
 
@@ -49,10 +51,15 @@ class Hull:
     low_3: Tensor
     voxel: float
 
-    @property
+    @cached_property
     def high_3(self) -> Tensor:
         """World position of the last voxel."""
-        return self.low_3 + self.voxel * (torch.tensor(self.distance_XYZ.shape).to(self.low_3) - 1)
+        return self.low_3 + self.voxel * self._last_3
+
+    @cached_property
+    def _last_3(self) -> Tensor:
+        """Indices of the last voxel, kept on the device, because every step of a fit needs them."""
+        return torch.tensor(self.distance_XYZ.shape, device=self.low_3.device) - 1
 
     def distance_at(self, points_N3: Tensor) -> Tensor:
         """Interpolate the distances: (...,). Outside the grid, the nearest value of its border is used."""
@@ -64,7 +71,7 @@ class Hull:
     def voxels_of(self, points_N3: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the indices of the nearest voxel of points, (...,) each."""
         index_N3 = ((points_N3 - self.low_3) / self.voxel).round().long().clamp_min(0)
-        x, y, z = index_N3.minimum(torch.tensor(self.distance_XYZ.shape).to(index_N3) - 1).unbind(-1)
+        x, y, z = index_N3.minimum(self._last_3).unbind(-1)
         return x, y, z
 
     def contains(self, points_N3: Tensor) -> Tensor:
@@ -167,10 +174,32 @@ def carve(views: PosedViews, *, grid: int, tolerance: float = 0.0) -> Hull:
     solid_XYZ = _solid(views, low_3, fine, tuple(shape), tolerance=tolerance, wider=0.0)
     if not solid_XYZ.any():
         solid_XYZ = _solid(views, low_3, fine, tuple(shape), tolerance=tolerance, wider=0.87 * fine)
-    inside = solid_XYZ.cpu().numpy()
-    distance = ndimage.distance_transform_edt(~inside) - ndimage.distance_transform_edt(inside)
-    distance = (distance - 0.5 * np.sign(distance)) * fine
-    return Hull(distance_XYZ=torch.from_numpy(distance).float().to(device), low_3=low_3, voxel=fine)
+    distance_XYZ = distance_to(solid_XYZ) - distance_to(~solid_XYZ)
+    distance_XYZ = (distance_XYZ - 0.5 * distance_XYZ.sign()) * fine
+    return Hull(distance_XYZ=distance_XYZ, low_3=low_3, voxel=fine)
+
+
+def distance_to(solid_XYZ: Tensor) -> Tensor:
+    """Return the distance of each voxel to the nearest solid one, in voxels: float32.
+
+    On a CPU, scipy needs fewer operations; it has no version for a GPU.
+    """
+    if not solid_XYZ.is_cuda:
+        return torch.from_numpy(ndimage.distance_transform_edt(~solid_XYZ.numpy())).float()
+    return distance_by_axis(solid_XYZ)
+
+
+def distance_by_axis(solid_XYZ: Tensor) -> Tensor:
+    """The same, exactly, one axis after the other: the least sum of squares over all voxels of a line."""
+    squared_XYZ = torch.where(solid_XYZ, 0.0, FAR)
+    for dim in range(3):
+        lines_LN = squared_XYZ.movedim(dim, -1).reshape(-1, solid_XYZ.shape[dim])
+        number_N = torch.arange(lines_LN.shape[1], device=lines_LN.device, dtype=lines_LN.dtype)
+        steps_NN = (number_N[:, None] - number_N).square()
+        parts = lines_LN.split(max(1, CHUNK_PAIRS // lines_LN.shape[1] ** 2))
+        least_LN = torch.cat([(part_LN[:, None] + steps_NN).amin(dim=-1) for part_LN in parts])
+        squared_XYZ = least_LN.view(squared_XYZ.movedim(dim, -1).shape).movedim(-1, dim)
+    return squared_XYZ.sqrt()
 
 
 def _unlike(views: PosedViews, points_N3: Tensor) -> Tensor:

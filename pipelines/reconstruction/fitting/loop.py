@@ -117,7 +117,9 @@ def fit_object(
         model = section.build(views=views, hull=hull).to(views.c2w_V44.device)
     loss_of = RobustLoss(options, num_views=len(views.names)).to(views.c2w_V44.device)
     optimizer = torch.optim.Adam(
-        [*model.parameter_groups(), {"params": [loss_of.affine_V34], "lr": AFFINE_RATE}], eps=1e-15
+        [*model.parameter_groups(), {"params": [loss_of.affine_V34], "lr": AFFINE_RATE}],
+        eps=1e-15,
+        fused=views.c2w_V44.is_cuda,
     )
     rates = [group["lr"] for group in optimizer.param_groups]
     identity = identity_of(section, views, seed=seed)

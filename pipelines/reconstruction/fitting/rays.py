@@ -21,7 +21,9 @@ from utils.errors import ConfigError
 OCCUPANCY_EVERY = 16  # steps between two updates of the occupancy grid
 OCCUPANCY_MEMORY = 0.9  # of the grid's running maximum
 LEAST_SHARE = 0.02  # of a bin in the distribution of samples, so that no place of the hull is forgotten
-RENDER_RAYS = 1 << 14  # rays that are rendered at once after the fit; limits memory
+# Rays that are rendered at once after the fit; this limits memory. A chunk needs about 1,000 short operations on a GPU.
+RENDER_RAYS = {"cpu": 1 << 14, "cuda": 1 << 17}
+NOT_OPAQUE = 1e-7  # part of the light that passes an opaque sample
 THIN = 1e-3  # samples with a smaller weight do not matter for the depth
 
 
@@ -176,7 +178,7 @@ class RayField(ObjectFit):
         K_V33 = K_V33.expand(len(c2w_V44), 3, 3)
         every = _all_pixels(len(c2w_V44), height, width, device=c2w_V44.device)
         colors, alphas, depths = [], [], []
-        for chunk in torch.arange(len(every.view_R), device=c2w_V44.device).split(RENDER_RAYS):
+        for chunk in torch.arange(len(every.view_R), device=c2w_V44.device).split(RENDER_RAYS[c2w_V44.device.type]):
             part = PixelBatch(
                 view_R=every.view_R[chunk],
                 row_R=every.row_R[chunk],
@@ -185,11 +187,14 @@ class RayField(ObjectFit):
             )
             c2w_R44 = c2w_V44[part.view_R]
             rays = self.rays(c2w_R44, K_V33[part.view_R], part)
-            shown = self._composite(rays, step=self.config.num_steps)
-            along_R = (rays.directions_R3 * c2w_R44[:, :3, 2]).sum(-1)
-            colors.append(shown.colors_R3 + (1 - shown.alphas_R1) * background)
-            alphas.append(shown.alphas_R1)
-            depths.append((shown.distance_R * along_R)[:, None])
+            met = (rays.far_R > rays.near_R).nonzero()[:, 0]  # most rays pass the object
+            shown = self._composite(Rays(*(values[met] for values in rays)), step=self.config.num_steps)
+            along_M = (rays.directions_R3[met] * c2w_R44[met, :3, 2]).sum(-1)
+            color_R3, alpha_R1 = torch.zeros_like(rays.origins_R3), torch.zeros_like(rays.origins_R3[:, :1])
+            color_R3[met], alpha_R1[met] = shown.colors_R3, shown.alphas_R1
+            colors.append(color_R3 + (1 - alpha_R1) * background)
+            alphas.append(alpha_R1)
+            depths.append(torch.zeros_like(alpha_R1).index_put((met,), (shown.distance_R * along_M)[:, None]))
         return Rendering(
             **{
                 name: torch.cat(parts).view(1, len(c2w_V44), height, width, -1).movedim(-1, 2)
@@ -210,32 +215,39 @@ class RayField(ObjectFit):
 
     def _composite(self, rays: Rays, *, step: int, shift_RS: Tensor | None = None) -> _Shown:
         """Render rays; samples are at the centres of their bins without `shift_RS`."""
-        met_R = rays.far_R > rays.near_R
-        edges_RS = self._edges(
-            Rays(*(values[met_R] for values in rays)), shift_RS if shift_RS is None else shift_RS[met_R]
-        )
+        rays = rays._replace(far_R=torch.maximum(rays.near_R, rays.far_R))  # a ray that meets no hull has no length
+        edges_RS = self._edges(rays, shift_RS)
         middles_RS, widths_RS = (edges_RS[:, 1:] + edges_RS[:, :-1]) / 2, edges_RS[:, 1:] - edges_RS[:, :-1]
-        origins, directions = rays.origins_R3[met_R, None], rays.directions_R3[met_R, None]
-        points_RS3 = origins + middles_RS[..., None] * directions
+        points_RS3 = rays.origins_R3[:, None] + middles_RS[..., None] * rays.directions_R3[:, None]
+        directions_RS3 = rays.directions_R3[:, None].expand_as(points_RS3)
         inside_RS = self.hull.contains(points_RS3)  # the field is empty outside
-        directions_M3 = directions.expand_as(points_RS3)[inside_RS]
-        shaded = self.shade(Samples(points_RS3[inside_RS], directions_M3, widths_RS[inside_RS]), step)
-        alphas_RS = torch.zeros_like(middles_RS).index_put((inside_RS,), shaded.alphas_M)
-        colors_RS3 = torch.zeros_like(points_RS3).index_put((inside_RS,), shaded.colors_M3)
-        passed_RS = torch.cumprod(1 - alphas_RS + 1e-7, dim=1)
-        weights_RS = alphas_RS * torch.cat([torch.ones_like(passed_RS[:, :1]), passed_RS[:, :-1]], dim=1)
-        met_colors_R3 = (weights_RS[..., None] * colors_RS3).sum(1)
-        met_alphas_R1 = weights_RS.sum(1, keepdim=True)
-        distance = (weights_RS * middles_RS).sum(1) / met_alphas_R1[:, 0].clamp_min(THIN)
-        colors_R3 = torch.zeros_like(rays.origins_R3)
+        if self.shades_all(points_RS3):
+            samples = Samples(points_RS3.flatten(0, 1), directions_RS3.flatten(0, 1), widths_RS.flatten())
+            shaded = self.shade(samples, step)
+            alphas_RS = torch.where(inside_RS, shaded.alphas_M.view_as(middles_RS), 0.0)
+            colors_RS3 = shaded.colors_M3.view_as(points_RS3)
+        else:
+            shaded = self.shade(Samples(points_RS3[inside_RS], directions_RS3[inside_RS], widths_RS[inside_RS]), step)
+            alphas_RS = torch.zeros_like(middles_RS).index_put((inside_RS,), shaded.alphas_M)
+            colors_RS3 = torch.zeros_like(points_RS3).index_put((inside_RS,), shaded.colors_M3)
+        weights_RS = visible(alphas_RS)
+        alphas_R1 = weights_RS.sum(1, keepdim=True)
         return _Shown(
-            colors_R3=colors_R3.index_put((met_R,), met_colors_R3),
-            alphas_R1=torch.zeros_like(colors_R3[:, :1]).index_put((met_R,), met_alphas_R1),
-            distance_R=torch.zeros_like(colors_R3[:, 0]).index_put((met_R,), distance),
+            colors_R3=(weights_RS[..., None] * colors_RS3).sum(1),
+            alphas_R1=alphas_R1,
+            distance_R=(weights_RS * middles_RS).sum(1) / alphas_R1[:, 0].clamp_min(THIN),
             weights_RS=weights_RS,
-            edges_RS=(edges_RS - rays.near_R[met_R, None]),
+            edges_RS=edges_RS - rays.near_R[:, None],
             penalty=shaded.penalty,
         )
+
+    def shades_all(self, points_RS3: Tensor) -> bool:
+        """Whether samples outside the hull are computed too, and ignored.
+
+        In a step on a GPU this costs less than to choose the others, because their number is known only when all
+        operations before are done.
+        """
+        return points_RS3.is_cuda and torch.is_grad_enabled()
 
     @torch.no_grad()
     def _edges(self, rays: Rays, shift_RS: Tensor | None) -> Tensor:
@@ -248,8 +260,7 @@ class RayField(ObjectFit):
         in_voxel_RB = self.occupancy_XYZ[hull.voxels_of(points_RB3)]
         step_R1 = ((rays.far_R - rays.near_R) / (num_bins * hull.voxel))[:, None]  # bins in voxels
         alphas_RB = 1 - (1 - in_voxel_RB.clamp(0, 0.99)) ** step_R1
-        passed_RB = torch.cumprod(1 - alphas_RB, dim=1)
-        weights_RB = alphas_RB * torch.cat([torch.ones_like(passed_RB[:, :1]), passed_RB[:, :-1]], dim=1)
+        weights_RB = visible(alphas_RB)
         # neighbours of a visible bin get samples too, because the grid is coarse and late
         wide_RB = nn.functional.max_pool1d(weights_RB[:, None], 3, stride=1, padding=1)[:, 0]
         weights_RB = wide_RB + LEAST_SHARE * wide_RB.sum(1, keepdim=True).clamp_min(1e-3)
@@ -269,7 +280,7 @@ class RayField(ObjectFit):
 
 @dataclass(frozen=True, kw_only=True)
 class _Shown:
-    """Rendered rays; `weights_RS` and `edges_RS` only of those that meet the hull, edges from its near side."""
+    """Rendered rays; edges are measured from the near side of the hull."""
 
     colors_R3: Tensor
     alphas_R1: Tensor
@@ -277,6 +288,15 @@ class _Shown:
     weights_RS: Tensor
     edges_RS: Tensor
     penalty: Tensor
+
+
+def visible(alphas_RS: Tensor) -> Tensor:
+    """Return the weight of each sample of a ray: its opacity, behind all samples before it.
+
+    The backward pass of a cumulative product would ask the device for zeros in every step.
+    """
+    log_RS = torch.log(1 - alphas_RS + NOT_OPAQUE)
+    return alphas_RS * torch.exp(log_RS.cumsum(1) - log_RS)
 
 
 def distortion(weights_RS: Tensor, edges_RS: Tensor) -> Tensor:

@@ -70,15 +70,14 @@ class RobustLoss(nn.Module):
         self.options = options
         self.affine_V34 = nn.Parameter(torch.eye(3, 4).repeat(num_views, 1, 1), requires_grad=options.affine_color)
         self.register_buffer("weight_V", torch.ones(num_views))
+        self.register_buffer("still_34", torch.eye(3, 4), persistent=False)  # no correction
+        self.register_buffer("free_V11", (torch.arange(num_views) > 0).float()[:, None, None], persistent=False)
 
     def corrected(self, colors_R3: Tensor, alphas_R1: Tensor, view_R: Tensor) -> Tensor:
         """Apply the views' colour corrections to colours that are multiplied by alpha."""
         if not self.options.affine_color:
             return colors_R3
-        free_V11 = torch.ones_like(self.affine_V34[:, :1, :1])
-        free_V11[0] = 0.0
-        still_34 = torch.eye(3, 4).to(self.affine_V34)
-        affine_R34 = (still_34 + free_V11 * (self.affine_V34 - still_34))[view_R]
+        affine_R34 = (self.still_34 + self.free_V11 * (self.affine_V34 - self.still_34))[view_R]
         return (affine_R34[..., :3] * colors_R3[:, None]).sum(-1) + affine_R34[..., 3] * alphas_R1
 
     def forward(
@@ -120,7 +119,7 @@ class RobustLoss(nn.Module):
             weight_P = _by_patch(weight_R1, patch)[:, 0, 0, 0]
             loss = loss + options.structural_weight * (weight_P * unlike_P).mean()
         if options.affine_color:
-            loss = loss + PULL * (self.affine_V34 - torch.eye(3, 4).to(self.affine_V34)).square().sum(dim=(1, 2)).mean()
+            loss = loss + PULL * (self.affine_V34 - self.still_34).square().sum(dim=(1, 2)).mean()
         return loss
 
     def _weights(self, view_R: Tensor) -> Tensor:

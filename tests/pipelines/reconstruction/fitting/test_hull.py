@@ -7,7 +7,8 @@ import pytest
 import torch
 import trimesh
 
-from pipelines.reconstruction.fitting.hull import carve
+from pipelines.reconstruction.fitting import hull as hull_file
+from pipelines.reconstruction.fitting.hull import carve, distance_by_axis, distance_to
 from tests.tiny_views import sphere_views
 from utils.errors import DataError
 
@@ -28,6 +29,14 @@ def test_the_hull_of_a_sphere_is_nearly_the_sphere():
     mesh = trimesh.Trimesh(*(getattr(hull.surface(), name) for name in ("points_N3", "faces_F3")))
     assert mesh.is_watertight
     assert mesh.volume == pytest.approx(4 / 3 * np.pi * RADIUS**3, rel=0.12)
+
+
+def test_distances_by_axis_are_exact(monkeypatch):
+    monkeypatch.setattr(hull_file, "CHUNK_PAIRS", 5000)  # so that there are several parts
+    solid = torch.rand(30, 17, 22, generator=torch.Generator().manual_seed(0)) > 0.995
+    solid[:, 5:, :] = False
+    assert 3 < int(solid.sum()) < 60
+    torch.testing.assert_close(distance_by_axis(solid), distance_to(solid))
 
 
 def test_rays_meet_the_hull_where_the_sphere_is():

@@ -10,10 +10,11 @@ import torch
 import pipelines  # noqa: F401 - registers
 from datasets.views.posed_views import PosedViews
 from models.gaussians.scene import rotation_formula
-from pipelines.reconstruction.fitting import loop
+from pipelines.reconstruction.fitting import loop, rays
 from pipelines.reconstruction.fitting.gaussians import shared, turned_to
+from pipelines.reconstruction.fitting.hull import carve
 from pipelines.reconstruction.fitting.loop import FittedObject, fit_object
-from pipelines.reconstruction.fitting.rays import distortion
+from pipelines.reconstruction.fitting.rays import distortion, visible
 from tests.tiny_views import sphere_views
 from utils.cameras import cameras_at
 from utils.errors import DataError
@@ -187,6 +188,47 @@ def test_flat_gaussians_lie_on_the_surface():
     normals = torch.cat([normals, torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, 1.0]])])
     turned = rotation_formula(turned_to(normals)) @ torch.tensor([0.0, 0.0, 1.0])
     assert torch.allclose(turned, normals, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["nerf", "neus"])
+def test_a_step_is_the_same_with_samples_outside_the_hull(method, monkeypatch):
+    """A GPU computes them too, instead of choosing the others."""
+    found = []
+    options = section(method, **({"eikonal_penalty": 0.0} if method == "neus" else {}))  # a mean over the samples
+    for everything in (False, True):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = options.build(views=views(), hull=carve(views(), grid=24))
+        monkeypatch.setattr(type(model), "shades_all", lambda self, points, everything=everything: everything)
+        generator = torch.Generator().manual_seed(1)
+        # the structural term looks at patches, in which rays pass the object
+        pixels = model.draw(model.config.num_steps - 1, generator)
+        shown = model.predict(pixels, 1, generator)
+        (shown.colors_R3.square().sum() + shown.alphas_R1.sum() + shown.penalty).backward()
+        gradients = [value.grad for value in model.parameters() if value.grad is not None]
+        found.append([shown.colors_R3, shown.alphas_R1, *gradients])
+    assert float((found[0][1] == 0).float().mean()) > 0.05  # some rays of the patches see nothing
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_weights_of_samples_are_what_passes_times_what_stops():
+    alphas = torch.tensor([[0.5, 0.25, 1.0, 0.3], [0.0, 0.0, 0.2, 0.0]], requires_grad=True)
+    weights = visible(alphas)
+    torch.testing.assert_close(weights, torch.tensor([[0.5, 0.125, 0.375, 0.0], [0.0, 0.0, 0.2, 0.0]]))
+    weights[1].sum().backward()
+    torch.testing.assert_close(alphas.grad[1], torch.tensor([0.8, 0.8, 1.0, 0.8]))
+
+
+def test_renders_do_not_depend_on_the_size_of_chunks(monkeypatch):
+    result, c2w_V44 = fitted("nerf"), unseen().c2w_V44
+    whole = result.model.render(c2w_V44, views().K_V33[:1], size=(32, 32), background=0.5)
+    monkeypatch.setitem(rays.RENDER_RAYS, "cpu", 700)
+    parts = result.model.render(c2w_V44, views().K_V33[:1], size=(32, 32), background=0.5)
+    for name in ("colors_BV3HW", "alphas_BV1HW", "depths_BV1HW"):
+        torch.testing.assert_close(getattr(whole, name), getattr(parts, name))
+    assert float(whole.colors_BV3HW[0, :, :, 0, 0].std()) == 0  # a corner that no ray of the object meets
+    assert float(whole.colors_BV3HW[0, 0, 0, 0, 0]) == 0.5
 
 
 def test_distortion_is_zero_for_one_thin_sample():
