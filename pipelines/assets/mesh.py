@@ -26,6 +26,8 @@ from utils.files import atomic_path
 from utils.settings.assets import AssetOptions
 
 UNLIT = "KHR_materials_unlit"
+# Of zlib. For a texture of 1,024 pixels, level 6 took 0.20 s and 0.41 MB on a busy core, level 1 0.08 s and 0.55 MB.
+PNG_LEVEL = 1
 
 
 def write_glb(path: Path, gaussians: Gaussians, options: AssetOptions, *, rasterizer: str = "auto") -> dict[str, Any]:
@@ -95,7 +97,9 @@ def describe(mesh: trimesh.Trimesh) -> dict[str, Any]:
 
 def _textured(mesh: trimesh.Trimesh, views: DepthMaps, pictures: DepthMaps | None, size: int) -> trimesh.Trimesh:
     texture = bake(mesh.vertices, mesh.faces, mesh.vertex_normals, views, size=size, pictures=pictures)
-    material = _material(baseColorTexture=Image.fromarray(texture.image_HW3))
+    image = Image.fromarray(texture.image_HW3)
+    image.encoderinfo = {"compress_level": PNG_LEVEL}  # trimesh writes it, without options
+    material = _material(baseColorTexture=image)
     return trimesh.Trimesh(
         texture.points_N3,
         texture.faces_F3,

@@ -13,9 +13,9 @@ import numpy as np
 from utils.errors import DataError
 
 PADDING = 2  # number of texels between charts
-ATTEMPTS = 12  # scales that are tried; the first ones come near, the others only shrink
-CLOSE = 0.985  # a packing that fills this fraction of the height is good enough
-SHRINK = 0.97
+ATTEMPTS, ENOUGH = 20, 4  # scales that are tried in all, and from the first one on that fits
+CLOSE = 0.97  # a packing that fills this fraction of the height is good enough, and so is a scale that near to the best
+LEAP = 3.0  # largest factor between two scales
 
 
 def pack(flat_N2: np.ndarray, faces_F3: np.ndarray, chart_N: np.ndarray, *, size: int, scale: float) -> np.ndarray:
@@ -36,18 +36,20 @@ def pack(flat_N2: np.ndarray, faces_F3: np.ndarray, chart_N: np.ndarray, *, size
     starts_K = np.flatnonzero(np.concatenate([[True], chart_N[1:] != chart_N[:-1]]))
     flat_N2 = flat_N2 - np.minimum.reduceat(flat_N2, starts_K, axis=0)[chart_N]
     edges_E2 = np.unique(np.sort(faces_F3[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1), axis=0)
-    fitting, best = None, 0.0
-    for attempt in range(ATTEMPTS):
+    fitting, low, high = None, 0.0, np.inf  # the largest scale that fits, the smallest that does not
+    more = ENOUGH
+    for _ in range(ATTEMPTS):
         placed_K2, height = _fallen(scale * flat_N2, edges_E2, chart_N, size=size)
-        if height <= size:
-            if scale > best:
-                fitting, best = scale * flat_N2 + placed_K2[chart_N], scale
-            if height >= CLOSE * size or attempt >= ATTEMPTS // 2:
-                break
-        # the height grows faster than the area of the charts, because of the texels between them
-        scale *= min(SHRINK if height > size else 1.3, max(0.3, 0.995 * float(np.sqrt(size / height))))
-        if fitting is not None and scale <= best:
+        if height > size:
+            high = scale
+        else:
+            fitting, low = scale * flat_N2 + placed_K2[chart_N], scale
+        more -= fitting is not None
+        if CLOSE * size <= height <= size or high < low / CLOSE or not more:
             break
+        guess = scale * float(np.clip(np.sqrt(size / height), 1 / LEAP, LEAP))
+        guess = guess if height <= size else min(guess, CLOSE * scale)
+        scale = guess if low < guess < high else (low + high) / 2
     if fitting is None:
         raise DataError(f"the mesh does not fit one texture of {size} pixels; increase assets.texture, or set it to 0")
     return fitting
@@ -56,7 +58,7 @@ def pack(flat_N2: np.ndarray, faces_F3: np.ndarray, chart_N: np.ndarray, *, size
 def _fallen(flat_N2: np.ndarray, edges_E2: np.ndarray, chart_N: np.ndarray, *, size: int) -> tuple[np.ndarray, float]:
     """Let the charts fall; returns where each has its lower left corner (K, 2), and the height of the pile.
 
-    The height is infinite if a chart is wider than the square.
+    If a chart is wider than the square, the height is only a number that is too large.
     """
     widths_K, low_C, high_C = outlines(flat_N2, edges_E2, chart_N)
     if widths_K.max() > size:

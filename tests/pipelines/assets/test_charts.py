@@ -120,6 +120,19 @@ def test_outlines_follow_a_triangle():
     np.testing.assert_allclose(high_C, [5, 5, 5, 4, 3, 2])  # half the padding above and beside the slope
 
 
+@pytest.mark.parametrize("scale", [5.0, 60.0, 2000.0])
+def test_charts_grow_or_shrink_until_they_fill_the_square(scale):
+    """Squares of side 1: 16 of them with their padding fill a square of 128 texels."""
+    corners = np.array([[0.0, 0.0], [1, 0], [1, 1], [0, 1]])
+    faces = np.concatenate([np.array([[0, 1, 2], [0, 2, 3]]) + 4 * chart for chart in range(16)])
+    placed = pack(np.tile(corners, (16, 1)), faces, np.arange(64) // 4, size=128, scale=scale)
+    assert placed.min() >= 0
+    assert placed.max() <= 128
+    sides = np.linalg.norm(placed[1::4] - placed[::4], axis=1)
+    assert 24 < sides.min() <= 30  # 30 is the best possible, in four rows
+    assert np.ptp(sides) < 1e-9
+
+
 def test_too_many_charts_are_refused():
     rng = np.random.default_rng(0)
     corners_FN2 = rng.random((2000, 1, 2)) * 0.01 + rng.random((2000, 3, 2)) * 1e-3
@@ -131,3 +144,11 @@ def test_too_many_charts_are_refused():
 def test_a_mesh_without_area_is_refused():
     with pytest.raises(DataError, match=r"no area.*set assets\.texture to 0"):
         unfold(np.zeros((3, 3)), np.array([[0, 1, 2]]), size=64)
+
+
+@pytest.mark.gpu
+def test_charts_are_the_same_on_a_gpu():
+    mesh = spiral()
+    found = [unfold(np.asarray(mesh.vertices), np.asarray(mesh.faces), size=SIZE, device=d) for d in ("cpu", "cuda")]
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-9)

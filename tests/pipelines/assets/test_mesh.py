@@ -260,6 +260,14 @@ def corners(mesh):
     return points, points / np.linalg.norm(points, axis=1, keepdims=True)
 
 
+def test_the_texture_is_compressed_quickly(textured):
+    """The second byte of a stream of zlib tells the level in its two highest bits: 0 for level 1."""
+    content = textured[0].read_bytes()
+    stream = content[content.index(b"IDAT") + 4 :]
+    assert stream[0] == 0x78
+    assert stream[1] >> 6 == 0
+
+
 def test_the_texture_shows_the_colours_where_they_are(textured):
     """Read back as z-up, every corner has the colour of its direction; so the axes are right as well."""
     mesh = load_mesh(textured[0])
