@@ -39,6 +39,12 @@ def test_distances_by_axis_are_exact(monkeypatch):
     torch.testing.assert_close(distance_by_axis(solid), distance_to(solid))
 
 
+@pytest.mark.gpu
+def test_distances_on_a_gpu_are_those_of_a_cpu():
+    solid = torch.rand(40, 30, 20, generator=torch.Generator().manual_seed(0)) > 0.99
+    torch.testing.assert_close(distance_to(solid.cuda()).cpu(), distance_to(solid))
+
+
 def test_rays_meet_the_hull_where_the_sphere_is():
     hull = carve(views(), grid=32)
     origins = torch.tensor([[2.0, 0.0, 0.0], [0.0, -3.0, 0.0], [2.0, 0.0, 0.0], [2.0, 0.9, 0.0]])

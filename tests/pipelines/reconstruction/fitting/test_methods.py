@@ -66,6 +66,14 @@ def test_unseen_views_of_a_sphere_are_right(method):
     assert [view["view"] for view in result.record()["views"]] == list(views().names)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", OPTIONS)
+def test_a_fit_on_a_gpu_is_as_good(method):
+    """There, a step computes samples outside the hull too, and Adam is fused."""
+    result = fit_object(section(method), views().to("cuda"), seed=0)
+    assert psnr(result, unseen().to("cuda")) > LEAST_PSNR[method]
+
+
 @pytest.mark.parametrize("method", OPTIONS)
 def test_depth_and_opacity_are_those_of_the_sphere(method):
     camera = cameras_at(torch.tensor([37.0]), torch.tensor([15.0]), torch.tensor([2.0]))
