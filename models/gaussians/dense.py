@@ -1,12 +1,13 @@
 """The dense head: predicts 3D Gaussians from any number of posed views in one pass.
 
-A transformer reads patches of all views with their rays. Blocks alternate between attention within a view and attention
-over all views (as VGGT, arXiv:2503.11651); each token then predicts the Gaussians of its pixels (as GS-LRM,
-arXiv:2404.19702), at a depth between the bounds of the object's ball. Only rays tell the views apart, so their order
-does not matter.
+A transformer reads patches of all views with their rays and with what all views agree on along these rays
+(models.gaussians.agreement). Blocks alternate between attention within a view and attention over all views (as VGGT,
+arXiv:2503.11651); each token then predicts the Gaussians of its pixels (as GS-LRM, arXiv:2404.19702). They begin where
+their rays enter the visual hull, and stay inside the object's ball. Only rays tell the views apart, so their order does
+not matter.
 
 Letters: B batch, I input views, C channels, H W pixels, h w patches, L tokens of a view, S key tokens of a view,
-N Gaussians, Q Gaussians of a token, P patches of a batch.
+N Gaussians, one for each cell of pixels, D depths of a ray.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.attention import attention, check_backend
+from models.gaussians.agreement import Agreement, agreement, object_masks
 from models.gaussians.scene import Gaussians, quaternion_product, quaternions_of
 from utils.cameras import BALL_RADIUS, opencv_to_opengl, plucker_rays
 from utils.errors import ConfigError
@@ -27,11 +29,17 @@ from utils.registry import MODEL
 
 IN_CHANNELS = 9  # RGB in [-1, 1], and six Plücker channels
 RAW_CHANNELS = 14  # depth 1, shift in the image 2, opacity 1, scale 3, rotation 4, colour 3
+EVIDENCE_CHANNELS = 2  # of each depth of a ray: share of views that show the object, difference of their colour
 FINE_CELL, COARSE_CELL = 2, 4  # sides in pixels of the square that has one Gaussian
-# Gaussians begin in the middle of their rays: rather transparent, round, a bit smaller than their cell.
-FIRST_OPACITY, FIRST_SCALE = -1.5, 0.4
+# Standard deviation in pixels of the round Gaussians of the first guess; of 0.5, 0.7 and 1 the best from 24 views.
+FIRST_SCALE = 0.7
+# Where all views agree, Gaussians begin nearly opaque; cells of the background begin invisible.
+FIRST_OPACITY, OPACITY_RANGE = 1.5, (-7.0, 2.0)
+# A point is in the hull if this fraction of the views shows the object there, give or take SHARE_WIDTH.
+HULL_SHARE, SHARE_WIDTH = 0.97, 1 / 60
 SCALE_RANGE = 2.5  # a scale is at most exp(this) times as large or as small as at first
 MIN_CHORD = 0.25  # half of the shortest range of depths, as a fraction of the ball's radius
+MAX_DEPTH = 0.95  # of a first guess, so that offsets can change it
 MAX_COLOR_LOGIT = 4.0  # colours of pixels are at least 1.8 % away from black and white, so that offsets can change them
 
 
@@ -87,6 +95,8 @@ class DenseHead(nn.Module):
             ffn_ratio: inner width of the feed-forward part, divided by `width`.
             pool: side of the square of tokens whose mean is one key in attention over all views.
             fine_views: up to this number of views, a Gaussian covers 2 x 2 pixels, with more views 4 x 4.
+            grid: voxels along a side of the grid in which views are compared.
+            depths: points on a ray at which this grid is read.
             attention: backend of models.attention.
         """
 
@@ -97,6 +107,8 @@ class DenseHead(nn.Module):
         ffn_ratio: float = 3.0
         pool: int = 2
         fine_views: int = 8
+        grid: int = 48
+        depths: int = 24
         attention: str = "sdpa"
 
         def __post_init__(self) -> None:
@@ -104,10 +116,9 @@ class DenseHead(nn.Module):
                 raise ConfigError(f"patch={self.patch} must be a positive multiple of {COARSE_CELL}")
             if self.head_dim < 1 or self.width < 1 or self.width % self.head_dim:
                 raise ConfigError(f"width={self.width} must be a positive multiple of head_dim={self.head_dim}")
-            if self.num_layers < 1 or self.pool < 1 or self.ffn_ratio <= 0:
-                raise ConfigError(
-                    f"num_layers={self.num_layers}, pool={self.pool} and ffn_ratio={self.ffn_ratio} must be positive"
-                )
+            for name in ("num_layers", "pool", "ffn_ratio", "grid", "depths"):
+                if getattr(self, name) <= 0:
+                    raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
             check_backend(self.attention)
 
         @property
@@ -128,24 +139,28 @@ class DenseHead(nn.Module):
         super().__init__()
         self.config = config
         width, patch = config.width, config.patch
-        self.embed = nn.Linear(IN_CHANNELS * patch**2, width)
+        evidence = EVIDENCE_CHANNELS * config.depths * (patch // COARSE_CELL) ** 2
+        self.embed = nn.Linear(IN_CHANNELS * patch**2 + evidence, width)
+        # Fine detail of a patch goes past the blocks.
+        self.detail = nn.Sequential(nn.Linear(IN_CHANNELS * patch**2 + evidence, 2 * width), nn.GELU())
         self.blocks = nn.ModuleList(
             Block(config, over_views=index % 2 == 1, pool=config.pool) for index in range(config.num_layers)
         )
         self.norm = nn.LayerNorm(width)
-        self.out_coarse = nn.Linear(width, RAW_CHANNELS * (patch // COARSE_CELL) ** 2)
-        self.out_fine = nn.Linear(width, RAW_CHANNELS * (patch // FINE_CELL) ** 2)
+        self.out_coarse = nn.Linear(3 * width, RAW_CHANNELS * (patch // COARSE_CELL) ** 2)
+        self.out_fine = nn.Linear(3 * width, RAW_CHANNELS * (patch // FINE_CELL) ** 2)
         for out in (self.out_coarse, self.out_fine):
             nn.init.zeros_(out.weight)
             nn.init.zeros_(out.bias)
 
-    def forward(self, views_BI3HW: Tensor, poses_BI44: Tensor, *, fov_deg: float) -> Gaussians:
+    def forward(self, views_BI3HW: Tensor, poses_BI44: Tensor, *, fov_deg: float, background: float) -> Gaussians:
         """Predict the Gaussians of a batch, in the frame of the cameras.
 
         Args:
             views_BI3HW: RGB in [0, 1].
             poses_BI44: camera to world with OpenGL axes; the object is around the origin, and z is up.
             fov_deg: horizontal field of view of the views.
+            background: grey value of the plain background of the views.
 
         Raises:
             ValueError: the shapes do not fit.
@@ -155,39 +170,152 @@ class DenseHead(nn.Module):
             raise ValueError(f"views of {tuple(views_BI3HW.shape)} do not fit cameras of {tuple(poses_BI44.shape)}")
         if H % config.view_multiple or W % config.view_multiple:
             raise ValueError(f"views of {W} x {H} pixels must have sides that are multiples of {config.view_multiple}")
-        rays_F6HW = plucker_rays(poses_BI44.flatten(0, 1).float(), fov_deg=fov_deg, size=(H, W))
-        views_F3HW = views_BI3HW.flatten(0, 1).float()
-        pixels_F9HW = torch.cat([2 * views_F3HW - 1, rays_F6HW], dim=1)
-        p = config.patch
-        patches = rearrange(pixels_F9HW, "(b i) c (h p) (w q) -> b i h w (c p q)", b=B, p=p, q=p)
-        # In bfloat16, rays would be wrong by half a pixel, so the first and the last layer are in float32.
-        with torch.autocast(patches.device.type, enabled=False):
-            x_BIhwC = self.embed(patches)
+        # In bfloat16, rays would be wrong by half a pixel, so everything but the blocks is in float32.
+        with torch.autocast(views_BI3HW.device.type, enabled=False):
+            views_BI3HW, poses_BI44 = views_BI3HW.float(), poses_BI44.float()
+            rays_BI6HW = plucker_rays(poses_BI44.flatten(0, 1), fov_deg=fov_deg, size=(H, W)).unflatten(0, (B, V))
+            seen = compared(views_BI3HW, rays_BI6HW, poses_BI44, config, fov_deg=fov_deg, background=background)
+            pixels_BI9HW = torch.cat([2 * views_BI3HW - 1, rays_BI6HW], dim=2)
+            p, q = config.patch, config.patch // COARSE_CELL
+            patches = rearrange(pixels_BI9HW, "b i c (h p) (w q) -> b i h w (c p q)", p=p, q=p)
+            evidence = rearrange(seen.evidence_BIhwC, "b i (h p) (w q) c -> b i h w (c p q)", p=q, q=q)
+            inputs = torch.cat([patches, evidence], dim=-1)
+            x_BIhwC = self.embed(inputs)
         for block in self.blocks:
             x_BIhwC = block(x_BIhwC)
         cell = config.cell(V)
         with torch.autocast(x_BIhwC.device.type, enabled=False):
-            raw = (self.out_fine if cell == FINE_CELL else self.out_coarse)(self.norm(x_BIhwC.float()))
+            raw = (self.out_fine if cell == FINE_CELL else self.out_coarse)(
+                torch.cat([self.norm(x_BIhwC.float()), self.detail(inputs)], dim=-1)
+            )
             raw_BNC = rearrange(raw, "b i h w (p q c) -> b (i h p w q) c", p=p // cell, q=p // cell)
-            return placed(raw_BNC, cell_means(views_F3HW, rays_F6HW, cell, B), poses_BI44, fov_deg=fov_deg, size=W)
+            return placed(raw_BNC, seen.first, poses_BI44, fov_deg=fov_deg, size=W)
 
     def parts_to_compile(self) -> list[nn.Module]:
         """Modules that are worth compiling."""
         return list(self.blocks)
 
 
-def cell_means(views_F3HW: Tensor, rays_F6HW: Tensor, cell: int, batch: int) -> Tensor:
-    """Mean colour and ray of each cell: (B, N, 9)."""
-    cells_F9HW = functional.avg_pool2d(torch.cat([views_F3HW, rays_F6HW], dim=1), cell)
-    return rearrange(cells_F9HW, "(b i) c h w -> b (i h w) c", b=batch)
+@dataclass(frozen=True, kw_only=True)
+class FirstGuess:
+    """Where Gaussians begin; each belongs to the pixels of a cell.
+
+    Attributes:
+        colors_BN3: mean colour of the object in the cell.
+        rays_BN6: mean Plücker ray of the object in the cell.
+        depths_BN1: place between the bounds of the ball, in (-1, 1).
+        opacities_BN1: as a logit.
+    """
+
+    colors_BN3: Tensor
+    rays_BN6: Tensor
+    depths_BN1: Tensor
+    opacities_BN1: Tensor
 
 
-def placed(raw_BNC: Tensor, cells_BN9: Tensor, poses_BI44: Tensor, *, fov_deg: float, size: int) -> Gaussians:
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What a comparison of the views gives the network.
+
+    Attributes:
+        first: where the Gaussians begin.
+        evidence_BIhwC: numbers of each coarse cell's ray, EVIDENCE_CHANNELS for each depth.
+    """
+
+    first: FirstGuess
+    evidence_BIhwC: Tensor
+
+
+@torch.no_grad()
+def compared(
+    views_BI3HW: Tensor,
+    rays_BI6HW: Tensor,
+    poses_BI44: Tensor,
+    config: DenseHead.Config,
+    *,
+    fov_deg: float,
+    background: float,
+) -> Compared:
+    """Compare the views along the rays of cells."""
+    masks_BI1HW = object_masks(views_BI3HW.flatten(0, 1), background).unflatten(0, views_BI3HW.shape[:2])
+    grid = agreement(views_BI3HW, masks_BI1HW, poses_BI44, fov_deg=fov_deg, grid=config.grid)
+    pixels = torch.cat([masks_BI1HW, views_BI3HW, rays_BI6HW], dim=2)
+    coarse_BND, evidence_BNC, coarse_cells = along_cells(pixels, grid, COARSE_CELL, config.depths)
+    first = (coarse_BND, coarse_cells)
+    if config.cell(views_BI3HW.shape[1]) == FINE_CELL:
+        fine_BND, _, fine_cells = along_cells(pixels, grid, FINE_CELL, config.depths)
+        first = (fine_BND, fine_cells)
+    (h, w), num_views = (side // COARSE_CELL for side in views_BI3HW.shape[-2:]), views_BI3HW.shape[1]
+    return Compared(
+        first=first_guess(*first),
+        evidence_BIhwC=rearrange(evidence_BNC, "b (i h w) c -> b i h w c", i=num_views, h=h, w=w),
+    )
+
+
+def along_cells(pixels_BI10HW: Tensor, grid: Agreement, cell: int, num_depths: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Read the grid along the rays of cells.
+
+    Args:
+        pixels_BI10HW: mask, colour and Plücker ray of each pixel.
+
+    Returns:
+        shares_BND of views that show the object, evidence_BNC (2·D numbers), and cells_BN10: the mean mask, and the
+        means of colour and ray over the object's part of the cell.
+    """
+    weights = pixels_BI10HW[:, :, :1] + 1e-3  # a cell of the background has the mean of its pixels
+    means = functional.avg_pool2d((pixels_BI10HW[:, :, 1:] * weights).flatten(0, 1), cell)
+    means = means / functional.avg_pool2d(weights.flatten(0, 1), cell)
+    covered = functional.avg_pool2d(pixels_BI10HW[:, :, :1].flatten(0, 1), cell)
+    cells_BN10 = rearrange(torch.cat([covered, means], dim=1), "(b i) c h w -> b (i h w) c", b=len(pixels_BI10HW))
+    closest_BN3, direction_BN3, half_BN1 = chords(cells_BN10[..., 4:])
+    steps_D = depth_steps(num_depths, cells_BN10)
+    points_BND3 = closest_BN3[:, :, None] + (half_BN1 * steps_D)[..., None] * direction_BN3[:, :, None]
+    shares_BND, colors_BND3 = grid.along(points_BND3).split([1, 3], dim=-1)
+    difference_BND = (colors_BND3 - shares_BND * cells_BN10[:, :, None, 1:4]).abs().sum(-1)
+    shares_BND = shares_BND[..., 0]
+    return shares_BND, torch.cat([2 * shares_BND - 1, difference_BND], dim=-1), cells_BN10
+
+
+def first_guess(shares_BND: Tensor, cells_BN10: Tensor) -> FirstGuess:
+    """Put a Gaussian where its ray enters the hull, as volume rendering of the hull finds it."""
+    covered_BN1, colors_BN3, rays_BN6 = cells_BN10.split([1, 3, 6], dim=-1)
+    inside_BND = torch.sigmoid((shares_BND - HULL_SHARE) / SHARE_WIDTH)
+    free_BND = functional.pad((1 - inside_BND).cumprod(dim=-1)[..., :-1], (1, 0), value=1.0)
+    weights_BND = inside_BND * free_BND
+    met_BN1 = weights_BND.sum(-1, keepdim=True)
+    depths_BN1 = (weights_BND * depth_steps(shares_BND.shape[-1], shares_BND)).sum(-1, keepdim=True)
+    solid_BN1 = covered_BN1 * (0.1 + 0.9 * met_BN1)
+    return FirstGuess(
+        colors_BN3=colors_BN3,
+        rays_BN6=rays_BN6,
+        depths_BN1=depths_BN1 / met_BN1.clamp_min(1e-3),
+        opacities_BN1=FIRST_OPACITY + solid_BN1.clamp(1e-4, 0.999).logit().clamp(*OPACITY_RANGE),
+    )
+
+
+def depth_steps(number: int, like: Tensor) -> Tensor:
+    """Places of the samples of a ray between the bounds of the ball: (D,) in (-1, 1)."""
+    return (torch.arange(number, dtype=like.dtype, device=like.device) + 0.5) * (2 / number) - 1
+
+
+def chords(rays_BN6: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The part of rays inside the ball: closest_BN3 to the origin, direction_BN3, and half of its length (B, N, 1).
+
+    Rays that miss the ball, or nearly, get a short part.
+    """
+    moment_BN3, direction_BN3 = rays_BN6.split(3, dim=-1)
+    direction_BN3 = functional.normalize(direction_BN3, dim=-1)
+    closest_BN3 = torch.linalg.cross(direction_BN3, moment_BN3)
+    square_BN1 = BALL_RADIUS**2 - closest_BN3.square().sum(-1, keepdim=True)
+    return closest_BN3, direction_BN3, square_BN1.clamp_min((MIN_CHORD * BALL_RADIUS) ** 2).sqrt()
+
+
+def placed(raw_BNC: Tensor, first: FirstGuess, poses_BI44: Tensor, *, fov_deg: float, size: int) -> Gaussians:
     """Turn raw numbers into Gaussians on the rays of their cells.
 
     Args:
         raw_BNC: the network's output; zeros give the first guess.
-        cells_BN9: colour in [0, 1] and Plücker ray of each cell.
+        first: where the Gaussians begin.
         poses_BI44: cameras with OpenGL axes; each has the same number of cells, in order.
         fov_deg: horizontal field of view.
         size: width of a view in pixels.
@@ -195,26 +323,22 @@ def placed(raw_BNC: Tensor, cells_BN9: Tensor, poses_BI44: Tensor, *, fov_deg: f
     per_view = raw_BNC.shape[1] // poses_BI44.shape[1]
     cell = size / math.sqrt(per_view)
     depth, shift, opacity, scale, rotation, color = raw_BNC.split([1, 2, 1, 3, 4, 3], dim=-1)
-    moment_BN3, direction_BN3 = cells_BN9[..., 3:].split(3, dim=-1)
-    direction_BN3 = functional.normalize(direction_BN3, dim=-1)
-    closest_BN3 = torch.linalg.cross(direction_BN3, moment_BN3)
-    axes_BI33 = opencv_to_opengl(poses_BI44.float())[..., :3, :3]
+    closest_BN3, direction_BN3, half_BN1 = chords(first.rays_BN6)
+    axes_BI33 = opencv_to_opengl(poses_BI44)[..., :3, :3]
     right_BN3, down_BN3 = (axes_BI33[..., column].repeat_interleave(per_view, dim=1) for column in (0, 1))
-    centre_BN3 = poses_BI44[..., :3, 3].float().repeat_interleave(per_view, dim=1)
-    # Half of the ray's part inside the ball; rays that miss it get a short range.
-    half_BN1 = (BALL_RADIUS**2 - closest_BN3.square().sum(-1, keepdim=True)).clamp_min((MIN_CHORD * BALL_RADIUS) ** 2)
-    middle_BN3 = closest_BN3 + half_BN1.sqrt() * depth.tanh() * direction_BN3
+    centre_BN3 = poses_BI44[..., :3, 3].repeat_interleave(per_view, dim=1)
+    place_BN1 = (depth + first.depths_BN1.clamp(-MAX_DEPTH, MAX_DEPTH).atanh()).tanh()
+    middle_BN3 = closest_BN3 + half_BN1 * place_BN1 * direction_BN3
     distance_BN1 = (middle_BN3 - centre_BN3).norm(dim=-1, keepdim=True)
-    footprint_BN1 = distance_BN1 * cell * 2 * math.tan(math.radians(fov_deg) / 2) / size
-    across, downwards = (footprint_BN1 * shift.tanh()).split(1, dim=-1)
-    first_14 = raw_BNC.new_tensor([1.0, 0.0, 0.0, 0.0])
-    turned_BN4 = functional.normalize(rotation + first_14, dim=-1)
+    pixel_BN1 = distance_BN1 * 2 * math.tan(math.radians(fov_deg) / 2) / size
+    across, downwards = (cell * pixel_BN1 * shift.tanh()).split(1, dim=-1)
+    turned_BN4 = functional.normalize(rotation + raw_BNC.new_tensor([1.0, 0.0, 0.0, 0.0]), dim=-1)
     cameras_BN4 = quaternions_of(axes_BI33).repeat_interleave(per_view, dim=1)
-    colors = cells_BN9[..., :3].clamp(1e-6, 1 - 1e-6).logit().clamp(-MAX_COLOR_LOGIT, MAX_COLOR_LOGIT)
+    colors = first.colors_BN3.clamp(1e-6, 1 - 1e-6).logit().clamp(-MAX_COLOR_LOGIT, MAX_COLOR_LOGIT)
     return Gaussians(
         means_BN3=middle_BN3 + across * right_BN3 + downwards * down_BN3,
-        opacities_BN1=(opacity + FIRST_OPACITY).sigmoid(),
-        scales_BN3=FIRST_SCALE * footprint_BN1 * (SCALE_RANGE * (scale / SCALE_RANGE).tanh()).exp(),
+        opacities_BN1=(opacity + first.opacities_BN1).sigmoid(),
+        scales_BN3=FIRST_SCALE * pixel_BN1 * (SCALE_RANGE * (scale / SCALE_RANGE).tanh()).exp(),
         quats_BN4=quaternion_product(cameras_BN4, turned_BN4),
         colors_BN3=(colors + color).sigmoid(),
     )

@@ -70,7 +70,7 @@ class DenseReconstruction(FeedForward):
             return opencv_to_opengl(c2w_BV44)  # the world is its frame
 
         def predicted(self, network: nn.Module, views_BICHW: Tensor, poses_BI44: Tensor) -> Gaussians:
-            return network(views_BICHW, poses_BI44, fov_deg=self.fov)
+            return network(views_BICHW, poses_BI44, fov_deg=self.fov, background=self.background)
 
     @classmethod
     def load_network(cls, config: Config, *, test_model: str, needed: bool) -> DenseHead | None:

@@ -121,4 +121,4 @@ def predicted(head: DenseHead, views: PosedViews, *, size: int) -> Gaussians:
         mode = {"mode": "area"} if height > size else {"mode": "bilinear", "antialias": True}
         shown_V3HW = functional.interpolate(shown_V3HW, size=(size, size), **mode)
     poses_V44 = opencv_to_opengl(views.c2w_V44[pick.to(views.c2w_V44.device)])
-    return head(shown_V3HW[None], poses_V44[None], fov_deg=float(fov_deg_V[0]))
+    return head(shown_V3HW[None], poses_V44[None], fov_deg=float(fov_deg_V[0]), background=WHITE)

@@ -7,14 +7,17 @@ import torch
 from scipy.spatial.transform import Rotation
 
 import models  # noqa: F401 - registers
-from models.gaussians.dense import FIRST_OPACITY, RAW_CHANNELS, DenseHead, cell_means, placed
+from models.gaussians.agreement import agreement, object_masks
+from models.gaussians.dense import FIRST_SCALE, RAW_CHANNELS, DenseHead, FirstGuess, along_cells, first_guess, placed
+from models.gaussians.rendering import render
 from models.gaussians.scene import quaternions_of, rotation_formula
-from utils.cameras import BALL_RADIUS, opencv_to_opengl, orbit_cameras, plucker_rays
+from utils.cameras import BALL_RADIUS, intrinsics, opencv_to_opengl, orbit_cameras, plucker_rays
 from utils.errors import ConfigError
 from utils.registry import MODEL
 
 FOV, SIZE = 40.0, 32
-TINY = {"patch": 8, "width": 16, "head_dim": 8, "num_layers": 2, "fine_views": 2}
+SEEN = {"fov_deg": FOV, "background": 1.0}
+TINY = {"patch": 8, "width": 16, "head_dim": 8, "num_layers": 2, "fine_views": 2, "grid": 16, "depths": 8}
 
 
 def head(*, trained: bool = True, **changes) -> DenseHead:
@@ -35,34 +38,97 @@ def views(num_views: int, *, batch: int = 1) -> torch.Tensor:
     return torch.rand(batch, num_views, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(("num_views", "cell"), [(2, 2), (3, 4)])
-def test_an_untrained_head_puts_the_pixels_on_planes_through_the_middle(num_views, cell):
-    shown, cameras = views(num_views), poses(num_views)
-    found = head(trained=False)(shown, cameras, fov_deg=FOV)
-    per_view = (SIZE // cell) ** 2
-    assert found.means_BN3.shape == (1, num_views * per_view, 3)
-    # on the ray of the cell, at its point closest to the origin
-    rays_V6HW = plucker_rays(cameras[0], fov_deg=FOV, size=SIZE // cell)
-    moment_N3, direction_N3 = rays_V6HW.flatten(2).transpose(1, 2).reshape(-1, 6).split(3, dim=-1)
-    torch.testing.assert_close(
-        found.means_BN3[0], torch.linalg.cross(direction_N3, moment_N3, dim=-1), atol=2e-3, rtol=0
+def ball_views(poses_1I44: torch.Tensor, *, radius: float, size: int = SIZE) -> torch.Tensor:
+    """White views of a ball at the origin, whose colour is its position."""
+    rays_I6HW = plucker_rays(poses_1I44[0], fov_deg=FOV, size=size)
+    moment, direction = rays_I6HW.split(3, dim=1)
+    closest = torch.linalg.cross(direction, moment, dim=1)
+    half = radius**2 - closest.square().sum(1, keepdim=True)
+    colors = 0.5 + (closest - half.clamp_min(0).sqrt() * direction) / (4 * radius)
+    return torch.where(half > 0, colors, torch.ones_like(colors))[None]
+
+
+def first_of(num_cells: int, cameras: torch.Tensor, *, cell: int = 4) -> FirstGuess:
+    """A first guess in the middle of the rays."""
+    rays_BN6 = plucker_rays(cameras[0], fov_deg=FOV, size=SIZE // cell).flatten(2).transpose(1, 2).reshape(1, -1, 6)
+    zeros = torch.zeros(1, num_cells, 1)
+    return FirstGuess(
+        colors_BN3=torch.full((1, num_cells, 3), 0.5), rays_BN6=rays_BN6, depths_BN1=zeros, opacities_BN1=zeros
     )
-    colors = torch.nn.functional.avg_pool2d(shown[0], cell).flatten(2).transpose(1, 2).reshape(-1, 3)
-    torch.testing.assert_close(found.colors_BN3[0], colors.clamp(0.018, 0.982), atol=1e-3, rtol=0)
-    torch.testing.assert_close(found.opacities_BN1, torch.full_like(found.opacities_BN1, FIRST_OPACITY).sigmoid())
+
+
+@pytest.mark.parametrize(("num_views", "cell"), [(2, 2), (8, 4)])
+def test_an_untrained_head_puts_the_pixels_where_their_rays_enter_the_visual_hull(num_views, cell):
+    cameras = poses(num_views)
+    found = head(trained=False, grid=48, depths=48)(ball_views(cameras, radius=0.5), cameras, **SEEN)
+    assert found.means_BN3.shape == (1, num_views * (SIZE // cell) ** 2, 3)
+    solid = found.opacities_BN1[0, :, 0] > 0.5
+    assert 0.38 < float(solid.float().mean()) < 0.52  # the disc covers 0.40, and cells at its border count
+    assert float(found.opacities_BN1[0, ~solid].median()) < 0.02
+    if num_views == 8:  # from two views the hull is much larger than the ball
+        radius = found.means_BN3[0, solid].norm(dim=-1)
+        assert 0.45 < float(radius.median()) < 0.6
+    seen_from = cameras[0, :, :3, 3].repeat_interleave((SIZE // cell) ** 2, dim=0)[solid]
+    assert bool(((found.means_BN3[0, solid] * seen_from).sum(-1) > 0).float().mean() > 0.95)  # on the near side
+
+
+def test_from_many_views_an_untrained_head_draws_unseen_views_already():
+    cameras = orbit_cameras(num_views=24, elevation_deg=20, radius=2.0)
+    shown = ball_views(opencv_to_opengl(cameras)[None], radius=0.5)[0]
+    found = head(trained=False, grid=48, depths=48)(shown[None, ::2], opencv_to_opengl(cameras[::2])[None], **SEEN)
+    drawn = render(found, cameras[None, 1::2], intrinsics(FOV, SIZE), size=(SIZE, SIZE), background=1.0)
+    error = float((drawn.colors_BV3HW[0] - shown[1::2]).detach().square().mean())
+    blank = float((1 - shown[1::2]).square().mean())
+    assert error < 0.15 * blank
+
+
+def test_cells_at_the_border_of_the_object_have_its_colour_and_not_that_of_the_background():
+    mask = torch.zeros(1, 1, 1, 8, 8)
+    mask[..., :2] = 1.0
+    colors = torch.where(mask > 0, 0.2, 1.0).expand(1, 1, 3, 8, 8)
+    cameras = poses(1)
+    rays = plucker_rays(cameras[0], fov_deg=FOV, size=8)[None]
+    grid = agreement(colors, mask, cameras, fov_deg=FOV, grid=8)
+    shares_BND, _, cells_BN10 = along_cells(torch.cat([mask, colors, rays], dim=2), grid, 4, 8)
+    torch.testing.assert_close(cells_BN10[0, 0, :4], torch.tensor([0.5, 0.2, 0.2, 0.2]), atol=2e-3, rtol=0)
+    opacities_BN1 = first_guess(shares_BND, cells_BN10).opacities_BN1.sigmoid()
+    assert float(opacities_BN1[0, 0]) > 0.5 > 0.01 > float(opacities_BN1[0, 1])
+
+
+def test_white_inside_the_object_belongs_to_it():
+    picture = torch.ones(1, 3, 64, 64)
+    picture[:, :, 16:48, 16:48] = 0.5
+    picture[:, :, 28:36, 28:36] = 1.0
+    mask = object_masks(picture, 1.0)[0, 0]
+    assert float(mask[16:48, 16:48].min()) == 1.0
+    assert float(mask.sum()) == 32 * 32
+    picture[:, :, 28:36, 28:] = 1.0  # now it can be reached
+    assert float(object_masks(picture, 1.0)[0, 0, 30:34, 30:34].max()) == 0.0
+
+
+def test_a_voxel_knows_in_which_views_the_object_is_there():
+    cameras = poses(4)
+    masks = torch.ones(1, 4, 1, SIZE, SIZE)
+    masks[:, 3] = 0.0
+    masks[:, 0, :, :, : SIZE // 2] = 0.0  # from view 0 only the right half
+    colors = torch.full((1, 4, 3, SIZE, SIZE), 0.5)
+    grid = agreement(colors, masks, cameras, fov_deg=FOV, grid=16)
+    right = cameras[0, 0, :3, 0] * 0.4
+    values = grid.along(torch.stack([right, -right])[None, None])[0, 0]
+    torch.testing.assert_close(values[0], torch.tensor([0.75, 0.375, 0.375, 0.375]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(values[1], torch.tensor([0.5, 0.25, 0.25, 0.25]), atol=1e-3, rtol=0)
 
 
 def test_depths_end_at_the_ball():
     cameras = poses(2)
-    rays_F6HW = plucker_rays(cameras[0], fov_deg=FOV, size=SIZE)
-    cells_BN9 = cell_means(torch.full((2, 3, SIZE, SIZE), 0.5), rays_F6HW, 4, 1)
-    raw_BNC = torch.zeros(1, cells_BN9.shape[1], RAW_CHANNELS)
+    first = first_of(2 * 64, cameras)
+    raw_BNC = torch.zeros(1, 2 * 64, RAW_CHANNELS)
     distances = []
     for depth in (-20.0, 20.0):
         raw_BNC[..., 0] = depth
-        found = placed(raw_BNC, cells_BN9, cameras, fov_deg=FOV, size=SIZE)
+        found = placed(raw_BNC, first, cameras, fov_deg=FOV, size=SIZE)
         distances.append((found.means_BN3 - cameras[:, :1, :3, 3]).norm(dim=-1)[0, : 8 * 8])
-        closest = torch.linalg.cross(cells_BN9[..., 6:], cells_BN9[..., 3:6], dim=-1).norm(dim=-1)
+        closest = torch.linalg.cross(first.rays_BN6[..., 3:], first.rays_BN6[..., :3], dim=-1).norm(dim=-1)
         hits = closest < 0.9 * BALL_RADIUS
         assert 20 < int(hits.sum()) < hits.numel()
         radius = found.means_BN3.norm(dim=-1)[hits]
@@ -70,20 +136,18 @@ def test_depths_end_at_the_ball():
     assert bool((distances[0] < distances[1]).all())
 
 
-def test_a_gaussian_covers_its_cell_from_its_own_camera_and_turns_with_it():
+def test_a_gaussian_covers_a_pixel_from_its_own_camera_and_turns_with_it():
     raw_BNC = torch.zeros(1, 2 * 64, RAW_CHANNELS)
     raw_BNC[..., 4], raw_BNC[..., 7:11] = 1.0, torch.tensor([0.2, 0.3, -0.1, 0.4])
     cameras = poses(2)
-    rays_F6HW = plucker_rays(cameras[0], fov_deg=FOV, size=SIZE)
-    cells_BN9 = cell_means(torch.full((2, 3, SIZE, SIZE), 0.5), rays_F6HW, 4, 1)
-    found = placed(raw_BNC, cells_BN9, cameras, fov_deg=FOV, size=SIZE)
+    found = placed(raw_BNC, first_of(2 * 64, cameras), cameras, fov_deg=FOV, size=SIZE)
     in_camera = [
         pose[:3, :3].T @ covariances @ pose[:3, :3]
         for pose, covariances in zip(cameras[0], found.covariances()[0].unflatten(0, (2, 64)), strict=True)
     ]
     torch.testing.assert_close(in_camera[0], in_camera[1], atol=1e-6, rtol=1e-4)
     pixel = 2 * math.tan(math.radians(FOV) / 2) * 2.0 / SIZE  # world units at the origin
-    assert 0.3 * 4 * pixel < float(found.scales_BN3[0, 27, 1]) < 0.5 * 4 * pixel
+    assert 0.9 * FIRST_SCALE * pixel < float(found.scales_BN3[0, 27, 1]) < 1.1 * FIRST_SCALE * pixel
     longer_BN = found.scales_BN3[..., 0] / found.scales_BN3[..., 1]
     torch.testing.assert_close(longer_BN, torch.full((1, 128), 2.59), rtol=0.01, atol=0)  # exp(2.5 tanh(1 / 2.5))
 
@@ -91,27 +155,27 @@ def test_a_gaussian_covers_its_cell_from_its_own_camera_and_turns_with_it():
 def test_the_order_of_the_views_does_not_matter():
     network, shown, cameras = head(), views(4), poses(4)
     order = torch.tensor([2, 0, 3, 1])
-    found = network(shown, cameras, fov_deg=FOV).packed_BN14.unflatten(1, (4, -1))
-    permuted = network(shown[:, order], cameras[:, order], fov_deg=FOV).packed_BN14.unflatten(1, (4, -1))
+    found = network(shown, cameras, **SEEN).packed_BN14.unflatten(1, (4, -1))
+    permuted = network(shown[:, order], cameras[:, order], **SEEN).packed_BN14.unflatten(1, (4, -1))
     torch.testing.assert_close(permuted, found[:, order], atol=1e-4, rtol=1e-4)
 
 
 def test_every_view_sees_the_others_and_samples_of_a_batch_are_independent():
     network, shown, cameras = head(), views(4, batch=2), poses(4).expand(2, -1, -1, -1)
-    found = network(shown, cameras, fov_deg=FOV).packed_BN14.unflatten(1, (4, -1))
+    found = network(shown, cameras, **SEEN).packed_BN14.unflatten(1, (4, -1))
     changed = shown.clone()
     changed[0, 3] = 1 - changed[0, 3]
-    other = network(changed, cameras, fov_deg=FOV).packed_BN14.unflatten(1, (4, -1))
+    other = network(changed, cameras, **SEEN).packed_BN14.unflatten(1, (4, -1))
     assert bool(((found - other)[0].abs().amax(dim=(1, 2)) > 1e-4).all())
     torch.testing.assert_close(other[1], found[1], atol=1e-5, rtol=1e-5)
-    alone = network(shown[1:], cameras[1:], fov_deg=FOV).packed_BN14.unflatten(1, (4, -1))
+    alone = network(shown[1:], cameras[1:], **SEEN).packed_BN14.unflatten(1, (4, -1))
     torch.testing.assert_close(alone[0], found[1], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("num_views", [2, 3])
 def test_every_weight_is_used(num_views):
     network = head()
-    network(views(num_views), poses(num_views), fov_deg=FOV).packed_BN14.sin().sum().backward()
+    network(views(num_views), poses(num_views), **SEEN).packed_BN14.sin().sum().backward()
     idle = {name for name, parameter in network.named_parameters() if parameter.grad is None}
     other = "out_coarse" if num_views == 2 else "out_fine"
     assert idle == {f"{other}.weight", f"{other}.bias"}
@@ -120,9 +184,9 @@ def test_every_weight_is_used(num_views):
 
 def test_places_stay_in_float32_under_autocast():
     network, shown, cameras = head(trained=False), views(3), poses(3)
-    exact = network(shown, cameras, fov_deg=FOV)
+    exact = network(shown, cameras, **SEEN)
     with torch.autocast("cpu", torch.bfloat16):
-        found = network(shown, cameras, fov_deg=FOV)
+        found = network(shown, cameras, **SEEN)
     assert found.means_BN3.dtype == torch.float32
     torch.testing.assert_close(found.means_BN3, exact.means_BN3, atol=1e-5, rtol=0)
 
@@ -141,7 +205,8 @@ def test_rotations_become_quaternions():
     [
         ({"patch": 6}, "patch=6 must be a positive multiple of 4"),
         ({"width": 20}, "width=20 must be a positive multiple of head_dim=8"),
-        ({"num_layers": 0}, "num_layers=0"),
+        ({"num_layers": 0}, "num_layers must be positive, got 0"),
+        ({"grid": 0}, "grid must be positive, got 0"),
         ({"attention": "flash"}, "attention=flash"),
     ],
 )
@@ -153,6 +218,6 @@ def test_impossible_sizes_are_refused(changes, said):
 def test_views_that_do_not_fit_are_refused():
     network = head()
     with pytest.raises(ValueError, match="do not fit cameras"):
-        network(views(3), poses(4), fov_deg=FOV)
+        network(views(3), poses(4), **SEEN)
     with pytest.raises(ValueError, match="multiples of 16"):
-        network(torch.rand(1, 3, 3, 24, 24), poses(3), fov_deg=FOV)
+        network(torch.rand(1, 3, 3, 24, 24), poses(3), **SEEN)

@@ -22,7 +22,7 @@ from utils.errors import ConfigError, DataError
 from utils.registry import FITS, MODEL, RECONSTRUCTORS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-HEAD = {"width": 16, "head_dim": 8, "num_layers": 2}
+HEAD = {"width": 16, "head_dim": 8, "num_layers": 2, "grid": 16, "depths": 8}
 SIZE = 32
 
 
@@ -60,7 +60,8 @@ def test_the_input_views_are_those_of_the_configuration(weights):
     views, cameras = torch.rand(1, 6, 3, SIZE, SIZE), orbit_cameras(num_views=6, elevation_deg=15, radius=2.0)
     some = reconstructor(weights, input_views=[4, 1], min_opacity=0.0)
     network = some.network
-    expected = network(views[:, [4, 1]], opencv_to_opengl(cameras[[4, 1]])[None], fov_deg=some.config.fov)
+    given = {"fov_deg": some.config.fov, "background": some.config.background}
+    expected = network(views[:, [4, 1]], opencv_to_opengl(cameras[[4, 1]])[None], **given)
     torch.testing.assert_close(some.world_gaussians(views, cameras).packed_BN14, expected.packed_BN14)
     redrawn = some.redrawn(views[:, [4, 1]], cameras)
     torch.testing.assert_close(redrawn, some.renders(expected, cameras, size=SIZE))
@@ -122,7 +123,7 @@ def test_a_fit_of_no_steps_is_the_heads_prediction_and_more_steps_improve_it(wei
     poses = opencv_to_opengl(views.c2w_V44)[None]
     fov_deg = float(2 * torch.rad2deg(torch.atan(SIZE / 2 / views.K_V33[0, 0, 0])))
     network.requires_grad_(False)
-    expected = without_faint(network(views.over(1.0)[None], poses, fov_deg=fov_deg), 0.02)
+    expected = without_faint(network(views.over(1.0)[None], poses, fov_deg=fov_deg, background=1.0), 0.02)
     found = start.model.gaussians()
     torch.testing.assert_close(found.means_BN3, expected.means_BN3)
     torch.testing.assert_close(found.scales_BN3, expected.scales_BN3)
