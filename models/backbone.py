@@ -3,7 +3,8 @@
 A backbone is a subclass of `Backbone` with a nested `Config`, a subclass of `BackboneConfig`, registered in `MODEL`.
 It must have `forward`; everything else has a default.
 
-Letters: B batch, V views, C channels, H W latent pixels, S text tokens, E channels of an embedding.
+Letters: B batch, V views, F frames of the latents (F = V, unless `BackboneConfig.layout` is another one), C channels,
+H W latent pixels, S text tokens, E channels of an embedding.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from models.encoders import FrameLayout
 from models.weights import load_strict
 
 
@@ -50,7 +52,7 @@ class BackboneConfig:
 
     @property
     def view_timesteps(self) -> bool:
-        """Whether `forward` takes a timestep for each view, (B, V), which is 0 for known views without noise."""
+        """Whether `forward` takes a timestep for each frame, (B, F), which is 0 for known views without noise."""
         return False
 
     @property
@@ -62,6 +64,11 @@ class BackboneConfig:
     def latent_multiple(self) -> int:
         """Height and width of the latents must be multiples of this."""
         return 1
+
+    @property
+    def layout(self) -> FrameLayout:
+        """Which views a frame of the latents has; it must be that of the autoencoder."""
+        return FrameLayout()
 
     @property
     def can_reuse(self) -> bool:
@@ -126,14 +133,14 @@ class Backbone(nn.Module):
         the network does not run.
 
         Args:
-            x: noisy latents (B, C, V, H, W).
-            t: timesteps (B,), integers, or numbers with flow matching; (B, V) with `Config.view_timesteps`.
+            x: noisy latents (B, C, F, H, W).
+            t: timesteps (B,), integers, or numbers with flow matching; (B, F) with `Config.view_timesteps`.
             y: text tokens (B, S, E).
             camera_data: camera conditions (B, V, 16), see utils.cameras.camera_condition; None for single images.
             fps: frame rate (B,).
 
         Returns:
-            (B, C, V, H, W), epsilon, v or velocity, as set in the section Diffusion.
+            (B, C, F, H, W), epsilon, v or velocity, as set in the section Diffusion.
         """
         raise NotImplementedError
 
@@ -151,18 +158,20 @@ class Backbone(nn.Module):
         return False
 
 
-def check_shapes(x: Tensor, camera_data: Tensor | None, *, channels: int, multiple: int) -> None:
-    """Check the shapes of the latents (B, C, V, H, W) and of the cameras (B, V, 16) that `forward` received.
+def check_shapes(x: Tensor, camera_data: Tensor | None, config: BackboneConfig, *, channels: int) -> None:
+    """Check the shapes of the latents (B, C, F, H, W) and of the cameras (B, V, 16) that `forward` received.
 
     Raises:
-        ValueError: C is not `channels`, H or W is no multiple of `multiple`, or B or V differ.
+        ValueError: C is not `channels`, H or W is no multiple of `config.latent_multiple`, B differs, or F frames do
+            not have V views.
     """
+    multiple = config.latent_multiple
     if x.shape[1] != channels or x.shape[3] % multiple or x.shape[4] % multiple:
         raise ValueError(
             f"latents of shape {tuple(x.shape)} do not fit: the number of channels must be {channels}, and height and "
             f"width must be multiples of {multiple}"
         )
-    if camera_data is not None and camera_data.shape[:2] != (x.shape[0], x.shape[2]):
+    if camera_data is not None and camera_data.shape[:2] != (x.shape[0], config.layout.num_views(x.shape[2])):
         raise ValueError(
             f"camera_data {tuple(camera_data.shape)} does not fit latents {tuple(x.shape)}; B and V must be equal"
         )

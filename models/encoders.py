@@ -5,7 +5,8 @@ An autoencoder is a subclass of `Autoencoder` with a nested `Config`, a subclass
 `Config`, a subclass of `EmbedderConfig`, registered in `EMBEDDER`. It must have `encode_text`. Everything else has a
 default.
 
-Letters: B batch, V views, C channels, H W pixels or latent pixels, L tokens, M captions.
+Letters: B batch, V views, F frames of the latents, P views of a frame, I chosen views, C channels, H W pixels or latent
+pixels, L tokens, M captions. Each view is a frame (F = V), unless the layout of the autoencoder is another one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,83 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from utils.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class FrameLayout:
+    """How the V views of an orbit become the F frames of its latents.
+
+    With `views_per_frame` 1, each view is a frame. With P, the latents are those of a video of V + 1 pictures: frame 0
+    is view 0, and each following frame has P views. The last view of the last frame is view 0 again, so that the orbit
+    is closed. A single view is a single frame.
+
+    Attributes:
+        views_per_frame: P, the compression of the autoencoder in time.
+    """
+
+    views_per_frame: int = 1
+
+    def check(self, num_views: int, *, option: str) -> None:
+        """Check that frames can be made of so many views.
+
+        Args:
+            option: the setting with the number of views, for the message.
+
+        Raises:
+            ConfigError: they cannot; the message has the next numbers that fit.
+        """
+        P = self.views_per_frame
+        if num_views > 1 and num_views % P:
+            fits = [number for number in (num_views // P * P, -(-num_views // P) * P) if number]
+            raise ConfigError(
+                f"{option}: {num_views} views do not fill frames of {P} views (auto_encoder.packed=true); use "
+                f"{' or '.join(map(str, fits))} views, or set auto_encoder.packed=false"
+            )
+
+    def check_known(self, *, option: str) -> None:
+        """Check that views other than view 0 can be known, which needs a frame for each.
+
+        Args:
+            option: the setting with the known views, for the message.
+
+        Raises:
+            ConfigError: they share frames with views that are not known.
+        """
+        if self.views_per_frame > 1:
+            raise ConfigError(
+                f"{option}: only view 0 can be known, because the others share frames of the latents "
+                "(auto_encoder.packed=true); use one picture (objective.max_known=1), or set auto_encoder.packed=false"
+            )
+
+    def check_rolls(self, *, option: str) -> None:
+        """Check that latents of another first view are those of the orbit in another order; as in `check_known`."""
+        if self.views_per_frame > 1:
+            raise ConfigError(
+                f"{option}: latents with several views in a frame (auto_encoder.packed=true) cannot begin at another "
+                "view; set it to false, or set auto_encoder.packed=false"
+            )
+
+    def num_frames(self, num_views: int) -> int:
+        """F for a number of views that `check` accepts."""
+        P = self.views_per_frame
+        return num_views if P == 1 or num_views == 1 else 1 + num_views // P
+
+    def num_views(self, num_frames: int) -> int:
+        """V for a number of frames; the inverse of `num_frames`."""
+        P = self.views_per_frame
+        return num_frames if P == 1 or num_frames == 1 else (num_frames - 1) * P
+
+    def closed(self, views_BV: Tensor) -> Tensor:
+        """Append view 0 to dimension 1 of an orbit of several views, if the layout closes orbits."""
+        if self.views_per_frame == 1 or views_BV.shape[1] == 1:
+            return views_BV
+        return torch.cat([views_BV, views_BV[:, :1]], dim=1)
+
+    def by_frame(self, values_BV: Tensor) -> Tensor:
+        """Sort values of views by frame: (B, V, ...) to (B, F, P, ...). Frame 0 has the values of view 0 P times."""
+        P = self.views_per_frame
+        first = values_BV[:, :1].repeat_interleave(P, dim=1)
+        return torch.cat([first, self.closed(values_BV)[:, 1:]], dim=1).unflatten(1, (-1, P))
 
 
 class Posterior(Protocol):
@@ -56,6 +134,11 @@ class AutoencoderConfig:
         raise NotImplementedError
 
     @property
+    def layout(self) -> FrameLayout:
+        """How views become frames of the latents."""
+        return FrameLayout()
+
+    @property
     def can_be_trained(self) -> bool:
         """Whether TASK_TYPE=train_autoencoder_entrance can train it."""
         return False
@@ -83,6 +166,7 @@ class Autoencoder(nn.Module):
         scale_factor: `encode_views` multiplies latents by this.
         reduction: side of an image divided by the side of its latent.
         latent_channels: C of the latents.
+        layout: how views become frames of the latents.
     """
 
     twin: Any = None
@@ -92,6 +176,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config = config
         self.reduction, self.latent_channels = config.reduction, config.latent_channels
+        self.layout = config.layout
 
     def encode(self, image_B3HW: Tensor) -> Posterior:
         """Encode images in [-1, 1], each alone, to the posterior distribution of their unscaled latents."""
@@ -117,37 +202,50 @@ class Autoencoder(nn.Module):
             chunk: images per pass.
 
         Returns:
-            latents_BCVHW: (B, C, V, H / reduction, W / reduction).
+            latents_BCFHW: (B, C, F, H / reduction, W / reduction).
         """
-        mean_BCVHW, std_BCVHW = self.view_posteriors(views_BVCHW, chunk=chunk)
+        mean_BCFHW, std_BCFHW = self.view_posteriors(views_BVCHW, chunk=chunk)
         if self.config.posterior == "mode":
-            return mean_BCVHW
-        return mean_BCVHW + std_BCVHW * draw_like(mean_BCVHW, generator)
+            return mean_BCFHW
+        return mean_BCFHW + std_BCFHW * draw_like(mean_BCFHW, generator)
 
     def view_posteriors(self, views_BVCHW: Tensor, *, chunk: int = 8) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the scaled latents, each (B, C, V, H, W); arguments as in `encode_views`."""
-        num_views = views_BVCHW.shape[1]
-        images = rearrange(views_BVCHW, "b v c h w -> (b v) c h w") * 2 - 1
-        posteriors = [self.encode(part) for part in images.split(chunk)]
-        moments = (torch.cat([getattr(one, name) for one in posteriors]) for name in ("mean", "std"))
-        mean_BCVHW, std_BCVHW = (rearrange(m, "(b v) c h w -> b c v h w", v=num_views) for m in moments)
-        return mean_BCVHW * self.scale_factor, std_BCVHW * self.scale_factor
+        """Mean and standard deviation of the scaled latents, each (B, C, F, H, W); arguments as in `encode_views`."""
+        mean_BCFHW, std_BCFHW = self.encode_orbits(views_BVCHW * 2 - 1, chunk=chunk)
+        return mean_BCFHW * self.scale_factor, std_BCFHW * self.scale_factor
 
-    def decode_views(self, latents_BCVHW: Tensor, *, chunk: int = 8, clamp: bool = True) -> Tensor:
+    def decode_views(
+        self, latents_BCFHW: Tensor, *, views_BI: Tensor | None = None, chunk: int = 8, clamp: bool = True
+    ) -> Tensor:
         """Decode scaled latents to views; differentiable.
 
         Args:
+            views_BI: indices of the views to decode, (I,) or (B, I) for different ones of each orbit; None: all views.
             chunk: images per pass.
             clamp: limit the result to [0, 1]; with false, every pixel has a gradient.
 
         Returns:
-            views_BVCHW: (B, V, 3, H, W).
+            views_BVCHW: (B, V or I, 3, H, W).
         """
-        num_views = latents_BCVHW.shape[2]
-        latents = rearrange(latents_BCVHW, "b c v h w -> (b v) c h w") / self.scale_factor
-        images = torch.cat([self.decode(part) for part in latents.split(chunk)]) / 2 + 0.5
-        images = images.clamp(0, 1) if clamp else images
-        return rearrange(images, "(b v) c h w -> b v c h w", v=num_views)
+        images_BVCHW = self.decode_orbits(latents_BCFHW / self.scale_factor, views_BI=views_BI, chunk=chunk) / 2 + 0.5
+        return images_BVCHW.clamp(0, 1) if clamp else images_BVCHW
+
+    def encode_orbits(self, images_BVCHW: Tensor, *, chunk: int) -> tuple[Tensor, Tensor]:
+        """Encode views in [-1, 1] to mean and standard deviation of the unscaled latents, each (B, C, F, H, W).
+
+        A subclass with another layout overrides this function and the next one.
+        """
+        num_views = images_BVCHW.shape[1]
+        posteriors = [self.encode(part) for part in images_BVCHW.flatten(0, 1).split(chunk)]
+        moments = (torch.cat([getattr(one, name) for one in posteriors]) for name in ("mean", "std"))
+        mean_BCFHW, std_BCFHW = (rearrange(m, "(b v) c h w -> b c v h w", v=num_views) for m in moments)
+        return mean_BCFHW, std_BCFHW
+
+    def decode_orbits(self, latents_BCFHW: Tensor, *, views_BI: Tensor | None, chunk: int) -> Tensor:
+        """Decode unscaled latents to views of about [-1, 1]; for `views_BI` see `decode_views`."""
+        latents_BVCHW = chosen_views(latents_BCFHW.transpose(1, 2), views_BI)
+        images = torch.cat([self.decode(part) for part in latents_BVCHW.flatten(0, 1).split(chunk)])
+        return images.unflatten(0, latents_BVCHW.shape[:2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +356,14 @@ class Embedder(nn.Module):
 
     def _refuse(self, reason: str) -> NoReturn:
         raise ConfigError(f"embedder.type={type(self).__name__} {reason}")
+
+
+def chosen_views(values_BV: Tensor, views_BI: Tensor | None) -> Tensor:
+    """Choose views, (I,) or (B, I), in dimension 1; None: all."""
+    if views_BI is None:
+        return values_BV
+    B = len(values_BV)
+    return values_BV[torch.arange(B, device=values_BV.device)[:, None], views_BI.expand(B, -1).to(values_BV.device)]
 
 
 def draw_like(tensor_B: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from models.backbone import Backbone
-from models.encoders import Autoencoder, Embedder
+from models.encoders import Autoencoder, Embedder, FrameLayout
 from models.lora import merge_lora
 from models.weights import check_files, placed, save_safetensors
 from pipelines.reconstruction.loading import check_reconstruction, load_network_of
@@ -122,6 +122,10 @@ def check_fit(cfg: RunConfig, device: torch.device) -> None:
     """
     check_resolution(cfg, cfg.resolution)
     check_widths(cfg)
+    layout = check_layout(cfg)
+    layout.check(len(cfg.cameras.c2w()), option="cameras")
+    if cfg.known_views:
+        layout.check_known(option="known_views")
     cfg.UNet.options.check_device(device)
     if cfg.takes_images and not cfg.UNet.options.takes_image_embedding and cfg.hold_views != "clean":
         raise ConfigError(
@@ -154,6 +158,22 @@ def check_widths(cfg: RunConfig) -> None:
             f"UNet takes words of {width} channels, but those of embedder.type={cfg.embedder.type} have {given}; use "
             "both from one model"
         )
+
+
+def check_layout(cfg: RunConfig) -> FrameLayout:
+    """Return the layout of the latents, after a check that the backbone has that of the autoencoder.
+
+    Raises:
+        ConfigError: it has another one; the message has both.
+    """
+    layout, taken = cfg.auto_encoder.options.layout, cfg.UNet.options.layout
+    if layout != taken:
+        raise ConfigError(
+            f"a frame of the latents has {layout.views_per_frame} view(s) with auto_encoder.type="
+            f"{cfg.auto_encoder.type}, but UNet.type={cfg.UNet.type} takes {taken.views_per_frame}; set "
+            "auto_encoder.packed and UNet.packed to the same value"
+        )
+    return layout
 
 
 def check_resolution(cfg: RunConfig, resolution: tuple[int, int]) -> None:

@@ -143,7 +143,7 @@ class OrbitUNet(Backbone):
         self, x: Tensor, camera_data: Tensor | None, fps: Tensor | None, local_image: Tensor | None
     ) -> None:
         """Check the shapes and the presence of the inputs of `forward`, which lists the errors."""
-        check_shapes(x, camera_data, channels=self.config.in_dim, multiple=self.config.latent_multiple)
+        check_shapes(x, camera_data, self.config, channels=self.config.in_dim)
         if self.config.image_condition and (local_image is None or fps is None):
             raise ValueError("the image model needs local_image and fps; pass both")
 

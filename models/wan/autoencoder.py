@@ -1,9 +1,11 @@
-"""The autoencoder of Wan: the network of diffusers, with its parameter names, for views that are encoded one by one.
+"""The autoencoder of Wan: the network of diffusers, with its parameter names, for views alone or for whole orbits.
 
 The network is causal in time and takes a video. Each view enters alone, as the first frame of a video, so that no
-compression in time mixes views. The latents are normalised per channel with the published means and deviations.
+compression in time mixes views. With `packed`, an orbit is one video, and four views share a frame of the latents. The
+latents are normalised per channel with the published means and deviations.
 
-Letters: B batch, C channels, H W pixels or latent pixels.
+Letters: B batch, V views, I chosen views, T pictures of a video, F frames of its latents, C channels, H W pixels or
+latent pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.encoders import Autoencoder, AutoencoderConfig
+from models.encoders import Autoencoder, AutoencoderConfig, FrameLayout, chosen_views
 from models.wan.folder import check_config, is_own_file, part_folder, read_config, read_part, weight_files
 from models.wan.random_folder import write_random_part
 from models.weights import load_state, load_strict
@@ -34,6 +36,7 @@ PART, OPTION = "vae", "auto_encoder.pretrained"
 MEAN, STD = "latents_mean", "latents_std"  # in config.json, and in our own weight files
 MIN_LOGVAR, MAX_LOGVAR = -30.0, 20.0  # as in diffusers
 NETWORK = "network."
+PACKED = FrameLayout(views_per_frame=4)  # two levels that each halve the time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +107,25 @@ class WanAutoencoder(Autoencoder):
             pretrained: a published folder (or its folder vae/), a hub name, or a weight file of ours; null for
                 untrained weights.
             posterior: see AutoencoderConfig; the pipelines of Wan use the `mode`.
+            packed: encode an orbit as one video, closed by view 0, with four views in a frame of the latents.
         """
 
         network: NetworkConfig = field(default_factory=NetworkConfig)
         posterior: str = "mode"
+        packed: bool = False
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.packed and sum(self.network.temperal_downsample) != 2:
+                raise ConfigError(
+                    f"auto_encoder.packed=true needs two levels with compression in time, but "
+                    f"auto_encoder.network.temperal_downsample={self.network.temperal_downsample}; set "
+                    "auto_encoder.packed=false"
+                )
+
+        @property
+        def layout(self) -> FrameLayout:
+            return PACKED if self.packed else FrameLayout()
 
         @property
         def reduction(self) -> int:
@@ -171,51 +189,103 @@ class WanAutoencoder(Autoencoder):
         load_state(self, read_part(folder, option=OPTION) | moments, source=f"{OPTION}={folder}")
 
     def encode(self, image_B3HW: Tensor) -> DiagonalGaussianDistribution:
-        from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-        # Without its cache of earlier frames, the network treats every input as the first frame of a video.
-        video_BC1HW = patchify(image_B3HW[:, :, None], self.config.network.patch_size or 1)
-        moments = self.network.quant_conv(self.network.encoder(video_BC1HW))[:, :, 0]
+        return DiagonalGaussianDistribution(self._encode_video(image_B3HW[:, :, None])[:, :, 0])
+
+    def decode(self, latent_BCHW: Tensor) -> Tensor:
+        return self._decode_video(latent_BCHW[:, :, None])[:, :, 0]
+
+    def encode_orbits(self, images_BVCHW: Tensor, *, chunk: int) -> tuple[Tensor, Tensor]:
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+        if not self.config.packed:
+            return super().encode_orbits(images_BVCHW, chunk=chunk)
+        self.layout.check(images_BVCHW.shape[1], option="encoded orbits")
+        videos_BCTHW = self.layout.closed(images_BVCHW).transpose(1, 2)
+        moments = [self._encode_video(part) for part in videos_BCTHW.split(self._videos_in(chunk))]
+        posterior = DiagonalGaussianDistribution(torch.cat(moments))
+        return posterior.mean, posterior.std
+
+    def decode_orbits(self, latents_BCFHW: Tensor, *, views_BI: Tensor | None, chunk: int) -> Tensor:
+        if not self.config.packed:
+            return super().decode_orbits(latents_BCFHW, views_BI=views_BI, chunk=chunk)
+        # the last picture of an orbit is view 0 again
+        num_views = self.layout.num_views(latents_BCFHW.shape[2])
+        parts = latents_BCFHW.split(self._videos_in(chunk))
+        images_BVCHW = torch.cat([self._decode_video(part).transpose(1, 2)[:, :num_views] for part in parts])
+        return chosen_views(images_BVCHW, views_BI)
+
+    def _videos_in(self, chunk: int) -> int:
+        """Number of videos of which `chunk` pictures are coded at once, which are those of one frame of the latents."""
+        return max(1, chunk // self.layout.views_per_frame)
+
+    def _encode_video(self, video_BCTHW: Tensor) -> Tensor:
+        """Encode the first picture alone, then four at a time: moments of the normalised latents, (B, 2 C, F, H, W)."""
+        from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
+
+        video_BCTHW = patchify(video_BCTHW, self.config.network.patch_size or 1)
+        pieces = [video_BCTHW[:, :, :1], *video_BCTHW[:, :, 1:].split(PACKED.views_per_frame, dim=2)]
+        kept = _no_frames(self.network.encoder, num_frames=video_BCTHW.shape[2])
+        coded = [self.network.encoder(piece, feat_cache=kept, feat_idx=[0]) for piece in pieces if piece.shape[2]]
+        moments = self.network.quant_conv(torch.cat(coded, dim=2))
         mean, logvar = moments.float().chunk(2, dim=1)
         shift, scale = self._moments(mean)
         logvar = logvar.clamp(MIN_LOGVAR, MAX_LOGVAR) - 2 * scale.log()
-        return DiagonalGaussianDistribution(torch.cat([(mean - shift) / scale, logvar], dim=1).to(moments.dtype))
+        return torch.cat([(mean - shift) / scale, logvar], dim=1).to(moments.dtype)
 
-    def decode(self, latent_BCHW: Tensor) -> Tensor:
+    def _decode_video(self, latents_BCFHW: Tensor) -> Tensor:
+        """Decode normalised latents frame by frame: (B, 3, T, H, W), without clamping."""
         from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
-        shift, scale = self._moments(latent_BCHW.float())
-        latents = (latent_BCHW.float() * scale + shift).to(latent_BCHW.dtype)[:, :, None]
+        shift, scale = self._moments(latents_BCFHW.float())
+        latents = (latents_BCFHW.float() * scale + shift).to(latents_BCFHW.dtype)
         # not network.decode, which clamps: then pixels outside have no gradient, and infinity becomes white
-        video_BC1HW = self.network.decoder(self.network.post_quant_conv(latents), first_chunk=True)
-        return unpatchify(video_BC1HW, self.config.network.patch_size or 1)[:, :, 0]
+        frames = self.network.post_quant_conv(latents).split(1, dim=2)
+        kept = _no_frames(self.network.decoder, num_frames=len(frames))
+        pieces = [
+            self.network.decoder(frame, feat_cache=kept, feat_idx=[0], first_chunk=number == 0)
+            for number, frame in enumerate(frames)
+        ]
+        return unpatchify(torch.cat(pieces, dim=2), self.config.network.patch_size or 1)
 
     def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and deviations of the latents, in a shape that broadcasts to (B, C, H, W)."""
-        return like.new_tensor(self.latents_mean)[:, None, None], like.new_tensor(self.latents_std)[:, None, None]
+        """Means and deviations of the latents, in a shape that broadcasts to (B, C, F, H, W)."""
+        mean, std = like.new_tensor(self.latents_mean), like.new_tensor(self.latents_std)
+        return mean[:, None, None, None], std[:, None, None, None]
 
 
 def build_network(config: NetworkConfig) -> AutoencoderKLWan:
-    """The autoencoder of diffusers with these sizes and untrained weights, for single frames only."""
+    """The autoencoder of diffusers with these sizes and untrained weights, faster for the first frame of a video."""
     from diffusers import AutoencoderKLWan
-    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
     network = AutoencoderKLWan(**asdict(config), scale_factor_spatial=config.reduction)
-    for module in network.modules():
-        if isinstance(module, WanCausalConv3d):
-            module.forward = partial(_first_frame, module)
+    for module in _causal_layers(network):
+        module.forward = partial(_causal, module)
     return network
 
 
-def _first_frame(layer: nn.Conv3d, video_BC1HW: Tensor, cache_x: None = None) -> Tensor:
-    """A causal convolution of the first frame: before it there are zeros, so only the last slice of the kernel acts.
+def _causal_layers(network: nn.Module) -> list[nn.Module]:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
-    It is the same function with a third of the operations.
+    return [module for module in network.modules() if isinstance(module, WanCausalConv3d)]
+
+
+def _no_frames(network: nn.Module, *, num_frames: int) -> list[Tensor | None] | None:
+    """The memory of a coder before its first frame, one entry a causal layer; None: a single frame needs none."""
+    return [None] * len(_causal_layers(network)) if num_frames > 1 else None
+
+
+def _causal(layer: nn.Conv3d, video_BCTHW: Tensor, cache_x: Tensor | None = None) -> Tensor:
+    """A causal convolution. Before the first frame there are zeros, so only the last slice of the kernel acts on it.
+
+    For this frame, it is the same function with a third of the operations.
     """
+    if cache_x is not None or video_BCTHW.shape[2] > 1:
+        return type(layer).forward(layer, video_BCTHW, cache_x)
     left, _, top, _, *_ = layer._padding
     weight_OCHW = layer.weight[:, :, -1]
-    return functional.conv2d(video_BC1HW[:, :, 0], weight_OCHW, layer.bias, padding=(top, left))[:, :, None]
+    return functional.conv2d(video_BCTHW[:, :, 0], weight_OCHW, layer.bias, padding=(top, left))[:, :, None]
 
 
 def _publish_names(module: WanAutoencoder, state: dict[str, Any], prefix: str, _metadata: Any) -> None:

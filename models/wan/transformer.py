@@ -3,7 +3,8 @@
 All layers but `ray_embedding` and `camera_embedding` are those of diffusers' `WanTransformer3DModel`, under its names.
 Their output is zero at first, so a pretrained network starts with its own predictions.
 
-Letters: B batch, V views, C channels, H W latent pixels, L tokens of a view, S text tokens, D channels of a head.
+Letters: B batch, V views, F frames of the latents (F = V, unless `packed`), P views of a frame, C channels, H W latent
+pixels, L tokens of a frame, S text tokens, D channels of a head.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from models.backbone import Backbone, BackboneConfig, check_shapes
+from models.encoders import FrameLayout
+from models.wan.autoencoder import PACKED
 from models.wan.folder import TRANSFORMER, check_transformer, is_own_file, load_transformer, part_folder, weight_files
 from models.wan.random_folder import write_random_transformer
 from utils.cameras import DATA_FOV_DEG, plucker_rays, without_first_azimuth
@@ -51,6 +54,8 @@ class WanOrbitConfig(BackboneConfig):
         relative_azimuth: turn all cameras about the vertical axis so that view 0 has azimuth 0.
         temporal_rope: number the views in the rotary embedding, as frames of a video; if false, only rays and cameras
             tell the views apart, so their order does not matter.
+        packed: four views share a frame of the latents, and a token has their four rays; see `auto_encoder.packed`,
+            which must be equal. The order of the views in a frame matters then.
         fov_deg: field of view of the views.
         use_checkpoint: recompute each block in the backward pass.
     """
@@ -68,6 +73,7 @@ class WanOrbitConfig(BackboneConfig):
     camera_vector: bool = False
     relative_azimuth: bool = True
     temporal_rope: bool = False
+    packed: bool = False
     fov_deg: float = DATA_FOV_DEG
     use_checkpoint: bool = False
 
@@ -84,6 +90,11 @@ class WanOrbitConfig(BackboneConfig):
             raise ConfigError(f"UNet.fov_deg must lie in [1, 180), got {self.fov_deg:g}")
         if not (self.rays or self.camera_vector):
             raise ConfigError("UNet.rays=false and UNet.camera_vector=false leave no camera; set one of them to true")
+        if self.packed and self.camera_vector:
+            raise ConfigError(
+                "UNet.camera_vector=true gives one camera to each frame, but a frame has four with UNet.packed=true; "
+                "set UNet.camera_vector=false"
+            )
 
     @property
     def takes_images(self) -> bool:
@@ -98,8 +109,17 @@ class WanOrbitConfig(BackboneConfig):
         return True
 
     @property
+    def layout(self) -> FrameLayout:
+        return PACKED if self.packed else FrameLayout()
+
+    @property
     def latent_multiple(self) -> int:
         return self.patch
+
+    @property
+    def ray_channels(self) -> int:
+        """Numbers of a token's rays."""
+        return self.layout.views_per_frame * RAY_DIM * self.patch**2
 
     @property
     def width(self) -> int:
@@ -161,7 +181,7 @@ class WanOrbit(Backbone):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
         if config.rays:
-            self.ray_embedding = nn.Linear(RAY_DIM * config.patch**2, width, bias=False)
+            self.ray_embedding = nn.Linear(config.ray_channels, width, bias=False)
             nn.init.zeros_(self.ray_embedding.weight)
         if config.camera_vector:
             last = nn.Linear(width, width)
@@ -196,8 +216,8 @@ class WanOrbit(Backbone):
         """Predict the velocity.
 
         Args:
-            x: noisy latents (B, C, V, H, W); known views have no noise.
-            t: timesteps (B, V), 0 for known views, or (B,).
+            x: noisy latents (B, C, F, H, W); known views have no noise.
+            t: timesteps (B, F), 0 for known views, or (B,).
             y: text tokens (B, S, text_dim).
             camera_data: camera condition (B, V, 16), see utils.cameras.camera_condition; None for images without
                 cameras.
@@ -206,25 +226,26 @@ class WanOrbit(Backbone):
         Raises:
             ValueError: shapes do not fit.
         """
-        check_shapes(x, camera_data, channels=self.config.in_dim, multiple=self.config.latent_multiple)
-        B, _, V, H, W = x.shape
+        own = self.config
+        check_shapes(x, camera_data, own, channels=own.in_dim)
+        _, _, F, H, W = x.shape
         c2w_BV44 = None if camera_data is None else self._cameras(camera_data)
-        h_BVLC = self._tokens(x, c2w_BV44)
-        time_BVC = self._time(t if t.dim() == 2 else t[:, None].expand(-1, V), c2w_BV44).type_as(h_BVLC)
+        h_BFLC = self._tokens(x, c2w_BV44)
+        time_BFC = self._time(t if t.dim() == 2 else t[:, None].expand(-1, F), c2w_BV44).type_as(h_BFLC)
         embedder = self.condition_embedder
-        changes_BV6C = embedder.time_proj(embedder.act_fn(time_BVC)).unflatten(-1, (6, -1))
+        changes_BF6C = embedder.time_proj(embedder.act_fn(time_BFC)).unflatten(-1, (6, -1))
         words_BSC = embedder.text_embedder(y.to(embedder.text_embedder.linear_1.weight.dtype))
-        arguments = (words_BSC, changes_BV6C, *self._rotation(V, H, W, x.device))
-        recomputes = self.config.use_checkpoint and self.training and torch.is_grad_enabled()
+        arguments = (words_BSC, changes_BF6C, *self._rotation(F, H, W, x.device))
+        recomputes = own.use_checkpoint and self.training and torch.is_grad_enabled()
         for block in self.blocks:
             if recomputes:
-                h_BVLC = checkpoint(block, h_BVLC, *arguments, use_reentrant=False)
+                h_BFLC = checkpoint(block, h_BFLC, *arguments, use_reentrant=False)
             else:
-                h_BVLC = block(h_BVLC, *arguments)
-        shift, scale = (self.scale_shift_table + time_BVC[:, :, None]).chunk(2, dim=2)
-        out_BVLC = self.proj_out((self.norm_out(h_BVLC.float()) * (1 + scale) + shift).type_as(h_BVLC))
-        p = self.config.patch
-        return rearrange(out_BVLC, "b v (h w) (p q c) -> b c v (h p) (w q)", h=H // p, p=p, q=p)
+                h_BFLC = block(h_BFLC, *arguments)
+        shift, scale = (self.scale_shift_table + time_BFC[:, :, None]).chunk(2, dim=2)
+        out_BFLC = self.proj_out((self.norm_out(h_BFLC.float()) * (1 + scale) + shift).type_as(h_BFLC))
+        p = own.patch
+        return rearrange(out_BFLC, "b v (h w) (p q c) -> b c v (h p) (w q)", h=H // p, p=p, q=p)
 
     def _cameras(self, camera_data_BV16: Tensor) -> Tensor:
         """Return poses with OpenGL axes, (B, V, 4, 4) float32, in the frame that the network sees."""
@@ -232,34 +253,36 @@ class WanOrbit(Backbone):
         return without_first_azimuth(c2w_BV44) if self.config.relative_azimuth else c2w_BV44
 
     def _tokens(self, x: Tensor, c2w_BV44: Tensor | None) -> Tensor:
-        """Embed patches of the latents and of their rays: (B, V, L, C)."""
+        """Embed patches of the latents and of their rays: (B, F, L, C)."""
         weight, bias, p = self.patch_embedding.weight, self.patch_embedding.bias, self.config.patch
         patches = rearrange(x, "b c v (h p) (w q) -> b v (h w) (c p q)", p=p, q=p)
-        h_BVLC = functional.linear(patches.to(weight.dtype), weight.flatten(1), bias)
+        h_BFLC = functional.linear(patches.to(weight.dtype), weight.flatten(1), bias)
         if not self.config.rays:
-            return h_BVLC
+            return h_BFLC
         if c2w_BV44 is None:
-            rays = patches.new_zeros(*patches.shape[:3], RAY_DIM * p * p)  # so that the layer has gradients, of zero
+            # so that the layer has gradients, of zero
+            rays = patches.new_zeros(*patches.shape[:3], self.config.ray_channels)
         else:
             rays = plucker_rays(c2w_BV44.flatten(0, 1), fov_deg=self.config.fov_deg, size=x.shape[3:])
-            rays = rearrange(rays, "(b v) c (h p) (w q) -> b v (h w) (c p q)", b=len(x), p=p, q=p)
-        return h_BVLC + self.ray_embedding(rays.to(weight.dtype)).type_as(h_BVLC)
+            rays = self.config.layout.by_frame(rays.unflatten(0, c2w_BV44.shape[:2]))
+            rays = rearrange(rays, "b f n c (h p) (w q) -> b f (h w) (n c p q)", p=p, q=p)
+        return h_BFLC + self.ray_embedding(rays.to(weight.dtype)).type_as(h_BFLC)
 
-    def _time(self, t_BV: Tensor, c2w_BV44: Tensor | None) -> Tensor:
-        """Embed timestep and camera of each view: (B, V, C)."""
+    def _time(self, t_BF: Tensor, c2w_BV44: Tensor | None) -> Tensor:
+        """Embed timestep and camera of each frame: (B, F, C)."""
         embedder = self.condition_embedder
-        waves = embedder.timesteps_proj(t_BV.flatten()).unflatten(0, t_BV.shape)
-        time_BVC = embedder.time_embedder(waves.to(embedder.time_proj.weight.dtype))
+        waves = embedder.timesteps_proj(t_BF.flatten()).unflatten(0, t_BF.shape)
+        time_BFC = embedder.time_embedder(waves.to(embedder.time_proj.weight.dtype))
         if not self.config.camera_vector:
-            return time_BVC
-        cameras_BV16 = time_BVC.new_zeros(*t_BV.shape, CAMERA_DIM) if c2w_BV44 is None else c2w_BV44.flatten(-2)
-        return time_BVC + self.camera_embedding(cameras_BV16.to(time_BVC.dtype))
+            return time_BFC
+        cameras_BV16 = time_BFC.new_zeros(*t_BF.shape, CAMERA_DIM) if c2w_BV44 is None else c2w_BV44.flatten(-2)
+        return time_BFC + self.camera_embedding(cameras_BV16.to(time_BFC.dtype))
 
-    def _rotation(self, V: int, H: int, W: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines of the rotary embedding, (1 or V, L, D / 2) float32 each."""
+    def _rotation(self, F: int, H: int, W: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines of the rotary embedding, (1 or F, L, D / 2) float32 each."""
         p, D = self.config.patch, self.config.head_dim
         side = 2 * (D // 6)
-        frames = torch.arange(V if self.config.temporal_rope else 1, device=device)
+        frames = torch.arange(F if self.config.temporal_rope else 1, device=device)
         places = torch.meshgrid(
             frames, torch.arange(H // p, device=device), torch.arange(W // p, device=device), indexing="ij"
         )
@@ -267,5 +290,5 @@ class WanOrbit(Backbone):
         for place, width in zip(places, (D - 2 * side, side, side), strict=True):
             steps = torch.arange(0, width, 2, device=device, dtype=torch.float64) / width
             angles.append(place.flatten(1)[..., None] / ROPE_BASE**steps)
-        angles_VLD = torch.cat(angles, dim=-1)
-        return angles_VLD.cos().float(), angles_VLD.sin().float()
+        angles_FLD = torch.cat(angles, dim=-1)
+        return angles_FLD.cos().float(), angles_FLD.sin().float()

@@ -1,6 +1,6 @@
 """The case of a row in a table: a configuration, a setting, and their pipeline.
 
-Letters: B batch, V views, C channels, H W pixels or latent pixels.
+Letters: B batch, V views, L text tokens, C channels, H W pixels or latent pixels.
 """
 
 from __future__ import annotations
@@ -8,19 +8,23 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from models.encoders import Embedder
 from models.random_weights import fill_randomly
 from pipelines.benchmark.timing import free_memory
 from pipelines.parts import Parts, check_fit, published_files
 from pipelines.sampling.conditioner import OrbitInput, texts_of
 from pipelines.sampling.pipeline import Orbits, ViewsPipeline
 from utils.devices import pick_device, pick_dtype, resting_place
+from utils.errors import DataError
 from utils.settings.run import RunConfig
 
 log = logging.getLogger(__name__)
@@ -160,11 +164,7 @@ def random_parts(cfg: RunConfig, *, device: torch.device, rest: torch.device, dt
         device: device for drawing the random numbers, which is fast on a GPU.
         rest: device of the parts.
         dtype: precision of the UNet and the autoencoder.
-
-    Raises:
-        DataError: the embedder is only loaded to encode, its files are missing, and its cache lacks the prompt.
     """
-    cfg.embedder.options.check_prompts(texts_of(cfg, [PROMPT]))
     of_folder = published_files(cfg, "embedder.pretrained", cfg.embedder.pretrained) is not None
     with torch.device("meta"):
         unet = cfg.UNet.build()
@@ -178,13 +178,32 @@ def random_parts(cfg: RunConfig, *, device: torch.device, rest: torch.device, dt
     with torch.device(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(3)  # for open_clip's own initialisation
         section = cfg.embedder if of_folder else cfg.embedder.changed(pretrained=None)
-        embedder = section.build().to(rest).eval()
+        embedder = (section.build() if can_encode(cfg) else RandomWords(section.options)).to(rest).eval()
     return Parts(
         unet=filled(unet, 0, dtype),
         autoencoder=filled(autoencoder, 1, dtype),
         embedder=embedder,
         head=None if head is None else filled(head, 2, torch.float32).requires_grad_(False),
     )
+
+
+def can_encode(cfg: RunConfig) -> bool:
+    """Whether the embedder can encode the prompt; one that is only loaded to encode needs its files or its cache."""
+    try:
+        cfg.embedder.options.check_prompts(texts_of(cfg, [PROMPT]))
+    except DataError as err:
+        log.info("random words instead of those of the embedder: %s", err)
+        return False
+    return True
+
+
+class RandomWords(Embedder):
+    """Random words in the place of an encoder whose files are missing; each prompt has its own."""
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        L, C = self.config.words_shape()
+        seeds = [zlib.crc32(prompt.encode()) for prompt in prompts]
+        return torch.stack([torch.randn(L, C, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def example_input(pipeline: ViewsPipeline) -> OrbitInput:

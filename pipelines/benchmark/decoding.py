@@ -18,7 +18,7 @@ def measure_decode(bench: Bench, case: Case) -> list[dict[str, Any]]:
     latents_BCVHW = random_latents(pipeline, bench.device)
     held = reset_peak(bench.device)
     ms = median_ms(lambda: pipeline.decode(latents_BCVHW), device=bench.device, repeats=bench.repeats)
-    row = {**case.row, "views": latents_BCVHW.shape[2], "decode_ms": ms}
+    row = {**case.row, "views": len(case.cfg.cameras.c2w()), "decode_ms": ms}
     return [row | {"held_gib": held, "peak_gib": peak_gib(bench.device)}]
 
 
@@ -34,7 +34,7 @@ def measure_refine(bench: Bench, case: Case) -> list[dict[str, Any]]:
     refiner = pipeline.reconstruction.refiner(case.cfg.cameras.c2w(), [torch.Generator().manual_seed(0)])
     held = reset_peak(bench.device)
     ms = median_ms(lambda: refiner(latents_BCVHW, 0), device=bench.device, repeats=bench.repeats)
-    row = {**case.row, "views": latents_BCVHW.shape[2], "refine_ms": ms}
+    row = {**case.row, "views": len(case.cfg.cameras.c2w()), "refine_ms": ms}
     return [row | {"held_gib": held, "peak_gib": peak_gib(bench.device)}]
 
 

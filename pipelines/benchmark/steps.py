@@ -64,7 +64,8 @@ def reference_latents(bench: Bench, case: Case) -> tuple[Tensor, Tensor]:
 
 def one_step(pipeline: ViewsPipeline) -> Tensor:
     """Predict x0 from pure noise with one guided call of the network."""
-    return sample(with_sampler(pipeline, type="DDIM", num_steps=1, spacing="trailing")).latents_BCVHW
+    solver = "Euler" if pipeline.diffusion.is_flow else "DDIM"
+    return sample(with_sampler(pipeline, type=solver, num_steps=1, spacing="trailing")).latents_BCVHW
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:
@@ -88,7 +89,7 @@ def unet_arguments(cfg: RunConfig, *, batch: int, num_views: int | None = None) 
     autoencoder = cfg.auto_encoder.options
     V = num_views or len(cfg.cameras.views) or cfg.cameras.num_views
     width, height = (side // autoencoder.reduction for side in cfg.resolution)
-    latents_BCVHW = torch.empty(batch, autoencoder.latent_channels, V, height, width)
+    latents_BCVHW = torch.empty(batch, autoencoder.latent_channels, autoencoder.layout.num_frames(V), height, width)
     arguments = {
         "x": latents_BCVHW,
         "t": torch.empty(batch, dtype=torch.long),

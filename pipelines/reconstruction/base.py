@@ -237,8 +237,8 @@ class OrbitRefiner:
         autoencoder = workshop.autoencoder
         workshop.placement.bring(own.network, autoencoder)
         dtype = next(autoencoder.parameters()).dtype
-        inputs = own.config.views_of(len(self.c2w_V44))
-        views_BICHW = autoencoder.decode_views(x0_BCVHW[:, :, inputs].to(dtype), chunk=workshop.decode_chunk)
+        inputs = torch.tensor(own.config.views_of(len(self.c2w_V44)))
+        views_BICHW = autoencoder.decode_views(x0_BCVHW.to(dtype), views_BI=inputs, chunk=workshop.decode_chunk)
         views_BVCHW = own.redrawn(views_BICHW, self.c2w_V44)
         latents_BCVHW = autoencoder.encode_views(
             views_BVCHW.to(dtype), generator=self.generators, chunk=workshop.encode_chunk

@@ -1,5 +1,7 @@
 """Known views of the object, which are fixed while the other views are sampled.
 
+With packed latents, the V frames are fewer than the views, and only view 0 can be known, which is frame 0.
+
 Letters: B batch, C channels, V views, K known views, H W latent pixels.
 """
 

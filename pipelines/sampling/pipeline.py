@@ -1,6 +1,7 @@
 """The sampling pipeline: from prompts or images to orbits and 3D Gaussians.
 
-Letters: B batch, V views, C channels, H W pixels or latent pixels.
+Letters: B batch, V views, F frames of the latents (F = V, unless `auto_encoder.packed`), C channels, H W pixels or
+latent pixels.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Orbits:
         seeds: one per sample.
         views_BVCHW: (B, V, 3, H, W) float32 in [0, 1], on the CPU; sampled without 3D-aware sampling, or with it for
             results=refined.
-        latents_BCVHW: (B, C, V, h, w) float32, scaled, on the CPU.
+        latents_BCVHW: (B, C, F, h, w) float32, scaled, on the CPU.
         c2w_V44: the cameras, see utils.cameras.
         fov_deg: field of view of the views.
         seconds: duration of each part: conditions, denoise (which includes refine), decode, reconstruct.
@@ -275,13 +276,13 @@ class ViewsPipeline:
                 (view 0) are fixed. For image models only. See `hold_views` of the config.
             results: `plain`, `refined` (with 3D-aware sampling) or `both`.
             on_step: called after every denoising step; an error that it raises ends the call.
-            on_x0: called at every step with the latents x0 (B, C, V, h, w) as they are predicted then.
+            on_x0: called at every step with the latents x0 (B, C, F, h, w) as they are predicted then.
 
         Raises:
             ValueError: there is no input, the numbers of seeds or prompts and inputs differ, or there are known views
                 without an image.
             ConfigError: the network does not take prompts, refined results need a head, an input view of the head is
-                not sampled, or the resolution does not fit the networks.
+                not sampled, or the resolution, the number of views or the known views do not fit the networks.
             DataError: an image cannot be used, or conditions, latents or views are not finite.
         """
         given_inputs = self._inputs(inputs, prompts)
@@ -365,9 +366,9 @@ class ViewsPipeline:
     def draw_noise(
         self, generators: Sequence[torch.Generator], *, num_views: int, resolution: tuple[int, int]
     ) -> Tensor:
-        """Draw the noise of each sample from its own generator: (B, C, V, h, w) float32, always on the CPU."""
+        """Draw the noise of each sample from its own generator: (B, C, F, h, w) float32, always on the CPU."""
         width, height = (side // self.autoencoder.reduction for side in resolution)
-        shape = (self.autoencoder.latent_channels, num_views, height, width)
+        shape = (self.autoencoder.latent_channels, self.autoencoder.layout.num_frames(num_views), height, width)
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
     @property
@@ -427,6 +428,7 @@ class ViewsPipeline:
     def _call_options(self, seeds: list[int], c2w_V44: Tensor, resolution: tuple[int, int] | None) -> CallOptions:
         if resolution is not None:
             check_resolution(self.cfg, resolution)
+        self.autoencoder.layout.check(len(c2w_V44), option="c2w_V44")
         device, dtype = self._place
         return CallOptions(
             c2w_V44=c2w_V44,
@@ -446,6 +448,8 @@ class ViewsPipeline:
             raise ValueError("known_views need an image model, but this is a text model; leave known_views out")
         if known_views and inputs.images is None:
             raise ValueError("known_views need an image as view 0, but there are only prompts; give images too")
+        if known_views:
+            self.autoencoder.layout.check_known(option="known_views")
         if inputs.images is None:
             of_prompts = of_images.prompts if of_images else self.conditioner
             return {0: of_prompts(inputs.prompts, call)}
@@ -522,10 +526,18 @@ class ViewsPipeline:
         clean = self.cfg.hold_views == "clean" and given[0].latents_BC1HW is not None
         return KnownViews.of(given, clean=clean) if clean or len(given) > 1 else None
 
-    def decode(self, latents_BCVHW: Tensor, *, clamp: bool = True) -> Tensor:
-        """Decode latents to views, `decoder_bs` views at a time; in [0, 1], if `clamp` is true."""
+    def decode(self, latents_BCVHW: Tensor, *, views: Sequence[int] | None = None, clamp: bool = True) -> Tensor:
+        """Decode latents to all views or to those with the given indices, `decoder_bs` views at a time.
+
+        They lie in [0, 1], if `clamp` is true.
+        """
         self.placement.bring(self.autoencoder)
-        return self.autoencoder.decode_views(latents_BCVHW.to(*self._place), chunk=self.cfg.decoder_bs, clamp=clamp)
+        return self.autoencoder.decode_views(
+            latents_BCVHW.to(*self._place),
+            views_BI=None if views is None else torch.tensor(views),
+            chunk=self.cfg.decoder_bs,
+            clamp=clamp,
+        )
 
     def _reconstruct(
         self, head: Reconstructor | None, views_BVCHW: Tensor, call: CallOptions, watch: Stopwatch

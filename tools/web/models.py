@@ -146,9 +146,8 @@ def measure(pipeline: ViewsPipeline) -> Costs:
     step_s = min(seconds(lambda: run.predict_x0(noise, middle, guided=False)) for _ in range(2))
     guided_step_s = seconds(lambda: run.predict_x0(noise, middle, guided=True))
     few = noise[:, :, :DECODED_AT_ONCE]
-    return Costs(
-        step_s=step_s, guided_step_s=guided_step_s, view_s=seconds(lambda: pipeline.decode(few)) / few.shape[2]
-    )
+    num_decoded = pipeline.autoencoder.layout.num_views(few.shape[2])
+    return Costs(step_s=step_s, guided_step_s=guided_step_s, view_s=seconds(lambda: pipeline.decode(few)) / num_decoded)
 
 
 def can_remove_backgrounds() -> bool:

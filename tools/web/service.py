@@ -245,9 +245,9 @@ class OrbitWatch:
         now = time.monotonic()
         if self._previewed_s > PREVIEW_SHARE * (now - self.started):
             return
-        num_views = x0_BCVHW.shape[2]
+        num_views = pipeline.autoencoder.layout.num_views(x0_BCVHW.shape[2])
         picked = [place * num_views // PREVIEW_VIEWS for place in range(min(PREVIEW_VIEWS, num_views))]
-        views_VCHW = pipeline.decode(x0_BCVHW[:1, :, picked])[0].float().cpu()
+        views_VCHW = pipeline.decode(x0_BCVHW[:1], views=picked)[0].float().cpu()
         self.job.tell(preview=data_url(contact_sheet(views_VCHW, columns=PREVIEW_VIEWS)))
         self._previewed_s += time.monotonic() - now
 

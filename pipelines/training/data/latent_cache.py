@@ -5,6 +5,7 @@ identifies the weights of the encoders, the data set, its index and its files. I
 again.
 
 Letters: B samples, M captions (a sample has one or several), V views, C channels, H W latent pixels, L text tokens.
+The V of latents is the number of their frames, which is smaller with `auto_encoder.packed`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.checksums import digest_of
-from models.encoders import Autoencoder, Embedder, draw_like
+from models.encoders import Autoencoder, Embedder, FrameLayout, draw_like
 from utils.errors import DataError, WriteError
 from utils.files import atomic_path, read_json, sole_use, writable_folder, write_json
 from utils.processes import is_main, num_processes, process_rank, seen_by_all, wait_for_all
@@ -89,7 +90,7 @@ def fingerprint(
         embedder: the encoder of texts and images.
         with_images: whether the cache also contains image embeddings.
     """
-    return embedder.identity(with_images=with_images) | {
+    found = embedder.identity(with_images=with_images) | {
         "layout": LAYOUT,
         "weights": digest_of(autoencoder),
         "scale_factor": autoencoder.scale_factor,
@@ -98,6 +99,9 @@ def fingerprint(
         "index": _digest_of_list(index),
         "pictures": _digest_of_list(pictures),
     }
+    if autoencoder.layout != FrameLayout():  # caches of earlier versions remain valid
+        found["views_per_frame"] = autoencoder.layout.views_per_frame
+    return found
 
 
 def stamp_of(file: Path) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.lora import add_lora, lora_state
-from pipelines.parts import check_resolution, check_widths, load_generator, note_untrained
+from pipelines.parts import check_layout, check_resolution, check_widths, load_generator, note_untrained
 from pipelines.sampling.conditioner import check_model_kind, texts_of
 from pipelines.training.data.global_batch import JointBatch
 from pipelines.training.data.image_batches import ImageBatches
@@ -126,6 +126,7 @@ class OrbitDenoising(Objective):
             )
         check_resolution(cfg, cfg.resolution)
         check_widths(cfg)
+        self._check_layout()
         cfg.embedder.options.check_prompts([config.dropped_prompt])
         images = cfg.img_dataset.build() if joint else None
         self.diffusion = cfg.Diffusion.build()
@@ -161,6 +162,17 @@ class OrbitDenoising(Objective):
         shown = cfg.visual_train.options.prompts if cfg.visual_train else []
         with main_first():  # only one process loads the encoder
             self.embedder.prepare([dropped, *texts_of(cfg, shown)])
+
+    def _check_layout(self) -> None:
+        """Check that the views of training and of previews, known views and rolled views fit the latents."""
+        cfg, layout = self.cfg, check_layout(self.cfg)
+        layout.check(max(cfg.frame_lens), option="frame_lens")
+        if cfg.visual_train:
+            layout.check(len(cfg.cameras.c2w()), option="cameras, for visual_train")
+        if self.options.p_known and self.options.max_known > 1:
+            layout.check_known(option=f"objective.max_known={self.options.max_known}")
+        if cfg.vid_dataset.options.random_start_view:
+            layout.check_rolls(option="vid_dataset.random_start_view=true")
 
     def _share_with_images(self) -> JointBatch:
         cfg = self.cfg

@@ -220,12 +220,11 @@ class HeadTuning(OrbitDenoising):
         known_BV = self.options.draw_known(self.global_batch, batch_size=len(x0), num_views=x0.shape[2])
         prediction, x_t, _ = self.predict(given, t_B, known_BV)
         x0 = give_clean(self.diffusion.to_x0(prediction.float(), x_t, t_B), x0, known_BV)
-        chosen_BICHW = x0.transpose(1, 2)[torch.arange(len(t_B), device=t_B.device)[:, None], views_BI]
+        decode = functools.partial(self.autoencoder.decode_views, views_BI=views_BI, chunk=self.cfg.decoder_bs)
         if not torch.is_grad_enabled():
-            return self.autoencoder.decode_views(chosen_BICHW.transpose(1, 2), chunk=self.cfg.decoder_bs).float()
+            return decode(x0).float()
         # Without clamping, every pixel has a gradient. Recomputation saves memory, because decoders store much.
-        decode = functools.partial(self.autoencoder.decode_views, chunk=self.cfg.decoder_bs, clamp=False)
-        return checkpoint(decode, chosen_BICHW.transpose(1, 2), use_reentrant=False).float()
+        return checkpoint(functools.partial(decode, clamp=False), x0, use_reentrant=False).float()
 
     def reconstruct(self, views_BICHW: Tensor, poses_BK44: Tensor) -> Gaussians:
         """Reconstruct objects in the frame of the first input view."""

@@ -19,6 +19,7 @@ from pipelines.benchmark.steps import step_flops
 from pipelines.benchmark.timing import Marks, median_ms
 from tests.conftest import ROOT
 from tests.tiny import write_config, write_family, write_head, write_image_family
+from tests.tiny_wan import AUTOENCODER, TEXT, UNET
 from tools.benchmark import main
 from utils.config import load_config
 from utils.errors import ConfigError
@@ -248,3 +249,28 @@ def test_refuses(tmp_path, options, message):
     path = write_config(tmp_path / "run.yaml", write_family(tmp_path))
     with pytest.raises(ConfigError, match=message):
         plan(BenchOptions(cfgs=[str(path)], **options))
+
+
+def test_a_transformer_with_packed_views_is_measured_without_its_files(tmp_path):
+    """Steps, decoding and training: three frames of latents instead of eight."""
+    train = {
+        "TASK_TYPE": "train_t2v_entrance", "UNet": {**UNET, "packed": "${auto_encoder.packed}"},
+        "auto_encoder": {**AUTOENCODER, "packed": False}, "embedder": {**TEXT, "cache_dir": str(tmp_path / "words")},
+        "Diffusion": {"type": "FlowMatching"}, "sampler": {"type": "UniPC", "num_steps": 3, "spacing": "trailing"},
+        "vid_dataset": {"type": "PackedOrbits", "data_dir_list": ["unused"], "num_views": 8, "resolution": [32, 32]},
+        "frame_lens": [8], "batch_sizes": {"8": 2}, "cameras": {"num_views": 8}, "resolution": [32, 32],
+        "device": "cpu", "guide_scale": 3.0,
+    }  # fmt: skip
+    files = {"train": train, "infer": {"base": "train.yaml", "TASK_TYPE": "inference_text2video_entrance"}}
+    for name in tuple(files):
+        files[f"packed_{name}"] = {"base": f"{name}.yaml", "auto_encoder": {"packed": True}}
+    cfgs = [str(write_config(tmp_path / f"{name}.yaml", values)) for name, values in files.items()]
+    measures = ["step", "decode", "train"]
+    run_benchmark(BenchOptions(cfgs=cfgs, measures=measures, repeats=1, out=tmp_path / "bench"))
+    tables = json.loads((tmp_path / "bench" / "benchmark.json").read_text())["tables"]
+    single, packed = tables["step"]
+    assert single["weights"] == packed["weights"] == "random"
+    assert 0.3 < packed["tflop"] / single["tflop"] < 0.45  # 3 / 8 of the tokens, and the same words
+    assert packed["error_1"] == packed["error_end"] == 0  # the configuration is the reference
+    assert [row["views"] for row in tables["decode"]] == [8, 8]
+    assert [row["batch"] for row in tables["train"]] == [2, 2]

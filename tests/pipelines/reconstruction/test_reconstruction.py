@@ -70,8 +70,8 @@ class Copies:
     def parameters(self):
         return iter([self.parameter])
 
-    def decode_views(self, latents_BCVHW, *, chunk):
-        return latents_BCVHW.transpose(1, 2)
+    def decode_views(self, latents_BCVHW, *, views_BI, chunk):
+        return latents_BCVHW.transpose(1, 2)[:, views_BI]
 
     def encode_views(self, views_BVCHW, *, generator, chunk):
         return views_BVCHW.transpose(1, 2)

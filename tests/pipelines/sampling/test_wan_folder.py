@@ -1,6 +1,7 @@
 """Sampling and training from a folder in the published layout of Wan, with tiny random weights."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -13,7 +14,7 @@ from pipelines.reconstruction.loading import load_network_of
 from pipelines.training.trainer import train
 from tests.conftest import ROOT
 from tests.tiny import HEAD, load, run, write_config
-from tests.tiny_orbits import NUM_VIEWS, SIZE, training_config, write_orbits
+from tests.tiny_orbits import SIZE, training_config, write_orbits, write_turning_orbits
 from tests.tiny_wan import AUTOENCODER, write_wan
 from tools.random_weights import write_random_weights
 from utils.config import load_config
@@ -154,6 +155,7 @@ def test_the_tool_writes_a_folder_that_the_configuration_loads(tmp_path):
 
 
 CONFIGS = sorted((ROOT / "configs" / "wan").glob("*.yaml"))
+VIEWS = 4  # a frame of packed views
 FOLDERS = {"t2v_1.3b": "Wan2.1-T2V-1.3B-Diffusers", "ti2v_5b": "Wan2.2-TI2V-5B-Diffusers"}
 
 
@@ -161,11 +163,13 @@ FOLDERS = {"t2v_1.3b": "Wan2.1-T2V-1.3B-Diffusers", "ti2v_5b": "Wan2.2-TI2V-5B-D
 def test_the_shipped_configurations_are_of_one_model_each(path):
     cfg = load_config(path)
     check_fit(cfg, torch.device("cpu"))
-    name = f"pretrained_models/{FOLDERS[path.stem.rpartition('_')[0]]}"
+    name = f"pretrained_models/{FOLDERS[re.match('t2v_1.3b|ti2v_5b', path.stem)[0]]}"
     assert cfg.auto_encoder.pretrained == cfg.embedder.pretrained == name
+    unet = cfg.UNet.options
+    assert cfg.auto_encoder.options.packed == unet.packed == unet.temporal_rope == ("packed" in path.stem)
     if path.stem.endswith("_lora"):
         assert (cfg.test_model, cfg.checkpoint) == (name, None)
-        assert cfg.lora.rank >= 6 * cfg.UNet.options.patch**2  # or the cameras would not fit through
+        assert cfg.lora.rank >= unet.ray_channels  # or the cameras would not fit through
     elif path.stem.endswith("_train"):
         assert cfg.checkpoint == name
     assert cfg.auto_encoder.options.network.z_dim == cfg.UNet.options.in_dim == (48 if "5b" in path.stem else 16)
@@ -179,9 +183,10 @@ def test_the_shipped_configurations_run_in_tiny_form(path, tmp_path):
     changes = {
         "UNet": tiny, "auto_encoder": {"network": network},
         "embedder": {"width": 24, "precision": "float32", "cache_dir": str(tmp_path / "words")},
-        "sampler": {"num_steps": 2}, "resolution": [SIZE, SIZE], "frame_lens": [NUM_VIEWS], "device": "cpu",
-        "cameras": {"num_views": NUM_VIEWS}, "log_dir": str(tmp_path / "run"), "cache_dir": str(tmp_path / "latents"),
-        "vid_dataset": training_config(tmp_path)["vid_dataset"], "batch_sizes": {str(NUM_VIEWS): 2}, "num_steps": 1,
+        "sampler": {"num_steps": 2}, "resolution": [SIZE, SIZE], "frame_lens": [VIEWS], "device": "cpu",
+        "cameras": {"num_views": VIEWS}, "log_dir": str(tmp_path / "run"), "cache_dir": str(tmp_path / "latents"),
+        "vid_dataset": {**training_config(tmp_path)["vid_dataset"], "num_views": VIEWS},
+        "batch_sizes": {str(VIEWS): 2}, "num_steps": 1,
         "test_list_path": "", "lora": {"path": ""}, "use_fsdp": False, "num_workers": 0,
         "visual_train": {"prompts": []}, "objective": {"max_known": 2} if "5b" in path.stem else {},
     }  # fmt: skip
@@ -192,9 +197,9 @@ def test_the_shipped_configurations_run_in_tiny_form(path, tmp_path):
         pipeline = ViewsPipeline.from_config(load_config(file, overrides))
         pictures = [torch.rand(3, SIZE, SIZE)] if "5b" in path.stem else None
         orbits = pipeline(pictures, prompts="a red mug", seeds=1)
-        assert orbits.views_BVCHW.shape == (1, NUM_VIEWS, 3, SIZE, SIZE)
+        assert orbits.views_BVCHW.shape == (1, VIEWS, 3, SIZE, SIZE)
         return
-    write_orbits(tmp_path / "orbits", copies=1)
+    write_turning_orbits(tmp_path / "orbits", elevations=(0.0, 20.0), num_views=VIEWS)
     start = [] if path.stem.endswith("_lora") else [f"Pretrain.resume_checkpoint={folder}"]
     names = read_weights(train(load_config(file, [*overrides, *start])), option="test").state
     assert ("ray_embedding.lora_A.weight" in names) == path.stem.endswith("_lora")
