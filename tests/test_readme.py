@@ -24,6 +24,7 @@ from pipelines.benchmark.runner import plan
 from pipelines.parts import check_fit
 from tests.conftest import ROOT
 from tests.reference_cases import REFERENCE
+from tests.tiny import write_config, write_family
 from tools import convert_cameras, reconstruct
 from utils import registry
 from utils.config import load_config
@@ -207,19 +208,14 @@ def test_what_is_copied_is_what_training_writes():
     assert used < {target for _, target in copies}
 
 
-TINY_RUN = """
-from pathlib import Path
-from tests.tiny import write_config, write_family
-family = write_family(Path()) | {"sampler": {"type": "DDIM", "num_steps": 1}}
-write_config(Path("run.yaml"), family | {"vid_dataset": {"type": "PackedOrbits", "data_dir_list": ["nowhere"]}})
-"""
-
-
 def test_the_python_code_runs_in_a_fresh_interpreter(tmp_path):
     """Its imports also register what the mini configuration names."""
     [code] = [block for block in blocks(ROOT / "README.md", "python") if "ViewsPipeline" in block]
     assert code.count('"mini/t2v_infer"') == 1
-    code = TINY_RUN + code.replace("mini/t2v_infer", "run.yaml")
+    family = write_family(tmp_path) | {"sampler": {"type": "DDIM", "num_steps": 1}}
+    family["vid_dataset"] = {"type": "PackedOrbits", "data_dir_list": ["nowhere"]}
+    write_config(tmp_path / "run.yaml", family)
+    code = code.replace("mini/t2v_infer", "run.yaml")
     code += "print(tuple(orbits.views_BVCHW.shape), orbits.seeds, pipeline.cfg.guide_scale)"
     # one thread: threads of tiny operations only wait for each other on a busy machine
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
