@@ -44,9 +44,8 @@ class ObjectFromAnyViews(Objective):
     class Config(LossConfig):
         """
         Attributes:
-            num_input_views: numbers of given views; each step draws one.
-            grow_steps: number of steps over which these numbers join, in their order. From the start with many views,
-                a head learns slowly.
+            num_input_views: numbers of given views; each step draws one. A number that is listed twice is drawn twice
+                as often.
             p_even: fraction of samples whose given views are evenly spaced; the others are random.
             opacity_weight: weight of the mean opacity, so that Gaussians that are not needed disappear.
             p_distort: fraction of samples with distorted views.
@@ -60,7 +59,6 @@ class ObjectFromAnyViews(Objective):
 
         lambda_lpips: float = 0.0
         num_input_views: list[int] = field(default_factory=lambda: [2, 4, 6, 8, 12, 16, 24])
-        grow_steps: int = 0
         p_even: float = 0.5
         opacity_weight: float = 2.0e-3
         p_distort: float = 0.3
@@ -77,7 +75,7 @@ class ObjectFromAnyViews(Objective):
                 raise ConfigError(
                     f"num_input_views must be numbers from 1 to {MAX_VIEWS}, got {list(self.num_input_views)}"
                 )
-            for name in ("grow_steps", "opacity_weight", "distortion", "jitter_deg", "color_jitter"):
+            for name in ("opacity_weight", "distortion", "jitter_deg", "color_jitter"):
                 if getattr(self, name) < 0:
                     raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
             for name in SHARES:
@@ -123,7 +121,7 @@ class ObjectFromAnyViews(Objective):
             yield HeadBatch(self.orbits.rgba(orbits_B), self.c2w_NV44[orbits_B.to(self.device)])
 
     def forward(self, batch: HeadBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        numbers = self._numbers()
+        numbers = self.config.num_input_views
         # a random number of the CPU generator avoids waiting for the device
         num_given = numbers[int(torch.randint(len(numbers), ()))]
         order_BV = self._draw_order(*batch.c2w_BK44.shape[:2], num_given)
@@ -142,12 +140,6 @@ class ObjectFromAnyViews(Objective):
         )
         opacity = gaussians.opacities_BN1.mean()
         return loss + self.config.opacity_weight * opacity, figures | {"opacity": opacity.detach()}
-
-    def _numbers(self) -> list[int]:
-        """The numbers of given views that have joined at this step."""
-        numbers, grow = self.config.num_input_views, self.config.grow_steps
-        done = min(1.0, self.global_batch.number / grow) if grow else 1.0
-        return numbers[: 1 + int(done * (len(numbers) - 1))]
 
     def _draw_order(self, B: int, V: int, num_given: int) -> Tensor:
         """Draw an order of the views (B, V); the first ones are given."""

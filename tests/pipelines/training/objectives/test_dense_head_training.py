@@ -66,15 +66,6 @@ def test_given_views_come_first_and_are_evenly_spaced_or_random(folder):
     assert not bool((gaps == 2).all(dim=1).all())
 
 
-def test_numbers_of_views_join_in_their_order(folder):
-    task = objective(folder, "objective.num_input_views=[4,2,8]", "objective.grow_steps=10")
-    joined = {}
-    for number in (0, 4, 5, 9, 10, 50):
-        task.global_batch.begin(number, 0)
-        joined[number] = task._numbers()
-    assert joined == {0: [4], 4: [4], 5: [4, 2], 9: [4, 2], 10: [4, 2, 8], 50: [4, 2, 8]}
-
-
 @pytest.mark.parametrize(("num_given", "num_shown_given"), [(2, 2), (4, 2), (6, 2), (7, 3), (8, 4)])
 def test_half_of_the_views_of_the_loss_are_new_where_there_are_enough(folder, num_given, num_shown_given):
     order = torch.arange(NUM_VIEWS)[None]
