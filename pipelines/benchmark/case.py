@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,8 +25,6 @@ from pipelines.sampling.pipeline import Orbits, ViewsPipeline
 from utils.devices import pick_device, pick_dtype, resting_place
 from utils.errors import DataError
 from utils.settings.run import RunConfig
-
-log = logging.getLogger(__name__)
 
 PROMPT = "a red mug with a white handle"
 WARMUP_STEPS = 3
@@ -191,8 +188,7 @@ def can_encode(cfg: RunConfig) -> bool:
     """Whether the embedder can encode the prompt; one that is only loaded to encode needs its files or its cache."""
     try:
         cfg.embedder.options.check_prompts(texts_of(cfg, [PROMPT]))
-    except DataError as err:
-        log.info("random words instead of those of the embedder: %s", err)
+    except DataError:
         return False
     return True
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from pipelines.benchmark.case import Bench, Case
+from pipelines.benchmark.case import Bench, Case, can_encode, has_files
 from pipelines.benchmark.ceiling import measure_ceiling
 from pipelines.benchmark.decoding import measure_decode, measure_refine
 from pipelines.benchmark.diffusers_unet import measure_diffusers
@@ -102,6 +102,7 @@ def run_benchmark(options: BenchOptions) -> str:
     """
     device, jobs = plan(options)
     out = writable_folder(options.out, option="--out")
+    log_what_is_random(jobs)
     bench = Bench(device=device, out=out, repeats=options.repeats, num_samples=options.num_samples)
     facts = {**machine_facts(device), "command": " ".join(sys.argv)}
     tables: dict[str, list[Row]] = {CEILING: measure_ceiling(bench)}
@@ -146,6 +147,15 @@ def plan(options: BenchOptions) -> tuple[torch.device, list[tuple[str, Case]]]:
         kind = "a training" if MEASURES[unmet[0]].trains else "an inference"
         raise ConfigError(f"--measure {unmet[0]} needs {kind} configuration; add one with --cfg")
     return device, jobs
+
+
+def log_what_is_random(jobs: Sequence[tuple[str, Case]]) -> None:
+    """Log one line for each model whose weight files are missing, before it is measured."""
+    sampled = {(case.model, has_files(case.cfg)): case.cfg for name, case in jobs if not MEASURES[name].trains}
+    for (model, complete), cfg in sampled.items():
+        if not complete:
+            what = "weights" if can_encode(cfg) else "weights, and random words in the place of the text encoder"
+            log.info("%s: weight files are missing; it is measured with random %s", model, what)
 
 
 def _settings(options: BenchOptions, name: str, device: torch.device) -> Sequence[str]:

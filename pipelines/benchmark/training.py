@@ -6,7 +6,6 @@ Letters: B batch, V views, C channels, L tokens.
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 from models.random_weights import fill_randomly
 from pipelines.benchmark.case import Bench, Case
 from pipelines.benchmark.steps import unet_arguments
-from pipelines.benchmark.timing import Marks, peak_gib, reset_peak
+from pipelines.benchmark.timing import median_ms, peak_gib, reset_peak
 from pipelines.training.data.orbit_batches import DiffusionBatch
 from pipelines.training.objectives.base import Objective
 from pipelines.training.objectives.diffusion import OrbitDenoising
@@ -27,7 +26,8 @@ from pipelines.training.trainer import Trainer
 from utils.settings.run import RunConfig
 from utils.torch_settings import channels_last, float32_products
 
-WARMUP = 5
+WARMUP = 2  # before those of median_ms
+BUDGET_S = 20.0  # a step of a large model takes seconds; then fewer steps are enough
 
 
 class RandomOrbits(OrbitDenoising):
@@ -86,11 +86,13 @@ def forget_precision() -> None:
 def _row(bench: Bench, case: Case, cfg: RunConfig, folder: Path) -> dict[str, Any]:
     held = reset_peak(bench.device)
     objective = RandomOrbits(cfg, device=bench.device)
-    trainer, batches, marks = Trainer(cfg, objective, folder=folder), objective.batches(), Marks(bench.device)
-    for number in range(WARMUP + 2 * bench.repeats + 1):
-        if number >= WARMUP:
-            marks.mark()
+    trainer, batches = Trainer(cfg, objective, folder=folder), objective.batches()
+
+    def step() -> None:
         trainer.train_step(batches)
+
+    for _ in range(WARMUP):
+        step()
     row = {**case.row, "weights": "random", "batch": objective.batch_size, "views": cfg.frame_lens[0]}
-    row["train_ms"] = statistics.median(marks.intervals_ms())
+    row["train_ms"] = median_ms(step, device=bench.device, repeats=2 * bench.repeats, budget_s=BUDGET_S)
     return row | {"held_gib": held, "peak_gib": peak_gib(bench.device)}

@@ -17,6 +17,7 @@ from pipelines.benchmark.runner import BenchOptions, plan, run_benchmark
 from pipelines.benchmark.sheet import LABEL_WIDTH, SheetLine, write_sheet
 from pipelines.benchmark.steps import step_flops
 from pipelines.benchmark.timing import Marks, median_ms
+from pipelines.training.trainer import Trainer
 from tests.conftest import ROOT
 from tests.tiny import write_config, write_family, write_head, write_image_family
 from tests.tiny_wan import AUTOENCODER, TEXT, UNET
@@ -37,9 +38,8 @@ def _small_ceiling(monkeypatch):
 
 def tables_of(tmp_path, config, *measures, **options):
     path = write_config(tmp_path / "run.yaml", config)
-    text = run_benchmark(
-        BenchOptions(cfgs=[str(path)], measures=measures, repeats=1, out=tmp_path / "bench", **options)
-    )
+    options = {"repeats": 1, **options}
+    text = run_benchmark(BenchOptions(cfgs=[str(path)], measures=measures, out=tmp_path / "bench", **options))
     return json.loads((tmp_path / "bench" / "benchmark.json").read_text())["tables"], text
 
 
@@ -134,12 +134,17 @@ def test_rows_that_differ_in_sampling_share_their_parts(tmp_path):
     assert shared("precision=bfloat16").unet is other.unet  # each role keeps its own
 
 
-def test_a_training_step_is_measured(tmp_path):
+def test_a_training_step_is_measured(tmp_path, monkeypatch):
+    steps, train_step = [], Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", lambda trainer, batches: steps.append(train_step(trainer, batches)))
+    monkeypatch.setattr("pipelines.benchmark.training.BUDGET_S", 0.0)
     config = write_family(tmp_path) | {
         "TASK_TYPE": "train_t2v_entrance", "batch_sizes": {"4": 2}, "frame_lens": [4], "objective": {},
         "Pretrain": {"type": "pretrain_specific_strategies", "grad_scale": 0.5, "resume_checkpoint": "nowhere.pth"},
     }  # fmt: skip
-    rows = tables_of(tmp_path, config, "train", settings=["precision=bfloat16", "lora.rank=2"])[0]["train"]
+    settings = ["precision=bfloat16", "lora.rank=2"]
+    rows = tables_of(tmp_path, config, "train", settings=settings, repeats=3)[0]["train"]
+    assert len(steps) == 2 * (5 + 3)  # without time left, three steps are measured instead of six
     assert [row["setting"] for row in rows] == ["precision=bfloat16", "lora.rank=2"]
     for row in rows:
         assert (row["batch"], row["views"], row["weights"]) == (2, 4, "random")
@@ -187,6 +192,8 @@ def test_marks_measure_time():
     calls = []
     assert median_ms(lambda: calls.append(1), device=device, repeats=5) < 1
     assert len(calls) == 3 + 5
+    median_ms(lambda: calls.append(1), device=device, repeats=5, budget_s=0.0)
+    assert len(calls) == 3 + 5 + 3 + 3
 
 
 @pytest.mark.usefixtures("kept_networks")
@@ -251,7 +258,7 @@ def test_refuses(tmp_path, options, message):
         plan(BenchOptions(cfgs=[str(path)], **options))
 
 
-def test_a_transformer_with_packed_views_is_measured_without_its_files(tmp_path):
+def test_a_transformer_with_packed_views_is_measured_without_its_files(tmp_path, caplog):
     """Steps, decoding and training: three frames of latents instead of eight."""
     train = {
         "TASK_TYPE": "train_t2v_entrance", "UNet": {**UNET, "packed": "${auto_encoder.packed}"},
@@ -266,7 +273,11 @@ def test_a_transformer_with_packed_views_is_measured_without_its_files(tmp_path)
         files[f"packed_{name}"] = {"base": f"{name}.yaml", "auto_encoder": {"packed": True}}
     cfgs = [str(write_config(tmp_path / f"{name}.yaml", values)) for name, values in files.items()]
     measures = ["step", "decode", "train"]
-    run_benchmark(BenchOptions(cfgs=cfgs, measures=measures, repeats=1, out=tmp_path / "bench"))
+    with caplog.at_level("INFO", logger="pipelines.benchmark"):
+        run_benchmark(BenchOptions(cfgs=cfgs, measures=measures, repeats=1, out=tmp_path / "bench"))
+    random = "weight files are missing; it is measured with random weights, and random words in the place of"
+    logged = [record.getMessage().split("/")[-1] for record in caplog.records if "random" in record.getMessage()]
+    assert logged == [f"{model}: {random} the text encoder" for model in ("infer", "packed_infer")]  # each once
     tables = json.loads((tmp_path / "bench" / "benchmark.json").read_text())["tables"]
     single, packed = tables["step"]
     assert single["weights"] == packed["weights"] == "random"
