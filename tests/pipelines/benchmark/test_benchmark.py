@@ -13,7 +13,7 @@ from PIL import Image
 from pipelines.benchmark import objects
 from pipelines.benchmark.case import Bench, build_pipeline
 from pipelines.benchmark.diffusers_unet import diffusers_unet
-from pipelines.benchmark.runner import BenchOptions, plan, run_benchmark
+from pipelines.benchmark.runner import BenchOptions, log_what_is_random, plan, run_benchmark
 from pipelines.benchmark.sheet import LABEL_WIDTH, SheetLine, write_sheet
 from pipelines.benchmark.steps import step_flops
 from pipelines.benchmark.timing import Marks, median_ms
@@ -159,6 +159,17 @@ def test_random_weights_are_those_of_float32_in_any_precision(tmp_path):
         for one, other in zip(getattr(full, name).parameters(), getattr(half, name).parameters(), strict=True):
             assert torch.equal(one.bfloat16(), other)
             assert one.abs().max() > 0
+
+
+@pytest.mark.parametrize(("changes", "logged"), [({}, 0), ({"test_model": "nowhere.pth"}, 1)])
+def test_random_weights_are_named_only_if_a_file_is_missing(tmp_path, caplog, changes, logged):
+    path = write_config(tmp_path / "run.yaml", write_family(tmp_path) | changes)
+    _, jobs = plan(BenchOptions(cfgs=[str(path)], measures=["step", "decode"], settings=["seed=1", "seed=2"]))
+    with caplog.at_level("INFO", logger="pipelines.benchmark"):
+        log_what_is_random(jobs)
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("pipelines.benchmark")]
+    assert len(lines) == logged
+    assert all(line.endswith("weight files are missing; it is measured with random weights") for line in lines)
 
 
 def test_one_pipeline_is_held(tmp_path):
