@@ -5,10 +5,15 @@ Letters: B batch, C channels, V views, H W latent pixels.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,30 @@ class ClassifierFreeGuidance:
 
     def __call__(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         return unconditional + self.scale * (conditional - unconditional)
+
+
+def guidance_between(
+    conditional: Mapping[str, Tensor],
+    unconditional: Mapping[str, Tensor],
+    *,
+    scale: float,
+    between: tuple[float, float],
+) -> ClassifierFreeGuidance:
+    """Make the guidance of a call.
+
+    Without a prompt both branches may be the same, for example those of a model that sees pictures only as known views.
+    Guidance then changes nothing but the time, so the second branch is left out, with a warning.
+
+    Args:
+        conditional: arguments of the network.
+        unconditional: the same names.
+        scale: as the user set it.
+        between: see `ClassifierFreeGuidance`.
+    """
+    if scale != 1 and all(torch.equal(value, unconditional[name]) for name, value in conditional.items()):
+        log.warning("guide_scale=%s changes nothing without a prompt, and is left out; add a prompt to use it", scale)
+        scale = 1.0
+    return ClassifierFreeGuidance(scale=scale, between=between)
 
 
 class Refiner(Protocol):

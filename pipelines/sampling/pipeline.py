@@ -36,7 +36,7 @@ from pipelines.sampling.conditioner import (
     conditioner_for,
     texts_of,
 )
-from pipelines.sampling.guidance import ClassifierFreeGuidance, Refiner
+from pipelines.sampling.guidance import Refiner, guidance_between
 from pipelines.sampling.input_elevation import (
     cameras_at_elevation,
     estimate_elevations,
@@ -505,7 +505,9 @@ class ViewsPipeline:
             network=self.network,
             conditions=given[0],
             diffusion=self.diffusion,
-            guidance=ClassifierFreeGuidance(scale=scale, between=tuple(self.cfg.guide_range)),
+            guidance=guidance_between(
+                given[0].conditional, given[0].unconditional, scale=scale, between=tuple(self.cfg.guide_range)
+            ),
             refiner=refiner,
             view_timesteps=self.unet.config.view_timesteps,
             known_views=self._held(given),

@@ -49,7 +49,8 @@ def calls_of(pipeline):
 def test_known_views_have_timestep_0_and_no_noise(tmp_path, config):
     pipeline = ViewsPipeline.from_config(load(tmp_path, config))
     calls = calls_of(pipeline)
-    orbits = pipeline(tmp_path / "square.png", known_views={2: [tmp_path / "disc.png"]}, seeds=3, guide_scale=2.0)
+    known = {2: [tmp_path / "disc.png"]}
+    orbits = pipeline(tmp_path / "square.png", prompts="a mug", known_views=known, seeds=3, guide_scale=2.0)
     assert len(calls) == 3
     # no image embedding, no image latent
     assert all(set(call) == {"x", "t", "y", "camera_data", "fps"} for call in calls)
@@ -60,6 +61,17 @@ def test_known_views_have_timestep_0_and_no_noise(tmp_path, config):
         assert torch.equal(call["x"][:, :, [0, 2]], calls[0]["x"][:, :, [0, 2]])
     assert float(calls[0]["t"][0, 1]) == pytest.approx(1000, abs=0.01)
     assert torch.equal(orbits.latents_BCVHW[:, :, [0, 2]], calls[0]["x"][:1, :, [0, 2]])
+
+
+def test_guidance_without_a_prompt_is_left_out_with_a_warning(tmp_path, config, caplog):
+    pipeline = ViewsPipeline.from_config(load(tmp_path, config))
+    plain = pipeline(tmp_path / "square.png", seeds=3, guide_scale=1.0)
+    assert not caplog.records
+    calls = calls_of(pipeline)
+    guided = pipeline(tmp_path / "square.png", seeds=3, guide_scale=2.0)
+    assert [len(call["x"]) for call in calls] == [1, 1, 1]  # one branch
+    assert torch.equal(guided.latents_BCVHW, plain.latents_BCVHW)
+    assert "guide_scale=2.0 changes nothing without a prompt" in caplog.text
 
 
 def test_with_a_prompt_alone_all_views_have_the_same_timestep(tmp_path, config):
