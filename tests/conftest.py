@@ -18,6 +18,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+# The collector of garbage looks again and again at the many objects of large libraries, for a fifth of the time of
+# their import. With these numbers it still collects objects in circles, but less often.
+gc.set_threshold(200_000, 20, 100)
+
 
 @pytest.fixture
 def one_thread():
