@@ -16,7 +16,7 @@ from utils.config import load_config
 from utils.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-HEAD = {"width": 32, "head_dim": 16, "num_layers": 2, "fine_views": 0, "pool": 1}
+HEAD = {"width": 32, "head_dim": 16, "num_layers": 2, "fine_views": 0, "pool": 1, "grid": 16, "depths": 8}
 
 
 def dense_config(folder, **changes):
