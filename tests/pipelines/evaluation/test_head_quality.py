@@ -97,7 +97,8 @@ def test_a_folder_of_the_zoo_is_measured(tmp_path, zoo):
 
 
 def test_a_head_of_any_number_of_views_has_a_row_for_each_number(tmp_path, zoo):
-    head = {"type": "DenseReconstruction", "head": {"width": 16, "head_dim": 8, "num_layers": 2, "grid": 16, "depths": 8}, "render_size": 32}
+    sizes = {"width": 16, "head_dim": 8, "num_layers": 2, "grid": 16, "depths": 8}
+    head = {"type": "DenseReconstruction", "head": sizes, "render_size": 32}
     network = MODEL.build({"type": "DenseHead", **head["head"]})
     save_safetensors(tmp_path / "dense.safetensors", network.state_dict())
     head["pretrained"] = str(tmp_path / "dense.safetensors")
