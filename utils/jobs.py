@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -79,13 +80,14 @@ def _in_pool(
     with pool:
         try:
             futures: dict[Future[Any], tuple[Any, ...]] = {}
-            for job in jobs:
-                try:
-                    futures[pool.submit(function, *job)] = job
-                except BrokenProcessPool as err:  # a process died while jobs were still being handed out
-                    dead: Future[Any] = Future()
-                    dead.set_exception(err)
-                    futures[dead] = job
+            with _interrupts_held():
+                for job in jobs:
+                    try:
+                        futures[pool.submit(function, *job)] = job
+                    except BrokenProcessPool as err:  # a process died while jobs were still being handed out
+                        dead: Future[Any] = Future()
+                        dead.set_exception(err)
+                        futures[dead] = job
             order = {job: number for number, job in enumerate(map(id, jobs))}
             broken = []
             for future in as_completed(futures):
@@ -100,6 +102,28 @@ def _in_pool(
             for child in set(multiprocessing.active_children()) - before:
                 child.kill()
             raise
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back while processes start: one that is not yet registered would not be ended.
+
+    Forked processes inherit this, until they ignore Ctrl-C themselves.
+
+    Raises:
+        KeyboardInterrupt: at the end, if Ctrl-C was pressed.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone gets Ctrl-C
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def check_disk(error: BaseException, out: Path | None) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 from utils.errors import DataError, WriteError
-from utils.jobs import run_jobs
+from utils.jobs import _interrupts_held, run_jobs
 
 
 def job(number: int, how: str) -> int:
@@ -46,7 +46,7 @@ def test_a_full_disk_ends_the_run(tmp_path):
 SLEEPER = """
 import sys, time
 from pathlib import Path
-from utils.jobs import run_jobs
+from utils.jobs import _interrupts_held, run_jobs
 from utils.script import run_script
 
 def sleep(path):
@@ -55,6 +55,22 @@ def sleep(path):
 
 run_script(lambda: list(run_jobs(sleep, [(sys.argv[1],), (sys.argv[1],)], workers=2, total=2, unit="job")))
 """
+
+
+def test_ctrl_c_waits_until_the_processes_are_registered():
+    before, steps = signal.getsignal(signal.SIGINT), []
+
+    def start():
+        with _interrupts_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+            steps.append("registered")
+        steps.append("too late")
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert steps == ["registered"]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "kill -9 of the parent"])
