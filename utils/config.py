@@ -118,7 +118,7 @@ def _config_file(name: str) -> Path:
     """Find a configuration; one of the project is logged.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: no file has this name.
     """
     found = found_config(name)
     try:

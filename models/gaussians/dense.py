@@ -139,10 +139,10 @@ class DenseHead(nn.Module):
         super().__init__()
         self.config = config
         width, patch = config.width, config.patch
-        evidence = EVIDENCE_CHANNELS * config.depths * (patch // COARSE_CELL) ** 2
-        self.embed = nn.Linear(IN_CHANNELS * patch**2 + evidence, width)
+        inputs = IN_CHANNELS * patch**2 + EVIDENCE_CHANNELS * config.depths * (patch // COARSE_CELL) ** 2
+        self.embed = nn.Linear(inputs, width)
         # Fine detail of a patch goes past the blocks.
-        self.detail = nn.Sequential(nn.Linear(IN_CHANNELS * patch**2 + evidence, 2 * width), nn.GELU())
+        self.detail = nn.Sequential(nn.Linear(inputs, 2 * width), nn.GELU())
         self.blocks = nn.ModuleList(
             Block(config, over_views=index % 2 == 1, pool=config.pool) for index in range(config.num_layers)
         )
@@ -240,14 +240,12 @@ def compared(
     masks_BI1HW = object_masks(views_BI3HW.flatten(0, 1), background).unflatten(0, views_BI3HW.shape[:2])
     grid = agreement(views_BI3HW, masks_BI1HW, poses_BI44, fov_deg=fov_deg, grid=config.grid)
     pixels = torch.cat([masks_BI1HW, views_BI3HW, rays_BI6HW], dim=2)
-    coarse_BND, evidence_BNC, coarse_cells = along_cells(pixels, grid, COARSE_CELL, config.depths)
-    first = (coarse_BND, coarse_cells)
+    shares_BND, evidence_BNC, cells_BN10 = along_cells(pixels, grid, COARSE_CELL, config.depths)
     if config.cell(views_BI3HW.shape[1]) == FINE_CELL:
-        fine_BND, _, fine_cells = along_cells(pixels, grid, FINE_CELL, config.depths)
-        first = (fine_BND, fine_cells)
+        shares_BND, _, cells_BN10 = along_cells(pixels, grid, FINE_CELL, config.depths)
     (h, w), num_views = (side // COARSE_CELL for side in views_BI3HW.shape[-2:]), views_BI3HW.shape[1]
     return Compared(
-        first=first_guess(*first),
+        first=first_guess(shares_BND, cells_BN10),
         evidence_BIhwC=rearrange(evidence_BNC, "b (i h w) c -> b i h w c", i=num_views, h=h, w=w),
     )
 

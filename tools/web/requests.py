@@ -282,7 +282,7 @@ def one_of(name: str, value: Any, valid: tuple[str, ...]) -> None:
     """Check a choice of a visitor.
 
     Raises:
-        ConfigError: it is none of the valid ones.
+        ConfigError: the value is not a valid one.
     """
     if value not in valid:
         raise ConfigError(f"{name}: {str(value)[:40]!r} is unknown; choose one of {', '.join(valid)}")

@@ -48,7 +48,7 @@ def store_pictures(
         folder: gets `picture_0.png` and so on.
 
     Raises:
-        ConfigError, DataError: there are too many, an azimuth is no number, or a file cannot be used.
+        ConfigError, DataError: there are too many, an azimuth is not a number, or a file cannot be used.
     """
     if len(files) > MOST_PICTURES:
         raise ConfigError(f"there are {len(files)} pictures; use at most {MOST_PICTURES}")
