@@ -47,7 +47,7 @@ from datasets.meshes.render_options import (
     light_settings,
 )
 from datasets.meshes.renderer import Rendering, render_views
-from datasets.meshes.scene import RenderMesh, normalise
+from datasets.meshes.scene import RenderMesh, normalise, stretched
 from datasets.orbits.layout import is_complete, view_file, write_orbit
 from datasets.orbits.packed import PackedShard, shard_file, write_shard
 from utils.cameras import cameras_at, orbit_cameras
@@ -57,6 +57,7 @@ from utils.jobs import run_jobs
 from utils.prompts import wordings_of
 from utils.script import run_script
 
+STRETCH = 1.25  # with --shape varied, an axis is at most this much longer or shorter than before
 FLAT = 1e-3  # thickness, relative to the longest side, of what cannot be seen from its edge
 HELD = ("views", "size", "elevation", "azimuth", "distance", "fov", "samples", "up", "no_nd")
 RANGES = ("elevation", "azimuth")
@@ -87,7 +88,7 @@ def view_mesh(files: Companions, c2w_V44: np.ndarray, options: argparse.Namespac
     try:
         mesh = read_mesh(files, up=options.up)
         try:
-            mesh = normalise(mesh)
+            mesh = normalise(stretched(mesh, shape_of(files.path.stem, options)))
         except DataError as err:
             raise DataError(f"{files.path}: {err}; repair the mesh and export it again") from err
         views = render_views(
@@ -235,14 +236,28 @@ def cameras_of(name: str, options: argparse.Namespace) -> np.ndarray:
     ).numpy()
 
 
+def shape_of(name: str, options: argparse.Namespace) -> np.ndarray:
+    """The factors of the axes of one mesh; with --shape varied they are drawn, and half of the meshes are mirrored."""
+    if options.shape == "true":
+        return np.ones(3)
+    digest = hashlib.sha256(f"shape {options.seed} {name}".encode()).digest()
+    generator = np.random.default_rng(list(digest[:8]))
+    factors_3 = STRETCH ** generator.uniform(-1, 1, 3)
+    factors_3[0] *= generator.choice((-1, 1))
+    return factors_3
+
+
 def held_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that must not change when a run continues."""
     settings = {name: getattr(options, name) for name in HELD}
     drawn = [name for name in RANGES if len(settings[name]) > 1]
     fixed = {name: settings[name][0] for name in RANGES if name not in drawn}
-    # None without it, because folders of earlier versions do not have it
-    scattered = {"scattered": True if options.scattered else None}
-    return settings | fixed | ({"seed": options.seed} if drawn else {}) | scattered | light_settings(options)
+    # None without them, because folders of earlier versions do not have them
+    others = {
+        "scattered": True if options.scattered else None,
+        "shape": f"varied, seed {options.seed}" if options.shape == "varied" else None,
+    }
+    return settings | fixed | ({"seed": options.seed} if drawn else {}) | others | light_settings(options)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -260,10 +275,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--scattered", action="store_true", help="each view has its own elevation, from the range of --elevation"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="seed for values from the ranges, and for varied light (default 0)"
+        "--seed", type=int, default=0, help="seed for values from the ranges, for light and shape (default 0)"
     )
     parser.add_argument(
         "--up", choices=("auto", "y", "z"), default="auto", help="up axis of the files; auto: z for .stl, else y"
+    )
+    parser.add_argument(
+        "--shape",
+        choices=("true", "varied"),
+        default="true",
+        help="varied: each axis is stretched by another factor, and half of the meshes are mirrored (default true)",
     )
     parser.add_argument("--list", type=Path, help="JSON lines with file, caption, ...; other meshes are left out")
     parser.add_argument(

@@ -19,6 +19,8 @@ CREASE_DEG = 40.0
 # Rows are the new axes: the front of glTF (+z) becomes +x, the side of view 0, and its up axis (+y) becomes +z.
 Y_UP_TO_Z_UP = np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]], dtype=np.float64)
 REPEAT, CLAMP, MIRROR = "repeat", "clamp", "mirror"
+# The data of a RenderMesh that each corner of a face has.
+PER_CORNER = ("points_F33", "normals_F33", "colors_F33", "uvs_F32", "opacities_F3", "glow_F33", "glow_uvs_F32")
 
 
 class EmptyMeshError(DataError):
@@ -157,6 +159,23 @@ def seamless_normals(points_N3: np.ndarray, faces_F3: np.ndarray) -> np.ndarray:
     grid = np.round((points_N3 - low) / max(float(np.linalg.norm(high - low)), 1e-20) * 1e6).astype(np.int64)
     _, first, inverse = np.unique(grid, axis=0, return_index=True, return_inverse=True)
     return crease_normals(np.asarray(points_N3)[first], inverse.reshape(-1)[faces_F3])
+
+
+def stretched(mesh: RenderMesh, factors_3: np.ndarray) -> RenderMesh:
+    """Scale each axis by a factor; a negative factor mirrors the mesh.
+
+    Args:
+        factors_3: none of them 0.
+    """
+    factors_3 = np.asarray(factors_3, dtype=np.float32)
+    normals_F33 = mesh.normals_F33 / factors_3
+    normals_F33 /= np.maximum(np.linalg.norm(normals_F33, axis=-1, keepdims=True), 1e-12)
+    changed = replace(mesh, points_F33=mesh.points_F33 * factors_3, normals_F33=normals_F33)
+    if np.prod(factors_3) > 0:
+        return changed
+    # A mirrored face is seen from its inside, unless its corners go the other way round.
+    corners = {name: getattr(changed, name) for name in PER_CORNER}
+    return replace(changed, **{name: values[:, ::-1] for name, values in corners.items() if values is not None})
 
 
 def turned(mesh: RenderMesh, rotation_33: np.ndarray) -> RenderMesh:

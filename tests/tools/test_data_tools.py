@@ -1,5 +1,6 @@
 """The data commands, as a user runs them: whole results, resumed runs, and mistakes in one line."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from datasets.orbits.layout import is_complete, read_camera, read_normal_depth, read_rgba, view_file
 from tools import index_dataset, make_zoo, render_orbit
+from tools.render_orbit import STRETCH, shape_of
 from utils.cameras import intrinsics, orbit_cameras, project_points
 from utils.errors import ConfigError, DataError
 from utils.registry import DATASETS
@@ -257,6 +259,29 @@ def test_varied_light_depends_on_object_and_seed(meshes, tmp_path):
     settings = tmp_path / "fixed" / "render_settings.json"
     settings.write_text(json.dumps({k: v for k, v in json.loads(settings.read_text()).items() if k != "light"}))
     assert render(meshes, tmp_path / "fixed", "--no-nd") == 0
+
+
+def test_varied_shape_depends_on_object_and_seed(meshes, tmp_path):
+    def pictures(name, *more):
+        assert render(meshes, tmp_path / name, "--no-nd", *more) == 0
+        return [read_rgba(view_file(tmp_path / name / "meshes" / mesh, 0)) for mesh in ("ball", "brick")]
+
+    true, varied = pictures("true"), pictures("varied", "--shape", "varied")
+    again, other = pictures("again", "--shape", "varied"), pictures("other", "--shape", "varied", "--seed", "1")
+    for one, two, three, four in zip(true, varied, again, other, strict=True):
+        np.testing.assert_array_equal(two, three)
+        assert not np.array_equal(one[..., 3], two[..., 3])
+        assert not np.array_equal(two[..., 3], four[..., 3])
+    with pytest.raises(DataError, match="shape=None"):
+        render(meshes, tmp_path / "varied", "--no-nd")
+
+
+def test_drawn_shapes_stay_near_the_true_one():
+    options = argparse.Namespace(shape="varied", seed=0)
+    factors_N3 = np.stack([shape_of(str(number), options) for number in range(200)])
+    assert 1 / STRETCH <= np.abs(factors_N3).min() < 0.85 < 1.2 < np.abs(factors_N3).max() <= STRETCH
+    assert 60 < (np.prod(factors_N3, axis=1) < 0).sum() < 140
+    assert (shape_of("1", argparse.Namespace(shape="true", seed=0)) == 1).all()
 
 
 def test_random_shapes_are_made_as_the_zoo_is(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from datasets.meshes.lighting import irradiance
 from datasets.meshes.loading import load_mesh
 from datasets.meshes.renderer import render_views, sample_texture
-from datasets.meshes.scene import RenderMesh, crease_normals, linear_to_srgb, normalise
+from datasets.meshes.scene import RenderMesh, crease_normals, linear_to_srgb, normalise, stretched, turned
 from datasets.zoo.primitives import box, ellipsoid
 from utils.cameras import DATA_FOV_DEG, intrinsics, orbit_cameras, project_points
 from utils.errors import DataError
@@ -71,6 +71,22 @@ def test_colour_is_albedo_times_light():
     light = irradiance(np.array([1.0, 0.0, 0.0], dtype=np.float32))
     # rounding to 8 bit and the steps of the encoding table
     np.testing.assert_allclose(pixel, linear_to_srgb(light * [0.5, 0.25, 0.1]) * 255, atol=1.0)
+
+
+@pytest.mark.parametrize("factors_3", [(1.2, 0.8, 1.1), (-1.0, 1.0, 1.0), (-0.8, 1.2, 1.0)])
+def test_a_stretched_mesh_is_lit_as_one_made_so(factors_3):
+    """A turned box, stretched or mirrored after its normals were made, or before."""
+    turn_33 = np.array([[0.8, -0.6, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
+    shape = box(0.5, 0.3, 0.4, bevel=0.0)
+    late = stretched(turned(mesh_of(shape), turn_33), factors_3)
+    points_N3 = shape.points_N3 @ turn_33.T * factors_3
+    faces_F3 = shape.faces_F3 if np.prod(factors_3) > 0 else shape.faces_F3[:, ::-1]
+    soon = mesh_of(type(shape)(points_N3, faces_F3))
+    np.testing.assert_allclose(late.normals_F33, soon.normals_F33, atol=1e-5)
+    c2w_V44 = orbit_cameras(num_views=5, elevation_deg=20.0, radius=2.0).numpy()
+    one, two = (render_views(mesh, c2w_V44, fov_deg=DATA_FOV_DEG, size=48).rgba_VHW4 for mesh in (late, soon))
+    assert (one[..., 3] > 0).mean() > 0.05
+    np.testing.assert_allclose(one.astype(int), two.astype(int), atol=1)
 
 
 def test_inside_of_an_open_surface_is_lit_as_if_turned_over():
