@@ -1,11 +1,11 @@
-"""Where on their rays views agree: a coarse grid of what all views show at a point, read along the rays of pixels.
+"""Where on their rays views agree: what other views show at a point.
 
-A point inside the object is on the object in every view. The fraction of views in which this is so, and the colours
-that they show, tell a network where on a ray the surface may lie (the visual hull, Laurentini 1994, and a plane sweep,
-Collins 1996, both without occlusion). All of it is one pass over the voxels for each view, whose number is free.
+A point inside the object is on the object in every view: the fraction of views in which this is so, on a coarse grid,
+says where the surface cannot be (the visual hull, Laurentini 1994). Where the nearest other views show the same colour
+at a point, the surface may be there (a plane sweep, Collins 1996).
 
-Letters: B batch, I input views, H W pixels, G voxels along a side of the grid, R rays, S samples of a ray, M sides of a
-mask.
+Letters: B batch, I input views, H W pixels, G voxels along a side of the grid, R rays, S samples of a ray, K nearest
+views, M sides of a mask.
 """
 
 from __future__ import annotations
@@ -24,22 +24,26 @@ UNLIKE_LOW, UNLIKE_HIGH = 0.02, 0.06
 FLOOD_SIZE, FLOOD_STEPS = 64, 96  # the background is what one reaches from the border, on masks of this size
 
 
+# The nearest views are compared by colour; those that are farther than the second angle (its cosine) say nothing.
+NEAREST_VIEWS, BEST_VIEWS = 4, 2
+NEAR_COSINE, FAR_COSINE = 0.866, 0.5
+
+
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """What views show at points of space.
+    """In how many views the object is at points of space.
 
     Attributes:
-        values_B4GGG: fraction of the views that show the object there, and their mean colour times this fraction; axes
-            z, y, x over the cube around the object's ball.
+        shares_B1GGG: fraction of the views that show the object there; axes z, y, x over the cube around the object's
+            ball.
     """
 
-    values_B4GGG: Tensor
+    shares_B1GGG: Tensor
 
     def along(self, points_BRS3: Tensor) -> Tensor:
-        """Interpolate at points in the world: (B, R, S, 4)."""
+        """Interpolate at points in the world: (B, R, S)."""
         grid = (points_BRS3 / BALL_RADIUS)[:, None]
-        found_B41RS = functional.grid_sample(self.values_B4GGG, grid, align_corners=False)
-        return found_B41RS[:, :, 0].permute(0, 2, 3, 1)
+        return functional.grid_sample(self.shares_B1GGG, grid, align_corners=False)[:, 0, 0]
 
 
 def object_masks(views_F3HW: Tensor, background: float) -> Tensor:
@@ -62,34 +66,85 @@ def object_masks(views_F3HW: Tensor, background: float) -> Tensor:
     return torch.where(near_F1HW > 0, mask_F1HW, torch.ones_like(mask_F1HW))
 
 
-def agreement(views_BI3HW: Tensor, masks_BI1HW: Tensor, poses_BI44: Tensor, *, fov_deg: float, grid: int) -> Agreement:
+def agreement(masks_BI1HW: Tensor, poses_BI44: Tensor, *, fov_deg: float, grid: int) -> Agreement:
     """Look up every voxel in every view.
 
     Args:
-        views_BI3HW: RGB in [0, 1].
         masks_BI1HW: coverage of the object.
         poses_BI44: camera to world with OpenGL axes.
         grid: G.
     """
-    B, num_views = views_BI3HW.shape[:2]
-    place = {"dtype": torch.float32, "device": views_BI3HW.device}
+    (B, num_views), place = masks_BI1HW.shape[:2], {"dtype": torch.float32, "device": masks_BI1HW.device}
     axis_G = BALL_RADIUS * ((torch.arange(grid, **place) + 0.5) * (2 / grid) - 1)
     z, y, x = torch.meshgrid(axis_G, axis_G, axis_G, indexing="ij")
-    points_P3 = torch.stack([x, y, z], dim=-1).reshape(-1, 3)
-    c2w_BI44 = opencv_to_opengl(poses_BI44.float())
-    half_width = math.tan(math.radians(fov_deg) / 2)
-    half_height = half_width * views_BI3HW.shape[-2] / views_BI3HW.shape[-1]
-    seen_BI4HW = torch.cat([masks_BI1HW, views_BI3HW * masks_BI1HW], dim=2).float()
-    sums_B4P = torch.zeros(B, 4, len(points_P3), **place)
+    points_1P3 = torch.stack([x, y, z], dim=-1).reshape(1, -1, 3)
+    aspect = masks_BI1HW.shape[-2] / masks_BI1HW.shape[-1]
+    sums_B1P = torch.zeros(B, 1, points_1P3.shape[1], **place)
     for view in range(num_views):
-        x_B3, y_B3, z_B3, centre_B3 = c2w_BI44[:, view, :3].unbind(-1)
-        relative_BP3 = points_P3 - centre_B3[:, None]
-        # Sums instead of a matrix product, because training may reduce the precision of products.
-        depth_BP = (relative_BP3 * z_B3[:, None]).sum(-1).clamp_min(1e-3)
-        across_BP, down_BP = ((relative_BP3 * axis_B3[:, None]).sum(-1) / depth_BP for axis_B3 in (x_B3, y_B3))
-        places_BP2 = torch.stack([across_BP / half_width, down_BP / half_height], dim=-1)
-        found_B4P1 = functional.grid_sample(
-            seen_BI4HW[:, view], places_BP2[:, :, None], padding_mode="border", align_corners=False
+        places_BP2 = seen_at(points_1P3, poses_BI44[:, view], fov_deg=fov_deg, aspect=aspect)
+        found_B1P1 = functional.grid_sample(
+            masks_BI1HW[:, view].float(), places_BP2[:, :, None], padding_mode="border", align_corners=False
         )
-        sums_B4P += found_B4P1[..., 0]
-    return Agreement(values_B4GGG=(sums_B4P / num_views).reshape(B, 4, grid, grid, grid))
+        sums_B1P += found_B1P1[..., 0]
+    return Agreement(shares_B1GGG=(sums_B1P / num_views).reshape(B, 1, grid, grid, grid))
+
+
+def seen_at(points_BP3: Tensor, poses_B44: Tensor, *, fov_deg: float, aspect: float) -> Tensor:
+    """Where cameras see points: x and y, from -1 to 1 over the picture (B, P, 2).
+
+    Args:
+        poses_B44: camera to world with OpenGL axes.
+        aspect: height of the picture, divided by its width.
+    """
+    x_B3, y_B3, z_B3, centre_B3 = opencv_to_opengl(poses_B44.float())[:, :3].unbind(-1)
+    relative_BP3 = points_BP3 - centre_B3[:, None]
+    # Sums instead of a matrix product, because training may reduce the precision of products.
+    depth_BP = (relative_BP3 * z_B3[:, None]).sum(-1).clamp_min(1e-3)
+    across_BP, down_BP = ((relative_BP3 * axis_B3[:, None]).sum(-1) / depth_BP for axis_B3 in (x_B3, y_B3))
+    half_width = math.tan(math.radians(fov_deg) / 2)
+    return torch.stack([across_BP / half_width, down_BP / (half_width * aspect)], dim=-1)
+
+
+def unlikeness(
+    pictures_BI3HW: Tensor, points_BIRS3: Tensor, colors_BIR3: Tensor, poses_BI44: Tensor, *, fov_deg: float
+) -> tuple[Tensor, Tensor]:
+    """Compare the colour of rays with what the nearest other views show at points on them.
+
+    A point of the surface may be hidden in some views, so only the most similar of the nearest ones count.
+
+    Args:
+        pictures_BI3HW: RGB in [0, 1], as blurred as the colours are.
+        points_BIRS3: points on the rays of each view.
+        colors_BIR3: colours of the rays.
+        poses_BI44: camera to world with OpenGL axes.
+
+    Returns:
+        unlike_BIRS, the mean difference of a colour in [0, 1], and trust_BI in [0, 1]: 0 for a view without near ones.
+    """
+    B, num_views, _, num_rays, num_samples = *points_BIRS3.shape[:2], 3, *points_BIRS3.shape[2:4]
+    towards_BI3 = functional.normalize(poses_BI44[..., :3, 3], dim=-1)
+    cosines_BII = (towards_BI3[:, :, None] * towards_BI3[:, None]).sum(-1)
+    cosines_BII = cosines_BII - 9 * torch.eye(num_views, device=cosines_BII.device)
+    number = min(NEAREST_VIEWS, num_views - 1)
+    if number == 0:
+        return points_BIRS3.new_zeros(points_BIRS3.shape[:-1]), points_BIRS3.new_zeros(B, num_views)
+    nearest = cosines_BII.topk(number, dim=-1)
+    row_B1, aspect = (
+        torch.arange(B, device=cosines_BII.device)[:, None],
+        pictures_BI3HW.shape[-2] / pictures_BI3HW.shape[-1],
+    )
+    points_FP3 = points_BIRS3.flatten(0, 1).flatten(1, 2)
+    found = []
+    for index_BI in nearest.indices.unbind(-1):
+        poses_F44 = poses_BI44[row_B1, index_BI].flatten(0, 1)
+        places_FP2 = seen_at(points_FP3, poses_F44, fov_deg=fov_deg, aspect=aspect)
+        other_F3HW = pictures_BI3HW[row_B1, index_BI].flatten(0, 1)
+        colors_F3P = functional.grid_sample(
+            other_F3HW, places_FP2[:, None], padding_mode="border", align_corners=False
+        )[:, :, 0]
+        colors_BI3RS = colors_F3P.reshape(B, num_views, 3, num_rays, num_samples)
+        found.append((colors_BI3RS - colors_BIR3.transpose(2, 3)[..., None]).abs().mean(2))
+    best = min(BEST_VIEWS, number)
+    unlike_BIRS = torch.stack(found).topk(best, dim=0, largest=False).values.mean(0)
+    cosine_BI = nearest.values[..., :best].mean(-1)
+    return unlike_BIRS, ((cosine_BI - FAR_COSINE) / (NEAR_COSINE - FAR_COSINE)).clamp(0, 1)

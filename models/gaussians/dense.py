@@ -1,7 +1,7 @@
 """The dense head: predicts 3D Gaussians from any number of posed views in one pass.
 
 A transformer reads patches of all views with their rays and with what all views agree on along these rays
-(models.gaussians.agreement). Blocks alternate between attention within a view and attention over all views (as VGGT,
+(models.gaussians.first_guess). Blocks alternate between attention within a view and attention over all views (as VGGT,
 arXiv:2503.11651); each token then predicts the Gaussians of its pixels (as GS-LRM, arXiv:2404.19702). They begin where
 their rays enter the visual hull, and stay inside the object's ball. Only rays tell the views apart, so their order does
 not matter.
@@ -21,24 +21,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.attention import attention, check_backend
-from models.gaussians.agreement import Agreement, agreement, object_masks
+from models.gaussians.first_guess import COARSE_CELL, FINE_CELL, SWEEP, FirstGuess, chords, compared
 from models.gaussians.scene import Gaussians, quaternion_product, quaternions_of
-from utils.cameras import BALL_RADIUS, opencv_to_opengl, plucker_rays
+from utils.cameras import opencv_to_opengl, plucker_rays
 from utils.errors import ConfigError
 from utils.registry import MODEL
 
 IN_CHANNELS = 9  # RGB in [-1, 1], and six Plücker channels
 RAW_CHANNELS = 14  # depth 1, shift in the image 2, opacity 1, scale 3, rotation 4, colour 3
-EVIDENCE_CHANNELS = 2  # of each depth of a ray: share of views that show the object, difference of their colour
-FINE_CELL, COARSE_CELL = 2, 4  # sides in pixels of the square that has one Gaussian
 # Standard deviation in pixels of the round Gaussians of the first guess; of 0.5, 0.7 and 1 the best from 24 views.
 FIRST_SCALE = 0.7
-# Where all views agree, Gaussians begin nearly opaque; cells of the background begin invisible.
-FIRST_OPACITY, OPACITY_RANGE = 1.5, (-7.0, 2.0)
-# A point is in the hull if this fraction of the views shows the object there, give or take SHARE_WIDTH.
-HULL_SHARE, SHARE_WIDTH = 0.97, 1 / 60
 SCALE_RANGE = 2.5  # a scale is at most exp(this) times as large or as small as at first
-MIN_CHORD = 0.25  # half of the shortest range of depths, as a fraction of the ball's radius
 MAX_DEPTH = 0.95  # of a first guess, so that offsets can change it
 MAX_COLOR_LOGIT = 4.0  # colours of pixels are at least 1.8 % away from black and white, so that offsets can change them
 
@@ -107,8 +100,8 @@ class DenseHead(nn.Module):
         ffn_ratio: float = 3.0
         pool: int = 2
         fine_views: int = 8
-        grid: int = 48
-        depths: int = 24
+        grid: int = 64
+        depths: int = 48
         attention: str = "sdpa"
 
         def __post_init__(self) -> None:
@@ -139,7 +132,7 @@ class DenseHead(nn.Module):
         super().__init__()
         self.config = config
         width, patch = config.width, config.patch
-        inputs = IN_CHANNELS * patch**2 + EVIDENCE_CHANNELS * config.depths * (patch // COARSE_CELL) ** 2
+        inputs = IN_CHANNELS * patch**2 + (config.depths + len(SWEEP) + 2) * (patch // COARSE_CELL) ** 2
         self.embed = nn.Linear(inputs, width)
         # Fine detail of a patch goes past the blocks.
         self.detail = nn.Sequential(nn.Linear(inputs, 2 * width), nn.GELU())
@@ -174,7 +167,15 @@ class DenseHead(nn.Module):
         with torch.autocast(views_BI3HW.device.type, enabled=False):
             views_BI3HW, poses_BI44 = views_BI3HW.float(), poses_BI44.float()
             rays_BI6HW = plucker_rays(poses_BI44.flatten(0, 1), fov_deg=fov_deg, size=(H, W)).unflatten(0, (B, V))
-            seen = compared(views_BI3HW, rays_BI6HW, poses_BI44, config, fov_deg=fov_deg, background=background)
+            seen = compared(
+                torch.cat([views_BI3HW, rays_BI6HW], dim=2),
+                poses_BI44,
+                grid=config.grid,
+                depths=config.depths,
+                cell=config.cell(V),
+                fov_deg=fov_deg,
+                background=background,
+            )
             pixels_BI9HW = torch.cat([2 * views_BI3HW - 1, rays_BI6HW], dim=2)
             p, q = config.patch, config.patch // COARSE_CELL
             patches = rearrange(pixels_BI9HW, "b i c (h p) (w q) -> b i h w (c p q)", p=p, q=p)
@@ -194,118 +195,6 @@ class DenseHead(nn.Module):
     def parts_to_compile(self) -> list[nn.Module]:
         """Modules that are worth compiling."""
         return list(self.blocks)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FirstGuess:
-    """Where Gaussians begin; each belongs to the pixels of a cell.
-
-    Attributes:
-        colors_BN3: mean colour of the object in the cell.
-        rays_BN6: mean Plücker ray of the object in the cell.
-        depths_BN1: place between the bounds of the ball, in (-1, 1).
-        opacities_BN1: as a logit.
-    """
-
-    colors_BN3: Tensor
-    rays_BN6: Tensor
-    depths_BN1: Tensor
-    opacities_BN1: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compared:
-    """What a comparison of the views gives the network.
-
-    Attributes:
-        first: where the Gaussians begin.
-        evidence_BIhwC: numbers of each coarse cell's ray, EVIDENCE_CHANNELS for each depth.
-    """
-
-    first: FirstGuess
-    evidence_BIhwC: Tensor
-
-
-@torch.no_grad()
-def compared(
-    views_BI3HW: Tensor,
-    rays_BI6HW: Tensor,
-    poses_BI44: Tensor,
-    config: DenseHead.Config,
-    *,
-    fov_deg: float,
-    background: float,
-) -> Compared:
-    """Compare the views along the rays of cells."""
-    masks_BI1HW = object_masks(views_BI3HW.flatten(0, 1), background).unflatten(0, views_BI3HW.shape[:2])
-    grid = agreement(views_BI3HW, masks_BI1HW, poses_BI44, fov_deg=fov_deg, grid=config.grid)
-    pixels = torch.cat([masks_BI1HW, views_BI3HW, rays_BI6HW], dim=2)
-    shares_BND, evidence_BNC, cells_BN10 = along_cells(pixels, grid, COARSE_CELL, config.depths)
-    if config.cell(views_BI3HW.shape[1]) == FINE_CELL:
-        shares_BND, _, cells_BN10 = along_cells(pixels, grid, FINE_CELL, config.depths)
-    (h, w), num_views = (side // COARSE_CELL for side in views_BI3HW.shape[-2:]), views_BI3HW.shape[1]
-    return Compared(
-        first=first_guess(shares_BND, cells_BN10),
-        evidence_BIhwC=rearrange(evidence_BNC, "b (i h w) c -> b i h w c", i=num_views, h=h, w=w),
-    )
-
-
-def along_cells(pixels_BI10HW: Tensor, grid: Agreement, cell: int, num_depths: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Read the grid along the rays of cells.
-
-    Args:
-        pixels_BI10HW: mask, colour and Plücker ray of each pixel.
-
-    Returns:
-        shares_BND of views that show the object, evidence_BNC (2·D numbers), and cells_BN10: the mean mask, and the
-        means of colour and ray over the object's part of the cell.
-    """
-    weights = pixels_BI10HW[:, :, :1] + 1e-3  # a cell of the background has the mean of its pixels
-    means = functional.avg_pool2d((pixels_BI10HW[:, :, 1:] * weights).flatten(0, 1), cell)
-    means = means / functional.avg_pool2d(weights.flatten(0, 1), cell)
-    covered = functional.avg_pool2d(pixels_BI10HW[:, :, :1].flatten(0, 1), cell)
-    cells_BN10 = rearrange(torch.cat([covered, means], dim=1), "(b i) c h w -> b (i h w) c", b=len(pixels_BI10HW))
-    closest_BN3, direction_BN3, half_BN1 = chords(cells_BN10[..., 4:])
-    steps_D = depth_steps(num_depths, cells_BN10)
-    points_BND3 = closest_BN3[:, :, None] + (half_BN1 * steps_D)[..., None] * direction_BN3[:, :, None]
-    shares_BND, colors_BND3 = grid.along(points_BND3).split([1, 3], dim=-1)
-    difference_BND = (colors_BND3 - shares_BND * cells_BN10[:, :, None, 1:4]).abs().sum(-1)
-    shares_BND = shares_BND[..., 0]
-    return shares_BND, torch.cat([2 * shares_BND - 1, difference_BND], dim=-1), cells_BN10
-
-
-def first_guess(shares_BND: Tensor, cells_BN10: Tensor) -> FirstGuess:
-    """Put a Gaussian where its ray enters the hull, as volume rendering of the hull finds it."""
-    covered_BN1, colors_BN3, rays_BN6 = cells_BN10.split([1, 3, 6], dim=-1)
-    inside_BND = torch.sigmoid((shares_BND - HULL_SHARE) / SHARE_WIDTH)
-    free_BND = functional.pad((1 - inside_BND).cumprod(dim=-1)[..., :-1], (1, 0), value=1.0)
-    weights_BND = inside_BND * free_BND
-    met_BN1 = weights_BND.sum(-1, keepdim=True)
-    depths_BN1 = (weights_BND * depth_steps(shares_BND.shape[-1], shares_BND)).sum(-1, keepdim=True)
-    solid_BN1 = covered_BN1 * (0.1 + 0.9 * met_BN1)
-    return FirstGuess(
-        colors_BN3=colors_BN3,
-        rays_BN6=rays_BN6,
-        depths_BN1=depths_BN1 / met_BN1.clamp_min(1e-3),
-        opacities_BN1=FIRST_OPACITY + solid_BN1.clamp(1e-4, 0.999).logit().clamp(*OPACITY_RANGE),
-    )
-
-
-def depth_steps(number: int, like: Tensor) -> Tensor:
-    """Places of the samples of a ray between the bounds of the ball: (D,) in (-1, 1)."""
-    return (torch.arange(number, dtype=like.dtype, device=like.device) + 0.5) * (2 / number) - 1
-
-
-def chords(rays_BN6: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The part of rays inside the ball: closest_BN3 to the origin, direction_BN3, and half of its length (B, N, 1).
-
-    Rays that miss the ball, or nearly, get a short part.
-    """
-    moment_BN3, direction_BN3 = rays_BN6.split(3, dim=-1)
-    direction_BN3 = functional.normalize(direction_BN3, dim=-1)
-    closest_BN3 = torch.linalg.cross(direction_BN3, moment_BN3)
-    square_BN1 = BALL_RADIUS**2 - closest_BN3.square().sum(-1, keepdim=True)
-    return closest_BN3, direction_BN3, square_BN1.clamp_min((MIN_CHORD * BALL_RADIUS) ** 2).sqrt()
 
 
 def placed(raw_BNC: Tensor, first: FirstGuess, poses_BI44: Tensor, *, fov_deg: float, size: int) -> Gaussians:

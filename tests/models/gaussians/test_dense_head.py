@@ -7,11 +7,12 @@ import torch
 from scipy.spatial.transform import Rotation
 
 import models  # noqa: F401 - registers
-from models.gaussians.agreement import agreement, object_masks
-from models.gaussians.dense import FIRST_SCALE, RAW_CHANNELS, DenseHead, FirstGuess, along_cells, first_guess, placed
+from models.gaussians.agreement import Agreement, agreement, object_masks, unlikeness
+from models.gaussians.dense import FIRST_SCALE, RAW_CHANNELS, DenseHead, placed
+from models.gaussians.first_guess import COARSE_CELL, FirstGuess, blurred, cells_of, first_guess
 from models.gaussians.rendering import render
 from models.gaussians.scene import quaternions_of, rotation_formula
-from utils.cameras import BALL_RADIUS, intrinsics, opencv_to_opengl, orbit_cameras, plucker_rays
+from utils.cameras import BALL_RADIUS, cameras_at, intrinsics, opencv_to_opengl, orbit_cameras, plucker_rays
 from utils.errors import ConfigError
 from utils.registry import MODEL
 
@@ -82,17 +83,94 @@ def test_from_many_views_an_untrained_head_draws_unseen_views_already():
     assert error < 0.15 * blank
 
 
+def drawn_error(shown: torch.Tensor, cameras: torch.Tensor, given: list[int]) -> float:
+    """Mean squared error of what an untrained head draws of the views with odd numbers."""
+    found = head(trained=False, grid=48, depths=48)(shown[None, given], opencv_to_opengl(cameras[given])[None], **SEEN)
+    drawn = render(found, cameras[None, 1::2], intrinsics(FOV, SIZE), size=(SIZE, SIZE), background=1.0)
+    return float((drawn.colors_BV3HW[0] - shown[1::2]).detach().square().mean())
+
+
+def test_a_wrong_view_takes_away_nothing_and_shows_nothing():
+    cameras, given = orbit_cameras(num_views=24, elevation_deg=20, radius=2.0), list(range(0, 24, 2))
+    shown = ball_views(opencv_to_opengl(cameras)[None], radius=0.5)[0]
+    clean = drawn_error(shown, cameras, given)
+    wrong = shown.clone()
+    wrong[4] = 1.0
+    wrong[4, :, :10, :10] = 0.0  # a black square in a corner, and nothing where the ball is
+    damaged = drawn_error(wrong, cameras, given)
+    without = drawn_error(shown, cameras, [view for view in given if view != 4])
+    assert damaged < 1.1 * max(clean, without)
+    cameras_B = opencv_to_opengl(cameras[given])[None]
+    found = head(trained=False, grid=48, depths=48)(wrong[None, given], cameras_B, **SEEN)
+    of_views = found.opacities_BN1.unflatten(1, (12, -1))[0, ..., 0].amax(dim=1)
+    assert float(of_views[2]) < 0.05 < 0.9 < float(of_views[[0, 1, *range(3, 12)]].min())
+
+
+def test_a_wall_that_lies_behind_the_hull_is_found_by_its_colours():
+    """The hull begins at x = 0.4, and the wall lies at x = 0.25."""
+    cameras = cameras_at(torch.linspace(-40, 40, 9), torch.full((9,), 5.0), torch.full((9,), 2.0))
+    poses_1I44 = opencv_to_opengl(cameras)[None]
+    rays_I6HW = plucker_rays(poses_1I44[0], fov_deg=FOV, size=64)
+    along_IHW = (0.25 - cameras[:, 0, 3, None, None]) / rays_I6HW[:, 3]
+    y, z = (cameras[:, axis, 3, None, None] + along_IHW * rays_I6HW[:, 3 + axis] for axis in (1, 2))
+    striped = 0.5 + 0.2 * torch.sin(20 * y) + 0.2 * torch.sin(17 * z)
+    in_hull_G = BALL_RADIUS * ((torch.arange(64) + 0.5) / 32 - 1) < 0.4
+    hull = Agreement(shares_B1GGG=in_hull_G.float().expand(1, 1, 64, 64, 64))
+    places = {}
+    for name, colors_IHW in (("striped", striped), ("plain", torch.full_like(striped, 0.5))):
+        mask_and_colors = torch.cat([torch.ones(9, 1, 64, 64), colors_IHW[:, None].expand(-1, 3, -1, -1)], dim=1)
+        pixels = torch.cat([mask_and_colors, rays_I6HW], dim=1)[None]
+        first, _ = first_guess(pixels, COARSE_CELL, hull, 48, poses_1I44, fov_deg=FOV)
+        found = placed(torch.zeros(1, 9 * 256, RAW_CHANNELS), first, poses_1I44, fov_deg=FOV, size=64)
+        places[name] = found.means_BN3[0].unflatten(0, (9, 16, 16))[4, 4:12, 4:12, 0]  # x, in the middle view
+    assert float((places["plain"] - 0.4).abs().max()) < 0.06
+    assert float((places["striped"] - 0.25).abs().median()) < 0.02
+
+
+def test_only_near_views_are_compared_and_the_best_of_them_count():
+    angles = torch.tensor([0.0, 10.0, 20.0, 180.0])
+    cameras = opencv_to_opengl(cameras_at(angles, torch.zeros(4), torch.full((4,), 2.0)))[None]
+    pictures = torch.full((1, 4, 3, SIZE, SIZE), 0.5)
+    pictures[0, 3] = 0.0
+    points = torch.zeros(1, 4, 1, 2, 3)
+    colors = torch.full((1, 4, 1, 3), 0.5)
+    unlike_BIRS, trust_BI = unlikeness(pictures, points, colors, cameras, fov_deg=FOV)
+    torch.testing.assert_close(unlike_BIRS[0, :3], torch.zeros(3, 1, 2))  # the two nearest are the most similar
+    assert bool((trust_BI[0, :3] == 1).all())
+    assert float(trust_BI[0, 3]) == 0  # the view from behind has no near ones
+    pictures[0, 1] = 0.2
+    unlike_BIRS, _ = unlikeness(pictures, points, colors, cameras, fov_deg=FOV)
+    torch.testing.assert_close(unlike_BIRS[0, 0], torch.full((1, 2), 0.15))  # 0.3 in view 1, 0 in view 2
+
+
 def test_cells_at_the_border_of_the_object_have_its_colour_and_not_that_of_the_background():
     mask = torch.zeros(1, 1, 1, 8, 8)
     mask[..., :2] = 1.0
     colors = torch.where(mask > 0, 0.2, 1.0).expand(1, 1, 3, 8, 8)
     cameras = poses(1)
-    rays = plucker_rays(cameras[0], fov_deg=FOV, size=8)[None]
-    grid = agreement(colors, mask, cameras, fov_deg=FOV, grid=8)
-    shares_BND, _, cells_BN10 = along_cells(torch.cat([mask, colors, rays], dim=2), grid, 4, 8)
-    torch.testing.assert_close(cells_BN10[0, 0, :4], torch.tensor([0.5, 0.2, 0.2, 0.2]), atol=2e-3, rtol=0)
-    opacities_BN1 = first_guess(shares_BND, cells_BN10).opacities_BN1.sigmoid()
+    pixels = torch.cat([mask, colors, plucker_rays(cameras[0], fov_deg=FOV, size=8)[None]], dim=2)
+    cells = cells_of(pixels, COARSE_CELL)
+    torch.testing.assert_close(cells.colors_BN3[0, 0], torch.full((3,), 0.2), atol=2e-3, rtol=0)
+    torch.testing.assert_close(cells.middle_BN3[0, 0], cells.colors_BN3[0, 0])
+    assert float(cells.covered_BN1[0, 0]) == 0.5
+    grid = agreement(mask, cameras, fov_deg=FOV, grid=8)
+    first, _ = first_guess(pixels, COARSE_CELL, grid, 8, cameras, fov_deg=FOV)
+    opacities_BN1 = first.opacities_BN1.sigmoid()
     assert float(opacities_BN1[0, 0]) > 0.5 > 0.01 > float(opacities_BN1[0, 1])
+
+
+@pytest.mark.parametrize("side", [2, 4])
+def test_cells_have_the_colour_of_their_middle_and_blurred_pictures_stay_in_place(side):
+    ramp = (torch.arange(16) + 0.5) / 16
+    picture = torch.stack([ramp.expand(16, 16), ramp[:, None].expand(16, 16), torch.zeros(16, 16)])
+    pixels = torch.cat([torch.ones(1, 16, 16), picture, torch.zeros(6, 16, 16)])[None, None]
+    picture[2, side // 2 :: side, side // 2 :: side] = 1.0  # one of the four middle pixels of each cell
+    pixels[0, 0, 3] = picture[2]
+    cells = cells_of(pixels, side)
+    torch.testing.assert_close(cells.middle_BN3[..., 2], torch.full((1, (16 // side) ** 2), 0.25))
+    torch.testing.assert_close(cells.colors_BN3[..., 2], torch.full((1, (16 // side) ** 2), 1 / side**2))
+    soft = blurred(pixels, side)[0, 0, :2, 4:-4, 4:-4]
+    torch.testing.assert_close(soft, picture[:2, 4:-4, 4:-4], atol=1e-4, rtol=0)
 
 
 def test_white_inside_the_object_belongs_to_it():
@@ -111,12 +189,10 @@ def test_a_voxel_knows_in_which_views_the_object_is_there():
     masks = torch.ones(1, 4, 1, SIZE, SIZE)
     masks[:, 3] = 0.0
     masks[:, 0, :, :, : SIZE // 2] = 0.0  # from view 0 only the right half
-    colors = torch.full((1, 4, 3, SIZE, SIZE), 0.5)
-    grid = agreement(colors, masks, cameras, fov_deg=FOV, grid=16)
+    grid = agreement(masks, cameras, fov_deg=FOV, grid=16)
     right = cameras[0, 0, :3, 0] * 0.4
-    values = grid.along(torch.stack([right, -right])[None, None])[0, 0]
-    torch.testing.assert_close(values[0], torch.tensor([0.75, 0.375, 0.375, 0.375]), atol=1e-3, rtol=0)
-    torch.testing.assert_close(values[1], torch.tensor([0.5, 0.25, 0.25, 0.25]), atol=1e-3, rtol=0)
+    shares = grid.along(torch.stack([right, -right])[None, None])[0, 0]
+    torch.testing.assert_close(shares, torch.tensor([0.75, 0.5]), atol=1e-3, rtol=0)
 
 
 def test_depths_end_at_the_ball():
