@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from datasets.meshes.collecting import pyrogenesis
+from datasets.meshes.collecting import megaglest, pyrogenesis, supertuxkart
 from datasets.meshes.collecting.download import DebianPackage, GitRepositories, Origin
 from datasets.meshes.collecting.readers import Reader, Terms, mesh_files, sweethome3d
 
@@ -23,12 +23,28 @@ LICENCE_TEXTS = {
     "CC-BY-3.0-US": "https://creativecommons.org/licenses/by/3.0/us/",
     "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
     "CC-BY-SA-3.0": "https://creativecommons.org/licenses/by-sa/3.0/",
+    "CC-BY-SA-4.0": "https://creativecommons.org/licenses/by-sa/4.0/",
+    "MIT-0": "https://spdx.org/licenses/MIT-0.html",
     "GPL-2.0-or-later": "https://www.gnu.org/licenses/old-licenses/gpl-2.0.html",
 }
+AWS_WORLDS = ("small-house", "hospital", "bookstore", "small-warehouse")
+# Kits of Kenney of which the repository holds the .dae files, and which are not only pieces of roads.
+KENNEY_KITS = (
+    "Furniture Kit", "Nature Kit", "Space Kit", "Tower Defense (Classic)", "Racing Kit", "Weapon Pack",
+)  # fmt: skip
 # Building pieces, which are not objects on their own.
 PIECES = (
     r"^hex_|^block|floor|wall|tile|(^|_)(road|street|path|river|coast|platform|cube|roof|window|pipes?)(_|$)|ground|flag"
     r"|corner|primitive|modular|details|_(top|bottom|side|left|right|middle)(_|$)"
+)
+
+# Parts of robots, arenas and practice tasks among the models of Gazebo.
+GAZEBO_PIECES = (
+    r"plane|floor|wall|ramp|stairs|apartment|calibration|checker|circle|triangle|spectrum|terrain|heightmap|interchange"
+    r"|collision|propeller|aileron|flap|rudder|elevators|stanchion|backpack|body|finger|thumb|palm|elbow|forearm|shoulder"
+    r"|upper_?arm|neck|head|wrist|tilt|torso|wheel(_h)?$|spacer|standoff|kinect|plate_|^base$|float|hokuyo|scanse|simple"
+    r"|doorway|^number|lightmap|chassis|starting|door_|asus|realsense|joint|brace|gasket|pulley|rod|tube_|disk|field|walkway|bridge|willow|office$|frame|attachment|^4x8|2x4|2x6|4x4|dice|slats|connector|coupling"
+    r"|sweep|velodyne|round$|extension"
 )
 
 
@@ -148,6 +164,134 @@ SOURCES = {
             credit="Mini Mike's Metro Minis, additional artwork by Mike Judge (GitHub mikelovesrobots/mmmm)",
             needs=("collada", "pycollada"),
             megabytes=300,
+        ),
+        Source(
+            name="megaglest",
+            origin=DebianPackage("megaglest-data"),
+            terms=Terms("mg", "CC-BY-SA-3.0", "The Glest Team and the MegaGlest Team"),
+            reader=megaglest.models,
+            credit="models of MegaGlest (megaglest.org), Copyright The Glest Team and The MegaGlest Team",
+            megabytes=700,
+        ),
+        Source(
+            name="supertuxkart",
+            origin=DebianPackage("supertuxkart-data"),
+            terms=Terms("stk", "CC-BY-SA-4.0", "SuperTuxKart team"),
+            reader=supertuxkart.objects,
+            credit="models of SuperTuxKart (supertuxkart.net) by the authors named below",
+            megabytes=1400,
+        ),
+        Source(
+            name="gazebo",
+            origin=GitRepositories("https://github.com/osrf/gazebo_models"),
+            terms=Terms("gz", "CC-BY-3.0", "Nathan Koenig and Open Source Robotics Foundation"),
+            reader=partial(
+                mesh_files,
+                patterns=("*/meshes/*.dae", "*/meshes/*.obj"),
+                leave_out=GAZEBO_PIECES,
+                drop=frozenset(("drc", "practice", "base", "link", "part", "first", "mesh", "description")),
+                up="z",
+            ),
+            credit="models of the Gazebo simulator (github.com/osrf/gazebo_models)",
+            needs=("collada", "pycollada"),
+            megabytes=1000,
+        ),
+        Source(
+            name="robomaker",
+            origin=GitRepositories(
+                *(f"https://github.com/aws-robotics/aws-robomaker-{world}-world" for world in AWS_WORLDS)
+            ),
+            terms=Terms("aws", "MIT-0", "Amazon.com, Inc. or its affiliates"),
+            reader=partial(
+                mesh_files,
+                patterns=("*_visual.DAE", "*_visual.dae"),
+                leave_out=r"floor|wall|ceiling|roof|ground|carpet|door|window|curtain|portrait|column|logo|elevator|ramp"
+                r"|room|handle|light|sign|board$|portal|utensils|cluttering|_low$",
+                drop=frozenset("aws robomaker warehouse hospital retail residential visual".split()),
+                up="z",
+            ),
+            credit="models of the AWS RoboMaker worlds, Copyright Amazon.com, Inc. or its affiliates",
+            needs=("collada", "pycollada"),
+            megabytes=600,
+        ),
+        Source(
+            name="ycb",
+            origin=GitRepositories("https://github.com/elpis-lab/ycb_dataset"),
+            terms=Terms(
+                "ycb", "CC-BY-4.0", "Berk Calli, Arjun Singh, Aaron Walsman and others, YCB Object and Model Set"
+            ),
+            reader=partial(
+                mesh_files,
+                patterns=("*/google_16k/textured.obj",),
+                drop=frozenset(("large", "pitcher base", "ah")),
+                up="z",
+            ),
+            credit="scans of the YCB Object and Model Set (ycbbenchmarks.com), in GitHub elpis-lab/ycb_dataset",
+            megabytes=400,
+        ),
+        Source(
+            name="kenney_food",
+            origin=GitRepositories("https://github.com/nrsharip/threejs-food-kit"),
+            terms=Terms("kf2", "CC0-1.0", "Kenney"),
+            reader=partial(mesh_files, patterns=("*foodKit*/Models/GLTF/*.glb", "*foodKit*/Models/GLTF/*.gltf")),
+            credit="Food Kit by Kenney (kenney.nl), in GitHub nrsharip/threejs-food-kit",
+        ),
+        Source(
+            name="kenney_city",
+            origin=GitRepositories("https://github.com/peterschmidt85/openworld"),
+            terms=Terms("kc", "CC0-1.0", "Kenney"),
+            reader=partial(
+                mesh_files,
+                patterns=("*city/models/*.glb",),
+                leave_out=r"road|pavement|path|grass|driveway|detail|fence",
+                drop=frozenset(("type", "low", "wide", "detail")),
+            ),
+            credit="city kits by Kenney (kenney.nl), in GitHub peterschmidt85/openworld",
+            megabytes=500,
+        ),
+        Source(
+            name="quaternius_kits",
+            origin=GitRepositories("https://github.com/Noisemaker111/jgengine"),
+            terms=Terms("qk", "CC0-1.0", "Quaternius"),
+            reader=partial(
+                mesh_files,
+                patterns=("*models/quaternius-*/*.glb",),
+                leave_out=PIECES + r"|overhang|hole|balcony|door|stair|decal|platform|column|^bottom|^top|^wall|vine"
+                r"|border|support|exterior|cable|clamp|rail|holder|prop_brick|pebble|grass|clover|petal",
+                drop=frozenset(("prop", "common", "single")),
+            ),
+            credit="three kits by Quaternius (quaternius.com), collected in GitHub Noisemaker111/jgengine",
+            megabytes=1000,
+        ),
+        Source(
+            name="kaykit_forest",
+            origin=GitRepositories("https://github.com/rcbiscuitsbelfast-prog/viber3d"),
+            terms=Terms("kf", "CC0-1.0", "Kay Lousberg"),
+            reader=partial(
+                mesh_files,
+                patterns=("viber3d/Assets/KayKit_Forest*.gltf", "Assets/KayKit_Forest*.gltf"),
+                leave_out="grass",
+                drop=frozenset(("color", "colour")),
+            ),
+            credit="KayKit forest pack by Kay Lousberg (kaylousberg.com), in GitHub rcbiscuitsbelfast-prog/viber3d",
+            megabytes=1000,
+        ),
+        Source(
+            name="kenney_kits",
+            origin=GitRepositories("https://github.com/lazyxeon/AstraWeave-AI-Native-Gaming-Engine"),
+            terms=Terms("kk2", "CC0-1.0", "Kenney"),
+            reader=partial(
+                mesh_files,
+                patterns=tuple(f"*3D assets/{kit}/Models/DAE format/*.dae" for kit in KENNEY_KITS),
+                leave_out=PIECES + r"|cliff|bridge|grass|stairs|rail|barrier|fence|bezier|curve|straight|hangar|tower"
+                r"|rover_|monorail|terrain|platform|crossing|^snow_|^wood_structure|^ground|light|arrow|selection"
+                r"|ammo|uncovered|ramp|grand_?stand|pit|tent_|corridor|gate|track|enemy_ufo.*weapon|_cap|scope|bullet",
+                drop=frozenset(("detailed", "default")),
+                up="y",
+            ),
+            credit="six kits by Kenney (kenney.nl), collected in GitHub lazyxeon/AstraWeave-AI-Native-Gaming-Engine",
+            needs=("collada", "pycollada"),
+            megabytes=6000,
         ),
     )
 }

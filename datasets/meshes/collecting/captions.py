@@ -17,8 +17,9 @@ ADJECTIVES = frozenset(
     "egyptian italic greek roman arab".split()
 )
 CAPITALS = frozenset(
-    "african american arab arabian asian bactrian celtic cretan doric egyptian european greek hungarian iberian indian "
-    "ionic italic mediterranean persian roman senegal viking".split()
+    "african american anubis arab arabian asian aztec bactrian celtic christmas cretan doric easter egyptian european "
+    "ferris greek hungarian iberian indian ionic italic joshua mars mediterranean norse persian roman senegal "
+    "viking".split()
 )
 PROPER = frozenset(
     "American African Apple Asian British Chevrolet Christmas Concept Egyptian Ford French Greek Indian Japanese "
@@ -27,6 +28,7 @@ PROPER = frozenset(
 # Words that mean something else in English, or are misspelt, in file names and titles.
 CORRECTED = {
     "male": "man", "female": "woman", "hashtray": "ashtray", "gaz": "gas", "mocassin": "moccasin", "teck": "teak",
+    "thea": "tea", "musterd": "mustard", "lollypop": "lollipop", "rubiks": "Rubik's", "windex": "cleaner",
     "penbox": "pen box", "flipper": "pinball machine", "puff": "pouf", "bended": "bent", "trunck": "trunk",
 }  # fmt: skip
 # Abbreviations in file names, and words there that say nothing about the object.

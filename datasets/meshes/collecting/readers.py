@@ -31,8 +31,8 @@ class Terms:
 
 
 # Names of files that leave it to the folder to say what the object is.
-NO_NAMES = ("model", "scene", "mesh")
-NO_CATEGORIES = ("assets", "models", "model", "gltf", "glb", "obj", "meshes", "files", "public", "addons", "collada")
+NO_NAMES = ("model", "scene", "mesh", "base_link", "textured")
+NO_CATEGORIES = frozenset("assets models model gltf glb obj meshes files public addons collada google_16k".split())
 # A reader lists the objects below a folder; what it has to unpack goes into the second one.
 Reader = Callable[[Path, Path, Terms], list[Entry]]
 
@@ -74,7 +74,7 @@ def mesh_files(
     found = []
     for path in paths:
         folder, title = path.relative_to(root).parent, Path(path.stem).stem  # .gltf.glb has two suffixes
-        if title.lower() in NO_NAMES and folder.name:
+        while title.lower() in (*NO_NAMES, *NO_CATEGORIES) and folder.name:
             folder, title = folder.parent, folder.name
         category, caption = _category(folder), caption_of_file(title, drop=drop)
         if not caption or re.search(leave_out, title, re.IGNORECASE):
