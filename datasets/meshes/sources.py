@@ -43,7 +43,7 @@ GAZEBO_PIECES = (
     r"plane|floor|wall|ramp|stairs|apartment|calibration|checker|circle|triangle|spectrum|terrain|heightmap|interchange"
     r"|collision|propeller|aileron|flap|rudder|elevators|stanchion|backpack|body|finger|thumb|palm|elbow|forearm|shoulder"
     r"|upper_?arm|neck|head|wrist|tilt|torso|wheel(_h)?$|spacer|standoff|kinect|plate_|^base$|float|hokuyo|scanse|simple"
-    r"|doorway|^number|lightmap|chassis|starting|door_|asus|realsense|joint|brace|gasket|pulley|rod|tube_|disk|field|walkway|bridge|willow|office$|frame|attachment|^4x8|2x4|2x6|4x4|dice|slats|connector|coupling"
+    r"|doorway|^number|task|target|_prop$|hull|chasis|^arm$|^bench$|nist|^salon|thrift|^model$|orbbec|console|industrial|lightmap|chassis|starting|door_|asus|realsense|joint|brace|gasket|pulley|rod|tube_|disk|field|walkway|bridge|willow|office$|frame|attachment|^4x8|2x4|2x6|4x4|dice|slats|connector|coupling"
     r"|sweep|velodyne|round$|extension"
 )
 
@@ -189,8 +189,9 @@ SOURCES = {
                 mesh_files,
                 patterns=("*/meshes/*.dae", "*/meshes/*.obj"),
                 leave_out=GAZEBO_PIECES,
-                drop=frozenset(("drc", "practice", "base", "link", "part", "first", "mesh", "description")),
+                drop=frozenset("drc practice base link part first mesh description".split()),
                 up="z",
+                textures=("../materials/textures",),
             ),
             credit="models of the Gazebo simulator (github.com/osrf/gazebo_models)",
             needs=("collada", "pycollada"),
@@ -209,6 +210,7 @@ SOURCES = {
                 r"|room|handle|light|sign|board$|portal|utensils|cluttering|_low$",
                 drop=frozenset("aws robomaker warehouse hospital retail residential visual".split()),
                 up="z",
+                textures=("../materials/textures",),
             ),
             credit="models of the AWS RoboMaker worlds, Copyright Amazon.com, Inc. or its affiliates",
             needs=("collada", "pycollada"),
@@ -233,7 +235,11 @@ SOURCES = {
             name="kenney_food",
             origin=GitRepositories("https://github.com/nrsharip/threejs-food-kit"),
             terms=Terms("kf2", "CC0-1.0", "Kenney"),
-            reader=partial(mesh_files, patterns=("*foodKit*/Models/GLTF/*.glb", "*foodKit*/Models/GLTF/*.gltf")),
+            reader=partial(
+                mesh_files,
+                patterns=("*foodKit*/Models/GLTF/*.glb", "*foodKit*/Models/GLTF/*.gltf"),
+                noun_first="bottle|bowl|burger|can|cheese|cookie|cup|glass|maki|plate|pot|shaker|skewer|wine|sushi|tajine",
+            ),
             credit="Food Kit by Kenney (kenney.nl), in GitHub nrsharip/threejs-food-kit",
         ),
         Source(
@@ -244,7 +250,8 @@ SOURCES = {
                 mesh_files,
                 patterns=("*city/models/*.glb",),
                 leave_out=r"road|pavement|path|grass|driveway|detail|fence",
-                drop=frozenset(("type", "low", "wide", "detail")),
+                drop=frozenset(("type", "low", "wide", "detail", "character", "basic")),
+                noun_first="building",
             ),
             credit="city kits by Kenney (kenney.nl), in GitHub peterschmidt85/openworld",
             megabytes=500,
@@ -286,7 +293,11 @@ SOURCES = {
                 leave_out=PIECES + r"|cliff|bridge|grass|stairs|rail|barrier|fence|bezier|curve|straight|hangar|tower"
                 r"|rover_|monorail|terrain|platform|crossing|^snow_|^wood_structure|^ground|light|arrow|selection"
                 r"|ammo|uncovered|ramp|grand_?stand|pit|tent_|corridor|gate|track|enemy_ufo.*weapon|_cap|scope|bullet",
-                drop=frozenset(("detailed", "default")),
+                drop=frozenset(
+                    "detailed default plateau fall blocks darkh darkd top bottom silencer flat stage ring".split()
+                ),
+                noun_first="tree|table|stool|statue|craft|crop|grenade|machine|television|lamp|bookcase|knife|log|stump|plant|"
+                "cactus|bush|bed|chair|uzi|rocket|mushroom|flower|turret|shower",
                 up="y",
             ),
             credit="six kits by Kenney (kenney.nl), collected in GitHub lazyxeon/AstraWeave-AI-Native-Gaming-Engine",

@@ -49,6 +49,7 @@ NOUNS = {
     "palm deada": "dead palm tree", "palm deadb": "dead palm tree", "palm deadc": "dead palm tree",
     "kaktus deadtree": "dead tree", "swordman": "swordsman", "berserk": "berserker", "battleaxe": "axe fighter",
     "axe indian": "axe fighter", "cavalry": "horseman", "birke mush": "birch tree with mushrooms",
+    "birke branch": "birch tree",
     "calendar": "stone calendar", "mallorn": "tall tree", "burned": "burned tree", "gold": "pile of gold",
     "anubis": "Anubis", "tanne": "fir tree", "birke": "birch tree", "baum": "tree", "farn": "fern",
     "kaktusbusch": "cactus",
@@ -134,8 +135,8 @@ def _part(content: bytes, offset: int) -> tuple[Part, int]:
     return part, offset + 4 * num_indices
 
 
-def read_model(path: Path, root: Path) -> tuple[RenderMesh, list[str]]:
-    """Read a model with its textures.
+def read_model(path: Path, root: Path, is_unit: bool) -> tuple[RenderMesh, list[str]]:
+    """Read a model with its textures; only units belong to a player, in whose colour the engine paints parts of them.
 
     Returns:
         The mesh, z up, and notes on what is missing.
@@ -145,7 +146,7 @@ def read_model(path: Path, root: Path) -> tuple[RenderMesh, list[str]]:
         EmptyMeshError: it has no faces.
     """
     files = Companions(path, root)
-    player = PLAYERS[hashlib.sha256(path.stem.encode()).digest()[0] % len(PLAYERS)]
+    player = PLAYERS[hashlib.sha256(path.stem.encode()).digest()[0] % len(PLAYERS)] if is_unit else None
     try:
         parts = read_g3d(path.read_bytes())
     except DataError as err:
@@ -156,9 +157,9 @@ def read_model(path: Path, root: Path) -> tuple[RenderMesh, list[str]]:
     return turned(join(found), Y_UP_TO_Z_UP), files.notes
 
 
-def _painted(part: Part, files: Companions, player: tuple[int, int, int]) -> RenderMesh | None:
+def _painted(part: Part, files: Companions, player: tuple[int, int, int] | None) -> RenderMesh | None:
     pixels_HWC = files.picture(part.texture) if part.texture else None
-    if pixels_HWC is not None and part.shows_player and pixels_HWC.shape[2] == 4:
+    if pixels_HWC is not None and player is not None and part.shows_player and pixels_HWC.shape[2] == 4:
         alpha_HW1 = pixels_HWC[..., 3:].astype(np.float32) / 255
         mixed = pixels_HWC[..., :3] * alpha_HW1 + np.array(player, np.float32) * (1 - alpha_HW1)
         pixels_HWC = np.round(mixed).astype(np.uint8)
@@ -191,17 +192,19 @@ def models(root: Path, work: Path, terms: Terms) -> list[Entry]:
             faction = folder.parents[2].name
             unit = folder.parent.name
             caption = _caption(unit, "" if unit in COMMON else FACTIONS.get(faction, ""))
-            found.append(_entry(path, game, f"{faction} {unit}", faction, caption, terms))
+            found.append(_entry(path, game, f"{faction} {unit}", faction, caption, terms, is_unit=True))
         things = [*game.glob("techs/*/resources/*/models/*.g3d"), *game.glob("tilesets/**/*.g3d")]
         for path in sorted(things):
             place = path.relative_to(game).parts[1]
             if not NO_OBJECTS.search(path.stem):
-                found.append(_entry(path, game, f"{place} {path.stem}", place, _caption(path.stem, ""), terms))
+                found.append(
+                    _entry(path, game, f"{place} {path.stem}", place, _caption(path.stem, ""), terms, is_unit=False)
+                )
     return named([entry for entry in found if entry.caption], terms.prefix)
 
 
-def _entry(path: Path, game: Path, title: str, category: str, caption: str, terms: Terms) -> Entry:
-    read = partial(read_model, path, game)
+def _entry(path: Path, game: Path, title: str, category: str, caption: str, terms: Terms, *, is_unit: bool) -> Entry:
+    read = partial(read_model, path, game, is_unit)
     return Entry(title, title, category, caption, terms.licence, terms.author, str(path), read)
 
 

@@ -34,7 +34,7 @@ STATIC, ANIMATED = 2, 1
 CUTOFF = 0.5
 # Rows are the new axes, z up with the front along +x; the engine's are left-handed, y up, and karts face +z.
 FROM_ENGINE = np.array([[0, 0, 1], [-1, 0, 0], [0, 1, 0]], dtype=np.float64)
-LEVEL = re.compile(r"(_LOD_?(\d+|[a-z])|_lod(_model)?_[a-z]|_(high|hi|mid|low|lo))$")
+LEVEL = re.compile(r"(_LOD_?(\d+|[a-z])|_lod(_model)?_[a-z]|[_-](high|hi|mid|low|lo))$")
 LEVELS = {"high": 0, "hi": 0, "mid": 1, "low": 2, "lo": 2}
 NO_OBJECTS = re.compile(
     r"_track$|track$|water|sky|cloud|plane|invisible|reset|boundar|wall|terrain|landscape|grass|field|sign|arrow|light|"
@@ -48,6 +48,13 @@ NO_OBJECTS = re.compile(
 DROP = frozenset(
     "stklib stk hd main lod high low hi lo mid anim animation generic mod little a b c d e f g model sa new "
     "very".split()
+)
+# Shapes that only collisions see, and models that are copies all over a track.
+UNSEEN = re.compile(r"phys|_col(_|$)|collision|hitbox|helper", re.IGNORECASE)
+SCATTERED = frozenset(
+    "cow stones_01 stones_02 bush_a bush_brown_leaf_a bush_brown_leaf_b painting_a stump_01 wood_planks branch "
+    "house_pillar_a house_pillar_b toy_train ship container container_ctf pinevervlow sakuralow hat_a hammer canonball "
+    "swatter_anim stklib_cartraffic_a stklib_tropicalplant_a stklib_sagebrush_a house_drive_in".split()
 )
 # Names that are not English nouns, or of which only players of the game know what they are.
 NOUNS = {
@@ -357,9 +364,11 @@ def _library(root: Path) -> list[Found]:
     for path in sorted(root.glob("library/*/node.xml")):
         name, placed = path.parent.name, []
         groups: set[str] = set()
-        for node in sorted(_parsed(path), key=lambda node: float(node.get("lod_distance") or 0)):
+        for node in sorted(_parsed(path).iter(), key=lambda node: float(node.get("lod_distance") or 0)):
             model = path.parent / node.get("model", "")
             if node.tag not in ("object", "static-object", "track") or not model.is_file() or not node.get("model"):
+                continue
+            if node.get("interaction") == "physicsonly" or UNSEEN.search(model.stem):
                 continue
             group = node.get("lod_group") or node.get("lod_instance") or ""
             if group and group in groups:
@@ -388,7 +397,7 @@ def _finest(paths: list[Path]) -> list[Path]:
     best: dict[str, tuple[float, Path]] = {}
     for path in paths:
         match = LEVEL.search(path.stem)
-        level = re.sub(r"^_(LOD_?|lod_(model_)?)?", "", match[0]) if match else ""
+        level = re.sub(r"^[_-](LOD_?|lod_(model_)?)?", "", match[0]) if match else ""
         rank = float(level) if level.isdigit() else float(LEVELS.get(level, ord(level[0]) if level else 0))
         name = LEVEL.sub("", path.stem)
         if name not in best or rank < best[name][0]:
@@ -399,7 +408,7 @@ def _finest(paths: list[Path]) -> list[Path]:
 def _caption(name: str) -> str:
     """A noun phrase of the name of a model; "" for what is no object."""
     name = re.sub(r"^(stklib|stk|hd)_", "", name)
-    if NO_OBJECTS.search(name.lower()) or re.fullmatch(r"[\W\d_]*", name):
+    if NO_OBJECTS.search(name.lower()) or name.lower() in SCATTERED or re.fullmatch(r"[\W\d_]*", name):
         return ""
     for known in sorted(NOUNS, key=len, reverse=True):
         if name.lower().startswith(known.lower()):
