@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from datasets.meshes.collecting import megaglest, pyrogenesis, supertuxkart
+from datasets.meshes.collecting import megaglest, pyrogenesis, supertuxkart, ufoai
 from datasets.meshes.collecting.download import DebianPackage, GitRepositories, Origin
 from datasets.meshes.collecting.readers import Reader, Terms, mesh_files, sweethome3d
 
@@ -24,6 +24,7 @@ LICENCE_TEXTS = {
     "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
     "CC-BY-SA-3.0": "https://creativecommons.org/licenses/by-sa/3.0/",
     "CC-BY-SA-4.0": "https://creativecommons.org/licenses/by-sa/4.0/",
+    "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
     "MIT-0": "https://spdx.org/licenses/MIT-0.html",
     "GPL-2.0-or-later": "https://www.gnu.org/licenses/old-licenses/gpl-2.0.html",
 }
@@ -182,6 +183,14 @@ SOURCES = {
             megabytes=1400,
         ),
         Source(
+            name="ufoai",
+            origin=DebianPackage("ufoai-data"),
+            terms=Terms("ufo", "CC-BY-SA-3.0", "UFO: Alien Invasion team"),
+            reader=ufoai.models,
+            credit="models of UFO: Alien Invasion (ufoai.org) by the authors named below",
+            megabytes=900,
+        ),
+        Source(
             name="gazebo",
             origin=GitRepositories("https://github.com/osrf/gazebo_models"),
             terms=Terms("gz", "CC-BY-3.0", "Nathan Koenig and Open Source Robotics Foundation"),
@@ -217,6 +226,22 @@ SOURCES = {
             megabytes=600,
         ),
         Source(
+            name="servicesim",
+            origin=GitRepositories("https://github.com/osrf/servicesim"),
+            terms=Terms("svs", "Apache-2.0", "Open Source Robotics Foundation"),
+            reader=partial(
+                mesh_files,
+                patterns=("*/models/*/meshes/*.obj", "*/models/*/meshes/*.dae"),
+                leave_out=r"animation|skin|door|wall|cubicle|collision|no_sink|computer_|^servicebot$",
+                drop=frozenset(("cafe",)),
+                up="z",
+                textures=("../materials/textures",),
+            ),
+            credit="models of ServiceSim, Copyright Open Source Robotics Foundation (github.com/osrf/servicesim)",
+            needs=("collada", "pycollada"),
+            megabytes=600,
+        ),
+        Source(
             name="ycb",
             origin=GitRepositories("https://github.com/elpis-lab/ycb_dataset"),
             terms=Terms(
@@ -225,22 +250,12 @@ SOURCES = {
             reader=partial(
                 mesh_files,
                 patterns=("*/google_16k/textured.obj",),
+                leave_out=r"^072-[b-e]|nine_hole|colored_wood|extra_large",
                 drop=frozenset(("large", "pitcher base", "ah")),
                 up="z",
             ),
             credit="scans of the YCB Object and Model Set (ycbbenchmarks.com), in GitHub elpis-lab/ycb_dataset",
             megabytes=400,
-        ),
-        Source(
-            name="kenney_food",
-            origin=GitRepositories("https://github.com/nrsharip/threejs-food-kit"),
-            terms=Terms("kf2", "CC0-1.0", "Kenney"),
-            reader=partial(
-                mesh_files,
-                patterns=("*foodKit*/Models/GLTF/*.glb", "*foodKit*/Models/GLTF/*.gltf"),
-                noun_first="bottle|bowl|burger|can|cheese|cookie|cup|glass|maki|plate|pot|shaker|skewer|wine|sushi|tajine",
-            ),
-            credit="Food Kit by Kenney (kenney.nl), in GitHub nrsharip/threejs-food-kit",
         ),
         Source(
             name="kenney_city",
@@ -264,7 +279,7 @@ SOURCES = {
                 mesh_files,
                 patterns=("*models/quaternius-*/*.glb",),
                 leave_out=PIECES + r"|overhang|hole|balcony|door|stair|decal|platform|column|^bottom|^top|^wall|vine"
-                r"|border|support|exterior|cable|clamp|rail|holder|prop_brick|pebble|grass|clover|petal",
+                r"|border|support|exterior|cable|clamp|rail|holder|prop_brick|path|shutters|vent|fan|accesspoint|pebble|grass|clover|petal",
                 drop=frozenset(("prop", "common", "single")),
             ),
             credit="three kits by Quaternius (quaternius.com), collected in GitHub Noisemaker111/jgengine",

@@ -28,7 +28,9 @@ PROPER = frozenset(
 # Words that mean something else in English, or are misspelt, in file names and titles.
 CORRECTED = {
     "male": "man", "female": "woman", "hashtray": "ashtray", "gaz": "gas", "mocassin": "moccasin", "teck": "teak",
-    "thea": "tea", "musterd": "mustard", "lollypop": "lollipop", "rubiks": "Rubik's", "windex": "cleaner",
+    "thea": "tea", "cups": "cup", "duplo": "brick", "marbles": "pile of marbles", "musterd": "mustard", "tv": "TV",
+    "lollypop": "lollipop", "rubiks": "Rubik's", "windex": "cleaner", "suv": "SUV", "trashcan": "trash can",
+    "airconditioner": "air conditioner", "horologe": "clock", "nursesstation": "reception desk",
     "penbox": "pen box", "flipper": "pinball machine", "puff": "pouf", "bended": "bent", "trunck": "trunk",
 }  # fmt: skip
 # Abbreviations in file names, and words there that say nothing about the object.
