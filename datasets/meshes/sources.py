@@ -286,6 +286,19 @@ SOURCES = {
             megabytes=1000,
         ),
         Source(
+            name="quaternius_toon",
+            origin=GitRepositories("https://github.com/rcbiscuitsbelfast-prog/viber3d"),
+            terms=Terms("qt", "CC0-1.0", "Quaternius"),
+            reader=partial(
+                mesh_files,
+                patterns=("*/assets-toonshooter/Environment/glTF/*.gltf",),
+                leave_out="papers|structure|planks|wall",
+                drop=frozenset(("floor", "platform", "debris", "fixed")),
+            ),
+            credit="Toon Shooter kit by Quaternius (quaternius.com), in GitHub rcbiscuitsbelfast-prog/viber3d",
+            megabytes=1000,
+        ),
+        Source(
             name="kaykit_forest",
             origin=GitRepositories("https://github.com/rcbiscuitsbelfast-prog/viber3d"),
             terms=Terms("kf", "CC0-1.0", "Kay Lousberg"),
@@ -305,9 +318,10 @@ SOURCES = {
             reader=partial(
                 mesh_files,
                 patterns=tuple(f"*3D assets/{kit}/Models/DAE format/*.dae" for kit in KENNEY_KITS),
-                leave_out=PIECES + r"|cliff|bridge|grass|stairs|rail|barrier|fence|bezier|curve|straight|hangar|tower"
-                r"|rover_|monorail|terrain|platform|crossing|^snow_|^wood_structure|^ground|light|arrow|selection"
-                r"|ammo|uncovered|ramp|grand_?stand|pit|tent_|corridor|gate|track|enemy_ufo.*weapon|_cap|scope|bullet",
+                leave_out=PIECES
+                + r"|cliff|grass|stairs|rail|barrier|bezier|curve|straight|monorail_?track|terrain|platform"
+                r"|crossing|^snow_|^wood_structure|^ground|arrow|selection|ammo|uncovered|ramp|pit|corridor|track|_cap"
+                r"|scope|bullet|tent_(closed|roof)_|^hex|tower.*(bottom|middle|base|top)|end$|_side",
                 drop=frozenset(
                     "detailed default plateau fall blocks darkh darkd top bottom silencer flat stage ring".split()
                 ),
