@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from datasets.meshes.collecting import megaglest, pyrogenesis, supertuxkart, ufoai
+from datasets.meshes.collecting import luanti, megaglest, pyrogenesis, supertuxkart, ufoai
 from datasets.meshes.collecting.download import DebianPackage, GitRepositories, Origin
 from datasets.meshes.collecting.readers import Reader, Terms, mesh_files, sweethome3d
 
@@ -297,6 +297,34 @@ SOURCES = {
             ),
             credit="Toon Shooter kit by Quaternius (quaternius.com), in GitHub rcbiscuitsbelfast-prog/viber3d",
             megabytes=1000,
+        ),
+        Source(
+            name="homedecor",
+            origin=GitRepositories("https://github.com/mt-mods/homedecor_modpack"),
+            terms=Terms("hd", "CC-BY-SA-4.0", "Vanessa Ezekowitz and the authors of homedecor_modpack"),
+            reader=luanti.nodes,
+            credit="meshes and textures of homedecor_modpack for Luanti (github.com/mt-mods/homedecor_modpack)",
+        ),
+        Source(
+            name="babylon",
+            origin=GitRepositories("https://github.com/BabylonJS/MeshesLibrary"),
+            terms=Terms("bb", "CC-BY-4.0", "the authors of Babylon.js"),
+            reader=partial(
+                mesh_files,
+                patterns=(
+                    "*MeshesLibrary/*.glb",
+                    "*/Demos/weaponsDemo/meshes/*.glb",
+                    "*/Demos/nmeGlow/*.glb",
+                    "*/pirateFort/cannon.glb",
+                    "*/fish/*.glb",
+                    "*/vintageDeskFan/*.gltf",
+                ),
+                leave_out=r"cloth|spheres|cornell|rounded|shader|solar|target|wheel|head|dragon|ground|shadow|navmesh|nomat|nomorph"
+                r"|gem|ball|disk|tests?/|morph|rigged|anisotropy|underwater|plane$|tower|helmet|variants|frost|molten|saber",
+                drop=frozenset(("animated", "vert", "color", "acrobatics")),
+            ),
+            credit="meshes of Babylon.js (github.com/BabylonJS/MeshesLibrary)",
+            megabytes=800,
         ),
         Source(
             name="kaykit_forest",

@@ -30,6 +30,7 @@ CORRECTED = {
     "male": "man", "female": "woman", "hashtray": "ashtray", "gaz": "gas", "mocassin": "moccasin", "teck": "teak",
     "thea": "tea", "cups": "cup", "duplo": "brick", "marbles": "pile of marbles", "musterd": "mustard", "tv": "TV",
     "lollypop": "lollipop", "rubiks": "Rubik's", "windex": "cleaner", "suv": "SUV", "trashcan": "trash can",
+    "coatrack": "coat rack", "coffeemaker": "coffee maker", "openframe": "open", "ac": "air conditioner",
     "airconditioner": "air conditioner", "horologe": "clock", "nursesstation": "reception desk",
     "penbox": "pen box", "flipper": "pinball machine", "puff": "pouf", "bended": "bent", "trunck": "trunk",
 }  # fmt: skip
