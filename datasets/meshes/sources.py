@@ -41,7 +41,7 @@ PIECES = (
 
 # Parts of robots, arenas and practice tasks among the models of Gazebo.
 GAZEBO_PIECES = (
-    r"plane|floor|wall|ramp|stairs|apartment|calibration|checker|circle|triangle|spectrum|terrain|heightmap|interchange"
+    r"base_model|plane|floor|wall|ramp|stairs|apartment|calibration|checker|circle|triangle|spectrum|terrain|heightmap|interchange"
     r"|collision|propeller|aileron|flap|rudder|elevators|stanchion|backpack|body|finger|thumb|palm|elbow|forearm|shoulder"
     r"|upper_?arm|neck|head|wrist|tilt|torso|wheel(_h)?$|spacer|standoff|kinect|plate_|^base$|float|hokuyo|scanse|simple"
     r"|doorway|^number|task|target|_prop$|hull|chasis|^arm$|^bench$|nist|^salon|thrift|^model$|orbbec|console|industrial|lightmap|chassis|starting|door_|asus|realsense|joint|brace|gasket|pulley|rod|tube_|disk|field|walkway|bridge|willow|office$|frame|attachment|^4x8|2x4|2x6|4x4|dice|slats|connector|coupling"
@@ -347,7 +347,7 @@ SOURCES = {
                 mesh_files,
                 patterns=tuple(f"*3D assets/{kit}/Models/DAE format/*.dae" for kit in KENNEY_KITS),
                 leave_out=PIECES
-                + r"|cliff|grass|stairs|rail|barrier|bezier|curve|straight|monorail_?track|terrain|platform"
+                + r"|cliff|overhead|_row_|grass|stairs|rail|barrier|bezier|curve|straight|monorail_?track|terrain|platform"
                 r"|crossing|^snow_|^wood_structure|^ground|arrow|selection|ammo|uncovered|ramp|pit|corridor|track|_cap"
                 r"|scope|bullet|tent_(closed|roof)_|^hex|tower.*(bottom|middle|base|top)|end$|_side",
                 drop=frozenset(

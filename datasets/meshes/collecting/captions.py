@@ -12,7 +12,7 @@ ADJECTIVES = frozenset(
     "metal stone iron gold golden silver glass brick plastic granite limestone sandstone redstone marble red green "
     "blue yellow orange purple pink black white grey gray brown beige tan chestnut dark light snowy autumn winter "
     "african asian indian european american arabian persian bactrian mediterranean tropical temperate arctic polar "
-    "summer northern southern doric ionic corinthian defensive military simple modern fancy burnt grilled cooked "
+    "bare summer northern southern doric ionic corinthian defensive military simple modern fancy burnt grilled cooked "
     "uncooked chopped sliced male female adult great filled dirty melted destroyed floating rough celtic iberian "
     "egyptian italic greek roman arab".split()
 )
@@ -28,9 +28,10 @@ PROPER = frozenset(
 # Words that mean something else in English, or are misspelt, in file names and titles.
 CORRECTED = {
     "male": "man", "female": "woman", "hashtray": "ashtray", "gaz": "gas", "mocassin": "moccasin", "teck": "teak",
-    "thea": "tea", "cups": "cup", "duplo": "brick", "marbles": "pile of marbles", "musterd": "mustard", "tv": "TV",
+    "thea": "tea", "cups": "cup", "duplo": "block", "marbles": "pile of marbles", "musterd": "mustard", "tv": "TV",
     "lollypop": "lollipop", "rubiks": "Rubik's", "windex": "cleaner", "suv": "SUV", "trashcan": "trash can",
-    "coatrack": "coat rack", "coffeemaker": "coffee maker", "openframe": "open", "ac": "air conditioner",
+    "coatrack": "coat rack", "coffeemaker": "coffee maker", "openframe": "open",
+    "polaris": "utility vehicle", "tableware": "plate rack", "hatchback": "hatchback car", "ac": "air conditioner",
     "airconditioner": "air conditioner", "horologe": "clock", "nursesstation": "reception desk",
     "penbox": "pen box", "flipper": "pinball machine", "puff": "pouf", "bended": "bent", "trunck": "trunk",
 }  # fmt: skip
