@@ -347,7 +347,8 @@ SOURCES = {
                 mesh_files,
                 patterns=tuple(f"*3D assets/{kit}/Models/DAE format/*.dae" for kit in KENNEY_KITS),
                 leave_out=PIECES
-                + r"|cliff|overhead|_row_|grass|stairs|rail|barrier|bezier|curve|straight|monorail_?track|terrain|platform"
+                + r"|cliff|grass|stairs|rail|barrier|bezier|curve|straight|monorail_?track|terrain|platform"
+                r"|overhead|_row_"
                 r"|crossing|^snow_|^wood_structure|^ground|arrow|selection|ammo|uncovered|ramp|pit|corridor|track|_cap"
                 r"|scope|bullet|tent_(closed|roof)_|^hex|tower.*(bottom|middle|base|top)|end$|_side",
                 drop=frozenset(
