@@ -40,6 +40,7 @@ class Companions:
         read: what was read besides the mesh.
         missing: the names that were not found.
         notes: what is ignored, missing or replaced, in words.
+        beside: other folders in which its files may be, relative to its own folder.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Companions:
     read: list[Path] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    beside: tuple[str, ...] = ()
 
     def note(self, text: str) -> None:
         """Keep what the user must be told, once."""
@@ -66,6 +68,7 @@ class Companions:
             tries = [] if absolute and not text.startswith("/") else [(folder, parts)]
             inner = [part for part in parts if part != ".." and not re.fullmatch(r"[A-Za-z]:", part)]
             tries += [(self.path.parent, inner[start:]) for start in range(len(inner))]
+            tries += [(self.path.parent / other, inner[-1:]) for other in self.beside]
             for start, names in tries:
                 found = _walk(start, names) if names and self._allowed(start.joinpath(*names)) else None
                 if found is not None:

@@ -12,13 +12,14 @@ ADJECTIVES = frozenset(
     "metal stone iron gold golden silver glass brick plastic granite limestone sandstone redstone marble red green "
     "blue yellow orange purple pink black white grey gray brown beige tan chestnut dark light snowy autumn winter "
     "african asian indian european american arabian persian bactrian mediterranean tropical temperate arctic polar "
-    "summer northern southern doric ionic corinthian defensive military simple modern fancy burnt grilled cooked "
+    "bare summer northern southern doric ionic corinthian defensive military simple modern fancy burnt grilled cooked "
     "uncooked chopped sliced male female adult great filled dirty melted destroyed floating rough celtic iberian "
     "egyptian italic greek roman arab".split()
 )
 CAPITALS = frozenset(
-    "african american arab arabian asian bactrian celtic cretan doric egyptian european greek hungarian iberian indian "
-    "ionic italic mediterranean persian roman senegal viking".split()
+    "african american anubis arab arabian asian aztec bactrian celtic christmas cretan doric easter egyptian european "
+    "ferris greek hungarian iberian indian ionic italic joshua mars mediterranean norse persian roman senegal "
+    "viking".split()
 )
 PROPER = frozenset(
     "American African Apple Asian British Chevrolet Christmas Concept Egyptian Ford French Greek Indian Japanese "
@@ -27,6 +28,11 @@ PROPER = frozenset(
 # Words that mean something else in English, or are misspelt, in file names and titles.
 CORRECTED = {
     "male": "man", "female": "woman", "hashtray": "ashtray", "gaz": "gas", "mocassin": "moccasin", "teck": "teak",
+    "thea": "tea", "cups": "cup", "duplo": "block", "marbles": "pile of marbles", "musterd": "mustard", "tv": "TV",
+    "lollypop": "lollipop", "rubiks": "Rubik's", "windex": "cleaner", "suv": "SUV", "trashcan": "trash can",
+    "coatrack": "coat rack", "coffeemaker": "coffee maker", "openframe": "open",
+    "polaris": "utility vehicle", "tableware": "plate rack", "hatchback": "hatchback car", "ac": "air conditioner",
+    "airconditioner": "air conditioner", "horologe": "clock", "nursesstation": "reception desk",
     "penbox": "pen box", "flipper": "pinball machine", "puff": "pouf", "bended": "bent", "trunck": "trunk",
 }  # fmt: skip
 # Abbreviations in file names, and words there that say nothing about the object.

@@ -31,17 +31,26 @@ class Terms:
 
 
 # Names of files that leave it to the folder to say what the object is.
-NO_NAMES = ("model", "scene", "mesh")
-NO_CATEGORIES = ("assets", "models", "model", "gltf", "glb", "obj", "meshes", "files", "public", "addons", "collada")
+NO_NAMES = ("model", "scene", "mesh", "base_link", "textured")
+NO_CATEGORIES = frozenset("assets models model gltf glb obj meshes files public addons collada google_16k".split())
 # A reader lists the objects below a folder; what it has to unpack goes into the second one.
 Reader = Callable[[Path, Path, Terms], list[Entry]]
 
 
 def read_file(
-    path: Path, root: Path, up: str = "auto", rotation: tuple[float, ...] | None = None
+    path: Path,
+    root: Path,
+    up: str = "auto",
+    rotation: tuple[float, ...] | None = None,
+    textures: tuple[str, ...] = (),
 ) -> tuple[RenderMesh, list[str]]:
-    """Read a mesh file; `rotation` are the rows of a matrix that turns the axes of a y-up file."""
-    files = Companions(path, root)
+    """Read a mesh file.
+
+    Args:
+        rotation: the rows of a matrix that turns the axes of a y-up file.
+        textures: folders of textures, relative to the folder of the file.
+    """
+    files = Companions(path, root, beside=textures)
     mesh = read_mesh(files, up=up)
     if rotation is not None:
         mesh = turned(mesh, Y_UP_TO_Z_UP @ np.array(rotation).reshape(3, 3) @ Y_UP_TO_Z_UP.T)
@@ -57,6 +66,8 @@ def mesh_files(
     leave_out: str = "(?!)",
     drop: frozenset[str] = frozenset(),
     up: str = "auto",
+    textures: tuple[str, ...] = (),
+    noun_first: str = "(?!)",
 ) -> list[Entry]:
     """List mesh files.
 
@@ -65,6 +76,8 @@ def mesh_files(
         leave_out: regular expression of names that are no objects, such as tiles of a floor.
         drop: words that captions leave out.
         up: up axis of the files.
+        textures: folders of textures, relative to the folder of a file.
+        noun_first: regular expression of names that begin with their noun, such as "tree_pine".
     """
     paths = sorted(
         path
@@ -74,12 +87,13 @@ def mesh_files(
     found = []
     for path in paths:
         folder, title = path.relative_to(root).parent, Path(path.stem).stem  # .gltf.glb has two suffixes
-        if title.lower() in NO_NAMES and folder.name:
+        while title.lower() in (*NO_NAMES, *NO_CATEGORIES) and folder.name:
             folder, title = folder.parent, folder.name
-        category, caption = _category(folder), caption_of_file(title, drop=drop)
+        noun_is_first = re.match(noun_first, title, re.IGNORECASE) is not None
+        category, caption = _category(folder), caption_of_file(title, drop=drop, noun_first=noun_is_first)
         if not caption or re.search(leave_out, title, re.IGNORECASE):
             continue
-        read = partial(read_file, path, root, up)
+        read = partial(read_file, path, root, up, textures=textures)
         name = f"{category} {title}"
         found.append(Entry(name, title, category, caption, terms.licence, terms.author, str(path), read))
     return named(found, terms.prefix)
