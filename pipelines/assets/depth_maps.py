@@ -175,7 +175,7 @@ def without_floaters(gaussians: Gaussians) -> Gaussians:
     means_N3 = gaussians.means_BN3[0].cpu().numpy()
     if len(means_N3) <= NEIGHBOURS:
         return gaussians
-    apart_N = torch.from_numpy(cKDTree(means_N3).query(means_N3, NEIGHBOURS + 1)[0][:, 1:].mean(axis=1))
+    apart_N = torch.from_numpy(cKDTree(means_N3).query(means_N3, NEIGHBOURS + 1, workers=-1)[0][:, 1:].mean(axis=1))
     own_N = gaussians.covariances()[0].diagonal(dim1=-2, dim2=-1).amax(-1).sqrt().cpu()
     alone_N = (apart_N > ALONE * apart_N.median()) & (apart_N > ALONE * own_N)
     return gaussians.only((~alone_N).to(gaussians.means_BN3.device))
