@@ -166,8 +166,7 @@ def _summed(places_T3: Tensor, normals_T3: Tensor, views: DepthMaps) -> tuple[Te
 
 def _seen(places_T3: Tensor, normals_T3: Tensor, views: DepthMaps, view: int) -> tuple[Tensor, Tensor]:
     """Return the weight and the colour of one view at each point."""
-    c2w_44 = views.c2w_V44[view]
-    w2c_44 = torch.linalg.inv(c2w_44)
+    c2w_44, w2c_44 = views.c2w_V44[view], views.w2c_V44[view]
     camera_T3 = places_T3 @ w2c_44[:3, :3].T + w2c_44[:3, 3]
     z_T = camera_T3[:, 2]
     at_T2 = views.places(view, *camera_T3.unbind(-1))
@@ -180,5 +179,5 @@ def _seen(places_T3: Tensor, normals_T3: Tensor, views: DepthMaps, view: int) ->
     alpha_T, depth_T = functional.grid_sample(worst_2HW[None], grid, mode="nearest", align_corners=False)[0, :, 0]
     towards_T3 = functional.normalize(c2w_44[:3, 3] - places_T3, dim=-1)
     cosine_T = (towards_T3 * normals_T3).sum(-1).clamp_min(0)
-    step = HIDDEN_BEHIND * float((views.high_3 - views.low_3).max())
+    step = HIDDEN_BEHIND * (views.high_3 - views.low_3).max()
     return cosine_T**SHARPNESS * (alpha_T > COVERED) * (z_T - depth_T < step), color_3T.T
