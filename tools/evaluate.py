@@ -39,7 +39,9 @@ with 3D-aware sampling). Results: settings.json, row by row.
 
 Fits of objects (tools/reconstruct.py), the visual hull and the Gaussian head: each to true views and to views that the
 image model generates, clean and with four damaged views. Novel views and meshes are compared with the truth. Results:
-fits.md, fits.json and a picture of all meshes of an object, meshes_NNNN.png; what was measured before is kept.
+fits.md, fits.json and a picture of all meshes of an object, meshes_NNNN.png; what was measured before is kept. With
+`--part 1/8` ... `--part 8/8`, eight processes share the fits; the command without it then reads them. Objects of
+render_orbit.py need `--meshes objects`, the folder of their meshes.
 
     python tools/evaluate.py --measure likeness --cfg configs/mini/t2v_infer.yaml --held-out workspace/my_orbits \
         --among workspace/zoo_held_out --runs workspace/visualization/mini_t2v
@@ -59,6 +61,7 @@ pipelines/evaluation/README.md defines every metric.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,8 +136,29 @@ def compare_fits(cfg: RunConfig, args: argparse.Namespace) -> str:
         for method in methods
     }
     views = list(dict.fromkeys(args.fit_views_of)) or [TRUE, *([GENERATED] if cfg.takes_images else [])]
-    options = FitsOptions(held_out=args.held_out, sections=sections, views=views, num_objects=args.num, out=args.out)
+    options = FitsOptions(
+        held_out=args.held_out,
+        sections=sections,
+        views=views,
+        num_objects=args.num,
+        out=args.out,
+        meshes=args.meshes,
+        part=part_of(args.part),
+    )
     return markdown_table(evaluate_fits(cfg, options))
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """Read K/N.
+
+    Raises:
+        ConfigError: it is something else, or K is not one of 1 to N.
+    """
+    found = re.fullmatch(r"([0-9]{1,4})/([0-9]{1,4})", text)
+    part = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= part[0] <= part[1]:
+        raise ConfigError(f"--part {text} must be K/N with K from 1 to N, e.g. 1/8")
+    return part
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -168,7 +192,12 @@ def evaluate(cfg: RunConfig, args: argparse.Namespace) -> str:
         return consistency_table(evaluate_consistency(cfg, options))
     if args.measure == "head":
         options = HeadOptions(
-            held_out=args.held_out, runs=args.runs, num_objects=args.num, out=args.out, inputs=args.inputs
+            held_out=args.held_out,
+            runs=args.runs,
+            num_objects=args.num,
+            out=args.out,
+            inputs=args.inputs,
+            meshes=args.meshes,
         )
         return head_table(evaluate_head(cfg, options))
     if args.measure == "likeness":
@@ -241,6 +270,7 @@ def arguments() -> argparse.ArgumentParser:
         default="auto",
         help="auto: recognition for a text model, quality for an image model; recognition: prompts alone",
     )
+    add("--meshes", type=Path, metavar="FOLDER", help="head, fits: true meshes that tools/render_orbit.py rendered")
     add("--num", type=int, default=64, help="largest number of objects or prompts (default 64)")
     add("--runs", type=Path, action="append", default=[], help="measure these samples; may be repeated")
     add("--out", type=Path, default=Path("workspace/evaluation"), help="folder for the results")
@@ -291,13 +321,19 @@ def arguments() -> argparse.ArgumentParser:
     kinds = (TRUE, GENERATED)
     table("--fit-views-of", action="append", default=[], choices=kinds, help="views that are fitted (default both)")
     table("--fit-option", action="append", default=[], metavar="METHOD.key=value", help="an option of a method")
+    table("--part", default="1/1", metavar="K/N", help="only every N-th object from the K-th on, for N processes")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments().parse_intermixed_args(argv)
     cfg = load_config(args.cfg, args.overrides)
-    with sole_use(writable_folder(args.out, option="--out"), option="--out"):
+    # parts share a folder, and each has its own fits
+    part, num_parts = part_of(args.part)
+    if num_parts > 1 and args.measure != "fits":
+        raise ConfigError(f"--part {args.part} applies to --measure fits, not to {args.measure}; leave it out")
+    own = args.out / f"part_{part}_of_{num_parts}" if num_parts > 1 else args.out
+    with sole_use(writable_folder(own, option="--out"), option="--out"):
         print(evaluate(cfg, args))
 
 

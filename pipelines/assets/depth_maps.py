@@ -5,6 +5,7 @@ Letters: V views, H W pixels, N Gaussians.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -69,6 +70,11 @@ class DepthMaps:
     def K_V33(self) -> Tensor:
         """Intrinsics of each view."""
         return self.K_33.expand(len(self.c2w_V44), 3, 3)
+
+    @functools.cached_property
+    def w2c_V44(self) -> Tensor:
+        """World to camera; `inv` of each view would wait until the device reports success."""
+        return torch.linalg.inv_ex(self.c2w_V44)[0]
 
     def places(self, view: int, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         """Project coordinates in the frame of a camera to its image: (..., 2) in [-1, 1], for grid_sample."""
@@ -175,7 +181,7 @@ def without_floaters(gaussians: Gaussians) -> Gaussians:
     means_N3 = gaussians.means_BN3[0].cpu().numpy()
     if len(means_N3) <= NEIGHBOURS:
         return gaussians
-    apart_N = torch.from_numpy(cKDTree(means_N3).query(means_N3, NEIGHBOURS + 1)[0][:, 1:].mean(axis=1))
+    apart_N = torch.from_numpy(cKDTree(means_N3).query(means_N3, NEIGHBOURS + 1, workers=-1)[0][:, 1:].mean(axis=1))
     own_N = gaussians.covariances()[0].diagonal(dim1=-2, dim2=-1).amax(-1).sqrt().cpu()
     alone_N = (apart_N > ALONE * apart_N.median()) & (apart_N > ALONE * own_N)
     return gaussians.only((~alone_N).to(gaussians.means_BN3.device))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from pipelines.assets.turntable import save_turntable, turntable_frames
 from pipelines.assets.viewer import write_viewer
 from utils.cameras import camera_distance
 from utils.errors import DataError, WriteError
-from utils.files import meanwhile
 from utils.settings.assets import AssetOptions
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def write_assets(
 
     Returns:
         For each file: its size in bytes, its time in seconds and other facts, or {"error": the reason, "permanent":
-        true} if the object has no such file.
+        true} if the object has no such file. Files are made at the same time, so their times do not add up.
 
     Raises:
         WriteError: a file cannot be written, for example because the disk is full.
@@ -97,14 +97,19 @@ def write_assets(
     except DataError as err:  # otherwise each file would fail in another way, or contain invalid values
         return {name: _not_made(name, err) for name in (*makers, *([TURNTABLE_FILE] if options.turntable else []))}
     video = _Video(folder / TURNTABLE_FILE, frames, options) if options.turntable else None
-    # ffmpeg encodes the video in its own process while the other files are made
-    with meanwhile(*([video.encode] if video else [])):
-        facts = {}
+    # The mesh takes longest, and only it draws; threads make the others, and ffmpeg encodes in its own process.
+    facts: dict[str, dict[str, Any]] = {}
+    with ThreadPoolExecutor() as pool:
+        waiting = {TURNTABLE_FILE: pool.submit(video.make)} if video else {}
         for name, make in makers.items():
             if on_file:
                 on_file(name)
-            facts[name] = made(folder / name, make)
-    return facts | ({TURNTABLE_FILE: video.facts} if video else {})
+            if name == MESH_FILE:
+                facts[name] = made(folder / name, make)
+            else:
+                waiting[name] = pool.submit(made, folder / name, make)
+        facts |= {name: one.result() for name, one in waiting.items()}
+    return {name: facts[name] for name in (*makers, *waiting)}
 
 
 class _Video:
@@ -113,10 +118,11 @@ class _Video:
     def __init__(self, path: Path, frames: Callable[[], Tensor], options: AssetOptions) -> None:
         started = time.perf_counter()
         self.path, self.options, self.frames_V3HW = path, options, frames()
-        self.facts: dict[str, Any] = {"render_seconds": round(time.perf_counter() - started, 2)}
+        self.render_seconds = round(time.perf_counter() - started, 2)
 
-    def encode(self) -> None:
-        self.facts |= made(self.path, lambda path: save_turntable(path, self.frames_V3HW, self.options))
+    def make(self) -> dict[str, Any]:
+        facts = made(self.path, lambda path: save_turntable(path, self.frames_V3HW, self.options))
+        return {"render_seconds": self.render_seconds, **facts}
 
 
 def made(path: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

@@ -100,10 +100,9 @@ def fuse(views: DepthMaps, *, grid: int) -> Volume:
 
 def _distances(views: DepthMaps, view: int, axes: list[Tensor], *, truncation: float) -> tuple[Tensor, Tensor]:
     """Return for one view each voxel's signed distance to the surface, in [-1, 1], and its weight."""
-    w2c_44 = torch.linalg.inv(views.c2w_V44[view])
     x, y, z = (
         (axes[0] * row[0])[:, None, None] + (axes[1] * row[1])[:, None] + (axes[2] * row[2] + row[3])
-        for row in w2c_44[:3]
+        for row in views.w2c_V44[view, :3]
     )
     places = views.places(view, x, y, z).flatten(0, 1)[None]
     alpha, depth = close_gaps(views.alphas_V1HW[view], views.depths_V1HW[view], step=truncation / 2)
@@ -123,7 +122,7 @@ def close_gaps(alpha_1HW: Tensor, depth_1HW: Tensor, *, step: float) -> tuple[Te
     narrower than GAP of the image, gets the depth of its surroundings.
     """
     reach = max(1, round(GAP * alpha_1HW.shape[-1] / 2))
-    far = 2 * float(depth_1HW.max()) + 1
+    far = 2 * depth_1HW.max() + 1
     depth_1HW = torch.where(alpha_1HW > OPAQUE, depth_1HW, far)
     window = {"kernel_size": 2 * reach + 1, "stride": 1, "padding": reach}
     opened_1HW = functional.max_pool2d(-functional.max_pool2d(-depth_1HW, **window), **window)
@@ -144,9 +143,15 @@ def clean(volume: Volume) -> Volume:
     sizes = np.bincount(parts_XYZ.ravel())
     sizes[0] = 0
     kept_XYZ = (sizes >= SMALL_PART * sizes.max())[parts_XYZ]
-    solid_XYZ = ndimage.binary_fill_holes(kept_XYZ)
+    solid_XYZ = filled(kept_XYZ)
     values_XYZ = np.where(solid_XYZ, -np.abs(values_XYZ), np.abs(values_XYZ))
     return Volume(values_XYZ=values_XYZ, origin_3=volume.origin_3, voxel=volume.voxel)
+
+
+def filled(solid_XYZ: np.ndarray) -> np.ndarray:
+    """Fill holes that are enclosed; as `ndimage.binary_fill_holes`, in a third of its time."""
+    outside_XYZ, _ = ndimage.label(np.pad(~solid_XYZ, 1, constant_values=True))
+    return outside_XYZ[1:-1, 1:-1, 1:-1] != outside_XYZ[0, 0, 0]
 
 
 def triangulate(volume: Volume) -> Surface:

@@ -5,6 +5,7 @@ Letters: N points, F faces, T texels, V views, H W pixels.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
@@ -77,29 +78,27 @@ def bake(
         """Interpolate values of the points at the texels: (T, 3)."""
         return (weights_T3[..., None] * torch.from_numpy(values_N3[cut_F3]).to(corners_F32)[faces_T]).sum(dim=1)
 
-    colors_T3 = colors_at(between(cut_points_N3), between(cut_normals_N3), views, pictures=pictures)
     columns, rows = texels_T2[:, 0].cpu().numpy(), size - 1 - texels_T2[:, 1].cpu().numpy()
-    image_HW3 = np.zeros((size, size, 3), dtype=np.uint8)
     empty_HW = np.ones((size, size), dtype=np.uint8)
-    image_HW3[rows, columns] = np.round(255 * colors_T3).astype(np.uint8)
     empty_HW[rows, columns] = 0
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        labels = pool.submit(nearest_full, empty_HW)
+        colors_T3 = colors_at(between(cut_points_N3), between(cut_normals_N3), views, pictures=pictures)
+    nearest_HW = labels.result()
+    palette = np.empty((nearest_HW.max() + 1, 3), dtype=np.uint8)
+    palette[nearest_HW[rows, columns]] = np.round(255 * colors_T3).astype(np.uint8)
     return Texture(
         points_N3=cut_points_N3,
         faces_F3=cut_F3,
         source_N=source_N,
         uvs_N2=uvs_N2,
-        image_HW3=spread(image_HW3, empty_HW),
+        image_HW3=palette[nearest_HW],
     )
 
 
-def spread(image_HW3: np.ndarray, empty_HW: np.ndarray) -> np.ndarray:
-    """Give empty texels the colour of the nearest texel that has one."""
-    _, nearest_HW = cv2.distanceTransformWithLabels(
-        empty_HW, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    colors_T3 = np.empty((nearest_HW.max() + 1, 3), dtype=np.uint8)
-    colors_T3[nearest_HW[empty_HW == 0]] = image_HW3[empty_HW == 0]
-    return colors_T3[nearest_HW]
+def nearest_full(empty_HW: np.ndarray) -> np.ndarray:
+    """Number the texels that are not empty, from 1, and give each empty one the number of the nearest of them."""
+    return cv2.distanceTransformWithLabels(empty_HW, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL)[1]
 
 
 def colors_at(
@@ -167,8 +166,7 @@ def _summed(places_T3: Tensor, normals_T3: Tensor, views: DepthMaps) -> tuple[Te
 
 def _seen(places_T3: Tensor, normals_T3: Tensor, views: DepthMaps, view: int) -> tuple[Tensor, Tensor]:
     """Return the weight and the colour of one view at each point."""
-    c2w_44 = views.c2w_V44[view]
-    w2c_44 = torch.linalg.inv(c2w_44)
+    c2w_44, w2c_44 = views.c2w_V44[view], views.w2c_V44[view]
     camera_T3 = places_T3 @ w2c_44[:3, :3].T + w2c_44[:3, 3]
     z_T = camera_T3[:, 2]
     at_T2 = views.places(view, *camera_T3.unbind(-1))
@@ -181,5 +179,5 @@ def _seen(places_T3: Tensor, normals_T3: Tensor, views: DepthMaps, view: int) ->
     alpha_T, depth_T = functional.grid_sample(worst_2HW[None], grid, mode="nearest", align_corners=False)[0, :, 0]
     towards_T3 = functional.normalize(c2w_44[:3, 3] - places_T3, dim=-1)
     cosine_T = (towards_T3 * normals_T3).sum(-1).clamp_min(0)
-    step = HIDDEN_BEHIND * float((views.high_3 - views.low_3).max())
+    step = HIDDEN_BEHIND * (views.high_3 - views.low_3).max()
     return cosine_T**SHARPNESS * (alpha_T > COVERED) * (z_T - depth_T < step), color_3T.T

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.meshes.loading import load_mesh
-from datasets.meshes.scene import RenderMesh
+from datasets.meshes.companions import Companions
+from datasets.meshes.listing import MeshFile, collect_meshes
+from datasets.meshes.loading import load_mesh, read_mesh
+from datasets.meshes.scene import RenderMesh, normalise
 from datasets.shapes import redraw_shape
 from datasets.zoo import redraw
 from models.gaussians.lgm import evenly_spaced
@@ -53,12 +55,13 @@ class HeadOptions:
     """Options of the measurement.
 
     Attributes:
-        held_out: folder of true orbits; true meshes are known if tools/make_zoo.py wrote it.
+        held_out: folder of true orbits; true meshes are known if tools/make_zoo.py wrote it, or from `meshes`.
         runs: folders of samples that evaluate.py made of these objects; each kind of result is a row.
         num_objects: maximum number of objects.
         out: output folder.
         inputs: numbers of true views; each is a row. They are evenly spaced among the views with even numbers, and the
             others are unseen in every row. Empty: the configured input views.
+        meshes: see `true_meshes`.
     """
 
     held_out: Path
@@ -66,6 +69,7 @@ class HeadOptions:
     num_objects: int
     out: Path
     inputs: Sequence[int] = ()
+    meshes: Path | None = None
 
 
 def evaluate_head(cfg: RunConfig, options: HeadOptions) -> dict[str, Any]:
@@ -88,7 +92,9 @@ def evaluate_head(cfg: RunConfig, options: HeadOptions) -> dict[str, Any]:
     orbits = TrueOrbits(options.held_out, cfg, limit=options.num_objects, scratch=out, option="--held-out")
     every_orbit = dict.fromkeys(range(len(orbits)))
     rows = {TRUE_ROW: every_orbit} | sampled_views(options.runs, orbits)
-    meshes = true_meshes(options.held_out, cfg, num_objects=len(orbits)) if cfg.assets.glb else {}
+    meshes = {}
+    if cfg.assets.glb:
+        meshes = true_meshes(options.held_out, cfg, object_ids=orbits.object_ids, sources=options.meshes)
     reconstruction = load_head_alone(cfg, device)
     inputs = reconstruction.config.views_of(num_views)
     unseen = [view for view in range(num_views) if view not in inputs]
@@ -154,22 +160,44 @@ def load_head_alone(cfg: RunConfig, device: torch.device) -> FeedForward:
     return build_reconstruction(cfg, head.to(device), autoencoder=autoencoder, placement=Placement(device))
 
 
-def true_meshes(folder: Path, cfg: RunConfig, *, num_objects: int) -> dict[int, RenderMesh]:
-    """Generate the meshes of the first objects in a folder of tools/make_zoo.py again; returns nothing for other data.
+def true_meshes(
+    folder: Path, cfg: RunConfig, *, object_ids: Sequence[str], sources: Path | None = None
+) -> dict[int, RenderMesh]:
+    """Make the true meshes of the first objects in a folder.
+
+    Args:
+        object_ids: ids of these objects.
+        sources: folder of the meshes that tools/render_orbit.py rendered. None: the objects of tools/make_zoo.py are
+            generated again; nothing is returned for other data.
 
     Raises:
-        DataError: this version no longer generates these objects.
+        DataError: a mesh is not there, or this version no longer generates these objects.
     """
+    if sources is not None:
+        files = collect_meshes([sources])
+        return {number: read_true_mesh(files, name, sources) for number, name in enumerate(object_ids)}
     if not any(folder.glob("orbits_*.safetensors")) and not (folder / "attributes.json").is_file():
         log.info("no mesh figures: %s was not made by tools/make_zoo.py", folder)
         return {}
-    attributes = open_held_out(folder, cfg)[1][:num_objects]
+    attributes = open_held_out(folder, cfg)[1][: len(object_ids)]
     drawn = {
         number: redraw_shape(one) if "forms" in one else redraw(one)
         for number, one in enumerate(attributes)
         if "seed" in one
     }
     return {number: one.mesh for number, one in drawn.items()}
+
+
+def read_true_mesh(files: Mapping[str, MeshFile], object_id: str, sources: Path) -> RenderMesh:
+    """Read the mesh of an object as tools/render_orbit.py does.
+
+    Raises:
+        DataError: it is not there, or cannot be read.
+    """
+    file = files.get(object_id.rpartition("/")[2])
+    if file is None:
+        raise DataError(f"--meshes {sources}: no mesh of {object_id}; name the folder that render_orbit.py rendered")
+    return normalise(read_mesh(Companions(file.path, file.root)))
 
 
 def sampled_views(runs: Sequence[Path], orbits: TrueOrbits) -> dict[str, dict[int, Path]]:

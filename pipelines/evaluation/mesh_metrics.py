@@ -42,6 +42,7 @@ NUM_DIRECTIONS = 64  # number of rays from a point, to test whether it is visibl
 OFF_SURFACE = 1e-3  # start of a ray in units of the bounding cube; larger than the rounding error of its own triangle
 # Voxel lines are shifted by this fraction of a voxel, so that they do not run through edges of regular meshes.
 OFF_GRID = (0.00137, 0.00251)
+CLOSE_POINTS = 1e-5  # in world units; closer points are one
 MAX_DRAWS = 20  # maximum number of draws of points, to find enough outer points
 
 
@@ -144,6 +145,20 @@ def volume_iou(made: RenderMesh, true: RenderMesh, *, grid: int = 64) -> float:
     if not either:
         raise DataError("the meshes enclose no volume; flip their normals, or repair them")
     return int((first_XYZ & second_XYZ).sum()) / either
+
+
+def is_closed(mesh: RenderMesh) -> bool:
+    """Whether the faces at each edge cancel: as many run along it in one direction as in the other.
+
+    This holds for every union of closed parts, also where parts touch or intersect each other.
+    """
+    points_N3 = np.round(mesh.points_F33.reshape(-1, 3).astype(np.float64) / CLOSE_POINTS).astype(np.int64)
+    _, corners_N = np.unique(points_N3, axis=0, return_inverse=True)
+    faces_F3 = corners_N.reshape(-1, 3)
+    edges_E2 = faces_F3[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
+    key_E = edges_E2.min(axis=1) * len(points_N3) + edges_E2.max(axis=1)
+    _, edge_E = np.unique(key_E, return_inverse=True)
+    return not np.bincount(edge_E, weights=np.sign(edges_E2[:, 1] - edges_E2[:, 0])).any()
 
 
 def is_inside(mesh: RenderMesh, corner_3: np.ndarray, *, side: float, grid: int) -> np.ndarray:

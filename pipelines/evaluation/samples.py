@@ -73,12 +73,7 @@ def sample_orbits(
         One folder per object.
     """
     settings = sample_settings(pipeline.cfg)
-    folders, missing = [], []
-    for index, orbit in enumerate(orbits):
-        job = _job_of(orbit, index, given=given, out=out, seed=seed)
-        folders.append(job.folder)
-        if not is_done(job, settings):
-            missing.append(index)
+    folders, missing = orbit_samples(pipeline.cfg, orbits, given=given, out=out, seed=seed)
     log.info("%d of %d orbits to sample from %d given views, in %s", len(missing), len(orbits), len(given), out)
     weights = weights_of(pipeline.cfg) if missing else {}
     num_steps, seconds = pipeline.steps_per_call, 0.1 if sys.stderr.isatty() else 10.0
@@ -94,6 +89,15 @@ def sample_orbits(
                 own = {name: views_BVCHW[index] for name, views_BVCHW in results.items()}
                 write_sample(one.job.folder, own, orbit=one.orbit, record=record)
     return folders
+
+
+def orbit_samples(
+    cfg: RunConfig, orbits: TrueOrbits, *, given: Sequence[int], out: Path, seed: int
+) -> tuple[list[Path], list[int]]:
+    """Return the folder of each sample that `sample_orbits` makes, and the indices of those that are missing."""
+    settings = sample_settings(cfg)
+    jobs = [_job_of(orbit, index, given=given, out=out, seed=seed) for index, orbit in enumerate(orbits)]
+    return [job.folder for job in jobs], [index for index, job in enumerate(jobs) if not is_done(job, settings)]
 
 
 def sample_prompts(cfg: RunConfig, prompts: Sequence[str], *, out: Path) -> list[Path]:

@@ -79,6 +79,8 @@ def test_samples_are_tested_for_consistency_and_mistakes_are_named(tmp_path, mea
         (("--num", "0"), "--num must be at least 1, got 0"),
         (("--sheet", "0"), "--sheet must be at least 1, got 0"),
         (("--seeds", "0"), "--seeds must be at least 1, got 0"),
+        (("--part", "1/2"), "--part 1/2 applies to --measure fits, not to auto"),
+        (("--measure", "fits", "--part", "3/2"), "--part 3/2 must be K/N with K from 1 to N"),
         (("--known", "3"), "--known 3 is not valid; use a divisor of the 8 views"),
     ):
         with pytest.raises(ConfigError, match=message):

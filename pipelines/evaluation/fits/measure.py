@@ -9,6 +9,7 @@ Letters: V views, C channels, H W pixels.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -33,8 +34,8 @@ from pipelines.evaluation.fits.report import markdown_table, mesh_sheet
 from pipelines.evaluation.head_quality import load_head_alone, true_meshes
 from pipelines.evaluation.held_out import TrueOrbit, TrueOrbits, background_of
 from pipelines.evaluation.image_metrics import score_views
-from pipelines.evaluation.mesh_metrics import surface_distance, volume_iou
-from pipelines.evaluation.samples import sample_orbits
+from pipelines.evaluation.mesh_metrics import is_closed, surface_distance, volume_iou
+from pipelines.evaluation.samples import orbit_samples, sample_orbits
 from pipelines.reconstruction.base import Reconstructor
 from pipelines.sampling.finished import weights_of
 from pipelines.sampling.pipeline import ViewsPipeline
@@ -63,12 +64,15 @@ class FitsOptions:
     """Options of the measurement.
 
     Attributes:
-        held_out: folder that tools/make_zoo.py wrote, whose meshes can be made again.
+        held_out: folder that tools/make_zoo.py wrote, whose meshes can be made again, or any with `meshes`.
         sections: the options of each method; the hull uses those of `gs`. `head` has none.
         views: which views are fitted, of TRUE and GENERATED.
         num_objects: maximum number of objects, at least 2: each is damaged with a view of the next.
         out: output folder.
         num_points: samples of each surface for the distances.
+        meshes: folder of the meshes that tools/render_orbit.py rendered.
+        part: (k, n): fit only every n-th object, beginning with the k-th; several processes share the work so. The
+            results stay in `out`, and a run without it reads them and writes the table.
     """
 
     held_out: Path
@@ -77,6 +81,8 @@ class FitsOptions:
     num_objects: int
     out: Path
     num_points: int = 100_000
+    meshes: Path | None = None
+    part: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +94,16 @@ class HeldOut:
     unseen: PosedViews
     mesh: RenderMesh
 
+    @functools.cached_property
+    def closed(self) -> bool:
+        """Whether the true mesh encloses a volume; many meshes of games do not."""
+        return is_closed(self.mesh)
+
 
 def evaluate_fits(cfg: RunConfig, options: FitsOptions) -> dict[str, Any]:
     """Fit, measure, and write fits.json, fits.md and a sheet of meshes per object; returns the content of fits.json.
+
+    A part writes only its fits, and returns the table of its objects.
 
     Raises:
         ConfigError, DataError: a setting or a folder does not fit.
@@ -98,42 +111,50 @@ def evaluate_fits(cfg: RunConfig, options: FitsOptions) -> dict[str, Any]:
     device = pick_device(cfg.device)
     out = writable_folder(options.out, option="--out")
     orbits = TrueOrbits(options.held_out, cfg, limit=options.num_objects, scratch=out, option="--held-out")
-    meshes = true_meshes(options.held_out, cfg, num_objects=len(orbits))
+    meshes = true_meshes(options.held_out, cfg, object_ids=orbits.object_ids, sources=options.meshes)
     if len(meshes) < len(orbits):
-        raise DataError(f"--held-out {options.held_out}: has no true meshes; make it with tools/make_zoo.py")
+        raise DataError(
+            f"--held-out {options.held_out}: has no true meshes; make it with tools/make_zoo.py, or name the folder of "
+            "the meshes with --meshes"
+        )
     if len(orbits) < 2:
         raise ConfigError(f"--measure fits needs at least 2 objects, got {len(orbits)}; raise --num, or add objects")
     if GENERATED in options.views and not cfg.takes_images:
         raise ConfigError("--fit-views-of generated needs an image model, e.g. --cfg configs/mini/i2v_infer.yaml")
     head = load_head_alone(cfg, device) if HEAD in options.sections else None
-    samples = _generated(cfg, orbits, out) if GENERATED in options.views else {}
-    objects = [
-        _held_out(orbit, meshes[number], samples.get(number), cfg, options) for number, orbit in enumerate(orbits)
-    ]
+    part, num_parts = options.part
+    numbers = range(part - 1, len(orbits), num_parts)
+    samples = _generated(cfg, orbits, out, complete=num_parts == 1) if GENERATED in options.views else {}
+    objects = {
+        number: _held_out(orbits[number], meshes[number], samples.get(number), cfg, options)
+        for number in sorted({*numbers, *((number + 1) % len(orbits) for number in numbers)})
+    }
     measure = Measurement(cfg, options, objects, head=head, device=device)
     units = [
         (kind, state, method, number)
         for kind in options.views
         for state in (CLEAN, DAMAGED)
         for method in options.sections
-        for number in range(len(objects))
+        for number in numbers
     ]
     found = {unit: measure(*unit) for unit in tqdm(units, unit="fit", desc="fits")}
     rows = []
     for kind, state, method in dict.fromkeys(unit[:3] for unit in units):
-        results = [found[kind, state, method, number] for number in range(len(objects))]
+        results = [found[kind, state, method, number] for number in numbers]
         rows.append({"views": kind, "state": state, "method": method, **row_of(results)})
     result = {
         "held_out": str(options.held_out),
-        "objects": orbits.object_ids,
+        "objects": [orbits.object_ids[number] for number in numbers],
         "device": str(device),
         "damaged_views": damaged_numbers(cfg.cameras.num_views),
         "rows": rows,
     }
+    if num_parts > 1:
+        return result
     write_json(out / "fits.json", result)
     with atomic_path(out / "fits.md") as part:
         part.write_text(markdown_table(result), encoding="utf-8")
-    for number, one in enumerate(objects):
+    for number, one in objects.items():
         named = {" ".join(unit[:3]): measure.folder(*unit) / MESH_FILE for unit in units if unit[3] == number}
         save_png(out / f"meshes_{number:04d}.png", mesh_sheet(one.mesh, named))
     return result
@@ -146,7 +167,7 @@ class Measurement:
         self,
         cfg: RunConfig,
         options: FitsOptions,
-        objects: Sequence[HeldOut],
+        objects: Mapping[int, HeldOut],
         *,
         head: Reconstructor | None,
         device: torch.device,
@@ -163,7 +184,8 @@ class Measurement:
         folder = self.folder(kind, state, method, number)
         one, views = self.objects[number], self.objects[number].views[kind]
         if state == DAMAGED:
-            views = damaged(views, self.objects[(number + 1) % len(self.objects)].views[kind])
+            other = number + 1 if number + 1 in self.objects else 0
+            views = damaged(views, self.objects[other].views[kind])
         identity = self._identity(method, views, one)
         known = _known(folder, identity)
         if known is not None:
@@ -221,7 +243,7 @@ class Measurement:
             "watertight": facts["watertight"],
             "chamfer": surface_distance(mesh, one.mesh, num_points=num_points, outer=True).chamfer,
             "chamfer_all": surface_distance(mesh, one.mesh, num_points=num_points, outer=False).chamfer,
-            "iou": volume_iou(mesh, one.mesh),
+            "iou": volume_iou(mesh, one.mesh) if one.closed else None,
         }
 
     def _identity(self, method: str, views: PosedViews, one: HeldOut) -> str:
@@ -280,10 +302,25 @@ def _held_out(orbit: TrueOrbit, mesh: RenderMesh, sample: Path | None, cfg: RunC
     )
 
 
-def _generated(cfg: RunConfig, orbits: TrueOrbits, out: Path) -> dict[int, Path]:
-    """Sample the objects from their view 0; existing samples are kept."""
-    pipeline = ViewsPipeline.from_config(cfg)
-    return dict(enumerate(sample_orbits(pipeline, orbits, given=(0,), out=out / "given_1", seed=cfg.seed)))
+def _generated(cfg: RunConfig, orbits: TrueOrbits, out: Path, *, complete: bool) -> dict[int, Path]:
+    """Return a sample of each object from its view 0.
+
+    Args:
+        complete: make those that are missing.
+
+    Raises:
+        DataError: one is missing.
+    """
+    where = {"given": (0,), "out": out / "given_1", "seed": cfg.seed}
+    folders, missing = orbit_samples(cfg, orbits, **where)
+    if missing and not complete:
+        raise DataError(
+            f"--part needs the generated views, but {folders[missing[0]]} is not there; several processes would sample "
+            "it; run once without --part, e.g. with --method hull"
+        )
+    if missing:
+        sample_orbits(ViewsPipeline.from_config(cfg), orbits, **where)
+    return dict(enumerate(folders))
 
 
 def _known(folder: Path, identity: str) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from PIL import Image
 from models.gaussians.files import read_ply
 from models.gaussians.rendering import render
 from models.gaussians.scene import Gaussians
-from pipelines.assets import ASSET_FILES, GLTF_FILE, SPZ_FILE
+from pipelines.assets import ASSET_FILES, GLTF_FILE, SPZ_FILE, files
 from pipelines.assets.files import MESH_FILE, PLY_FILE, SPLAT_FILE, TURNTABLE_FILE, VIEWER_FILE, write_assets
 from pipelines.assets.turntable import write_turntable
 from pipelines.assets.viewer import write_viewer
@@ -23,7 +23,7 @@ from pipelines.sampling.sample_folder import VisualGeneratedVideos
 from tests.tiny_gaussians import SMALL, SMALL_OPTIONS, ball, transparent
 from utils.cameras import intrinsics, orbit_cameras
 from utils.config import load_config
-from utils.errors import ConfigError
+from utils.errors import ConfigError, WriteError
 from utils.settings.assets import AssetOptions
 
 ORBIT = orbit_cameras(num_views=2, elevation_deg=15, radius=2.0)
@@ -64,6 +64,16 @@ def test_no_surface_does_not_lose_the_rest(tmp_path, caplog):
         for record in caplog.records
         if record.message.startswith("mesh.glb was not written: fewer than 4")
     ]
+
+
+def test_a_full_disk_ends_the_call_whichever_file_meets_it(tmp_path, monkeypatch):
+    def full(path, gaussians):
+        raise WriteError(f"{path} cannot be written")
+
+    monkeypatch.setattr(files, "write_splat", full)  # in a thread
+    with pytest.raises(WriteError, match=SPLAT_FILE):
+        write(tmp_path, ball())
+    assert SPLAT_FILE not in {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("made", ["glb", "turntable"])

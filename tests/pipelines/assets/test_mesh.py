@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from scipy import ndimage
 
 from datasets.meshes.loading import load_mesh
 from datasets.meshes.renderer import sample_texture
@@ -25,9 +26,9 @@ from pipelines.assets.depth_maps import (
     without_floaters,
 )
 from pipelines.assets.mesh import UNLIT, write_glb
-from pipelines.assets.surface import OPEN_SHARE, Volume, clean, close_gaps, extract_surface, fuse, triangulate
+from pipelines.assets.surface import OPEN_SHARE, Volume, clean, close_gaps, extract_surface, filled, fuse, triangulate
 from pipelines.assets.texels import cover_texels
-from pipelines.assets.texture import colors_at, nearest_seen, spread
+from pipelines.assets.texture import colors_at, nearest_full, nearest_seen
 from tests.tiny_gaussians import SMALL_OPTIONS, ball, direction_colors, fog, join, transparent
 from utils.cameras import intrinsics, orbit_cameras
 from utils.errors import DataError
@@ -168,6 +169,13 @@ def test_an_enclosed_hollow_is_filled():
     assert trimesh.Trimesh(surface.points_N3, surface.faces_F3).volume == pytest.approx(4 / 3 * np.pi * 1000, rel=0.05)
 
 
+def test_holes_are_filled_as_scipy_fills_them():
+    solid = np.random.default_rng(0).random((20, 21, 22)) < 0.75
+    expected = ndimage.binary_fill_holes(solid)
+    assert (expected != solid).any()
+    np.testing.assert_array_equal(filled(solid), expected)
+
+
 def test_cameras_surround_the_object():
     c2w_V44 = sphere_cameras(64, distance=2.0, lowest_deg=-30.0)
     torch.testing.assert_close(c2w_V44[:, :3, 3].norm(dim=-1), torch.full((64,), 2.0))
@@ -225,12 +233,13 @@ def test_what_no_view_sees_takes_the_mean_colour_of_the_nearest_cell():
 
 
 def test_empty_texels_take_the_nearest_colour():
-    image, empty = np.zeros((5, 9, 3), dtype=np.uint8), np.ones((5, 9), dtype=np.uint8)
-    image[2, 1], image[2, 7] = (200, 0, 10), (0, 100, 20)
+    empty = np.ones((5, 9), dtype=np.uint8)
     empty[2, [1, 7]] = 0
-    filled = spread(image, empty)
-    assert (filled[:, :4] == (200, 0, 10)).all()
-    assert (filled[:, 5:] == (0, 100, 20)).all()
+    nearest = nearest_full(empty)
+    assert nearest.min() == 1
+    assert nearest[2, 1] != nearest[2, 7]
+    assert (nearest[:, :4] == nearest[2, 1]).all()
+    assert (nearest[:, 5:] == nearest[2, 7]).all()
 
 
 @pytest.fixture(scope="module")

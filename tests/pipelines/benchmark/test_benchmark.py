@@ -229,13 +229,15 @@ def test_files_and_fits_are_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(
         objects, "fit_object", lambda section, *args, **named: fit(section.changed(**small), *args, **named)
     )
-    files = {"ply": True, "splat": True, "glb": False, "html": False, "turntable": False}
+    files = {"ply": True, "glb": False, "html": False, "turntable": True, "turntable_frames": 2, "turntable_size": 16}
     config = (
         write_family(tmp_path) | write_head(tmp_path) | {"assets": files, "sampler": {"type": "DDIM", "num_steps": 2}}
     )
     tables, _ = tables_of(tmp_path, config, "files", "fits")
-    assert [row["what"].split(",")[0] for row in tables["files"]] == ["gaussians.ply", "gaussians.splat", "all files"]
-    assert all(row["seconds"] >= 0 for row in tables["files"])
+    assert [row["what"].split(",")[0] for row in tables["files"]] == [
+        "gaussians.ply", "gaussians.splat", "turntable.mp4", "turntable.mp4", "all files at once",
+    ]  # fmt: skip
+    assert all(0 <= row["seconds"] <= tables["files"][-1]["seconds"] + 0.01 for row in tables["files"])
     assert [row["what"] for row in tables["fits"]] == ["gs", "gs, files"]
     assert tables["fits"][0]["psnr_db"] > 5
 

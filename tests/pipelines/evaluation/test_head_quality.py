@@ -118,7 +118,7 @@ def test_a_head_of_any_number_of_views_has_a_row_for_each_number(tmp_path, zoo):
 def test_true_meshes_are_those_that_were_rendered(tmp_path, zoo):
     cfg = configured(tmp_path)
     orbits = TrueOrbits(zoo, cfg, limit=2, scratch=tmp_path, option="--held-out")
-    meshes = true_meshes(zoo, cfg, num_objects=2)
+    meshes = true_meshes(zoo, cfg, object_ids=orbits.object_ids)
     for number, orbit in enumerate(orbits):
         seen = render_views(meshes[number], orbit.c2w_V44.numpy(), fov_deg=orbit.fov_deg, size=32, samples=1)
         masks_VHW = torch.from_numpy(seen.rgba_VHW4[..., 3] / 255).float()

@@ -5,7 +5,14 @@ import pytest
 import trimesh
 
 from datasets.meshes.scene import RenderMesh
-from pipelines.evaluation.mesh_metrics import is_inside, is_outer, sample_surface, surface_distance, volume_iou
+from pipelines.evaluation.mesh_metrics import (
+    is_closed,
+    is_inside,
+    is_outer,
+    sample_surface,
+    surface_distance,
+    volume_iou,
+)
 from utils.errors import DataError
 
 
@@ -28,6 +35,17 @@ def test_spheres_in_each_other_are_apart_by_the_difference_of_their_radii():
     assert found.completeness == pytest.approx(0.05, abs=0.001)
     assert found.chamfer == pytest.approx((found.accuracy + found.completeness) / 2)
     assert (found.f_scores[0.04], found.f_scores[0.06]) == (0.0, 1.0)
+
+
+def test_unions_of_closed_parts_are_closed_and_a_missing_face_opens_them():
+    ball, box = trimesh.creation.icosphere(subdivisions=2), trimesh.creation.box()
+    both = trimesh.util.concatenate([ball, box, box.copy().apply_translation((1.0, 0, 0))])  # the boxes share a side
+    assert is_closed(as_mesh(both))
+    one_less = both.submesh([np.arange(1, len(both.faces))], append=True)
+    assert not is_closed(as_mesh(one_less))
+    turned = both.copy()
+    turned.faces[0] = turned.faces[0, ::-1]
+    assert not is_closed(as_mesh(turned))
 
 
 def test_a_shifted_sphere():

@@ -6,17 +6,18 @@ import json
 import numpy as np
 import pytest
 import torch
+import trimesh
 
 import pipelines  # noqa: F401 - registers
 from pipelines.evaluation.fits import measure
 from pipelines.evaluation.fits.damage import damaged, damaged_numbers
 from pipelines.evaluation.fits.measure import FitsOptions, evaluate_fits, row_of
 from pipelines.evaluation.fits.methods import method_names
-from tests.tiny import load
+from tests.tiny import load, write_image_family
 from tests.tiny_gaussians import ball
 from tests.tiny_orbits import write_turning_orbits
 from tests.tiny_views import sphere_views
-from tools import make_zoo
+from tools import make_zoo, render_orbit
 from utils.errors import ConfigError, DataError
 from utils.registry import FITS
 
@@ -93,6 +94,48 @@ def test_a_small_table_is_made_and_continued(tmp_path, zoo, monkeypatch):
     (tmp_path / "out" / "fits" / "true-clean" / "hull" / "0000" / "mesh.glb").unlink()
     evaluate_fits(cfg, options)
     assert made[9:] == [True]
+
+
+def test_parts_share_the_work_and_the_whole_is_the_same(tmp_path, zoo, monkeypatch):
+    cfg, options = configured(tmp_path), options_of(zoo, tmp_path / "parts")
+    whole = evaluate_fits(cfg, options_of(zoo, tmp_path / "whole"))
+    second = evaluate_fits(cfg, dataclasses.replace(options, part=(2, 2)))
+    assert [row["num_objects"] for row in second["rows"]] == [1] * 4
+    assert not (tmp_path / "parts" / "fits.json").exists()
+    evaluate_fits(cfg, dataclasses.replace(options, part=(1, 2)))
+    monkeypatch.setattr(measure, "make_object", None)  # nothing is left to do
+    merged = evaluate_fits(cfg, options)
+    timed = {"seconds", "mesh_seconds", "peak_memory_mb", "by_object"}
+    for one, other in zip(merged["rows"], whole["rows"], strict=True):
+        assert {name: one[name] for name in one.keys() - timed} == {name: other[name] for name in one.keys() - timed}
+    assert second["rows"][0]["psnr"] == whole["rows"][0]["by_object"][1]["psnr"]
+
+
+def test_a_part_does_not_sample(tmp_path, zoo):
+    cfg = load(tmp_path, write_image_family(tmp_path), *SMALL)
+    with pytest.raises(DataError, match=r"--part needs the generated views, but .*given_1/0000"):
+        evaluate_fits(cfg, options_of(zoo, tmp_path / "out", views=["generated"], part=(1, 2)))
+
+
+def test_real_objects_have_the_meshes_that_were_rendered(tmp_path):
+    meshes = tmp_path / "objects"
+    meshes.mkdir()
+    trimesh.creation.box((1.0, 0.6, 0.8)).export(meshes / "box.glb")
+    opened = trimesh.creation.icosphere(subdivisions=2)
+    opened.update_faces(np.arange(len(opened.faces)) > 3)
+    opened.export(meshes / "open.glb")
+    packed = [str(meshes), "--out", str(tmp_path / "orbits"), "--packed", "--views", "8", "--size", "32"]
+    assert render_orbit.main([*packed, "--workers", "1"]) == 0
+    cfg, options = configured(tmp_path), options_of(tmp_path / "orbits", tmp_path / "out", meshes=meshes)
+    options = dataclasses.replace(options, sections={"hull": options.sections["hull"]})
+    rows = evaluate_fits(cfg, options)["rows"]
+    box, ball_with_hole = rows[0]["by_object"]
+    assert 0.5 < box["iou"] == rows[0]["iou"]
+    assert ball_with_hole["iou"] is None
+    assert rows[0]["chamfer"] < 0.1
+    (meshes / "box.glb").unlink()
+    with pytest.raises(DataError, match="no mesh of meshes/box"):
+        evaluate_fits(cfg, options)
 
 
 def test_the_head_is_a_row(tmp_path, zoo, monkeypatch):
