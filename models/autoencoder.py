@@ -17,6 +17,7 @@ from models.encoders import Autoencoder, AutoencoderConfig
 from models.weights import load_strict
 from utils.errors import ConfigError
 from utils.registry import AUTO_ENCODER
+from utils.torch_settings import replace_group_norms
 
 if TYPE_CHECKING:
     # diffusers takes seconds to import, so it is imported when a network is built; errors in settings come before that.
@@ -187,7 +188,7 @@ def build_network(config: NetworkConfig, *, embed_dim: int) -> DiffusersAutoenco
     for name, module in network.named_modules():
         if isinstance(module, nn.Dropout) and ".resnets." in name:
             module.p = config.dropout
-    return network
+    return replace_group_norms(network)
 
 
 # (ours, published) for one level. Levels and blocks have the same numbers, but the decoder counts levels from the top.

@@ -13,7 +13,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -26,6 +25,8 @@ gc.set_threshold(200_000, 20, 100)
 @pytest.fixture
 def one_thread():
     """Tiny work is slower on several threads, and much slower where others want them too."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -96,6 +97,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="--slow"))
+    import torch  # here, because the process that only hands out tests needs no PyTorch
+
     if torch.cuda.is_available():
         return
     for item in items:

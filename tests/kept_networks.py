@@ -3,7 +3,8 @@
 Many tests start several runs with the same weights, and loading takes four fifths of a tiny run. What is kept serves
 another load only if every setting that the load reads and every byte of the files are the same.
 
-- `kept_files`, in every test: what was unpickled, autoencoders and embedders, of which every load gets its own copy.
+- `kept_files`, in every test: what was unpickled, autoencoders, embedders and the values of YAML texts, of which every
+  load gets its own copy.
 - `keeping`, in tests of sampling: all networks of a pipeline, without a copy. A test that changes one ends its keeping.
 """
 
@@ -27,10 +28,13 @@ from models.autoencoder import AutoencoderKL
 from models.embedder import FrozenOpenCLIPTtxtVisualEmbedder
 from pipelines import parts
 from pipelines.parts import Parts
+from utils import config
 from utils.registry import Section
 from utils.settings.run import RunConfig
+from utils.settings.yaml_text import Document
 
 LARGEST = 20  # number of what is kept in one process, of each kind
+MOST_TEXTS = 200  # number of YAML texts
 SETTINGS = (
     "UNet", "auto_encoder", "embedder", "reconstruction", "test_model", "lora", "refine", "cameras", "resolution",
     "channels_last", "low_memory",
@@ -164,9 +168,20 @@ def _copy_of(key: Any, load: Callable[[], Any]) -> Any:
     return copy.deepcopy(made, shared)
 
 
+_parsed: dict[Any, Document] = {}
+
+
 def kept_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let weight files that are read meanwhile be copies of what an earlier test read from the same bytes."""
-    read, build = weights._read_pickle, Section.build
+    """Let files that are read meanwhile be copies of what an earlier test read from the same bytes."""
+    read, build, parse = weights._read_pickle, Section.build, config.parse
+
+    def parse_text(text: str, *, named: str, **options: Any) -> Document:
+        key = (text, named, *options.items())
+        document = _parsed.pop(key) if key in _parsed else parse(text, named=named, **options)
+        _parsed[key] = document
+        while len(_parsed) > MOST_TEXTS:
+            del _parsed[next(iter(_parsed))]
+        return copy.deepcopy(document)
 
     def read_pickle(path: Path, *, option: str) -> Any:
         if not path.is_file() or path.stat().st_size > MOST_BYTES:
@@ -183,3 +198,4 @@ def kept_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(weights, "_read_pickle", read_pickle)
     monkeypatch.setattr(Section, "build", build_section)
+    monkeypatch.setattr(config, "parse", parse_text)

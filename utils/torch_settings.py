@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # A UNet has about a dozen shapes of each block; by default PyTorch stops compiling after 8.
 NUM_SHAPES = 64
@@ -44,6 +44,36 @@ def channels_last(module: Module) -> Module:
         for parameter in module.parameters():
             if parameter.dim() in FORMATS:
                 parameter.data = parameter.data.contiguous(memory_format=FORMATS[parameter.dim()])
+    return module
+
+
+class GroupNorm(nn.GroupNorm):
+    """A group norm that is also fast on a CPU where groups are narrow and images are channels_last.
+
+    For such images, PyTorch 2.10 normalises groups of fewer than 8 channels one pixel at a time: (6, 64, 16, 16) takes
+    1.9 ms instead of 0.2 ms on one core. Forward passes do so below 1,024 pixels, backward passes at any size.
+    """
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        if not self._slow(x_BCHW):
+            return super().forward(x_BCHW)
+        return super().forward(x_BCHW.contiguous()).contiguous(memory_format=torch.channels_last)
+
+    def _slow(self, x_BCHW: Tensor) -> bool:
+        narrow = x_BCHW.device.type == "cpu" and self.num_channels < 8 * self.num_groups
+        if not narrow or x_BCHW.dim() != 4 or x_BCHW.is_contiguous():
+            return False
+        return x_BCHW[0, 0].numel() < 1024 or (torch.is_grad_enabled() and x_BCHW.requires_grad)
+
+
+def replace_group_norms(module: Module) -> Module:
+    """Make the group norms of another library ours, in place; names and values do not change."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.GroupNorm:
+                norm = GroupNorm(child.num_groups, child.num_channels, eps=child.eps, device="meta")
+                norm.weight, norm.bias = child.weight, child.bias
+                setattr(parent, name, norm)
     return module
 
 

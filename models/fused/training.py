@@ -14,9 +14,11 @@ from models.fused.layers import FusedResBlock, FusedTransformer, LayerContext
 from models.fused.rows import Rows
 from models.unet.blocks import ResBlock
 from models.unet.transformers import SpatialTransformer, TemporalTransformer
+from utils.torch_settings import GroupNorm
 
-# Packages whose layers the fused operations know: torch and this one, whose name differs in the installed package.
-KNOWN = ("torch.", __name__.removesuffix("fused.training"))
+# Where the layers come from that the fused operations know: torch, this package, whose name differs in the installed
+# package, and the group norms.
+KNOWN = ("torch.", __name__.removesuffix("fused.training"), GroupNorm.__module__)
 
 
 def fuse_for_training(parts: Iterable[nn.Module]) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.unet.transformers import from_orbit, to_orbit, zeroed
+from utils.torch_settings import GroupNorm
 
 
 def sinusoidal_embedding(position_B: Tensor, dim: int) -> Tensor:
@@ -44,9 +45,9 @@ class TemporalConvBlock(nn.Module):
 
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(nn.GroupNorm(32, dim), nn.SiLU(), TemporalConv(dim))
+        self.conv1 = nn.Sequential(GroupNorm(32, dim), nn.SiLU(), TemporalConv(dim))
         self.conv2, self.conv3, self.conv4 = (
-            nn.Sequential(nn.GroupNorm(32, dim), nn.SiLU(), nn.Dropout(dropout), TemporalConv(dim)) for _ in range(3)
+            nn.Sequential(GroupNorm(32, dim), nn.SiLU(), nn.Dropout(dropout), TemporalConv(dim)) for _ in range(3)
         )
         zeroed(self.conv4[-1])
 
@@ -64,10 +65,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, in_dim: int, embed_dim: int, out_dim: int, dropout: float) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(nn.GroupNorm(32, in_dim), nn.SiLU(), nn.Conv2d(in_dim, out_dim, 3, padding=1))
+        self.in_layers = nn.Sequential(GroupNorm(32, in_dim), nn.SiLU(), nn.Conv2d(in_dim, out_dim, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embed_dim, out_dim))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(32, out_dim),
+            GroupNorm(32, out_dim),
             nn.SiLU(),
             nn.Dropout(dropout),
             zeroed(nn.Conv2d(out_dim, out_dim, 3, padding=1)),

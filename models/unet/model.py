@@ -24,6 +24,7 @@ from models.unet.image_condition import (
 )
 from models.unet.layout import REPEATED_BLOCKS, decoder, encoder, middle, run
 from utils.registry import MODEL
+from utils.torch_settings import GroupNorm
 
 
 @MODEL.register(name="UNetSD_T2VBase")
@@ -57,7 +58,7 @@ class OrbitUNet(Backbone):
         self.input_blocks, widths = encoder(config, embed_dim)
         self.middle_block = middle(config, embed_dim)
         self.output_blocks, width = decoder(config, embed_dim, widths)
-        self.out = nn.Sequential(nn.GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, config.out_dim, 3, padding=1))
+        self.out = nn.Sequential(GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, config.out_dim, 3, padding=1))
         nn.init.zeros_(self.out[-1].weight)
 
     def _add_image_condition(self, config: UNetConfig, embed_dim: int) -> None:

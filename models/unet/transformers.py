@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import attention
+from utils.torch_settings import GroupNorm
 
 
 class Attention(nn.Module):
@@ -115,7 +116,7 @@ class SpatialTransformer(nn.Module):
     def __init__(self, dim: int, *, num_heads: int, head_dim: int, context_dim: int, backend: str) -> None:
         super().__init__()
         inner = num_heads * head_dim
-        self.norm = nn.GroupNorm(32, dim, eps=1e-6)
+        self.norm = GroupNorm(32, dim, eps=1e-6)
         self.proj_in = nn.Linear(dim, inner)
         block = TransformerBlock(
             inner, num_heads=num_heads, head_dim=head_dim, axis="space", context_dim=context_dim, backend=backend
@@ -140,7 +141,7 @@ class TemporalTransformer(nn.Module):
     def __init__(self, dim: int, *, num_heads: int, head_dim: int, backend: str) -> None:
         super().__init__()
         inner = num_heads * head_dim
-        self.norm = nn.GroupNorm(32, dim, eps=1e-6)
+        self.norm = GroupNorm(32, dim, eps=1e-6)
         self.proj_in = nn.Conv1d(dim, inner, 1)
         block = TransformerBlock(
             inner, num_heads=num_heads, head_dim=head_dim, axis="views", context_dim=None, backend=backend

@@ -7,20 +7,6 @@ import pytest
 import torch
 import trimesh
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    BertTokenizer,
-    BlipConfig,
-    BlipForConditionalGeneration,
-    BlipImageProcessor,
-    BlipProcessor,
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
 
 from datasets.captions.captioner import tidied
 from tools import caption_objects, render_orbit
@@ -97,6 +83,9 @@ def test_wrong_options_are_refused(meshes, tmp_path, monkeypatch, options, messa
 
 def tiny_blip(folder):
     """A captioning model with random weights and a vocabulary of a few words."""
+    # imported by the process that needs it: this takes two seconds
+    from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "red", "blue", "table", "pot", "with", "lid"]
     tokenizer = Tokenizer(models.WordPiece({word: k for k, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -112,6 +101,16 @@ def tiny_blip(folder):
 
 def tiny_llava(folder):
     """A model that chats about pictures, with random weights; a picture of 32 x 32 pixels is five tokens."""
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
+
     words = ["[PAD]", "[UNK]", "</s>", "<image>", "USER", "a", "red", "blue", "table", "pot", "with", "lid", "object"]
     tokenizer = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

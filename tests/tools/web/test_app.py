@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import filecmp
 import importlib.metadata
+import importlib.util
 import re
 import shlex
 import shutil
@@ -29,7 +30,11 @@ from utils.errors import ConfigError
 from utils.script import run_script
 from utils.settings.assets import AssetOptions
 
-gradio = pytest.importorskip("gradio", reason='needs the optional extra app: pip install "gradio[mcp]>=6.31,<7"')
+# Gradio takes two seconds to import, which only the process that runs these tests needs to spend.
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("gradio") is None,
+    reason='needs the optional extra app: pip install "gradio[mcp]>=6.31,<7"',
+)
 PAGE = ROOT / "tools" / "web" / "README.md"
 
 
