@@ -84,7 +84,8 @@ class DenseHead(nn.Module):
             patch: side in pixels of the square that becomes a token, a multiple of 4.
             width: channels of a token, a multiple of `head_dim`.
             head_dim: channels of a head of the attention.
-            num_layers: number of blocks; every second one attends over all views.
+            num_layers: number of blocks; every second one attends over all views. With 0 there is no network and
+                nothing to train: the Gaussians are the first guess.
             ffn_ratio: inner width of the feed-forward part, divided by `width`.
             pool: side of the square of tokens whose mean is one key in attention over all views.
             fine_views: up to this number of views, a Gaussian covers 2 x 2 pixels, with more views 4 x 4.
@@ -109,9 +110,11 @@ class DenseHead(nn.Module):
                 raise ConfigError(f"patch={self.patch} must be a positive multiple of {COARSE_CELL}")
             if self.head_dim < 1 or self.width < 1 or self.width % self.head_dim:
                 raise ConfigError(f"width={self.width} must be a positive multiple of head_dim={self.head_dim}")
-            for name in ("num_layers", "pool", "ffn_ratio", "grid", "depths"):
+            for name in ("pool", "ffn_ratio", "grid", "depths"):
                 if getattr(self, name) <= 0:
                     raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+            if self.num_layers < 0:
+                raise ConfigError(f"num_layers must not be negative, got {self.num_layers}; 0 is the first guess alone")
             check_backend(self.attention)
 
         @property
@@ -131,6 +134,8 @@ class DenseHead(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        if config.num_layers == 0:
+            return
         width, patch = config.width, config.patch
         inputs = IN_CHANNELS * patch**2 + (config.depths + len(SWEEP) + 2) * (patch // COARSE_CELL) ** 2
         self.embed = nn.Linear(inputs, width)
@@ -176,25 +181,33 @@ class DenseHead(nn.Module):
                 fov_deg=fov_deg,
                 background=background,
             )
-            pixels_BI9HW = torch.cat([2 * views_BI3HW - 1, rays_BI6HW], dim=2)
-            p, q = config.patch, config.patch // COARSE_CELL
-            patches = rearrange(pixels_BI9HW, "b i c (h p) (w q) -> b i h w (c p q)", p=p, q=p)
-            evidence = rearrange(seen.evidence_BIhwC, "b i (h p) (w q) c -> b i h w (c p q)", p=q, q=q)
-            inputs = torch.cat([patches, evidence], dim=-1)
+        cell = config.cell(V)
+        if config.num_layers == 0:
+            raw_BNC = views_BI3HW.new_zeros(*seen.first.depths_BN1.shape[:2], RAW_CHANNELS)
+        else:
+            raw_BNC = self._raw(torch.cat([2 * views_BI3HW - 1, rays_BI6HW], dim=2), seen.evidence_BIhwC, cell)
+        with torch.autocast(raw_BNC.device.type, enabled=False):
+            return placed(raw_BNC, seen.first, poses_BI44, fov_deg=fov_deg, size=W)
+
+    def _raw(self, pixels_BI9HW: Tensor, evidence_BIhwC: Tensor, cell: int) -> Tensor:
+        """The raw numbers of the Gaussians, RAW_CHANNELS for each cell."""
+        p, q = self.config.patch, self.config.patch // COARSE_CELL
+        patches = rearrange(pixels_BI9HW, "b i c (h p) (w q) -> b i h w (c p q)", p=p, q=p)
+        evidence = rearrange(evidence_BIhwC, "b i (h p) (w q) c -> b i h w (c p q)", p=q, q=q)
+        inputs = torch.cat([patches, evidence], dim=-1)
+        device = inputs.device.type
+        with torch.autocast(device, enabled=False):
             x_BIhwC = self.embed(inputs)
         for block in self.blocks:
             x_BIhwC = block(x_BIhwC)
-        cell = config.cell(V)
-        with torch.autocast(x_BIhwC.device.type, enabled=False):
-            raw = (self.out_fine if cell == FINE_CELL else self.out_coarse)(
-                torch.cat([self.norm(x_BIhwC.float()), self.detail(inputs)], dim=-1)
-            )
-            raw_BNC = rearrange(raw, "b i h w (p q c) -> b (i h p w q) c", p=p // cell, q=p // cell)
-            return placed(raw_BNC, seen.first, poses_BI44, fov_deg=fov_deg, size=W)
+        with torch.autocast(device, enabled=False):
+            last = torch.cat([self.norm(x_BIhwC.float()), self.detail(inputs)], dim=-1)
+            raw = self.out_fine(last) if cell == FINE_CELL else self.out_coarse(last)
+        return rearrange(raw, "b i h w (p q c) -> b (i h p w q) c", p=p // cell, q=p // cell)
 
     def parts_to_compile(self) -> list[nn.Module]:
         """Modules that are worth compiling."""
-        return list(self.blocks)
+        return list(self.blocks) if self.config.num_layers else []
 
 
 def placed(raw_BNC: Tensor, first: FirstGuess, poses_BI44: Tensor, *, fov_deg: float, size: int) -> Gaussians:

@@ -30,7 +30,7 @@ class DenseReconstruction(FeedForward):
     class Config(FeedForwardConfig):
         """
         Attributes:
-            head: sizes of the dense head, see models.gaussians.dense.
+            head: sizes of the dense head, see models.gaussians.dense; with num_layers=0 it needs no weights.
             input_views: the input views of the head; empty: all views, at most 32.
             min_opacity: Gaussians that are more transparent are left out before rendering and in files.
         """
@@ -74,9 +74,19 @@ class DenseReconstruction(FeedForward):
 
     @classmethod
     def load_network(cls, config: Config, *, test_model: str, needed: bool) -> DenseHead | None:
+        if config.head_config.num_layers == 0:
+            if config.pretrained is not None:
+                raise ConfigError(
+                    f"reconstruction.pretrained={config.pretrained}, but reconstruction.head.num_layers=0 has no "
+                    "weights; remove one of them"
+                )
+            return cls.build_network(config).eval()
         if config.pretrained is None:
             if needed:
-                raise DataError("refine=true needs the weights of the dense head; set reconstruction.pretrained")
+                raise DataError(
+                    "refine=true needs the weights of the dense head; set reconstruction.pretrained, or "
+                    "reconstruction.head.num_layers=0 to do without"
+                )
             return None
         with torch.device("meta"):  # without drawing random weights first
             head = cls.build_network(config)

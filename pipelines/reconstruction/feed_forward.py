@@ -83,4 +83,4 @@ class FeedForward(Reconstructor):
         dtype = torch.float32 if autoencoder is None else next(autoencoder.parameters()).dtype
         if dtype == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(next(self.network.parameters()).device.type, dtype=dtype)
+        return torch.autocast(self.workshop.placement.device.type, dtype=dtype)

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tools import make_space
 from utils.errors import ConfigError, DataError
 
-NEEDED = {"autoencoder_real", "embedder_real", "unet_real", "dense_head", "elevation"}
+NEEDED = {"autoencoder_real", "embedder_real", "unet_real", "elevation"}
 
 
 def test_a_space_has_its_settings_the_app_and_its_weights(tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ class DenseFit(GaussianFit):
 
         num_steps: 0 keeps what the head predicts.
         num_gaussians: the most opaque ones are kept.
-        weights: of the head; configs/mini/dense_head.yaml trains one.
+        weights: of the head; configs/mini/dense_head.yaml trains one. Empty: the head's first guess alone.
         head: sizes of the head, see models.gaussians.dense.
         view_size: the views are resized to this height and width for the head.
         """
@@ -62,22 +62,26 @@ class DenseFit(GaussianFit):
 
         @property
         def obstacle(self) -> str | None:
-            if Path(self.weights).is_file():
+            if not self.weights or Path(self.weights).is_file():
                 return None
-            what = f"weights={self.weights}: no such file" if self.weights else "it needs weights"
-            return f"{what}; set weights=FILE to those of a dense head (configs/mini/dense_head.yaml trains one)"
+            return (
+                f"weights={self.weights}: no such file; set it to those of a dense head (configs/mini/dense_head.yaml "
+                "trains one), or leave it out"
+            )
 
         @property
         def head_section(self) -> Section:
             """The checked section of the head."""
-            return MODEL.section({"type": "DenseHead", **self.head}, where="head")
+            alone = {} if self.weights else {"num_layers": 0}
+            return MODEL.section({"type": "DenseHead", **self.head, **alone}, where="head")
 
     config: Config
 
     def start_values(self, views: PosedViews, hull: Hull) -> dict[str, Tensor]:
         config = self.config
         head: DenseHead = config.head_section.build()
-        load_strict(head, config.weights, option="weights")
+        if config.weights:
+            load_strict(head, config.weights, option="weights")
         head = head.to(views.c2w_V44.device).eval()
         found = without_faint(predicted(head, views, size=config.view_size), MIN_OPACITY)
         if not found.means_BN3.shape[1]:

@@ -93,6 +93,8 @@ class ObjectFromAnyViews(Objective):
         super().__init__(cfg, device=device, num_views=cfg.frame_lens[0])
         self.config = config
         self.head = head_options(cfg, DenseReconstruction.Config)
+        if self.head.head_config.num_layers == 0:
+            raise ConfigError("reconstruction.head.num_layers=0 has no weights to train; set it to 10, for example")
         dataset = cfg.vid_dataset.build()
         num_views = dataset.config.num_views
         if obstacle := self.head.obstacle(num_views=min(num_views, MAX_VIEWS), resolution=tuple(cfg.resolution)):

@@ -143,6 +143,15 @@ def test_only_near_views_are_compared_and_the_best_of_them_count():
     torch.testing.assert_close(unlike_BIRS[0, 0], torch.full((1, 2), 0.15))  # 0.3 in view 1, 0 in view 2
 
 
+@pytest.mark.parametrize("num_views", [2, 3])
+def test_without_layers_the_head_is_its_first_guess(num_views):
+    shown, cameras = views(num_views), poses(num_views)
+    alone, untrained = head(trained=False, num_layers=0), head(trained=False)
+    assert not list(alone.parameters())
+    expected = untrained(shown, cameras, **SEEN).packed_BN14
+    torch.testing.assert_close(alone(shown, cameras, **SEEN).packed_BN14, expected)
+
+
 def test_cells_at_the_border_of_the_object_have_its_colour_and_not_that_of_the_background():
     mask = torch.zeros(1, 1, 1, 8, 8)
     mask[..., :2] = 1.0
@@ -281,7 +290,7 @@ def test_rotations_become_quaternions():
     [
         ({"patch": 6}, "patch=6 must be a positive multiple of 4"),
         ({"width": 20}, "width=20 must be a positive multiple of head_dim=8"),
-        ({"num_layers": 0}, "num_layers must be positive, got 0"),
+        ({"num_layers": -1}, "num_layers must not be negative, got -1"),
         ({"grid": 0}, "grid must be positive, got 0"),
         ({"attention": "flash"}, "attention=flash"),
     ],

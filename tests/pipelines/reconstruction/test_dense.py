@@ -110,6 +110,17 @@ def test_missing_weights_are_named():
     assert one.cls.load_network(one.options, test_model="", needed=False) is None
 
 
+def test_without_layers_no_weights_are_needed(tmp_path, weights):
+    alone = {"type": "DenseReconstruction", "head": HEAD | {"num_layers": 0}, "render_size": SIZE}
+    family = write_family(tmp_path) | {"UNet": UNET, "assets": SMALL, "cameras": {"num_views": 6}}
+    family["reconstruction"] = alone | {"guidance": "before"}
+    (sample,) = run(load(tmp_path, family, "refine=true", "results=refined", "prompts=[a ball]", "sampler.num_steps=5"))
+    assert (sample / "gaussians.ply").is_file()
+    one = RECONSTRUCTORS.section(alone | {"pretrained": str(weights)})
+    with pytest.raises(ConfigError, match=r"num_layers=0 has no weights; remove one of them"):
+        one.cls.load_network(one.options, test_model="", needed=True)
+
+
 def fit(weights, **changes):
     options = {"hull_grid": 24, "head": HEAD, "weights": str(weights), "view_size": SIZE}
     return FITS.section({"type": "dense", **options, **changes})
@@ -140,14 +151,15 @@ def _state(weights):
     return {name: value.float() for name, value in load_file(weights).items()}
 
 
-def test_a_fit_without_weights_stops_before_it_starts(tmp_path, capsys):
-    with pytest.raises(ConfigError, match="method dense: it needs weights; set weights=FILE"):
-        reconstruct(["--method", "dense", str(tmp_path), "--out", str(tmp_path / "out")])
+def test_a_fit_without_weights_is_the_first_guess_and_missing_weights_stop_it(tmp_path):
+    views = sphere_views(num_views=8, size=SIZE, radius=0.5)
+    options = {"hull_grid": 24, "head": {**HEAD, "grid": 48, "depths": 48}, "view_size": SIZE}
+    found = fit_object(FITS.section({"type": "dense", **options}), views, seed=0)
+    assert float(found.psnr_V.mean()) > 17  # a white picture has 8
+    assert "dense" in ready_methods()
     with pytest.raises(ConfigError, match=r"weights=none.safetensors: no such file"):
         reconstruct(["--method", "dense", str(tmp_path), "--out", str(tmp_path / "out"), "weights=none.safetensors"])
     assert not (tmp_path / "out").exists()
-    assert {"gs", "nerf", "neus"} <= set(ready_methods())
-    assert "dense" not in ready_methods()
 
 
 def test_views_of_other_shapes_are_refused(weights):

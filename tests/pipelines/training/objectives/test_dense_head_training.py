@@ -148,6 +148,7 @@ def test_structural_similarity_is_that_of_float32_under_autocast():
         ("objective.color_jitter=-1", "color_jitter must not be negative"),
         ("reconstruction.type=GaussianReconstruction", "does not train the head of .*use DenseReconstruction"),
         ("reconstruction.head.patch=24", "multiples of 24"),
+        ("reconstruction.head.num_layers=0", "has no weights to train"),
         ("reconstruction.fov_deg=50", "reconstruction.fov_deg=50, but vid_dataset was rendered with 39.6"),
     ],
 )
