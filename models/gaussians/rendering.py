@@ -1,7 +1,8 @@
-"""Renders 3D Gaussians with one of two rasterisers.
+"""Renders 3D Gaussians with one of three rasterisers.
 
 `torch` (models/gaussians/splatting.py) runs everywhere and is the reference; `gsplat` is several times faster and needs
-CUDA and the gsplat package. Differences of gsplat 1.5 from the published rules, which `torch` follows:
+CUDA and the gsplat package; `gswarp` (warp_rasterizer.py) needs CUDA and no compiler, and is only used by its name.
+Differences of gsplat 1.5 from the published rules, which `torch` follows:
 
 - alpha is capped at 0.999 instead of 0.99. Only pixels in which a single Gaussian is more opaque than 0.99 differ: by
   less than 0.01, or where rays stop one Gaussian earlier, by 0.051 in the worst measured pixel (1e-5 in the mean).
@@ -30,14 +31,14 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from models.gaussians import splatting
+from models.gaussians import splatting, warp_rasterizer
 from models.gaussians.harmonics import view_colors
 from models.gaussians.scene import Gaussians
 from utils.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
 
-RASTERIZERS = ("auto", "torch", "gsplat")
+RASTERIZERS = ("auto", "torch", "gsplat", "gswarp")
 MIN_GSPLAT = (1, 5)
 # gsplat 1.5 sums gradients of a warp by the index of the Gaussian within its scene, ignores which scene it is, and
 # gives the sum to one scene. With at least this number of Gaussians per scene, a warp has no index twice.
@@ -68,7 +69,7 @@ def render(
     background: float | Tensor,
     backend: str = "auto",
 ) -> Rendering:
-    """Render scenes from cameras; differentiable, in the dtype of the Gaussians (float32 with gsplat).
+    """Render scenes from cameras; differentiable, in the dtype of the Gaussians (float32 with gsplat and gswarp).
 
     Args:
         gaussians: B scenes.
@@ -88,7 +89,7 @@ def render(
             f"cameras of shape {tuple(c2w_BV44.shape)} do not fit {len(means)} scenes; the shape must be (B, V, 4, 4)"
         )
     c2w_BV44, K_33 = c2w_BV44.to(means), K_33.to(means)
-    draw = {"torch": _torch, "gsplat": _gsplat}[pick_rasterizer(backend, means.device)]
+    draw = {"torch": _torch, "gsplat": _gsplat, "gswarp": _gswarp}[pick_rasterizer(backend, means.device)]
     with torch.autocast(means.device.type, enabled=False):
         painted_BV5HW = draw(gaussians, c2w_BV44, K_33, size)
     rgb, depth, alpha = painted_BV5HW.split([3, 1, 1], dim=2)
@@ -109,17 +110,17 @@ def pick_rasterizer(name: str, device: torch.device) -> str:
     version of PyTorch. It happens only with the name `gsplat`; afterwards `auto` uses gsplat too.
 
     Raises:
-        ConfigError: the name is unknown, or gsplat cannot run here.
+        ConfigError: the name is unknown, or this rasteriser cannot run here.
     """
     if name not in RASTERIZERS:
         raise ConfigError(f"rasterizer={name} is unknown; valid: {', '.join(RASTERIZERS)}")
     if name == "auto":
         name = _automatic(device.type)
-    if name == "gsplat":
+    if name != "torch":
         if device.type != "cuda":
-            raise ConfigError(f"rasterizer=gsplat needs a CUDA device, but device={device.type}; use auto or torch")
-        if lack := _lack_of_gsplat(compiles=True):
-            raise ConfigError(f"rasterizer=gsplat: {lack}; use auto or torch")
+            raise ConfigError(f"rasterizer={name} needs a CUDA device, but device={device.type}; use auto or torch")
+        if lack := _lack_of_gsplat(compiles=True) if name == "gsplat" else warp_rasterizer.lack():
+            raise ConfigError(f"rasterizer={name}: {lack}; use auto or torch")
     return name
 
 
@@ -178,6 +179,10 @@ def _torch(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, size: tuple[int
     B, V = c2w_BV44.shape[:2]
     splats = splatting.project(gaussians, c2w_BV44, K_33, size=size)
     return splatting.rasterise(splats, num_images=B * V, size=size).unflatten(0, (B, V))
+
+
+def _gswarp(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, size: tuple[int, int]) -> Tensor:
+    return warp_rasterizer.draw(gaussians, c2w_BV44, K_33, size, near=splatting.NEAR)
 
 
 def _gsplat(gaussians: Gaussians, c2w_BV44: Tensor, K_33: Tensor, size: tuple[int, int]) -> Tensor:

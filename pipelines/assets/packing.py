@@ -70,7 +70,9 @@ def _fallen(flat_N2: np.ndarray, edges_E2: np.ndarray, chart_N: np.ndarray, *, s
     for chart in np.lexsort((-widths_K, -tall_K)):
         width, within = widths_K[chart], slice(ends_K[chart] - widths_K[chart], ends_K[chart])
         low, high = low_C[within], high_C[within]
-        rests = (np.lib.stride_tricks.sliding_window_view(skyline_C, width) - low).max(axis=1)
+        # the chart's columns beside each other, at every place: as a sliding window, but without its checks
+        beside = np.ndarray((width, size - width + 1), skyline_C.dtype, skyline_C, strides=2 * skyline_C.strides)
+        rests = (beside - low[:, None]).max(axis=0)
         column = int(rests.argmin())
         placed_K2[chart] = column + PADDING / 2, rests[column]
         skyline_C[column : column + width] = np.maximum(skyline_C[column : column + width], rests[column] + high)

@@ -85,7 +85,7 @@ def test_choice_of_the_rasterizer():
     assert pick_rasterizer("auto", cpu) == "torch"
     with pytest.raises(ConfigError, match="needs a CUDA device"):
         pick_rasterizer("gsplat", cpu)
-    with pytest.raises(ConfigError, match="rasterizer=inria is unknown; valid: auto, torch, gsplat"):
+    with pytest.raises(ConfigError, match="rasterizer=inria is unknown; valid: auto, torch, gsplat, gswarp"):
         pick_rasterizer("inria", cpu)
 
 
