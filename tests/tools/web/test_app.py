@@ -26,6 +26,8 @@ from tests.test_readme import blocks
 from tests.tiny import write_config, write_head, write_image_family
 from tests.tiny_views import sphere_views, write_transforms
 from tools import app as command
+from tools.web.endpoints import POLL_S
+from tools.web.jobs import Job
 from tools.web.requests import FitRequest
 from utils.errors import ConfigError
 from utils.script import run_script
@@ -194,11 +196,17 @@ def test_eight_requests_at_once_all_get_their_own_orbit(client):
 
 
 @pytest.mark.skipif(not mcp_fits(), reason="needs the package mcp in version 1, as gradio[mcp] installs it")
-def test_an_agent_lists_the_tools_and_gets_an_orbit(served):
+def test_an_agent_lists_the_tools_and_gets_an_orbit(served, monkeypatch):
     from mcp import ClientSession
     from mcp.client.streamable_http import streamablehttp_client
 
-    told = []
+    told, step = [], Job.step
+
+    def slow_step(job, done, total):
+        step(job, done, total)
+        time.sleep(3 * POLL_S)  # so that each step is seen
+
+    monkeypatch.setattr(Job, "step", slow_step)
 
     async def note(progress, total, text):
         told.append(text)
