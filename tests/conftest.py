@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 # Workers of pytest-xdist share the cores; threads inside each would wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -52,6 +53,13 @@ def kept_networks(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def no_search_for_garbage(monkeypatch):
+    """A search for what an encoder leaves takes a tenth of a second in a process of tests, whose encoders are small."""
+    if "models.wan.text_encoder" in sys.modules:
+        monkeypatch.setattr("models.wan.text_encoder.gc", SimpleNamespace(collect=lambda: 0))
+
+
+@pytest.fixture(autouse=True)
 def float32_on_every_cpu(monkeypatch):
     """Tolerances of the tests are those of float32, which `precision: auto` does not choose on every CPU."""
     monkeypatch.setattr("utils.devices.cpu_instructions", frozenset)
@@ -74,7 +82,7 @@ def pytest_runtest_teardown():
     global _seen_modules
     if len(sys.modules) > _seen_modules + 100:
         _seen_modules = len(sys.modules)
-        gc.collect()
+        gc.collect(1)  # what is new; a search of everything takes longer
         gc.freeze()
 
 

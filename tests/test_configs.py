@@ -123,7 +123,8 @@ def test_what_takes_seconds_to_import_waits_and_training_machines_need_no_mesh_l
     """So that mistakes are said at once, and several processes start soon. One start of Python answers both."""
     slow = {"open_clip", "diffusers", "transformers", "peft", "torchvision", "sympy", "torch._dynamo"}
     mesh_libraries = ["trimesh", "embreex", "OpenEXR"]
-    code = f"import sys; sys.modules.update(dict.fromkeys({mesh_libraries})); import datasets, datasets.zoo\n"
+    code = f"import gc, sys; gc.disable(); sys.modules.update(dict.fromkeys({mesh_libraries}))\n"
+    code += "import datasets, datasets.zoo\n"
     code += f"for name in {mesh_libraries}: del sys.modules[name]\n"
     code += "import models, pipelines.training.trainer, pipelines.sampling.inference\n"
     code += f"print(*{slow} & {{*sys.modules}})"

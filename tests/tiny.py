@@ -42,9 +42,9 @@ HEAD = {
     "input_size": 32,
     "splat_size": 16,
     "down_channels": [32, 32, 32],
-    "down_attention": [False, False, True],
+    "down_attention": [False, False, False],  # only the middle attends; the reference case attends in levels too
     "up_channels": [32, 32],
-    "up_attention": [True, False],
+    "up_attention": [False, False],
     "rotation": "per_gaussian",
     "anchor": "pixels",
 }

@@ -19,6 +19,7 @@ from models.gaussians.scene import ANCHORS, ROTATION_RULES, Gaussians, activate
 from utils.cameras import plucker_rays
 from utils.errors import ConfigError
 from utils.registry import MODEL
+from utils.torch_settings import GroupNorm
 
 IN_CHANNELS = 9  # RGB with the normalisation of ImageNet, and six Plücker channels
 GAUSSIAN_CHANNELS = 14
@@ -37,7 +38,7 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(32, in_dim), nn.GroupNorm(32, out_dim)
+        self.norm1, self.norm2 = GroupNorm(32, in_dim), GroupNorm(32, out_dim)
         self.conv1 = nn.Conv2d(in_dim, out_dim, 3, padding=1)
         self.conv2 = nn.Conv2d(out_dim, out_dim, 3, padding=1)
         self.shortcut = nn.Identity() if in_dim == out_dim else nn.Conv2d(in_dim, out_dim, 1)
@@ -54,7 +55,7 @@ class ViewsAttention(nn.Module):
     def __init__(self, dim: int, backend: str) -> None:
         super().__init__()
         self.backend = backend
-        self.norm = nn.GroupNorm(32, dim)
+        self.norm = GroupNorm(32, dim)
         self.attn = nn.Module()
         self.attn.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.attn.proj = nn.Linear(dim, dim)
@@ -113,7 +114,7 @@ class HeadUNet(nn.Module):
                 level.upsample = nn.Conv2d(out, out, 3, padding=1)
             self.up_blocks.append(level)
             width = out
-        self.norm_out = nn.GroupNorm(32, width)
+        self.norm_out = GroupNorm(32, width)
         self.conv_out = nn.Conv2d(width, GAUSSIAN_CHANNELS, 3, padding=1)
 
     def forward(self, x_FCHW: Tensor, num_views: int) -> Tensor:

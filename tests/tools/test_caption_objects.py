@@ -8,7 +8,6 @@ import torch
 import trimesh
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from datasets.captions.captioner import tidied
 from tools import caption_objects, render_orbit
 from utils.errors import ConfigError, DataError
 from utils.registry import DATASETS
@@ -159,5 +158,7 @@ def test_missing_files_of_the_model_are_one_line(meshes, tmp_path):
 
 
 def test_what_a_model_writes_is_tidied():
+    from datasets.captions.captioner import tidied  # imports transformers
+
     assert tidied(" There is  a Red chair.\n") == "a Red chair"
     assert tidied("A 3D model of a TV") == "a TV"

@@ -1,6 +1,7 @@
 """The command that reconstructs objects from folders of views."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,16 @@ NEUS = [
     "resolutions=[8,24]", "distance_resolutions=[8,24]", "channels=2", "hidden=16", *MESH,
 ]  # fmt: skip
 FEW = ["--without", "turntable", "html"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_pictures():
+    """The command has no options for the pictures of the mesh and of the turntable, which are large."""
+    small = {"mesh_views": 12, "mesh_view_size": 96, "turntable_frames": 6, "turntable_size": 64}
+    assets_of = reconstruct.assets_of
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconstruct, "assets_of", lambda options: replace(assets_of(options), **small))
+        yield
 
 
 @pytest.fixture(scope="module")

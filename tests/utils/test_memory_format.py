@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from models.unet.blocks import TemporalConv
-from tests.tiny import AUTOENCODER, UNET
+from tests.tiny import AUTOENCODER, HEAD, UNET
 from utils.registry import AUTO_ENCODER, MODEL
 from utils.torch_settings import GroupNorm, channels_last, replace_group_norms
 
@@ -64,9 +64,11 @@ class _NormInputs(torch.overrides.TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("build", [lambda: MODEL.build(UNET), lambda: AUTO_ENCODER.build(AUTOENCODER).network])
-def test_networks_have_no_other_group_norms(build):
-    norms = [module for module in build().modules() if isinstance(module, nn.GroupNorm)]
+@pytest.mark.parametrize(
+    ("registry", "section"), [(MODEL, UNET), (MODEL, {"type": "LGM", **HEAD}), (AUTO_ENCODER, AUTOENCODER)]
+)
+def test_networks_have_no_other_group_norms(registry, section):
+    norms = [module for module in registry.build(section).modules() if isinstance(module, nn.GroupNorm)]
     assert norms
     assert {type(norm) for norm in norms} == {GroupNorm}
 

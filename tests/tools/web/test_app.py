@@ -26,6 +26,9 @@ from tests.test_readme import blocks
 from tests.tiny import write_config, write_head, write_image_family
 from tests.tiny_views import sphere_views, write_transforms
 from tools import app as command
+from tools.web.endpoints import POLL_S
+from tools.web.jobs import Job
+from tools.web.requests import FitRequest
 from utils.errors import ConfigError
 from utils.script import run_script
 from utils.settings.assets import AssetOptions
@@ -64,6 +67,11 @@ def config(tmp_path_factory):
     return str(write_config(folder / "tiny.yaml", family | changes))
 
 
+def small_section(request: FitRequest, *, of=FitRequest.section):
+    """A fit of few Gaussians: what the app does with its result does not depend on their number."""
+    return of(request).changed(num_gaussians=300, hull_grid=24) if request.method == "gs" else of(request)
+
+
 @pytest.fixture(scope="module")
 def served(config, tmp_path_factory):
     """The address of a running app, and the folder of its visits."""
@@ -71,6 +79,7 @@ def served(config, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tools.web.service.FIT_ASSETS", AssetOptions(**SMALL, splat=False, turntable=False, spz=True))
         patch.setattr("tools.web.requests.FIT_STEPS", {"quick": 0.02, "normal": 0.03, "full": 1.0})
+        patch.setattr(FitRequest, "section", small_section)
         patch.setattr("atexit.register", lambda call, *args: ends.append((call, args)))
         ends: list = []
         app, launch = command.build_app([config], folder=folder)
@@ -187,11 +196,17 @@ def test_eight_requests_at_once_all_get_their_own_orbit(client):
 
 
 @pytest.mark.skipif(not mcp_fits(), reason="needs the package mcp in version 1, as gradio[mcp] installs it")
-def test_an_agent_lists_the_tools_and_gets_an_orbit(served):
+def test_an_agent_lists_the_tools_and_gets_an_orbit(served, monkeypatch):
     from mcp import ClientSession
     from mcp.client.streamable_http import streamablehttp_client
 
-    told = []
+    told, step = [], Job.step
+
+    def slow_step(job, done, total):
+        step(job, done, total)
+        time.sleep(3 * POLL_S)  # so that each step is seen
+
+    monkeypatch.setattr(Job, "step", slow_step)
 
     async def note(progress, total, text):
         told.append(text)

@@ -41,7 +41,7 @@ def options_of(zoo, out, **changes) -> FitsOptions:
     sections = {"gs": FITS.section({"type": "gs", "num_gaussians": 64, **QUICK})}
     sections["hull"] = sections["gs"]
     return dataclasses.replace(
-        FitsOptions(held_out=zoo, sections=sections, views=["true"], num_objects=2, out=out, num_points=2000), **changes
+        FitsOptions(held_out=zoo, sections=sections, views=["true"], num_objects=2, out=out, num_points=500), **changes
     )
 
 

@@ -10,6 +10,7 @@ from pipelines.training.objectives.head_loss import HeadLoss, LossConfig
 from pipelines.training.trainer import train
 from tests.models.gaussians.test_splatting import random_gaussians
 from tests.pipelines.training.objectives.test_head_training import NUM_VIEWS, SIZE, config, losses, make_orbits
+from tests.pipelines.training.test_resume import stopped_after
 from tests.tiny import write_config
 from utils.cameras import opencv_to_opengl, orbit_cameras
 from utils.config import load_config
@@ -45,11 +46,13 @@ def objective(folder, *overrides, **changes):
 
 def test_the_head_learns_and_a_stopped_training_continues(folder, tmp_path, caplog):
     caplog.set_level("INFO")
-    for name, steps in (("whole", 30), ("parts", 10), ("parts", 30)):
-        train(loaded(folder, num_steps=steps, log_dir=str(tmp_path / name), decay_mode="constant"))
+    given = {"num_steps": 24, "decay_mode": "constant"}
+    train(loaded(folder, **given, save_ckp_interval=16, log_dir=str(tmp_path / "whole")))
+    stopped_after(tmp_path, 16, of="whole", as_="parts")
+    train(loaded(folder, **given, log_dir=str(tmp_path / "parts")))
     figures = losses(caplog)
-    assert sum(figures[25:30]) < 0.75 * sum(figures[:5])
-    assert figures[:30] == figures[30:]
+    assert sum(figures[19:24]) < 0.75 * sum(figures[:5])
+    assert figures[16:24] == figures[24:]
     whole, parts = (read_weights(tmp_path / n / "head.safetensors", option="x").state for n in ("whole", "parts"))
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
     assert any((tmp_path / "whole" / "previews").glob("head_*.png"))
