@@ -17,8 +17,14 @@ from pipelines.reconstruction.dense import MAX_VIEWS, DenseReconstruction
 from pipelines.training.data.orbits_in_memory import OrbitPixels, composite, load_orbits
 from pipelines.training.objectives.base import Objective
 from pipelines.training.objectives.head import HeadBatch, check_fovs, frozen_autoencoder, through_autoencoder
-from pipelines.training.objectives.head_augment import damage_views, disturb_views, jitter_poses, recolor_views
-from pipelines.training.objectives.head_loss import HeadLoss, LossConfig, head_options
+from pipelines.training.objectives.head_augment import (
+    FlawConfig,
+    damage_views,
+    disturb_views,
+    jitter_poses,
+    recolor_views,
+)
+from pipelines.training.objectives.head_loss import HeadLoss, head_options
 from utils.errors import ConfigError
 from utils.images import save_png
 from utils.registry import ENGINE
@@ -26,7 +32,6 @@ from utils.settings.run import RunConfig
 
 NUM_PREVIEWS = 6
 PREVIEW_INPUTS = 8
-SHARES = ("p_even", "p_distort", "p_jitter", "p_autoencoded", "p_damaged")
 
 
 @ENGINE.register(name="train_dense_head_entrance")
@@ -41,28 +46,21 @@ class ObjectFromAnyViews(Objective):
     reaches_all = False  # a step has either few or many views, and each has its own last layer
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(LossConfig):
+    class Config(FlawConfig):
         """
         Attributes:
             num_input_views: numbers of given views; each step draws one. A number that is listed twice is drawn twice
                 as often.
             p_even: fraction of samples whose given views are evenly spaced; the others are random.
             opacity_weight: weight of the mean opacity, so that Gaussians that are not needed disappear.
-            p_distort: fraction of samples with distorted views.
-            distortion: size of the distortion, as a fraction of the image size.
-            p_jitter: fraction of samples with rotated cameras.
-            jitter_deg: standard deviation of the rotation angle about each axis, in degrees.
             color_jitter: standard deviation of each view's factor of red, green and blue.
-            p_autoencoded: fraction of steps in which the views are encoded and decoded by the autoencoder.
             p_damaged: fraction of samples in which up to three views, and at most a quarter, are wrong.
         """
 
-        lambda_lpips: float = 0.0
         num_input_views: list[int] = field(default_factory=lambda: [2, 4, 6, 8, 12, 16, 24])
         p_even: float = 0.5
         opacity_weight: float = 2.0e-3
         p_distort: float = 0.3
-        distortion: float = 0.01
         p_jitter: float = 0.3
         jitter_deg: float = 1.0
         color_jitter: float = 0.03
@@ -75,12 +73,9 @@ class ObjectFromAnyViews(Objective):
                 raise ConfigError(
                     f"num_input_views must be numbers from 1 to {MAX_VIEWS}, got {list(self.num_input_views)}"
                 )
-            for name in ("opacity_weight", "distortion", "jitter_deg", "color_jitter"):
+            for name in ("opacity_weight", "color_jitter"):
                 if getattr(self, name) < 0:
                     raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-            for name in SHARES:
-                if not 0 <= getattr(self, name) <= 1:
-                    raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
     @classmethod
     def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:

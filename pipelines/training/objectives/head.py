@@ -6,7 +6,6 @@ Letters: B batch, K views of a sample, the first I of which are the head's input
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +17,8 @@ from models.gaussians.lgm import head_input
 from pipelines.reconstruction.lgm import GaussianReconstruction
 from pipelines.training.data.orbits_in_memory import OrbitPixels, composite, load_orbits
 from pipelines.training.objectives.base import Objective
-from pipelines.training.objectives.head_augment import disturb_views, jitter_poses
-from pipelines.training.objectives.head_loss import HeadLoss, LossConfig, draw_views, head_options, preview_views
+from pipelines.training.objectives.head_augment import FlawConfig, disturb_views, jitter_poses
+from pipelines.training.objectives.head_loss import HeadLoss, draw_views, head_options, preview_views
 from utils.cameras import head_cameras
 from utils.errors import ConfigError
 from utils.images import save_png
@@ -44,41 +43,16 @@ class ObjectFromViews(Objective):
 
     stem = "head"
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(LossConfig):
-        """
-        Attributes:
-            p_distort: fraction of samples with distorted input views (except the first).
-            distortion: size of the distortion, as a fraction of the image size.
-            p_jitter: fraction of samples with rotated input cameras (except the first).
-            jitter_deg: standard deviation of the rotation angle about each axis, in degrees.
-            p_autoencoded: fraction of steps in which the input views are encoded and decoded by the autoencoder.
-        """
-
-        lambda_lpips: float = 0.0
-        p_distort: float = 0.5
-        distortion: float = 0.01
-        p_jitter: float = 0.5
-        jitter_deg: float = 2.0
-        p_autoencoded: float = 0.5
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            for name in ("distortion", "jitter_deg"):
-                if getattr(self, name) < 0:
-                    raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-            for name in ("p_distort", "p_jitter", "p_autoencoded"):
-                if not 0 <= getattr(self, name) <= 1:
-                    raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+    Config = FlawConfig
 
     @classmethod
-    def weight_files(cls, options: Config, cfg: RunConfig) -> dict[str, str | None]:
+    def weight_files(cls, options: FlawConfig, cfg: RunConfig) -> dict[str, str | None]:
         found = super().weight_files(options, cfg)
         if options.p_autoencoded:
             found["auto_encoder.pretrained"] = cfg.auto_encoder.pretrained
         return found
 
-    def __init__(self, config: Config, *, cfg: RunConfig, device: torch.device) -> None:
+    def __init__(self, config: FlawConfig, *, cfg: RunConfig, device: torch.device) -> None:
         super().__init__(cfg, device=device, num_views=cfg.frame_lens[0])
         self.config = config
         self.head = head_options(cfg, GaussianReconstruction.Config)

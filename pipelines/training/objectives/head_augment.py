@@ -5,7 +5,9 @@ Letters: B batch, I input views, C channels, H W pixels.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,11 +15,42 @@ from torch.nn import functional
 
 from models.gaussians.scene import rotation_formula
 from models.gaussians.splatting import multiply
+from pipelines.training.objectives.head_loss import LossConfig
+from utils.errors import ConfigError
 
 MOST_DAMAGED = 3
 MAX_SHIFT = 0.1  # of a wrong view, as a fraction of the image size
 BLUR = 6  # a blurred view has pixels of this size
 CELLS = 6  # number of independent values along each side of the smooth distortion field
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlawConfig(LossConfig):
+    """Options of a training whose input views get flaws; an objective adds its own. Shares have names with `p_`.
+
+    Attributes:
+        p_distort: fraction of samples with distorted views (except the first).
+        distortion: size of the distortion, as a fraction of the image size.
+        p_jitter: fraction of samples with rotated cameras (except the first).
+        jitter_deg: standard deviation of the rotation angle about each axis, in degrees.
+        p_autoencoded: fraction of steps in which the views are encoded and decoded by the autoencoder.
+    """
+
+    lambda_lpips: float = 0.0
+    p_distort: float = 0.5
+    distortion: float = 0.01
+    p_jitter: float = 0.5
+    jitter_deg: float = 2.0
+    p_autoencoded: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("distortion", "jitter_deg"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in (field.name for field in dataclasses.fields(self) if field.name.startswith("p_")):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
 
 def disturb_views(views_BICHW: Tensor, *, fraction: float, strength: float, generator: torch.Generator) -> Tensor:
