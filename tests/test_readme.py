@@ -198,7 +198,7 @@ def test_what_is_copied_is_what_training_writes():
         stem = "head" if cfg.TASK_TYPE.startswith("tune_") else stem  # the generator stays as it is
         written[f"{cfg.log_dir}/{stem}.safetensors"] = cfg
     copies = [shlex.split(line)[1:] for line in command_lines() if line.startswith("cp ")]
-    assert len(copies) == 11  # ten files; a tuned head has another source
+    assert len(copies) == 10  # ten files; a tuned head has another source
     assert {source for source, _ in copies} <= set(written)
     used = set()
     for name in ("t2v_infer", "i2v_infer", "real_infer"):
