@@ -15,7 +15,7 @@ The measures:
   refine     one x0 through the Gaussian head
   orbit      prompt to files, with a warm model
   files      each 3D file of a sample, which are made at the same time, and all of them
-  fits       gs, nerf and neus with their default options: 24 true views of 256 x 256, and their files
+  fits       gs, nerf, neus and dense with their default options: 24 true views of 256 x 256, and their files
   cold       load, compile, first orbit
   sizes      other numbers of views and pixels
   diffusers  the UNet of diffusers with the same size

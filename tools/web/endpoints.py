@@ -123,7 +123,7 @@ def fit_endpoint(service: Service) -> Endpoint:
 
     async def reconstruct(
         views: FileData,
-        method: Literal["gs", "nerf", "neus"] = "gs",
+        method: Literal["gs", "nerf", "neus", "dense"] = "gs",
         quality: Quality = "normal",
         seed: int = 0,
         request: gr.Request = None,
@@ -133,7 +133,7 @@ def fit_endpoint(service: Service) -> Endpoint:
 
         Args:
             views: a .zip with transforms.json and the pictures that it names.
-            method: gs (3D Gaussians), nerf (radiance field) or neus (surface).
+            method: gs (3D Gaussians), nerf (radiance field), neus (surface), or dense (3D Gaussians in seconds).
             quality: number of steps; quick takes the least time.
             seed: of start values.
 

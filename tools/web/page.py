@@ -30,7 +30,7 @@ from tools.web.uploads import cut_outs, store_pictures
 from tools.web.visits import Visit
 from utils.errors import ConfigError, DataError
 
-METHODS = {"gs": "3D Gaussians", "nerf": "radiance field", "neus": "surface"}
+METHODS = {"gs": "3D Gaussians", "nerf": "radiance field", "neus": "surface", "dense": "3D Gaussians at once"}
 
 
 def build_page(app: gr.Blocks, service: Service) -> None:
@@ -196,7 +196,7 @@ class ReconstructTab:
                     js_on_load=None,
                 )
                 methods = [(METHODS.get(name, name), name) for name in ready_methods()]
-                self.method = gr.Radio(methods, value=methods[0][1], label="What is fitted")
+                self.method = gr.Radio(methods, value="gs", label="What is fitted")
                 self.quality = gr.Radio(list(FIT_STEPS), value="normal", label="Quality")
                 self.seed = gr.Number(0, label="Seed", precision=0)
                 self.panel = ResultPanel(start="Reconstruct")

@@ -246,9 +246,9 @@ class FitRequest:
 
     @property
     def num_steps(self) -> int:
-        """Number of steps of Adam."""
+        """Number of steps of Adam; 0 for a method that takes none."""
         default = FITS.section({"type": self.method}, where="--method").options.num_steps
-        return max(1, round(FIT_STEPS[self.quality] * default))
+        return max(min(1, default), round(FIT_STEPS[self.quality] * default))
 
     def command(self) -> str:
         """Return the command line that does the same with the folder `views`."""

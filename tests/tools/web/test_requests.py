@@ -308,8 +308,13 @@ def test_a_fit_is_the_command_that_is_shown():
     options = reconstruct.parse_args(shlex.split(request.command())[2:])
     section, _ = reconstruct.sections_and_folders(options)
     assert section == request.section()
-    with pytest.raises(ConfigError, match="method: 'x' is unknown; choose one of gs, nerf, neus"):
+    with pytest.raises(ConfigError, match="method: 'x' is unknown; choose one of dense, gs, nerf, neus"):
         FitRequest(method="x").section()
+
+
+def test_a_method_without_steps_keeps_none():
+    request = FitRequest(method="dense", quality="full")
+    assert request.section().options.num_steps == request.num_steps == 0
 
 
 # What the page shows
