@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import queue
 import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from utils.files import is_full_disk, no_room_for
 
 # Some writers of pictures do not say why they failed; with less than this, the disk is full.
 LEAST_FREE_BYTES = 1 << 18
+WAKE_S = 0.5  # Ctrl-C is seen at least this often, also if it came just before a wait began and did not end it
 
 
 def run_jobs(
@@ -90,7 +92,7 @@ def _in_pool(
                         futures[dead] = job
             order = {job: number for number, job in enumerate(map(id, jobs))}
             broken = []
-            for future in as_completed(futures):
+            for future in _finished(futures):
                 job, error = futures[future], future.exception()
                 if isinstance(error, BrokenProcessPool):
                     broken.append((job, None, error))
@@ -102,6 +104,22 @@ def _in_pool(
             for child in set(multiprocessing.active_children()) - before:
                 child.kill()
             raise
+
+
+def _finished(futures: Iterable[Future[Any]]) -> Iterator[Future[Any]]:
+    """The futures as they finish."""
+    done: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+    waiting = 0
+    for future in futures:
+        future.add_done_callback(done.put)
+        waiting += 1
+    while waiting:
+        try:
+            future = done.get(timeout=WAKE_S)
+        except queue.Empty:
+            continue
+        waiting -= 1
+        yield future
 
 
 @contextlib.contextmanager

@@ -73,6 +73,28 @@ def test_ctrl_c_waits_until_the_processes_are_registered():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+UNNOTICED = """
+import _thread, threading
+
+def press():
+    while not Path(sys.argv[1]).exists():
+        time.sleep(0.01)
+    time.sleep(0.5)  # by then, the main thread waits for the jobs
+    _thread.interrupt_main()  # which ends no wait
+
+threading.Thread(target=press, daemon=True).start()
+"""
+
+
+def test_ctrl_c_that_ends_no_wait_is_seen(tmp_path):
+    code = SLEEPER.replace("\nrun_script", UNNOTICED + "\nrun_script")
+    line = [sys.executable, "-c", code, str(tmp_path / "started")]
+    started = time.monotonic()
+    found = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=40, check=False)
+    assert time.monotonic() - started < 30  # the jobs take 60 seconds
+    assert found.returncode == 130
+
+
 @pytest.mark.parametrize("how", ["Ctrl-C", "kill -9 of the parent"])
 def test_a_stopped_run_leaves_no_process(tmp_path, how):
     started = tmp_path / "started"

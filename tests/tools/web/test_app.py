@@ -26,7 +26,6 @@ from tests.test_readme import blocks
 from tests.tiny import write_config, write_head, write_image_family
 from tests.tiny_views import sphere_views, write_transforms
 from tools import app as command
-from tools.web.endpoints import POLL_S
 from tools.web.jobs import Job
 from tools.web.requests import FitRequest
 from utils.errors import ConfigError
@@ -199,6 +198,8 @@ def test_eight_requests_at_once_all_get_their_own_orbit(client):
 def test_an_agent_lists_the_tools_and_gets_an_orbit(served, monkeypatch):
     from mcp import ClientSession
     from mcp.client.streamable_http import streamablehttp_client
+
+    from tools.web.panel import POLL_S
 
     told, step = [], Job.step
 
