@@ -44,10 +44,12 @@ def test_a_full_disk_ends_the_run(tmp_path):
 
 
 SLEEPER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from utils.jobs import _interrupts_held, run_jobs
 from utils.script import run_script
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run in the background of a shell, which ignores it
 
 def sleep(path):
     Path(path).write_text("started")
