@@ -1,6 +1,6 @@
 """Reads Debian's copyright files: which licence and which authors belong to which file.
 
-Source: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/.
+Source: the machine-readable copyright format, version 1.0, of the Debian Policy Manual.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ import pytest
 
 from datasets.meshes.collecting.debian_copyright import free_licence, paragraph_of, read_copyright
 
-PAGE = """Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
+PAGE = """Format: copyright-format/1.0
 Upstream-Name: tiny
 
 Files: *
