@@ -42,6 +42,7 @@ from datasets.meshes.records import SOURCE_FILE, is_current, same_source, source
 from datasets.meshes.render_options import (
     add_camera_options,
     check_camera_options,
+    generator_of,
     hold_settings,
     light_of,
     light_settings,
@@ -220,8 +221,7 @@ def cameras_of(name: str, options: argparse.Namespace) -> np.ndarray:
 
     With --scattered, each view draws its own elevation.
     """
-    digest = hashlib.sha256(f"{options.seed} {name}".encode()).digest()
-    generator = np.random.default_rng(list(digest[:8]))
+    generator = generator_of(f"{options.seed} {name}")
     elevation, azimuth = (
         float(generator.uniform(ends[0], ends[-1])) if len(ends) > 1 else ends[0]
         for ends in (options.elevation, options.azimuth)
@@ -240,8 +240,7 @@ def shape_of(name: str, options: argparse.Namespace) -> np.ndarray:
     """The factors of the axes of one mesh; with --shape varied they are drawn, and half of the meshes are mirrored."""
     if options.shape == "true":
         return np.ones(3)
-    digest = hashlib.sha256(f"shape {options.seed} {name}".encode()).digest()
-    generator = np.random.default_rng(list(digest[:8]))
+    generator = generator_of(f"shape {options.seed} {name}")
     factors_3 = STRETCH ** generator.uniform(-1, 1, 3)
     factors_3[0] *= generator.choice((-1, 1))
     return factors_3

@@ -83,8 +83,12 @@ def light_of(name: str, options: argparse.Namespace) -> Light:
     """Return the light of an object; with --light varied it is drawn by the name and the seed."""
     if options.light == "fixed":
         return FIXED
-    digest = hashlib.sha256(f"light {options.seed} {name}".encode()).digest()
-    return draw_light(np.random.default_rng(list(digest[:8])))
+    return draw_light(generator_of(f"light {options.seed} {name}"))
+
+
+def generator_of(text: str) -> np.random.Generator:
+    """A generator whose numbers depend on a text alone, for example on the name of an object and a seed."""
+    return np.random.default_rng(list(hashlib.sha256(text.encode()).digest()[:8]))
 
 
 def light_settings(options: argparse.Namespace) -> dict[str, Any]:

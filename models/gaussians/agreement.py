@@ -4,8 +4,8 @@ A point inside the object is on the object in every view: the fraction of views 
 says where the surface cannot be (the visual hull, Laurentini 1994). Where the nearest other views show the same colour
 at a point, the surface may be there (a plane sweep, Collins 1996).
 
-Letters: B batch, I input views, H W pixels, G voxels along a side of the grid, R rays, S samples of a ray, K nearest
-views, M sides of a mask.
+Letters: B batch, I input views, F views of a batch, H W pixels, G voxels along a side of the grid, P points, R rays,
+S samples of a ray, M sides of a mask.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from utils.cameras import BALL_RADIUS, opencv_to_opengl
 # A pixel is on the object if its colour differs from the background by this much; between these numbers it is partly.
 UNLIKE_LOW, UNLIKE_HIGH = 0.02, 0.06
 FLOOD_SIZE, FLOOD_STEPS = 64, 96  # the background is what one reaches from the border, on masks of this size
-
-
-# The nearest views are compared by colour; those that are farther than the second angle (its cosine) say nothing.
+# The nearest views are compared by colour. Up to 30 degrees away they count fully, from 60 degrees on not at all.
 NEAREST_VIEWS, BEST_VIEWS = 4, 2
 NEAR_COSINE, FAR_COSINE = 0.866, 0.5
 
@@ -121,7 +119,7 @@ def unlikeness(
     Returns:
         unlike_BIRS, the mean difference of a colour in [0, 1], and trust_BI in [0, 1]: 0 for a view without near ones.
     """
-    B, num_views, _, num_rays, num_samples = *points_BIRS3.shape[:2], 3, *points_BIRS3.shape[2:4]
+    B, num_views, num_rays, num_samples = points_BIRS3.shape[:4]
     towards_BI3 = functional.normalize(poses_BI44[..., :3, 3], dim=-1)
     cosines_BII = (towards_BI3[:, :, None] * towards_BI3[:, None]).sum(-1)
     cosines_BII = cosines_BII - 9 * torch.eye(num_views, device=cosines_BII.device)

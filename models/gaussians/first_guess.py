@@ -26,7 +26,8 @@ FIRST_OPACITY, OPACITY_RANGE = 1.5, (-7.0, 2.0)
 # A point is in the hull if the share of the views that show the object there is at least this fraction of the usual one
 # (the median over rays of the largest share), give or take SHARE_WIDTH. A few wrong views lower the usual one.
 HULL_SHARE, SHARE_WIDTH = 0.97, 1 / 60
-# Gaussians of a view are left out if the hull has this part of its rays, or less; above the second number all stay.
+# The largest shares of a view's rays, relative to the usual one: with this mean or less, the view's Gaussians are left
+# out; above the second number all stay.
 WRONG_VIEW, RIGHT_VIEW = 0.9, 0.95
 # Places of the sweep behind the entry into the hull, as fractions of the ball's radius.
 SWEEP = (-0.05, -0.01, 0.03, 0.07, 0.12, 0.17, 0.23, 0.3)
@@ -40,7 +41,7 @@ class FirstGuess:
     """Where Gaussians begin; each belongs to the pixels of a cell.
 
     Attributes:
-        colors_BN3: mean colour of the object in the cell.
+        colors_BN3: colour of the object in the middle of the cell.
         rays_BN6: mean Plücker ray of the object in the cell.
         depths_BN1: place between the bounds of the ball, in (-1, 1).
         opacities_BN1: as a logit.
@@ -165,8 +166,9 @@ def first_guess(
     usual_B11, trust_BN1 = usual_share(shares_BND, cells.covered_BN1, num_views)
     inside_BND = torch.sigmoid((shares_BND - HULL_SHARE * usual_B11) / SHARE_WIDTH)
     free_BND = functional.pad((1 - inside_BND).cumprod(dim=-1)[..., :-1], (1, 0), value=1.0)
-    met_BN1 = (inside_BND * free_BND).sum(-1, keepdim=True)
-    entry_BN1 = peak(inside_BND * free_BND, steps_D)
+    entered_BND = inside_BND * free_BND
+    met_BN1 = entered_BND.sum(-1, keepdim=True)
+    entry_BN1 = peak(entered_BND, steps_D)
 
     sweep_S = half_BN1.new_tensor(SWEEP)
     swept_BNS = entry_BN1 + sweep_S * BALL_RADIUS / half_BN1

@@ -241,11 +241,18 @@ def test_packed_zoo_goes_on_where_it_stopped(tmp_path):
     assert [file.read_bytes() for file in files] == content
 
 
-def test_varied_light_depends_on_object_and_seed(meshes, tmp_path):
-    def pictures(name, *more):
+@pytest.fixture
+def pictures(meshes, tmp_path):
+    """Renders to a folder with this name; the first view of each mesh."""
+
+    def rendered(name, *more):
         assert render(meshes, tmp_path / name, "--no-nd", *more) == 0
         return [read_rgba(view_file(tmp_path / name / "meshes" / mesh, 0)) for mesh in ("ball", "brick")]
 
+    return rendered
+
+
+def test_varied_light_depends_on_object_and_seed(meshes, pictures, tmp_path):
     fixed, varied = pictures("fixed"), pictures("varied", "--light", "varied")
     again, other = pictures("again", "--light", "varied"), pictures("other", "--light", "varied", "--seed", "1")
     for one, two, three, four in zip(fixed, varied, again, other, strict=True):
@@ -261,11 +268,7 @@ def test_varied_light_depends_on_object_and_seed(meshes, tmp_path):
     assert render(meshes, tmp_path / "fixed", "--no-nd") == 0
 
 
-def test_varied_shape_depends_on_object_and_seed(meshes, tmp_path):
-    def pictures(name, *more):
-        assert render(meshes, tmp_path / name, "--no-nd", *more) == 0
-        return [read_rgba(view_file(tmp_path / name / "meshes" / mesh, 0)) for mesh in ("ball", "brick")]
-
+def test_varied_shape_depends_on_object_and_seed(meshes, pictures, tmp_path):
     true, varied = pictures("true"), pictures("varied", "--shape", "varied")
     again, other = pictures("again", "--shape", "varied"), pictures("other", "--shape", "varied", "--seed", "1")
     for one, two, three, four in zip(true, varied, again, other, strict=True):

@@ -55,6 +55,15 @@ def paragraph_of(paragraphs: list[Paragraph], path: str) -> Paragraph | None:
     return None
 
 
+def terms_of(paragraphs: list[Paragraph], paths: list[str]) -> tuple[str, tuple[str, ...]] | None:
+    """Licence and authors of a work that is made of these files; None if one of them is not named, or not free."""
+    found = [paragraph_of(paragraphs, path) for path in paths]
+    known = [paragraph for paragraph in found if paragraph is not None]
+    licence = free_licence([paragraph.licence for paragraph in known]) if len(known) == len(found) else None
+    authors = tuple(dict.fromkeys(author for paragraph in known for author in paragraph.authors))
+    return None if licence is None else (licence, authors)
+
+
 def free_licence(names: list[str]) -> str | None:
     """The licence of a work that is made of parts under these licences; None if one of them is not free enough.
 

@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from datasets.meshes.collecting.captions import caption_of_file
-from datasets.meshes.collecting.debian_copyright import Paragraph, free_licence, paragraph_of, read_copyright
+from datasets.meshes.collecting.debian_copyright import Paragraph, read_copyright, terms_of
 from datasets.meshes.collecting.objects import Entry
 from datasets.meshes.collecting.readers import Terms, named
 from datasets.meshes.companions import Companions
@@ -231,12 +231,8 @@ class Data:
                 return None
             textures = (self.texture(name, item.path.parent) for name in names)
             files |= dict.fromkeys([item.path, *(path for path in textures if path is not None)])
-        found = [paragraph_of(self.paragraphs, f"data/{path.relative_to(self.root).as_posix()}") for path in files]
-        if not found or None in found:
-            return None
-        licence = free_licence([paragraph.licence for paragraph in found if paragraph is not None])
-        authors = dict.fromkeys(author for paragraph in found if paragraph is not None for author in paragraph.authors)
-        return None if licence is None else (licence, ", ".join(authors) or "SuperTuxKart team")
+        known = terms_of(self.paragraphs, [f"data/{path.relative_to(self.root).as_posix()}" for path in files])
+        return None if known is None else (known[0], ", ".join(known[1]) or "SuperTuxKart team")
 
 
 def read_object(placed: list[Placed], data: Data) -> tuple[RenderMesh, list[str]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.meshes.collecting.captions import caption_of_file
-from datasets.meshes.collecting.debian_copyright import Paragraph, free_licence, paragraph_of, read_copyright
+from datasets.meshes.collecting.debian_copyright import Paragraph, read_copyright, terms_of
 from datasets.meshes.collecting.objects import Entry
 from datasets.meshes.collecting.readers import Terms, named, unpack
 from datasets.meshes.companions import Companions
@@ -169,8 +169,5 @@ def _terms(path: Path, work: Path, paragraphs: list[Paragraph]) -> tuple[str, st
     except DataError:
         return None
     files = [path] if skin is None else [path, skin]
-    found = [paragraph_of(paragraphs, f"base/{file.relative_to(work).as_posix()}") for file in files]
-    known = [paragraph for paragraph in found if paragraph is not None]
-    licence = free_licence([paragraph.licence for paragraph in known]) if len(known) == len(files) else None
-    authors = dict.fromkeys(author for paragraph in known for author in paragraph.authors)
-    return None if licence is None else (licence, ", ".join(authors) or "UFO: Alien Invasion team")
+    known = terms_of(paragraphs, [f"base/{file.relative_to(work).as_posix()}" for file in files])
+    return None if known is None else (known[0], ", ".join(known[1]) or "UFO: Alien Invasion team")
